@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all of their own set-up on a fresh machine.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: setup test test-all demo demo-cartpole demo-freeway bench clean
+
+setup: $(STAMP)
+
+# torch first: a plain range would pull gigabytes of CUDA packages on a machine without a GPU.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0 -c constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $(STAMP)
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+demo: setup
+	$(BIN)/python jobs/demo.py acrobot
+
+demo-cartpole: setup
+	$(BIN)/python jobs/demo.py cartpole
+
+demo-freeway: setup
+	$(BIN)/python jobs/demo.py freeway
+
+bench: setup
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/accounting.py
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,52 @@
+"""The public randomness of training, as plain data."""
+
+import math
+from dataclasses import dataclass
+
+from mucd_ray.errors import MucdError
+
+UNITS = ("transition", "trajectory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism:
+    """T steps of the Poisson-subsampled Gaussian mechanism.
+
+    At each step every unit joins the batch independently with probability `sample_rate`; the vectors of the sampled units are
+    clipped to L2 norm `clip_norm` and summed; N(0, (noise_multiplier * clip_norm)^2 I) is added; the sum is divided by
+    `normaliser`. All fields are public constants of a run: none of them may be computed from the data.
+
+    Attributes:
+        unit: what one vector belongs to and what an attacker changes: "transition" or "trajectory".
+        sample_rate: q in (0, 1].
+        noise_multiplier: sigma > 0, standard deviation of the noise in units of `clip_norm`.
+        clip_norm: C > 0.
+        steps: T >= 1.
+        normaliser: divisor of the noisy sum, > 0. It rescales the learning rate and has no effect on any guarantee.
+
+    Raises:
+        MucdError: a field is outside its range.
+    """
+
+    unit: str = "transition"
+    sample_rate: float
+    noise_multiplier: float
+    clip_norm: float
+    steps: int
+    normaliser: float
+
+    def __post_init__(self):
+        if self.unit not in UNITS:
+            raise MucdError(f"unit {self.unit!r} is unknown: use one of {', '.join(UNITS)}")
+        if not 0 < self.sample_rate <= 1:
+            raise MucdError(f"sample rate {self.sample_rate} is outside (0, 1]: it is the probability that a unit joins a batch")
+        for name in ("noise_multiplier", "clip_norm", "normaliser"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise MucdError(f"{name.replace('_', ' ')} {value} must be a finite number above 0")
+        if int(self.steps) != self.steps or self.steps < 1:
+            raise MucdError(f"steps {self.steps} must be a whole number, at least 1")
+
+    def signal_budget(self, units: int) -> float:
+        """S = N q sqrt(T) / sigma: the signal-to-noise ratio that N aligned units give the learner (theory section 7)."""
+        return units * self.sample_rate * math.sqrt(self.steps) / self.noise_multiplier
