@@ -1,0 +1,193 @@
+"""Environment cards: the public facts about an environment that training and certificates may use. Never computed from the data."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+
+from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.environments import make_environment
+from mucd_ray.errors import MucdError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentCard:
+    """How to make an environment, how to scale its observations, and in which range its returns lie.
+
+    Attributes:
+        env_id, make_kwargs: arguments of `gymnasium.make`.
+        observation_shape: shape of one observation.
+        indices: entries of the flattened observation that are the policy's features, [d].
+        center, scale: one number per index: feature = (entry - center) / scale.
+        clip: features are limited to [-clip, clip].
+        return_range: (lo, hi), public bounds of an episode's return; a certified return starts from lo.
+        random_return, expert_return: reference returns for normalised scores, if known.
+        source: where the constants come from.
+
+    Raises:
+        MucdError: a field is missing or outside its range.
+    """
+
+    env_id: str
+    make_kwargs: dict = dataclasses.field(default_factory=dict)
+    observation_shape: tuple[int, ...]
+    indices: tuple[int, ...]
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+    clip: float
+    return_range: tuple[float, float]
+    random_return: float | None = None
+    expert_return: float | None = None
+    source: str
+
+    def __post_init__(self):
+        size = math.prod(self.observation_shape)
+        if not self.indices or not len(self.indices) == len(self.center) == len(self.scale):
+            lengths = f"{len(self.indices)}, {len(self.center)} and {len(self.scale)}"
+            raise MucdError(f"card of {self.env_id}: indices, center and scale have {lengths} entries: give one of each per feature")
+        if not all(0 <= index < size for index in self.indices):
+            raise MucdError(f"card of {self.env_id}: indices {self.indices} leave the {size} entries of an observation of shape {self.observation_shape}")
+        if not all(math.isfinite(c) for c in self.center) or not all(s > 0 and math.isfinite(s) for s in (*self.scale, self.clip)):
+            raise MucdError(f"card of {self.env_id}: center must be finite, scale and clip finite and above 0")
+        if not (len(self.return_range) == 2 and -math.inf < self.return_range[0] < self.return_range[1] < math.inf):
+            raise MucdError(f"card of {self.env_id}: return range {self.return_range} must be two finite numbers, the lower first")
+
+    def features(self, observations: np.ndarray) -> np.ndarray:
+        """Features of each observation on its own: clip((entry - center) / scale, -clip, clip).
+
+        A non-finite entry stays non-finite, so that the learner can count that unit as zero.
+
+        Args:
+            observations: [..., *observation_shape], any real dtype.
+        Returns:
+            float32 [..., d].
+        Raises:
+            MucdError: another observation shape.
+        """
+        observations, shape = np.asarray(observations), tuple(self.observation_shape)
+        lead = observations.ndim - len(shape)
+        if lead < 0 or observations.shape[lead:] != shape:
+            raise MucdError(f"observations of shape {observations.shape} do not end in {shape}, the shape of {self.env_id}: use this environment's card")
+        entries = observations.reshape(*observations.shape[:lead], -1)[..., list(self.indices)].astype(np.float64)
+        with np.errstate(over="ignore"):
+            scaled = (entries - np.array(self.center)) / np.array(self.scale)
+        return np.where(np.isfinite(entries), np.clip(scaled, -self.clip, self.clip), entries).astype(np.float32)
+
+    def make(self) -> gym.Env:
+        """A fresh environment."""
+        return make_environment(self.env_id, **self.make_kwargs)
+
+    def check(self, dataset: OfflineDataset) -> None:
+        """Raise MucdError unless the dataset was recorded in this environment: same id (if known), observation shape, action space."""
+        if dataset.env_id not in (None, self.env_id):
+            raise MucdError(f"dataset {dataset.name} was recorded in {dataset.env_id}, not in {self.env_id}: use the card of {dataset.env_id}")
+        if dataset.observations.shape[1:] != tuple(self.observation_shape):
+            raise MucdError(
+                f"dataset {dataset.name} has observations of shape {dataset.observations.shape[1:]}, the card of {self.env_id} expects "
+                f"{tuple(self.observation_shape)}: use the card that fits the recording"
+            )
+        environment = self.make()
+        action_space = environment.action_space
+        environment.close()
+        if dataset.action_space != action_space:
+            raise MucdError(f"dataset {dataset.name} declares actions in {dataset.action_space}, {self.env_id} has {action_space}: use the environment that was recorded")
+
+    def to_dict(self) -> dict:
+        """Plain JSON values; `from_dict` inverts it."""
+        return json.loads(json.dumps(dataclasses.asdict(self), sort_keys=True))
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "EnvironmentCard":
+        """A card from `to_dict`'s values (see `load_card` for files).
+
+        Raises:
+            MucdError: missing, unknown or ill-typed fields.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        required = {name for name, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+        if not isinstance(values, dict) or not required <= set(values) <= set(fields):
+            given = ", ".join(sorted(values)) if isinstance(values, dict) else type(values).__name__
+            raise MucdError(f"a card needs the fields {', '.join(sorted(required))} (optional: {', '.join(sorted(set(fields) - required))}), got {given}")
+        try:
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            return cls(**values)
+        except TypeError as error:
+            raise MucdError(f"a field of the card of {values.get('env_id')} has the wrong type ({error}): give numbers and lists of numbers") from error
+
+
+def load_card(path) -> EnvironmentCard:
+    """A card from a JSON file.
+
+    Raises:
+        MucdError: the file cannot be read, is not JSON, or is not a card.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+    except (OSError, ValueError) as error:
+        raise MucdError(f"card {path} cannot be read ({error}): give a JSON file with the fields of an environment card") from error
+    return EnvironmentCard.from_dict(values)
+
+
+def card_for(env_id: str) -> EnvironmentCard:
+    """The shipped card of an environment.
+
+    Raises:
+        MucdError: none is shipped.
+    """
+    if env_id not in CARDS:
+        raise MucdError(
+            f"no environment card is shipped for {env_id!r} (shipped: {', '.join(CARDS)}): write one as JSON "
+            "(fields as in mucd_ray.data.cards.EnvironmentCard) and pass it with --card FILE"
+        )
+    return CARDS[env_id]
+
+
+_SCALES = "Centers and scales: rounded means and standard deviations of simulator recordings made by the shipped behaviour with seed 900000, which no certified dataset uses."
+
+CARDS = {
+    card.env_id: card
+    for card in (
+        EnvironmentCard(
+            env_id="CartPole-v1",
+            observation_shape=(4,),
+            indices=(0, 1, 2, 3),
+            center=(0.0, 0.0, 0.0, 0.0),
+            scale=(0.5, 0.5, 0.08, 0.6),
+            clip=3.0,
+            return_range=(0.0, 500.0),
+            random_return=22.0,
+            expert_return=500.0,
+            source=_SCALES,
+        ),
+        EnvironmentCard(
+            env_id="Acrobot-v1",
+            observation_shape=(6,),
+            indices=(0, 1, 2, 3, 4, 5),
+            center=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+            scale=(1.0, 1.0, 1.0, 1.0, 2.0, 4.0),
+            clip=3.0,
+            return_range=(-500.0, 0.0),
+            random_return=-499.0,
+            expert_return=-80.0,
+            source=_SCALES,
+        ),
+        EnvironmentCard(
+            env_id="ALE/Freeway-v5",
+            make_kwargs={"obs_type": "ram"},
+            observation_shape=(128,),
+            indices=(14, *range(108, 118)),
+            center=(90.0,) + (80.0,) * 10,
+            scale=(50.0,) + (46.0,) * 10,
+            clip=3.0,
+            return_range=(0.0, 50.0),
+            random_return=0.0,
+            expert_return=29.0,
+            source="RAM 14 is the chicken's height (6 at the start, 176 at the top), RAM 108..117 are the cars' positions (0..159) from the lowest lane up; "
+            "a crossing takes at least 42 of an episode's 2048 steps, hence at most 48 points.",
+        ),
+    )
+}

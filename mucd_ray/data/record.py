@@ -1,0 +1,180 @@
+"""Recording real Minari datasets with scripted behaviour policies."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import minari
+import numpy as np
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.dataset.minari_storage import MinariStorage
+from minari.namespace import create_namespace, list_local_namespaces
+from minari.storage import get_dataset_path
+
+from mucd_ray.data.behaviours import Behaviour, behaviour_for
+from mucd_ray.data.cards import card_for
+from mucd_ray.errors import MucdError
+
+_ASIDE = ".mucd-record-"  # hidden names: Minari does not list them
+
+
+def record(
+    env_id: str,
+    behaviour: str | None,
+    transitions: int,
+    seed: int,
+    dataset_id: str,
+    noise: tuple[float, ...] | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
+    """Run a behaviour policy in the real environment and write whole episodes as a Minari dataset (HDF5, float32/uint8 as observed).
+
+    Every run of len(noise) episodes has each noise level once, in random order; episodes are added until there are at least `transitions`
+    transitions. Everything follows from `seed`. The dataset appears under its id only when complete; a killed recording leaves none.
+
+    Args:
+        env_id: an environment with a shipped card and behaviour.
+        behaviour: its name, or None for the environment's first.
+        transitions: at least this many, in whole episodes.
+        seed: a whole number, at least 0.
+        dataset_id: Minari id "(namespace/)name-v0".
+        noise: probabilities of a uniformly random action, instead of the behaviour's own levels.
+        overwrite: replace an existing dataset of this id.
+        progress: called as progress(transitions so far, wanted) after each episode.
+    Returns:
+        Plain values: dataset_id, path, env_id, behaviour, seed, transitions, trajectories, mean_return, return_by_noise.
+    Raises:
+        MucdError: bad arguments, an existing id without `overwrite`, or a folder that cannot be written.
+    """
+    chosen = behaviour_for(env_id, behaviour)
+    levels = chosen.noise if noise is None else tuple(noise)
+    if transitions < 1 or seed < 0:
+        raise MucdError(f"transitions {transitions} and seed {seed}: give at least 1 transition and a seed of at least 0")
+    if not levels or not all(0 <= level <= 1 for level in levels):
+        raise MucdError(f"noise {levels} must be one or more probabilities in [0, 1]")
+    namespace, path = _target(dataset_id, overwrite)
+    environment = card_for(env_id).make()
+    try:
+        episodes, drawn = _episodes(environment, chosen, levels, transitions, seed, progress)
+        _write(environment, chosen, episodes, drawn, dataset_id, namespace, path, overwrite)
+    finally:
+        environment.close()
+    returns, drawn = np.array([episode.rewards.sum() for episode in episodes]), np.array(drawn)
+    return {
+        "dataset_id": dataset_id,
+        "path": str(path),
+        "env_id": env_id,
+        "behaviour": chosen.name,
+        "seed": seed,
+        "transitions": sum(len(episode) for episode in episodes),
+        "trajectories": len(episodes),
+        "mean_return": float(returns.mean()),
+        "return_by_noise": {str(level): float(returns[drawn == level].mean()) for level in sorted(set(drawn))},
+    }
+
+
+def _target(dataset_id: str, overwrite: bool) -> tuple[str | None, Path]:
+    """Namespace and final folder of the dataset, before anything is recorded."""
+    try:
+        namespace, _, _ = parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:
+        raise MucdError(f"dataset id {dataset_id!r} is malformed: use (namespace/)name-v0, for example acrobot/mixed-v0") from error
+    path = get_dataset_path(dataset_id)
+    if path.exists() and not overwrite:
+        raise MucdError(f"dataset {dataset_id!r} exists in {path}: choose another id, or pass --overwrite to replace it")
+    return namespace, path
+
+
+def _episodes(environment: gym.Env, behaviour: Behaviour, levels, transitions: int, seed: int, progress):
+    """Whole episodes as (buffers, noise level of each). Episode k depends on (seed, k) alone, beside its level."""
+    order = np.random.default_rng([seed, 0])
+    episodes, drawn, total = [], [], 0
+    while total < transitions:
+        if len(episodes) % len(levels) == 0:
+            upcoming = list(order.permutation(levels))
+        drawn.append(float(upcoming.pop()))
+        rng = np.random.default_rng([seed, 1, len(episodes)])
+        policy = behaviour.policy(drawn[-1], environment.action_space, rng)
+        episodes.append(_episode(environment, policy, int(rng.integers(2**31))))
+        total += len(episodes[-1])
+        if progress:
+            progress(total, transitions)
+    return episodes, drawn
+
+
+def _episode(environment: gym.Env, policy, seed: int) -> EpisodeBuffer:
+    observation, _ = environment.reset(seed=seed)
+    observations, actions, rewards, ended = [observation], [], [], (False, False)
+    while not any(ended):
+        actions.append(policy(observation))
+        observation, reward, *ended, _ = environment.step(actions[-1])
+        observations.append(observation)
+        rewards.append(reward)
+    # Every step but the last neither terminated nor truncated.
+    flags = np.zeros((2, len(rewards)), bool)
+    flags[:, -1] = ended
+    return EpisodeBuffer(
+        seed=seed,
+        observations=np.stack(observations),
+        actions=np.array(actions, np.int64),
+        rewards=np.array(rewards, np.float64),
+        terminations=flags[0],
+        truncations=flags[1],
+    )
+
+
+def _write(environment, behaviour, episodes, drawn, dataset_id, namespace, path, overwrite) -> None:
+    """Write into a hidden folder beside the target, then rename: the id never shows a part of a dataset."""
+    try:
+        if namespace and namespace not in list_local_namespaces():
+            create_namespace(namespace)
+        with _only_writer(path.parent):
+            aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
+            storage = MinariStorage.new(
+                aside / "data", environment.observation_space, environment.action_space, environment.spec, jpeg_encoding=False
+            )
+            storage.update_metadata({
+                "dataset_id": dataset_id,
+                "minari_version": minari.__version__,
+                "algorithm_name": behaviour.name,
+                "description": f"{behaviour.description}; probability of a uniformly random action per episode: {sorted(set(drawn))}",
+            })
+            storage.update_episodes(episodes)
+            storage.update_episode_metadata([{"noise": level} for level in drawn])
+            if overwrite and path.exists():
+                os.rename(path, tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
+            os.chmod(aside, 0o777 & ~_umask())
+            os.rename(aside, path)
+    except OSError as error:
+        raise MucdError(f"dataset {dataset_id!r} cannot be written ({error}): set MINARI_DATASETS_PATH to a writable folder") from error
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path):
+    """Hold the folder's lock; on both sides of the work, hidden folders are leavings (of a killed recording, or replaced) and go."""
+
+    def sweep():
+        for leaving in folder.glob(f"{_ASIDE}*"):
+            shutil.rmtree(leaving, ignore_errors=True)
+
+    with open(folder / ".mucd-lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep()
+        try:
+            yield
+        finally:
+            sweep()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
