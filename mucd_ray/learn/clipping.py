@@ -1,0 +1,40 @@
+"""Clipping one vector per unit without forming it.
+
+For a linear layer the gradient of one unit is the outer product of delta (derivative by the layer's output) and the layer's
+input, and delta itself for the bias, so its squared norm is |delta|^2 (|input|^2 + 1); the norm of the unit's whole vector is
+the root of the sum over layers, and the clipped sum over units is one matrix product per layer of re-scaled deltas and
+inputs (Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679). One row per unit and layer is assumed.
+"""
+
+import torch
+from torch import Tensor
+
+# Rounding in the float32 norm and factor must not let a unit exceed the clip norm.
+ROUNDING = 4e-6
+# Squares of components below 1e-19 vanish in float32; adding this makes the norm an upper bound even then.
+UNDERFLOW = 1e-30
+
+
+def clip_factors(squared_norms: Tensor, clip_norm: float) -> Tensor:
+    """min(1, clip_norm / norm) per unit, zero where the norm is not finite: [...] -> [...].
+
+    Formal guarantee: factor * (a unit's vector) has norm at most `clip_norm`, or the factor is zero. A unit with NaN, inf or
+    overflowing components thus counts as the zero vector, provided that its rows are zeroed too (zero times NaN is NaN).
+    """
+    factors = torch.clamp(clip_norm * (1.0 - ROUNDING) / torch.sqrt(squared_norms), max=1.0)
+    return torch.where(torch.isfinite(squared_norms), factors, 0.0)
+
+
+def squared_norms(deltas: list[Tensor], inputs: list[Tensor]) -> Tensor:
+    """Squared norm of each unit's vector from its deltas [..., out] and inputs [..., in], layer by layer -> [...]."""
+    total = None
+    for delta, layer_input in zip(deltas, inputs):
+        weight_and_bias = row_squares(layer_input).add_(1.0)
+        part = row_squares(delta).add_(UNDERFLOW).mul_(weight_and_bias)
+        total = part if total is None else total.add_(part)
+    return total
+
+
+def row_squares(rows: Tensor) -> Tensor:
+    """Sum of squares over the last axis: [..., n] -> [...]."""
+    return torch.square(rows).sum(-1)

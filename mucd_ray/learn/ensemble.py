@@ -1,0 +1,267 @@
+"""The batched engine: trains a block of independent instances at once, each with its own sample, noise and parameters.
+
+Layout: the parameters of instance p are one row of a flat tensor [P, stride], with layer views [P, out, in] into it. Element-wise
+work runs on the whole block. Matrix products run instance by instance on exactly the sampled rows, because the rounding of
+a batched or padded product may depend on its neighbours; so an instance's parameters are bit-identical in every block.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mucd_ray.errors import MucdError
+from mucd_ray.learn import streams as purposes
+from mucd_ray.learn.clipping import clip_factors, squared_norms
+from mucd_ray.learn.learner import OPTIMISERS, Learner
+from mucd_ray.learn.losses import loss_for, output_deltas
+from mucd_ray.learn.networks import Network, initial_parameters, layer_views, named_parameters
+from mucd_ray.learn.streams import Streams, poisson_sample
+from mucd_ray.mechanism.mechanism import Mechanism
+
+# Lengths are rounded up to this many floats. Each instance's rows then start at the same alignment in every block and no
+# element falls into the scalar tail of a vectorised loop, where rounding may differ.
+ALIGNMENT = 64
+# Larger blocks save little more Python and lose to page faults from big temporaries.
+CPU_BLOCK, CPU_BLOCK_ROWS = 16, 16_384
+GPU_BLOCK = 1024
+
+
+def train_block(
+    *,
+    network: Network,
+    learner: Learner,
+    mechanism: Mechanism,
+    features: np.ndarray,
+    actions: np.ndarray,
+    instances: Sequence[int],
+    streams: Streams,
+    device: str = "cpu",
+    block: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Train instances and return their parameters, stacked in the order given.
+
+    Args:
+        network, learner, mechanism: public settings; `network.hidden` is used, `learner.hidden` is not read.
+        features: float32 [N, inputs], never written to; a non-finite row contributes zero.
+        actions: as the losses want them: int64 [N] counted from 0, or float32 [N, k]; never written to.
+        instances: numbers of the instances; the randomness of each depends on its number and on `streams` alone.
+        device: a torch device; results are bit-identical across blocks on the CPU.
+        block: instances trained at a time; changes speed and memory, never the result. None chooses for the device.
+        progress: called with the number of finished instances.
+
+    Returns:
+        {"0.weight": [P, in, out], "0.bias": [P, out], ...}, float32 on the CPU.
+
+    Formal guarantees: instance by instance this is the Poisson-subsampled Gaussian mechanism that `mechanism` describes, up to
+    float32 rounding of the sums. Nothing but the noisy sums depends on `features` and `actions`, apart from N, the number of units.
+
+    Raises:
+        MucdError: shapes, action values or the mechanism's unit do not fit.
+    """
+    _check(network, mechanism, features, actions)
+    device = torch.device(device)
+    if device.type == "cpu":
+        # Two threads were 13 times slower than one on a busy machine, and thread counts may change the order of sums.
+        torch.set_num_threads(1)
+    if block is None:
+        rows = max(1.0, mechanism.sample_rate * len(features))
+        block = max(1, min(CPU_BLOCK, int(CPU_BLOCK_ROWS // rows))) if device.type == "cpu" else GPU_BLOCK
+    data = _Units(features, actions, device)
+    deltas_of = output_deltas(loss_for(learner.algorithm, actions))
+    trained, instances = [], list(instances)
+    with torch.no_grad():
+        for start in range(0, len(instances), block):
+            part = instances[start : start + block]
+            trained.append(_train(network, learner, mechanism, data, deltas_of, part, streams, device).cpu())
+            if progress is not None:
+                progress(start + len(part))
+    return named_parameters(network, torch.cat(trained))
+
+
+def _check(network: Network, mechanism: Mechanism, features: np.ndarray, actions: np.ndarray) -> None:
+    if mechanism.unit != "transition":
+        raise MucdError(f"unit {mechanism.unit!r} is not trained by this engine: use unit 'transition'")
+    if features.ndim != 2 or features.shape[1] != network.inputs or features.dtype != np.float32:
+        raise MucdError(f"features are {features.dtype} {features.shape}: the network wants float32 [N, {network.inputs}]")
+    if len(features) != len(actions) or not len(features):
+        raise MucdError(f"{len(features)} feature rows and {len(actions)} actions: give one action per row, at least one")
+    if np.issubdtype(actions.dtype, np.integer) and actions.ndim == 1:
+        if actions.min() < 0 or actions.max() >= network.outputs:
+            raise MucdError(f"actions lie in [{actions.min()}, {actions.max()}]: the network has outputs 0..{network.outputs - 1}")
+    elif actions.shape != (len(features), network.outputs):
+        raise MucdError(f"actions have shape {actions.shape}: the network wants integers [N] or floats [N, {network.outputs}]")
+
+
+def _train(network, learner, mechanism, data, deltas_of, instances, streams, device) -> Tensor:
+    """Flat parameters [P, stride] of one block after all steps."""
+    parameters = torch.from_numpy(_initial(network, instances, streams)).to(device)
+    noise = np.zeros(parameters.shape, np.float32)
+    optimiser = OPTIMISERS[learner.optimiser](learner, parameters)
+    averaged = learner.averaged_steps(mechanism.steps)
+    total = torch.zeros_like(parameters, dtype=torch.float64) if averaged else None
+    summed, workspace = torch.zeros_like(parameters), Workspace(device)
+    for step in range(mechanism.steps):
+        samples = [
+            poisson_sample(streams.borrow(instance, step, purposes.SAMPLE), len(data), mechanism.sample_rate)
+            for instance in instances
+        ]
+        x, targets, counts = data.gather(samples)
+        clipped_sum(network, parameters, x, targets, counts, deltas_of, mechanism.clip_norm, out=summed, workspace=workspace)
+        for row, instance in zip(noise, instances):
+            generator = streams.borrow(instance, step, purposes.NOISE)
+            generator.standard_normal(dtype=np.float32, out=row[: network.parameter_count])
+        noisy = torch.from_numpy(noise).to(device).mul(mechanism.noise_multiplier * mechanism.clip_norm).add_(summed)
+        optimiser.step(parameters, noisy.div_(mechanism.normaliser), step)
+        if total is not None and step >= mechanism.steps - averaged:
+            total.add_(parameters)
+    return parameters if total is None else total.div_(averaged).to(torch.float32)
+
+
+def _initial(network: Network, instances: Sequence[int], streams: Streams) -> np.ndarray:
+    flat = np.zeros((len(instances), _round_up(network.parameter_count)), np.float32)
+    for row, instance in zip(flat, instances):
+        row[: network.parameter_count] = initial_parameters(network, streams.borrow(instance, 0, purposes.INITIALISE))
+    return flat
+
+
+def clipped_sum(
+    network: Network,
+    parameters: Tensor,
+    x: Tensor,
+    targets: Tensor,
+    counts: Sequence[int],
+    deltas_of: Callable[[Tensor, Tensor], Tensor],
+    clip_norm: float,
+    *,
+    out: Tensor | None = None,
+    workspace: "Workspace | None" = None,
+) -> Tensor:
+    """Sum over the first counts[p] rows of each instance of its units' gradients, each clipped to norm `clip_norm`.
+
+    Args:
+        parameters: flat [P, >= parameter_count], see `layer_views`.
+        x: features [P, B, inputs], a private copy: rows of non-finite units are overwritten with zeros.
+        targets: [P, B] or [P, B, k].
+        counts: units per instance; rows beyond are padding and weigh nothing.
+        deltas_of: derivative of the loss by the outputs, unit by unit (`losses.output_deltas`).
+        out: flat tensor like `parameters` to write into; its tail beyond parameter_count is left alone.
+
+    Returns:
+        `out`, flat like `parameters`.
+
+    Formal guarantee: adding or removing one unit, whatever it contains, moves a row of the result by at most `clip_norm` in L2 norm,
+    up to float32 rounding of the sum.
+    """
+    out = torch.zeros_like(parameters) if out is None else out
+    workspace = Workspace(parameters.device) if workspace is None else workspace
+    multiply = _multiply_rows if parameters.device.type == "cpu" else _multiply_padded
+    instances, rows, _ = x.shape
+    layers = layer_views(network, parameters)
+
+    inputs = [x]
+    for layer, (weight, bias) in enumerate(layers):
+        outputs = workspace.take(("outputs", layer), (instances, rows, bias.shape[1]))
+        multiply(inputs[-1], weight.transpose(1, 2), counts, outputs)
+        outputs.add_(bias[:, None, :])
+        if layer < len(layers) - 1:
+            inputs.append(outputs.relu_())
+
+    flat_targets = targets.reshape(instances * rows, *targets.shape[2:])
+    deltas = [deltas_of(outputs.flatten(0, 1), flat_targets).unflatten(0, (instances, rows))]
+    for layer in range(len(layers) - 1, 0, -1):
+        back = workspace.take(("deltas", layer), inputs[layer].shape)
+        multiply(deltas[0], layers[layer][0], counts, back)
+        # Keeps the derivative where the ReLU was open.
+        deltas.insert(0, torch.ops.aten.threshold_backward.grad_input(back, inputs[layer], 0, grad_input=back))
+
+    norms = squared_norms(deltas, inputs)
+    factors = clip_factors(norms, clip_norm)
+    present = torch.arange(rows, device=x.device) < torch.as_tensor(counts, device=x.device)[:, None]
+    factors.mul_(present)
+    finite = torch.isfinite(norms)
+    if not finite.all():
+        # Zero times NaN or inf is NaN: both operands of the product have to be zero.
+        for tensor in (*deltas, *inputs):
+            tensor.masked_fill_(~finite[..., None], 0.0)
+    for delta, layer_input, (weight, bias) in zip(deltas, inputs, layer_views(network, out)):
+        _sum_outer(delta.mul_(factors[..., None]), layer_input, counts, weight, bias)
+    return out
+
+
+def _multiply_rows(a: Tensor, b: Tensor, counts: Sequence[int], out: Tensor) -> None:
+    """out[p, :n] = a[p, :n] @ b[p] for n = counts[p]: [P, B, i], [P, i, o] -> [P, B, o]; other rows are left alone."""
+    for left, right, result in zip(_sampled_rows(a, counts), b.unbind(0), _sampled_rows(out, counts)):
+        torch.mm(left, right, out=result)
+
+
+def _multiply_padded(a: Tensor, b: Tensor, counts: Sequence[int], out: Tensor) -> None:
+    torch.bmm(a, b, out=out)
+
+
+def _sum_outer(delta: Tensor, x: Tensor, counts: Sequence[int], weight: Tensor, bias: Tensor) -> None:
+    """weight[p] = delta[p, :n]^T x[p, :n] and bias[p] = sum of delta[p, :n], written into the views."""
+    if delta.device.type != "cpu":
+        weight.copy_(torch.bmm(delta.transpose(1, 2), x))
+        bias.copy_(delta.sum(1))
+        return
+    ones = torch.ones(delta.shape[1])
+    pieces = zip(_sampled_rows(delta, counts), _sampled_rows(x, counts), weight.unbind(0), bias.unbind(0), counts)
+    for rows, inputs, weight_sum, bias_sum, count in pieces:
+        torch.mm(rows.t(), inputs, out=weight_sum)
+        torch.mv(rows.t(), ones[:count], out=bias_sum)
+
+
+def _sampled_rows(x: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
+    """Views x[p, :counts[p]] of x [P, B, n]; one call, since indexing a view from Python costs as much as a small product."""
+    sizes = []
+    for count in counts:
+        sizes += (count, x.shape[1] - count)
+    return x.flatten(0, 1).split(sizes)[::2]
+
+
+def _round_up(length: int) -> int:
+    return max(ALIGNMENT, -(-length // ALIGNMENT) * ALIGNMENT)
+
+
+class _Units:
+    """The data set as the engine reads it: rows are copied by index, the caller's arrays are never written to."""
+
+    def __init__(self, features: np.ndarray, actions: np.ndarray, device: torch.device):
+        self.device = device
+        self.arrays = (features, actions)
+        if device.type != "cpu":
+            self.tensors = tuple(torch.tensor(array, device=device) for array in self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    def gather(self, samples: list[np.ndarray]) -> tuple[Tensor, Tensor, list[int]]:
+        """Features [P, B, d], actions [P, B, ...] and counts; B fits the largest sample, unit 0 pads the others."""
+        counts = [len(sample) for sample in samples]
+        rows = np.zeros((len(samples), _round_up(max(counts))), np.int64)
+        for row, sample in zip(rows, samples):
+            row[: len(sample)] = sample
+        if self.device.type == "cpu":
+            x, targets = (torch.from_numpy(np.take(array, rows, axis=0)) for array in self.arrays)
+        else:
+            index = torch.from_numpy(rows).to(self.device)
+            x, targets = (tensor[index] for tensor in self.tensors)
+        return x, targets, counts
+
+
+class Workspace:
+    """Scratch memory kept between steps. It starts at zero, so that rows which are never written hold no stray NaN."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.buffers = device, {}
+
+    def take(self, name, shape: tuple[int, ...]) -> Tensor:
+        """A contiguous tensor of `shape` with arbitrary content, valid until the next take of the same name."""
+        size = int(np.prod(shape))
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self.buffers[name] = torch.zeros(size, device=self.device)
+        return buffer[:size].view(shape)

@@ -1,0 +1,105 @@
+"""Policies as plain data: a ReLU network's shape, and the parameters of many instances stacked in one tensor per layer."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mucd_ray.errors import MucdError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A fully connected ReLU network; `hidden=()` is a linear map.
+
+    Attributes:
+        inputs, outputs: width of the input and of the output, at least 1.
+        hidden: widths of the hidden layers.
+    """
+
+    inputs: int
+    outputs: int
+    hidden: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for width in (self.inputs, *self.hidden, self.outputs):
+            if int(width) != width or width < 1:
+                raise MucdError(f"layer width {width} must be a whole number, at least 1")
+
+    @property
+    def layers(self) -> tuple[tuple[int, int], ...]:
+        """((inputs, outputs), ...) of every layer, first to last."""
+        widths = (self.inputs, *self.hidden, self.outputs)
+        return tuple(zip(widths[:-1], widths[1:]))
+
+    @property
+    def parameter_count(self) -> int:
+        return sum((inputs + 1) * outputs for inputs, outputs in self.layers)
+
+
+def initial_parameters(network: Network, generator: np.random.Generator) -> np.ndarray:
+    """Initial flat parameters of one instance, float32 [parameter_count], in the order of `layer_views`.
+
+    A linear policy starts at zero: its loss is convex, and zero prefers no action. Otherwise every weight and bias is
+    uniform in +-1/sqrt(inputs), PyTorch's default for `nn.Linear` (Kaiming uniform with a = sqrt(5)).
+    """
+    if not network.hidden:
+        return np.zeros(network.parameter_count, np.float32)
+    pieces = []
+    for inputs, outputs in network.layers:
+        pieces.append(generator.uniform(-1.0, 1.0, (inputs + 1) * outputs) / math.sqrt(inputs))
+    return np.concatenate(pieces).astype(np.float32)
+
+
+def layer_views(network: Network, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Views (weight [P, out, in], bias [P, out]) into `flat` [P, >= parameter_count].
+
+    The order is that of `torch.nn.Sequential(nn.Linear, nn.ReLU, ...).parameters()`, so that one stream of noise means the
+    same in the batched engine and in the engine for any `nn.Module`.
+    """
+    views, start = [], 0
+    for inputs, outputs in network.layers:
+        weight = flat[:, start : start + inputs * outputs].unflatten(1, (outputs, inputs))
+        start += inputs * outputs
+        views.append((weight, flat[:, start : start + outputs]))
+        start += outputs
+    return views
+
+
+def named_parameters(network: Network, flat: Tensor) -> dict[str, Tensor]:
+    """Released form: {"0.weight": [P, in, out], "0.bias": [P, out], "1.weight": ...}, contiguous copies."""
+    named = {}
+    for layer, (weight, bias) in enumerate(layer_views(network, flat)):
+        named[f"{layer}.weight"] = weight.transpose(1, 2).contiguous()
+        named[f"{layer}.bias"] = bias.contiguous()
+    return named
+
+
+def stacked_layers(network: Network, parameters: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The released form as a list of (weight [P, in, out], bias [P, out]).
+
+    Raises:
+        MucdError: a tensor is missing or its shape is not the network's.
+    """
+    stacked = []
+    for layer, (inputs, outputs) in enumerate(network.layers):
+        try:
+            weight, bias = parameters[f"{layer}.weight"], parameters[f"{layer}.bias"]
+        except KeyError as missing:
+            raise MucdError(f"parameters lack {missing}: they belong to another network than {network}") from None
+        if tuple(weight.shape[1:]) != (inputs, outputs) or tuple(bias.shape) != (weight.shape[0], outputs):
+            raise MucdError(f"layer {layer} has shapes {tuple(weight.shape)}, {tuple(bias.shape)}: {network} does not fit")
+        stacked.append((weight, bias))
+    return stacked
+
+
+def forward(parameters: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    """Outputs [P, B, out] of stacked networks (weight [P, in, out], bias [P, out]) at their own inputs x [P, B, in]."""
+    for layer, (weight, bias) in enumerate(parameters):
+        if layer:
+            x = torch.relu(x)
+        x = torch.baddbmm(bias[:, None, :], x, weight)
+    return x
