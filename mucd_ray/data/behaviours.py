@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
-from mucd_ray.data.controllers import freeway_lookahead
+from mucd_ray.data import freeway
 from mucd_ray.errors import MucdError
 
 NOISE_LEVELS = (0.0, 0.1, 0.3, 0.6, 1.0)
@@ -60,7 +60,7 @@ BEHAVIOURS = {
         ),
         Behaviour(
             name="freeway-lookahead", env_id="ALE/Freeway-v5", description="goes up unless the next cars would hit it; about 29 without noise",
-            act=freeway_lookahead,
+            act=freeway.lookahead,
         ),
     )
 }
