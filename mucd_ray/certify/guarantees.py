@@ -1,0 +1,213 @@
+"""Outcomes guarantees: from the probability of an event under D to bounds on its probability under D'.
+
+A guarantee for a group of changed units is an increasing function `lower(p)` with P[M(D') in S] >= lower(P[M(D) in S]) for every
+event S; `upper(p) = 1 - lower(1 - p)` (seeds: "Enhancing the Antidote", Definition 7). Four families, each one function from
+an accountant and a group (inserted, removed) to `lower`:
+
+    tradeoff   the exact Neyman-Pearson curve of the composed pair: nothing tighter can be said from (q, sigma, T, r) and p
+    rdp        sup over alpha of e^{-eps(alpha)} p^{alpha/(alpha-1)}, and its mirror image, from the exact mixture's divergences
+    adp        sup over eps >= 0 of e^{-eps}(p - delta(eps)), from the exact privacy profile
+    published  the seeds' Theorem 8, which replaces q by 1-(1-q)^r and leaves sigma alone. NOT SOUND; for comparison only
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.accounting import GroupAccountant
+from mucd_ray.mechanism.loss_distribution import LossDistribution, TradeoffCurve, pessimistic
+from mucd_ray.mechanism.mechanism import Mechanism
+
+LowerBound = Callable[[np.ndarray], np.ndarray]
+
+# Orders close to 1 carry the bound where the mixture's high orders explode.
+RENYI_ORDERS = 1 + np.geomspace(0.01, 255, 120)
+# Splits of a symmetric difference are covered by at most this many groups; past it a group's bound is that of its union, which
+# costs at most r / SPLITS units of radius.
+SPLITS = 256
+RENYI_SPLITS = 128
+# Sizes per octave of the pure groups from which chains are built.
+ANCHORS_PER_OCTAVE = 4
+
+
+def tradeoff(accountant: GroupAccountant, inserted: int, removed: int) -> LowerBound:
+    return accountant.curve(inserted, removed)
+
+
+def adp(accountant: GroupAccountant, inserted: int, removed: int) -> LowerBound:
+    return _slope_at_most_one(accountant.curve(inserted, removed))
+
+
+def rdp(accountant: GroupAccountant, inserted: int, removed: int) -> LowerBound:
+    forward = accountant.step_loss(inserted, removed)
+    # Reflecting the line turns the pair (Q, P) of a group into the pair (P, Q) of the group with the two numbers exchanged.
+    backward = accountant.step_loss(removed, inserted)
+    return _renyi_bound(accountant.mechanism.steps, forward, backward)
+
+
+def published(accountant: GroupAccountant, inserted: int, removed: int) -> LowerBound:
+    """Unsound: several poisoned units of one batch are taken to move the sum by one clip norm only (seeds, Theorem 8)."""
+    mechanism = accountant.mechanism
+    rate = -np.expm1((inserted + removed) * np.log1p(-mechanism.sample_rate)) if mechanism.sample_rate < 1 else 1.0
+    loss = pessimistic(inserted=0, removed=1, sample_rate=rate, sigma=mechanism.noise_multiplier)
+    return _renyi_bound(mechanism.steps, loss, loss)
+
+
+FAMILIES = {"tradeoff": tradeoff, "rdp": rdp, "adp": adp, "published": published}
+
+
+def _renyi_bound(steps: int, forward: LossDistribution, backward: LossDistribution) -> LowerBound:
+    """Hoelder's inequality both ways, with eps(alpha) = T D_alpha of the parts with finite loss (Mironov 2017, Proposition 10):
+
+    Q(S) >= e^{-eps} P(S)^{alpha/(alpha-1)}, and, with D_alpha(Q||P) and the complement of S,
+    1 - Q(S) <= (e^{eps} (1 - P(S)))^{(alpha-1)/alpha}.
+    """
+    powers = RENYI_ORDERS / (RENYI_ORDERS - 1)
+    left_out_p, left_out_q = (-np.expm1(steps * np.log1p(-loss.infinite)) for loss in (forward, backward))
+    eps_forward, eps_backward = (steps * loss.renyi_divergence(RENYI_ORDERS) for loss in (forward, backward))
+
+    def lower(p):
+        with np.errstate(divide="ignore"):
+            log_p, log_rest = np.log(np.maximum(p - left_out_p, 0.0)), np.log(1.0 - p)
+        direct = np.exp((np.multiply.outer(log_p, powers) - eps_forward).max(axis=-1))
+        complement = np.exp(np.minimum(((log_rest[..., None] + eps_backward) / powers).min(axis=-1), 0.0))
+        return np.maximum(direct, 1.0 - complement - left_out_q)
+
+    return lower
+
+
+def _slope_at_most_one(curve: TradeoffCurve) -> LowerBound:
+    """The part of a convex curve that tangents e^{-eps}(p - delta) with eps >= 0 can see: past slope 1 it goes on as a line."""
+    distance = curve.under_p - curve.under_q
+    at = int(np.argmax(distance))
+    turn, total_variation = curve.under_p[at], distance[at]
+
+    def lower(p):
+        p = np.asarray(p, dtype=float)
+        return np.where(p <= turn, curve(p), np.maximum(p - total_variation, 0.0))
+
+    return lower
+
+
+@dataclass(frozen=True)
+class OutcomesGuarantee:
+    """lower(p) <= P[M(D') in S] <= upper(p) whenever P[M(D) in S] = p; arguments and results have the same shape."""
+
+    bound: LowerBound
+
+    def lower(self, p):
+        p = np.asarray(p, dtype=float)
+        if np.any((p < 0) | (p > 1) | np.isnan(p)):
+            raise MucdError(f"probability {p[(p < 0) | (p > 1) | np.isnan(p)].flat[0]} is outside [0, 1]")
+        return np.clip(self.bound(p.reshape(-1)).reshape(p.shape), 0.0, p)
+
+    def upper(self, p):
+        return 1.0 - self.lower(1.0 - np.asarray(p, dtype=float))
+
+
+# What D' may be, seen from D. One-sided threats have a direction: if D is the poisoned set, what was done to it is the reverse.
+THREATS = {
+    "symmetric": "differs from D by up to r {unit}s inserted or removed in total",
+    "insert": "is D with up to r {unit}s inserted",
+    "remove": "is D with up to r {unit}s removed",
+    "substitute": "is D with up to r {unit}s replaced by others",
+}
+
+
+class Guarantees:
+    """Outcomes guarantees of one mechanism against one threat model, for every radius r.
+
+    The group of D' against D is: `insert` (r, 0), `remove` (0, r), `substitute` (r, r), and for `symmetric` every split
+    inserted + removed = r. Groups smaller than r are covered because the bounds fall with either number.
+
+    Every split of a symmetric difference is covered. The two pure ones are accounted exactly. A mixed one is bounded, for
+    `tradeoff` and `adp`, by composing pure curves along D -> remove -> insert -> D' (trade-off functions compose); in all cases
+    tried this bound is above the pure ones, which proves that they are the worst, or at most 0.2 units below (docs/soundness.md).
+    For `rdp` mixed splits are accounted by their own mixture pair.
+    """
+
+    def __init__(self, mechanism: Mechanism, *, threat: str = "symmetric", family: str = "tradeoff"):
+        if threat not in THREATS:
+            raise MucdError(f"threat {threat!r} is unknown: use one of {', '.join(THREATS)}")
+        if family not in FAMILIES:
+            raise MucdError(f"accountant {family!r} is unknown: use one of {', '.join(FAMILIES)}")
+        self.mechanism, self.threat, self.family = mechanism, threat, family
+        self.accountant = GroupAccountant(mechanism)
+        self.at = lru_cache(None)(self._at)
+
+    def group(self, inserted: int, removed: int) -> OutcomesGuarantee:
+        """The guarantee for exactly this group."""
+        if inserted == removed == 0:
+            return OutcomesGuarantee(lambda p: p)
+        return OutcomesGuarantee(FAMILIES[self.family](self.accountant, inserted, removed))
+
+    def _at(self, radius: int) -> OutcomesGuarantee:
+        """The guarantee that holds for every D' within `radius` of D."""
+        if radius < 0:
+            raise MucdError(f"radius {radius} is negative")
+        if radius == 0 or self.threat == "insert" or (self.family == "published" and self.threat != "substitute"):
+            return self.group(radius, 0)
+        if self.threat == "remove":
+            return self.group(0, radius)
+        if self.threat == "substitute":
+            return self.group(radius, radius)
+        pure = [self.group(radius, 0).bound, self.group(0, radius).bound]
+        mixed = self._mixed_pairs(radius) if self.family == "rdp" else self._chains(radius)
+        return OutcomesGuarantee(lambda p: np.minimum.reduce([bound(p) for bound in (*pure, *mixed)]))
+
+    def _mixed_pairs(self, radius: int) -> list[LowerBound]:
+        return [self.group(radius - low, high).bound for low, high in _cover(radius, RENYI_SPLITS)]
+
+    def _chains(self, radius: int) -> list[LowerBound]:
+        """One function: the least bound over all mixed splits, by chains of pure curves."""
+        pairs = _cover(radius, SPLITS)
+        curve = self.accountant.curve
+        slopes = self.family == "adp"
+
+        def lower(p):
+            # For adp a fixed grid of p finds each chain's greatest distance from the diagonal, where its slope passes 1.
+            points = np.concatenate([p, np.linspace(0, 1, 513)]) if slopes else p
+            worst = np.ones(len(p))
+            after_removal = {0: points}
+            for low, high in pairs:
+                value = after_removal.setdefault(high, _chain(points, high, lambda k: curve(0, k)))
+                value = _chain(value, radius - low, lambda k: curve(k, 0))
+                if slopes:
+                    distance = points - value
+                    at = int(np.argmax(distance))
+                    # The chain is convex, so between grid points it lies at most one grid step further from the diagonal.
+                    limited = points - distance[at] - 1 / 512
+                    value = np.where(points <= points[at], value, np.maximum(limited, 0.0))
+                worst = np.minimum(worst, value[: len(p)])
+            return worst
+
+        return [lower] if pairs else []
+
+
+def _cover(radius: int, groups: int) -> list[tuple[int, int]]:
+    """Intervals [low, high] of the number removed that together hold 1 .. radius-1; of length 1 where radius <= groups."""
+    edges = np.unique(np.linspace(1, radius, min(radius, groups + 1)).astype(int))
+    return [(int(a), int(b) - 1) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+@lru_cache(4096)
+def _anchor_sum(units: int) -> tuple[int, ...]:
+    """`units` as a sum of few sizes from one fixed ladder, largest first, so that all groups share their curves."""
+    parts = []
+    while units:
+        parts.append(_LADDER[bisect_right(_LADDER, units) - 1])
+        units -= parts[-1]
+    return tuple(parts)
+
+
+_LADDER = sorted({round(2 ** (k / ANCHORS_PER_OCTAVE)) for k in range(32 * ANCHORS_PER_OCTAVE)})
+
+
+def _chain(p: np.ndarray, units: int, curve_of: Callable[[int], LowerBound]) -> np.ndarray:
+    for part in _anchor_sum(units):
+        p = curve_of(part)(p)
+    return p

@@ -1,0 +1,58 @@
+"""Policy level: the expected return of a policy trained on any D' within r units of D."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mucd_ray.certify.confidence import BANDS
+from mucd_ray.certify.guarantees import Guarantees
+from mucd_ray.certify.radius import largest_radii
+from mucd_ray.errors import MucdError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnBand:
+    """A simultaneous lower confidence band on G(t) = P(return >= t): G(t) >= probability[k] for t <= threshold[k].
+
+    `threshold` [K] increases, `probability` [K] falls; `floor` is the public least return.
+    """
+
+    threshold: np.ndarray
+    probability: np.ndarray
+    floor: float
+
+    def expected_return(self, lower) -> float:
+        """floor + integral of lower(G(t)) dt: a lower bound on the expected return under D' (theory section 6)."""
+        return float(self.floor + np.diff(self.threshold, prepend=self.floor) @ lower(self.probability))
+
+
+def return_band(returns: np.ndarray, return_range: tuple[float, float], *, eta: float, method: str) -> ReturnBand:
+    """The band of one return per instance [P]; it holds with probability 1 - eta for all thresholds together.
+
+    Raises:
+        MucdError: no return, a return that is not finite or outside the declared range, an unknown method.
+    """
+    returns = np.sort(np.asarray(returns, dtype=float))
+    low, high = return_range
+    if method not in BANDS:
+        raise MucdError(f"confidence band {method!r} is unknown: use one of {', '.join(BANDS)}")
+    if len(returns) == 0:
+        raise MucdError("there are no returns: train at least one instance first")
+    outside = ~((returns >= low) & (returns <= high))
+    if outside.any():
+        raise MucdError(f"return {returns[outside][0]} is outside the declared range [{low}, {high}]: declare a range that holds every return")
+    probability = 1.0 - BANDS[method](len(returns), eta)
+    # Of equal returns the first has the highest bound, and the later ones say nothing more.
+    threshold, first = np.unique(returns, return_index=True)
+    return ReturnBand(threshold=threshold, probability=probability[first], floor=low)
+
+
+def expected_return_bound(band: ReturnBand, guarantees: Guarantees, radius: int) -> float:
+    """Lower bound on E[return] of M(D') for every D' within `radius` of D."""
+    return band.expected_return(guarantees.at(radius).lower)
+
+
+def radius_keeping(share: float, unpoisoned: float, band: ReturnBand, guarantees: Guarantees, cap: int) -> int:
+    """Largest r <= cap whose bound keeps `share` of the unpoisoned mean above the floor; -1 if not even r = 0 does."""
+    wanted = band.floor + share * (unpoisoned - band.floor)
+    return int(largest_radii(lambda r: np.array([expected_return_bound(band, guarantees, r) >= wanted]), cap)[0])
