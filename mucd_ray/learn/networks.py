@@ -103,3 +103,13 @@ def forward(parameters: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
             x = torch.relu(x)
         x = torch.baddbmm(bias[:, None, :], x, weight)
     return x
+
+
+def as_module(network: Network, flat: np.ndarray) -> torch.nn.Sequential:
+    """One instance as an ordinary PyTorch module, from its flat parameters [parameter_count]."""
+    modules = []
+    for inputs, outputs in network.layers:
+        modules += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
+    module = torch.nn.Sequential(*modules[:-1])
+    torch.nn.utils.vector_to_parameters(torch.tensor(flat, dtype=torch.float32), module.parameters())
+    return module

@@ -9,22 +9,13 @@ from opacus import GradSampleModule
 
 from mucd_ray.learn.ensemble import clipped_sum
 from mucd_ray.learn.losses import behaviour_cloning, behaviour_regression, output_deltas
-from mucd_ray.learn.networks import Network, layer_views
+from mucd_ray.learn.networks import Network, as_module, layer_views
 
 NETWORKS = [
     Network(inputs=7, outputs=3),
     Network(inputs=4, outputs=2, hidden=(16, 9)),
     Network(inputs=5, outputs=4, hidden=(32,)),
 ]
-
-
-def torch_module(network, flat):
-    modules = []
-    for inputs, outputs in network.layers:
-        modules += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
-    module = torch.nn.Sequential(*modules[:-1])
-    torch.nn.utils.vector_to_parameters(flat[: network.parameter_count].clone(), module.parameters())
-    return module
 
 
 def units(network, rows, rng, continuous=False):
@@ -34,6 +25,7 @@ def units(network, rows, rng, continuous=False):
     return x, torch.tensor(rng.integers(0, network.outputs, (2, rows)))
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 @pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_agrees_with_opacus_per_sample_gradients(network, continuous):
@@ -41,7 +33,7 @@ def test_agrees_with_opacus_per_sample_gradients(network, continuous):
     flat = torch.tensor(rng.standard_normal((2, network.parameter_count)), dtype=torch.float32) * 0.3
     x, targets = units(network, 64, rng, continuous)
     loss = behaviour_regression if continuous else behaviour_cloning
-    module = GradSampleModule(torch_module(network, flat[0]))
+    module = GradSampleModule(as_module(network, flat[0].numpy()))
     outputs = module(x[0, :50])
     torch.stack([loss(o, a) for o, a in zip(outputs, targets[0])]).mean().backward()
     per_sample = torch.cat([p.grad_sample.flatten(1) for p in module.parameters()], 1)

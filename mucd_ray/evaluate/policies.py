@@ -1,0 +1,67 @@
+"""Many trained policies as one object that acts for all of them at once."""
+
+import gymnasium
+import numpy as np
+import torch
+
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.networks import Network, stacked_layers
+
+
+class StackedPolicies:
+    """P deterministic policies with the parameters that `train_block` returns.
+
+    Args:
+        network: the shape of every policy.
+        parameters: {"0.weight": [P, in, out], "0.bias": [P, out], ...}.
+
+    Raises:
+        MucdError: the parameters are not those of `network`.
+    """
+
+    def __init__(self, network: Network, parameters: dict[str, torch.Tensor]):
+        self.network = network
+        self._layers = []
+        for weight, bias in stacked_layers(network, parameters):
+            # One contiguous [P, out] array per input, see `outputs`.
+            by_input = np.ascontiguousarray(weight.detach().cpu().numpy().transpose(1, 0, 2))
+            self._layers.append((by_input, bias.detach().cpu().numpy()))
+
+    def __len__(self) -> int:
+        return len(self._layers[0][1])
+
+    def outputs(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Network outputs [S, out] of policy index[s] at features[s]: float32 [S, inputs], int [S] -> float32.
+
+        An index of shape [1] means the same policy everywhere.
+
+        Terms are added input by input. A matrix product may round differently from one batch size to the next, and a rollout
+        must not depend on which other environments run beside it.
+        """
+        x = features
+        for layer, (weight, bias) in enumerate(self._layers):
+            if layer:
+                x = np.maximum(x, 0.0)
+            total = np.repeat(bias[index], len(x) // len(index), axis=0)
+            for column, by_input in zip(x.T, weight):
+                total += column[:, None] * by_input[index]
+            x = total
+        return x
+
+    def act(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Greedy action, counted from 0, of policy index[s] at features[s] -> int64 [S]; ties go to the lowest."""
+        return self.outputs(features, index).argmax(-1)
+
+
+def environment_actions(action_space: gymnasium.Space, outputs: np.ndarray) -> np.ndarray:
+    """Network outputs [S, out] as actions of the environment: the greedy one, or the clipped mean.
+
+    Raises:
+        MucdError: the space is neither Discrete nor Box.
+    """
+    if isinstance(action_space, gymnasium.spaces.Discrete):
+        return outputs.argmax(-1) + int(action_space.start)
+    if isinstance(action_space, gymnasium.spaces.Box):
+        actions = outputs.reshape(len(outputs), *action_space.shape).astype(action_space.dtype)
+        return np.clip(actions, action_space.low, action_space.high)
+    raise MucdError(f"action space {action_space} is not supported: Discrete and Box are")
