@@ -87,9 +87,12 @@ class EnvironmentCard:
     def _entries(self, observations: np.ndarray) -> np.ndarray:
         """Flattened, transformed observations, [..., entries]."""
         lead = observations.shape[: observations.ndim - len(self.observation_shape)]
-        if self.transform is not None:
-            observations = TRANSFORMS[self.transform](observations)
-        return observations.reshape(*lead, math.prod(observations.shape[len(lead) :]))
+        entries = observations if self.transform is None else TRANSFORMS[self.transform](observations)
+        entries = entries.reshape(*lead, math.prod(entries.shape[len(lead) :]))
+        if self.transform is not None:  # a transform may hide a NaN, for example behind a comparison
+            finite = np.isfinite(observations).all(axis=tuple(range(len(lead), observations.ndim)))
+            entries = np.where(finite[..., None], entries, np.nan)
+        return entries
 
     def make(self) -> gym.Env:
         """A fresh environment."""
@@ -108,7 +111,9 @@ class EnvironmentCard:
         action_space = environment.action_space
         environment.close()
         if dataset.action_space != action_space:
-            raise MucdError(f"dataset {dataset.name} declares actions in {dataset.action_space}, {self.env_id} has {action_space}: use the environment that was recorded")
+            raise MucdError(
+                f"dataset {dataset.name} declares actions in {dataset.action_space}, {self.env_id} has {action_space}: use the environment that was recorded"
+            )
 
     def to_dict(self) -> dict:
         """Plain JSON values; `from_dict` inverts it."""
@@ -199,8 +204,8 @@ CARDS = {
             observation_shape=(128,),
             transform="freeway-clear-steps",
             indices=(0, 1, 2),
-            center=(5.0, 5.0, 5.0),
-            scale=(1.7, 1.7, 1.7),
+            center=(5.3, 5.3, 5.3),
+            scale=(1.6, 1.6, 1.6),
             clip=3.0,
             return_range=(0.0, 50.0),
             random_return=0.0,

@@ -138,6 +138,7 @@ def _write(environment, behaviour, episodes, drawn, dataset_id, namespace, path,
             create_namespace(namespace)
         with _only_writer(path.parent):
             aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
+            _check_room(aside, episodes)
             storage = MinariStorage.new(
                 aside / "data", environment.observation_space, environment.action_space, environment.spec, jpeg_encoding=False
             )
@@ -149,12 +150,32 @@ def _write(environment, behaviour, episodes, drawn, dataset_id, namespace, path,
             })
             storage.update_episodes(episodes)
             storage.update_episode_metadata([{"noise": level} for level in drawn])
+            _check_written(aside / "data", episodes)
             if overwrite and path.exists():
                 os.rename(path, tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
             os.chmod(aside, 0o777 & ~_umask())
             os.rename(aside, path)
-    except OSError as error:
-        raise MucdError(f"dataset {dataset_id!r} cannot be written ({error}): set MINARI_DATASETS_PATH to a writable folder") from error
+    except (OSError, RuntimeError) as error:  # h5py raises both
+        reason = str(error).splitlines()[0]
+        raise MucdError(f"dataset {dataset_id!r} cannot be written ({reason}): set MINARI_DATASETS_PATH to a writable folder with free space") from error
+
+
+def _check_room(folder: Path, episodes: list[EpisodeBuffer]) -> None:
+    """Raise OSError where the file would not fit: on a full disk HDF5 drops data silently, or crashes the interpreter."""
+    payload = sum(episode.observations.nbytes + 18 * len(episode) for episode in episodes)
+    probe = folder / "room"
+    with open(probe, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 2 * payload + 20_000 * len(episodes))
+    probe.unlink()
+
+
+def _check_written(data: Path, episodes: list[EpisodeBuffer]) -> None:
+    """Raise OSError unless the files hold exactly these episodes."""
+    stored = MinariStorage.read(data).get_episodes(range(len(episodes)))
+    for episode, found in zip(episodes, stored, strict=True):
+        for field in ("observations", "actions", "rewards", "terminations", "truncations"):
+            if not np.array_equal(getattr(episode, field), found[field]):
+                raise OSError(f"{field} of an episode read back differently")
 
 
 @contextlib.contextmanager
