@@ -17,12 +17,12 @@ from mucd_ray.learn.clipping import clip_factors, squared_norms
 from mucd_ray.learn.learner import OPTIMISERS, Learner
 from mucd_ray.learn.losses import loss_for, output_deltas
 from mucd_ray.learn.networks import Network, initial_parameters, layer_views, named_parameters
-from mucd_ray.learn.streams import Streams, poisson_sample
+from mucd_ray.learn.streams import Streams, gaussian_noise, poisson_sample
 from mucd_ray.mechanism.mechanism import Mechanism
 
-# Lengths are rounded up to this many floats. Each instance's rows then start at the same alignment in every block and no
-# element falls into the scalar tail of a vectorised loop, where rounding may differ.
-ALIGNMENT = 64
+# Rows and parameters of an instance are padded to a multiple of this. They then start at the same alignment in every block and
+# no element falls into the scalar tail of a vectorised loop, where rounding may differ.
+ALIGNMENT = 32
 # Larger blocks save little more Python and lose to page faults from big temporaries.
 CPU_BLOCK, CPU_BLOCK_ROWS = 16, 16_384
 GPU_BLOCK = 1024
@@ -98,7 +98,6 @@ def _check(network: Network, mechanism: Mechanism, features: np.ndarray, actions
 def _train(network, learner, mechanism, data, deltas_of, instances, streams, device) -> Tensor:
     """Flat parameters [P, stride] of one block after all steps."""
     parameters = torch.from_numpy(_initial(network, instances, streams)).to(device)
-    noise = np.zeros(parameters.shape, np.float32)
     optimiser = OPTIMISERS[learner.optimiser](learner, parameters)
     averaged = learner.averaged_steps(mechanism.steps)
     total = torch.zeros_like(parameters, dtype=torch.float64) if averaged else None
@@ -110,10 +109,9 @@ def _train(network, learner, mechanism, data, deltas_of, instances, streams, dev
         ]
         x, targets, counts = data.gather(samples)
         clipped_sum(network, parameters, x, targets, counts, deltas_of, mechanism.clip_norm, out=summed, workspace=workspace)
-        for row, instance in zip(noise, instances):
-            generator = streams.borrow(instance, step, purposes.NOISE)
-            generator.standard_normal(dtype=np.float32, out=row[: network.parameter_count])
-        noisy = torch.from_numpy(noise).to(device).mul(mechanism.noise_multiplier * mechanism.clip_norm).add_(summed)
+        generators = (streams.borrow(instance, step, purposes.NOISE) for instance in instances)
+        noise = torch.from_numpy(gaussian_noise(generators, summed.shape[1])).to(device)
+        noisy = noise.mul_(mechanism.noise_multiplier * mechanism.clip_norm).add_(summed)
         optimiser.step(parameters, noisy.div_(mechanism.normaliser), step)
         if total is not None and step >= mechanism.steps - averaged:
             total.add_(parameters)
@@ -157,69 +155,84 @@ def clipped_sum(
     """
     out = torch.zeros_like(parameters) if out is None else out
     workspace = Workspace(parameters.device) if workspace is None else workspace
-    multiply = _multiply_rows if parameters.device.type == "cpu" else _multiply_padded
+    multiply, sum_outer, rows_of = _operations(counts, parameters.device)
     instances, rows, _ = x.shape
     layers = layer_views(network, parameters)
 
-    inputs = [x]
+    inputs, input_rows = [x], [rows_of(x)]
     for layer, (weight, bias) in enumerate(layers):
         outputs = workspace.take(("outputs", layer), (instances, rows, bias.shape[1]))
-        multiply(inputs[-1], weight.transpose(1, 2), counts, outputs)
+        output_rows = rows_of(outputs)
+        multiply(input_rows[-1], weight.transpose(1, 2), output_rows)
         outputs.add_(bias[:, None, :])
         if layer < len(layers) - 1:
             inputs.append(outputs.relu_())
+            input_rows.append(output_rows)
 
     flat_targets = targets.reshape(instances * rows, *targets.shape[2:])
     deltas = [deltas_of(outputs.flatten(0, 1), flat_targets).unflatten(0, (instances, rows))]
+    delta_rows = [rows_of(deltas[0])]
     for layer in range(len(layers) - 1, 0, -1):
         back = workspace.take(("deltas", layer), inputs[layer].shape)
-        multiply(deltas[0], layers[layer][0], counts, back)
+        back_rows = rows_of(back)
+        multiply(delta_rows[0], layers[layer][0], back_rows)
         # Keeps the derivative where the ReLU was open.
         deltas.insert(0, torch.ops.aten.threshold_backward.grad_input(back, inputs[layer], 0, grad_input=back))
+        delta_rows.insert(0, back_rows)
 
     norms = squared_norms(deltas, inputs)
     factors = clip_factors(norms, clip_norm)
-    present = torch.arange(rows, device=x.device) < torch.as_tensor(counts, device=x.device)[:, None]
-    factors.mul_(present)
+    factors.mul_(torch.arange(rows, device=x.device) < torch.as_tensor(counts, device=x.device)[:, None])
     finite = torch.isfinite(norms)
     if not finite.all():
         # Zero times NaN or inf is NaN: both operands of the product have to be zero.
         for tensor in (*deltas, *inputs):
             tensor.masked_fill_(~finite[..., None], 0.0)
-    for delta, layer_input, (weight, bias) in zip(deltas, inputs, layer_views(network, out)):
-        _sum_outer(delta.mul_(factors[..., None]), layer_input, counts, weight, bias)
+    for layer, (weight, bias) in enumerate(layer_views(network, out)):
+        deltas[layer].mul_(factors[..., None])
+        sum_outer(delta_rows[layer], input_rows[layer], weight, bias)
     return out
 
 
-def _multiply_rows(a: Tensor, b: Tensor, counts: Sequence[int], out: Tensor) -> None:
-    """out[p, :n] = a[p, :n] @ b[p] for n = counts[p]: [P, B, i], [P, i, o] -> [P, B, o]; other rows are left alone."""
-    for left, right, result in zip(_sampled_rows(a, counts), b.unbind(0), _sampled_rows(out, counts)):
+def _operations(counts: Sequence[int], device: torch.device):
+    """The three operations on padded tensors [P, B, n] whose first counts[p] rows matter, as they are best done on `device`.
+
+    `rows_of(x)` is what the other two take: on the CPU views of the rows that matter, taken once per tensor since making a
+    view from Python costs as much as a small product. `multiply(a, b, out)` sets out[p] = a[p] @ b[p]; `sum_outer(delta, x,
+    weight, bias)` sets weight[p] = delta[p]^T x[p] and bias[p] = the sum of delta[p] over rows.
+    """
+    if device.type != "cpu":
+        return _multiply_padded, _sum_outer_padded, lambda x: x
+
+    def rows_of(x: Tensor) -> Sequence[Tensor]:
+        sizes = []
+        for count in counts:
+            sizes += (count, x.shape[1] - count)
+        return x.flatten(0, 1).split(sizes)[::2]
+
+    return _multiply_rows, _sum_outer_rows, rows_of
+
+
+def _multiply_rows(a: Sequence[Tensor], b: Tensor, out: Sequence[Tensor]) -> None:
+    for left, right, result in zip(a, b.unbind(0), out):
         torch.mm(left, right, out=result)
 
 
-def _multiply_padded(a: Tensor, b: Tensor, counts: Sequence[int], out: Tensor) -> None:
+def _sum_outer_rows(delta: Sequence[Tensor], x: Sequence[Tensor], weight: Tensor, bias: Tensor) -> None:
+    ones = torch.ones(max(len(rows) for rows in x))
+    for rows, inputs, weight_sum, bias_sum in zip(delta, x, weight.unbind(0), bias.unbind(0)):
+        transposed = rows.t()
+        torch.mm(transposed, inputs, out=weight_sum)
+        torch.mv(transposed, ones[: len(inputs)], out=bias_sum)
+
+
+def _multiply_padded(a: Tensor, b: Tensor, out: Tensor) -> None:
     torch.bmm(a, b, out=out)
 
 
-def _sum_outer(delta: Tensor, x: Tensor, counts: Sequence[int], weight: Tensor, bias: Tensor) -> None:
-    """weight[p] = delta[p, :n]^T x[p, :n] and bias[p] = sum of delta[p, :n], written into the views."""
-    if delta.device.type != "cpu":
-        weight.copy_(torch.bmm(delta.transpose(1, 2), x))
-        bias.copy_(delta.sum(1))
-        return
-    ones = torch.ones(delta.shape[1])
-    pieces = zip(_sampled_rows(delta, counts), _sampled_rows(x, counts), weight.unbind(0), bias.unbind(0), counts)
-    for rows, inputs, weight_sum, bias_sum, count in pieces:
-        torch.mm(rows.t(), inputs, out=weight_sum)
-        torch.mv(rows.t(), ones[:count], out=bias_sum)
-
-
-def _sampled_rows(x: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
-    """Views x[p, :counts[p]] of x [P, B, n]; one call, since indexing a view from Python costs as much as a small product."""
-    sizes = []
-    for count in counts:
-        sizes += (count, x.shape[1] - count)
-    return x.flatten(0, 1).split(sizes)[::2]
+def _sum_outer_padded(delta: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    weight.copy_(torch.bmm(delta.transpose(1, 2), x))
+    bias.copy_(delta.sum(1))
 
 
 def _round_up(length: int) -> int:

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
 from mucd_ray.errors import MucdError
 
@@ -57,8 +57,17 @@ def loss_for(algorithm: str, actions: np.ndarray) -> Loss:
 
 
 def output_deltas(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
-    """Derivative of `loss` by the network's output, unit by unit: (outputs [B, A], actions [B, ...]) -> [B, A]."""
-    return vmap(grad(loss))
+    """Derivative of `loss` by the network's output, unit by unit: (outputs [B, A], actions [B, ...]) -> [B, A].
+
+    Under vmap no unit's loss can see another's outputs, so the gradient of their sum holds each unit's own derivative in its row.
+    """
+
+    def deltas(outputs: Tensor, actions: Tensor) -> Tensor:
+        with torch.enable_grad():
+            outputs = outputs.detach().requires_grad_()
+            return torch.autograd.grad(vmap(loss)(outputs, actions).sum(), outputs)[0]
+
+    return deltas
 
 
 def policy_outputs(action_space: gymnasium.Space) -> int:

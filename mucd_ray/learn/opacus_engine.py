@@ -18,7 +18,7 @@ from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.clipping import clip_factors
 from mucd_ray.learn.learner import OPTIMISERS, Learner
 from mucd_ray.learn.losses import Loss
-from mucd_ray.learn.streams import Streams, poisson_sample
+from mucd_ray.learn.streams import Streams, gaussian_noise, poisson_sample
 from mucd_ray.mechanism.mechanism import Mechanism
 
 # Units whose gradients are held at a time; the sum over a batch is accumulated.
@@ -74,7 +74,7 @@ def train_opacus(
             x, targets = torch.from_numpy(features[rows]), torch.from_numpy(actions[rows])
             summed += _clipped_sum(wrapped, trainable, loss, x, targets, mechanism.clip_norm)
         generator = streams.generator(instance, step, purposes.NOISE)
-        noise = torch.from_numpy(generator.standard_normal(len(parameters), dtype=np.float32))
+        noise = torch.from_numpy(gaussian_noise([generator], len(parameters))[0])
         noisy = noise.mul_(mechanism.noise_multiplier * mechanism.clip_norm).add_(summed)
         optimiser.step(parameters, noisy.div_(mechanism.normaliser), step)
         torch.nn.utils.vector_to_parameters(parameters, trainable)

@@ -10,7 +10,7 @@ from mucd_ray.learn.ensemble import clipped_sum, train_block
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.losses import behaviour_cloning, output_deltas
 from mucd_ray.learn.networks import Network, initial_parameters, layer_views
-from mucd_ray.learn.streams import Streams, poisson_sample
+from mucd_ray.learn.streams import Streams, gaussian_noise, poisson_sample
 from mucd_ray.mechanism.mechanism import Mechanism
 
 STREAMS = Streams(b"a secret of tests")
@@ -72,7 +72,7 @@ def test_a_run_is_what_the_definitions_say(learner):
         batch, targets = torch.tensor(features[sample])[None], torch.tensor(actions[sample])[None]
         with torch.no_grad():
             summed = clipped_sum(network, x, batch, targets, [len(sample)], output_deltas(behaviour_cloning), plan.clip_norm)
-        noise = STREAMS.generator(5, step, purposes.NOISE).standard_normal(network.parameter_count, dtype=np.float32)
+        noise = gaussian_noise([STREAMS.generator(5, step, purposes.NOISE)], network.parameter_count)
         x.grad = (summed + plan.noise_multiplier * plan.clip_norm * torch.tensor(noise)) / plan.normaliser
         optimiser.step()
         iterates.append(x.detach().clone())
@@ -88,7 +88,7 @@ def test_an_empty_batch_is_a_noise_only_step():
     network, plan = Network(inputs=3, outputs=2), mechanism(1e-9, 1, 100, noise=2.0)
     trained = train(network, Learner(learning_rate=1.0), plan, dataset(100, 3, 2), [0, 1])
     for instance in (0, 1):
-        noise = STREAMS.generator(instance, 0, purposes.NOISE).standard_normal(8, dtype=np.float32)
+        noise = gaussian_noise([STREAMS.generator(instance, 0, purposes.NOISE)], 8)[0]
         expected = -torch.tensor(noise) * (2.0 * plan.clip_norm) / plan.normaliser
         torch.testing.assert_close(trained["0.weight"][instance].T.flatten(), expected[:6])
         torch.testing.assert_close(trained["0.bias"][instance], expected[6:])

@@ -11,7 +11,7 @@ from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.losses import behaviour_cloning
 from mucd_ray.learn.networks import Network, as_module, initial_parameters
 from mucd_ray.learn.opacus_engine import train_opacus
-from mucd_ray.learn.streams import NOISE, Streams
+from mucd_ray.learn.streams import NOISE, Streams, gaussian_noise
 from mucd_ray.mechanism.mechanism import Mechanism
 
 STREAMS = Streams(b"a secret of tests")
@@ -62,7 +62,7 @@ def test_an_empty_batch_is_a_noise_only_step():
         lambda generator: as_module(Network(inputs=4, outputs=3), np.zeros(15, np.float32)),
         behaviour_cloning, Learner(learning_rate=1.0), plan, features, actions, 2, STREAMS,
     )
-    noise = STREAMS.generator(2, 0, NOISE).standard_normal(15, dtype=np.float32)
+    noise = gaussian_noise([STREAMS.generator(2, 0, NOISE)], 15)[0]
     torch.testing.assert_close(torch.nn.utils.parameters_to_vector(module.parameters()).data, torch.tensor(-noise / 4))
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.streams import INITIALISE, NOISE, ROLLOUT, SAMPLE, Streams, poisson_sample
+from mucd_ray.learn.streams import INITIALISE, NOISE, ROLLOUT, SAMPLE, Streams, gaussian_noise, poisson_sample, standard_normals
 
 STREAMS = Streams(b"sixteen bytes or more")
 
@@ -72,13 +72,26 @@ def test_poisson_sampling_at_the_ends_of_the_range():
 
 
 def test_noise_is_standard_normal_and_independent():
-    draws = np.stack([
-        STREAMS.borrow(instance, step, NOISE).standard_normal(2000, dtype=np.float32)
-        for instance in range(10) for step in range(10)
-    ]).astype(float)
+    generators = (STREAMS.borrow(instance, step, NOISE) for instance in range(10) for step in range(10))
+    draws = gaussian_noise(generators, 2000).astype(float)
     assert stats.kstest(draws.ravel(), "norm").pvalue > 1e-4
     assert abs((draws**4).mean() - 3) < 0.15 and abs(draws).max() > 4
     correlations = np.corrcoef(draws)[np.triu_indices(100, 1)]
     assert stats.kstest(correlations * np.sqrt(2000), "norm").pvalue > 1e-4
+    # Box and Muller make two draws of one word: the pair must be independent in its squares too.
+    halves = draws[:, :976], draws[:, 1024:]
+    assert abs(np.corrcoef(halves[0].ravel() ** 2, halves[1].ravel() ** 2)[0, 1]) < 5 / np.sqrt(halves[0].size)
     shifted = [np.corrcoef(draws[0, :-lag], draws[0, lag:])[0, 1] for lag in range(1, 20)]
     assert np.abs(shifted).max() < 5 / np.sqrt(2000)
+
+
+def test_normals_at_the_ends_of_their_words():
+    """The largest and the smallest radius are finite, and a million draws match the normal tail."""
+    words = np.array([0, 2**64 - 1, 2**24 - 1, (2**40 - 1) << 24], np.uint64)
+    assert np.isfinite(standard_normals(words)).all()
+    assert standard_normals(np.zeros(1, np.uint64))[0] == pytest.approx(np.sqrt(80 * np.log(2)))
+    draws = gaussian_noise([STREAMS.generator(0, 0, NOISE)], 2_000_000).ravel()
+    for level in (0.1, 1.0, 2.0, 3.0, 4.0):
+        expected = len(draws) * stats.norm.sf(level)
+        for tail in (draws > level, draws < -level):
+            assert abs(tail.sum() - expected) < 5 * np.sqrt(expected)
