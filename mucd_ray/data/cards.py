@@ -134,8 +134,8 @@ class EnvironmentCard:
         try:
             values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
             return cls(**values)
-        except TypeError as error:
-            raise MucdError(f"a field of the card of {values.get('env_id')} has the wrong type ({error}): give numbers and lists of numbers") from error
+        except (TypeError, ValueError, IndexError) as error:
+            raise MucdError(f"a field of the card of {values.get('env_id')} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
 
 
 def load_card(path) -> EnvironmentCard:

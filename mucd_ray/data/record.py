@@ -86,7 +86,9 @@ def _target(dataset_id: str, overwrite: bool) -> tuple[str | None, Path]:
     try:
         namespace, _, _ = parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:
-        raise MucdError(f"dataset id {dataset_id!r} is malformed: use (namespace/)name-v0, for example acrobot/mixed-v0") from error
+        raise MucdError(
+            f"dataset id {dataset_id!r} is malformed: use (namespace/)name-v0 with a namespace of at least two letters, for example acrobot/mixed-v0"
+        ) from error
     path = get_dataset_path(dataset_id)
     if path.exists() and not overwrite:
         raise MucdError(f"dataset {dataset_id!r} exists in {path}: choose another id, or pass --overwrite to replace it")
