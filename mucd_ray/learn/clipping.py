@@ -37,4 +37,4 @@ def squared_norms(deltas: list[Tensor], inputs: list[Tensor]) -> Tensor:
 
 def row_squares(rows: Tensor) -> Tensor:
     """Sum of squares over the last axis: [..., n] -> [...]."""
-    return torch.square(rows).sum(-1)
+    return torch.linalg.vector_norm(rows, dim=-1).square_()

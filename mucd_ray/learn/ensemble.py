@@ -24,7 +24,7 @@ from mucd_ray.mechanism.mechanism import Mechanism
 # no element falls into the scalar tail of a vectorised loop, where rounding may differ.
 ALIGNMENT = 32
 # Larger blocks save little more Python and lose to page faults from big temporaries.
-CPU_BLOCK, CPU_BLOCK_ROWS = 16, 16_384
+CPU_BLOCK, CPU_BLOCK_ROWS = 32, 16_384
 GPU_BLOCK = 1024
 
 
