@@ -14,8 +14,8 @@ BATCH = 1024
 CLIP_NORM = 1.0
 # Below this noise multiplier subsampling wastes signal: a larger batch with more noise certifies more.
 LEAST_NOISE = 4.0
-# Renard's series R10: the public sizes to which a dataset's size is rounded before anything is derived from it.
-RENARD = 10
+# Renard's series R10 (ISO 3): the public sizes to which a dataset's size is rounded before anything is derived from it.
+RENARD = (1.0, 1.25, 1.6, 2.0, 2.5, 3.15, 4.0, 5.0, 6.3, 8.0)
 SIGMA_PRECISION = 1e-3
 
 
@@ -37,10 +37,12 @@ def declared_size(units: int) -> tuple[int, int]:
     A run must not derive its constants from len(D), which the attacker can change. Rounding makes them the same for every
     dataset within the margin, so a certificate whose radius stays within the margin is about one fixed mechanism.
     """
-    step = round(RENARD * math.log10(units))
-    low, high = (10 ** ((step + half) / RENARD) for half in (-0.5, 0.5))
-    margin = min(units - math.ceil(low), math.floor(high) - units)
-    return round(10 ** (step / RENARD)), max(margin, 0)
+    decade = 10 ** math.floor(math.log10(units))
+    sizes = [RENARD[-1] * decade / 10, *(size * decade for size in RENARD), RENARD[0] * decade * 10]
+    at = min(range(1, len(sizes)), key=lambda i: abs(math.log(units / sizes[i])))
+    low = math.sqrt(sizes[at - 1] * sizes[at])
+    high = math.sqrt(sizes[at] * (sizes[at + 1] if at + 1 < len(sizes) else 12.5 * decade))
+    return round(sizes[at]), max(min(units - math.ceil(low), math.floor(high) - units), 0)
 
 
 def least_instances(actions: int, eta: float) -> int:

@@ -189,14 +189,16 @@ CARDS = {
         EnvironmentCard(
             env_id="Acrobot-v1",
             observation_shape=(6,),
-            indices=(0, 1, 2, 3, 4, 5),
-            center=(0.7, 0.0, 0.45, 0.0, 0.0, 0.0),
-            scale=(0.4, 0.55, 0.6, 0.65, 1.8, 3.0),
+            # Mirroring the two links turns the sines and velocities, and the torque, into their negatives: the entries that a
+            # torque can depend on linearly. The cosines stay as they are and would only take in noise.
+            indices=(1, 3, 4, 5),
+            center=(0.0, 0.0, 0.0, 0.0),
+            scale=(0.55, 0.65, 1.8, 3.0),
             clip=3.0,
             return_range=(-500.0, 0.0),
             random_return=-500.0,
             expert_return=-80.0,
-            source=f"{_SCALES} Returns: minus one point a step, 500 steps at most.",
+            source=f"Features: the entries that change sign when the system is mirrored. {_SCALES} Returns: minus one point a step, 500 steps at most.",
         ),
         EnvironmentCard(
             env_id="ALE/Freeway-v5",

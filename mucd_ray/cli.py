@@ -1,0 +1,296 @@
+"""The command line: thin calls into the rooms. Heavy imports happen inside the commands, so that `verify` needs numpy and scipy only."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+
+from mucd_ray.errors import MucdError
+
+DESCRIPTION = "Certified defence of offline reinforcement learning against poisoned data."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = build_parser().parse_args(arguments)
+    try:
+        with _only_results_on_stdout() as out:
+            status = options.command(options, out)
+        return status or 0
+    except MucdError as error:
+        print(f"mucd: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mucd: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+
+
+@contextlib.contextmanager
+def _only_results_on_stdout():
+    """Libraries and Ray's processes print to stderr; yields a function that prints to the real standard output."""
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+
+    def out(text: str) -> None:
+        os.write(real, (text + "\n").encode())
+
+    try:
+        yield out
+    finally:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        os.close(real)
+
+
+def record(options, out):
+    from mucd_ray.data.behaviours import behaviour_catalogue
+    from mucd_ray.data.record import record as record_dataset
+
+    if options.list:
+        rows = behaviour_catalogue()
+        out(json.dumps(rows) if options.json else "\n".join("  ".join(f"{k}={v}" for k, v in row.items()) for row in rows))
+        return 0
+    if not options.environment or not options.dataset:
+        raise MucdError("record needs an environment and --dataset ID, for example: mucd record Acrobot-v1 --dataset acrobot/mixed-v0")
+    from tqdm import tqdm
+
+    with tqdm(total=options.transitions, unit="transition", desc="recording", file=sys.stderr, dynamic_ncols=True) as bar:
+        summary = record_dataset(
+            options.environment, options.behaviour, options.transitions, options.seed, options.dataset,
+            tuple(options.noise) if options.noise else None, overwrite=options.overwrite,
+            progress=lambda done, wanted: bar.update(min(done, wanted) - bar.n),
+        )
+    text = (
+        f"{summary['dataset_id']}: {summary['transitions']} transitions in {summary['trajectories']} trajectories of {summary['env_id']}, "
+        f"mean return {summary['mean_return']:.2f}\nin {summary['path']}"
+    )
+    out(json.dumps(summary) if options.json else text)
+
+
+def run(options, out):
+    from mucd_ray.service.session import start_run
+
+    start_run(options, out)
+
+
+def grow(options, out):
+    from mucd_ray.service.session import grow_run
+
+    grow_run(options, out)
+
+
+def certify(options, out):
+    from mucd_ray.service.session import certify_run
+
+    certify_run(options, out)
+
+
+def report(options, out):
+    from mucd_ray.service.session import report_run
+
+    report_run(options, out)
+
+
+def verify(options, out):
+    from mucd_ray.certify.certificate import read_certificate
+    from mucd_ray.certify.certificate import verify as find_mismatches
+
+    certificate = read_certificate(options.certificate)
+    mismatches = find_mismatches(certificate)
+    if options.json:
+        out(json.dumps({"valid": not mismatches, "mismatches": mismatches}))
+    elif mismatches:
+        out("\n".join(["INVALID", *mismatches[:20], *([f"and {len(mismatches) - 20} more"] if len(mismatches) > 20 else [])]))
+    else:
+        out("\n".join(["VALID: every number follows from the evidence in the file.", *certificate["claim"], "Assumptions:", *certificate["assumptions"]]))
+    return 1 if mismatches else 0
+
+
+def plan(options, out):
+    from dataclasses import asdict
+
+    from mucd_ray.certify.plan import plan as make_plan
+
+    answer = make_plan(
+        units=options.units, fraction=options.fraction, instances=options.instances, eta=options.eta, actions=options.actions,
+        threat=options.threat, accountant=options.accountant, sample_rate=options.sample_rate,
+        **({"steps": options.steps} if options.steps else {}),
+    )
+    mechanism = answer.mechanism
+    text = (
+        f"sample rate {mechanism.sample_rate:.6g}, noise multiplier {mechanism.noise_multiplier:.6g}, steps {mechanism.steps}: a unanimous vote of "
+        f"{answer.instances} instances is certified up to r = {answer.radius} of {answer.units} {mechanism.unit}s ({100 * answer.radius / answer.units:.3g} %); "
+        f"signal budget S = {answer.signal_budget:.4g}"
+    )
+    out(json.dumps(asdict(answer) | asdict(mechanism)) if options.json else text)
+
+
+def tradeoff(options, out):
+    from mucd_ray.certify.guarantees import Guarantees
+
+    guarantee = Guarantees(_mechanism(options), family=options.accountant).group(options.inserted, options.removed)
+    lower, upper = guarantee.lower(options.probability), guarantee.upper(options.probability)
+    if options.json:
+        out(json.dumps({"lower": lower.tolist(), "upper": upper.tolist()}))
+    else:
+        rows = [f"{'under D':>10}  {'lower':>10}  {'upper':>10}"]
+        out("\n".join(rows + [f"{p:10.6g}  {a:10.6g}  {b:10.6g}" for p, a, b in zip(options.probability, lower, upper, strict=True)]))
+    _warn_unsound(options.accountant)
+
+
+def radius(options, out):
+    import numpy as np
+
+    from mucd_ray.certify.action import action_radii
+    from mucd_ray.certify.guarantees import Guarantees
+
+    if not options.runner_up <= options.top:
+        raise MucdError(f"runner-up {options.runner_up} is above top {options.top}: the top action has the larger probability")
+    guarantees = Guarantees(_mechanism(options), threat=options.threat, family=options.accountant)
+    found = int(action_radii(np.array([options.top]), np.array([options.runner_up]), guarantees, options.units)[0])
+    if options.json:
+        out(json.dumps({"radius": None if found < 0 else found}))
+    else:
+        out(f"r = {found}" if found >= 0 else "abstain: the two probabilities do not certify even r = 0")
+    _warn_unsound(options.accountant)
+
+
+def _mechanism(options):
+    from mucd_ray.mechanism.mechanism import Mechanism
+
+    return Mechanism(
+        sample_rate=options.sample_rate, noise_multiplier=options.noise_multiplier, steps=options.steps, clip_norm=1.0, normaliser=1.0
+    )
+
+
+def _warn_unsound(accountant: str) -> None:
+    if accountant == "published":
+        print("mucd: the published rule is not sound: these numbers are for comparison only", file=sys.stderr)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mucd", description=DESCRIPTION)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name, function, help, example):
+        sub = commands.add_parser(
+            name, help=help, description=help, epilog=f"example: {example}", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.set_defaults(command=function)
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        return sub
+
+    sub = command("record", record, "Record a real Minari dataset with a named behaviour policy.", "mucd record Acrobot-v1 --dataset acrobot/mixed-v0")
+    sub.add_argument("environment", nargs="?", help="Gymnasium id")
+    sub.add_argument("--list", action="store_true", help="list environments and behaviours")
+    sub.add_argument("--dataset", help="Minari id to write, such as acrobot/mixed-v0")
+    sub.add_argument("--behaviour", help="behaviour policy (default: the environment's first)")
+    sub.add_argument("--transitions", type=int, default=20_000, help="at least this many, in whole episodes")
+    sub.add_argument("--noise", type=float, nargs="+", help="probabilities of a random action, one drawn per episode (default: the behaviour's)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing dataset of this id")
+
+    sub = command("run", run, "Train an ensemble on a dataset, certify it and write a run folder.", "mucd run acrobot/mixed-v0 --out runs/acrobot --fraction 0.01")
+    sub.add_argument("dataset", help="Minari dataset id (local, or under MINARI_DATASETS_PATH)")
+    sub.add_argument("--out", required=True, help="run folder; an unfinished run there is continued")
+    sub.add_argument("--instances", type=int, default=1000, help="P, the number of instances")
+    sub.add_argument("--card", help="JSON file with the environment's public facts (default: the shipped card)")
+    group = sub.add_argument_group("mechanism (public constants; by default planned from the declared size and the wanted fraction)")
+    group.add_argument("--fraction", type=float, default=0.01, help="share of the units that a unanimous vote should withstand")
+    group.add_argument("--units", type=int, help="declared size of the dataset (default: its size rounded to 1, 1.25, 1.6, 2, ... times a power of ten)")
+    group.add_argument("--sample-rate", type=float, help="q")
+    group.add_argument("--noise-multiplier", type=float, help="sigma; with it q and steps must be given and nothing is planned")
+    group.add_argument("--steps", type=int, help="T")
+    group.add_argument("--clip-norm", type=float, help="C")
+    group = sub.add_argument_group("learner (public constants)")
+    group.add_argument("--algorithm", help="offline learner")
+    group.add_argument("--hidden", help="widths of hidden layers, such as 64,64; empty for a linear policy")
+    group.add_argument("--optimiser", help="sgd or adam")
+    group.add_argument("--learning-rate", type=float)
+    group.add_argument("--momentum", type=float)
+    group.add_argument("--average", type=float, help="share of the final iterates that is averaged")
+    group.add_argument("--chosen", help="one sentence for the certificate: how you chose these constants")
+    group = sub.add_argument_group("evaluation")
+    group.add_argument("--states", type=int, default=200, help="number of states to vote on, chosen by held-out instances")
+    group.add_argument("--states-file", help=".npy file of observations to vote on instead")
+    group.add_argument("--held-out", type=int, default=16, help="instances that choose the states and do not vote")
+    group.add_argument("--seed", type=int, help="reproducible randomness, for tests: the certificate holds only if no attacker knows it (default: a secret)")
+    _add_choices(sub)
+    _add_resources(sub)
+
+    sub = command("grow", grow, "Add instances to a run and certify it again.", "mucd grow runs/acrobot --instances 3000")
+    sub.add_argument("run", help="run folder")
+    sub.add_argument("--instances", type=int, required=True, help="new total number of instances")
+    _add_choices(sub)
+    _add_resources(sub)
+
+    sub = command("certify", certify, "Certify the finished instances of a run, without training.", "mucd certify runs/acrobot --threat insert --eta 0.01")
+    sub.add_argument("run", help="run folder")
+    _add_choices(sub)
+
+    sub = command("verify", verify, "Re-derive every number of a certificate from its evidence; exit status 1 on any mismatch.", "mucd verify runs/acrobot/certificate.json")
+    sub.add_argument("certificate", help="certificate.json")
+
+    sub = command("report", report, "Write report.html and the plots of a certified run.", "mucd report runs/acrobot")
+    sub.add_argument("run", help="run folder")
+
+    sub = command("plan", plan, "The mechanism that certifies a unanimous vote at a wanted fraction.", "mucd plan --units 20000 --fraction 0.01 --instances 1000")
+    sub.add_argument("--units", type=int, required=True, help="N")
+    sub.add_argument("--fraction", type=float, required=True, help="share of the units that may be changed")
+    sub.add_argument("--instances", type=int, default=1000, help="P")
+    sub.add_argument("--actions", type=int, default=2, help="number of discrete actions")
+    sub.add_argument("--steps", type=int, help="T (default: 200)")
+    sub.add_argument("--sample-rate", type=float, help="q (default: a batch of about 1024)")
+    sub.add_argument("--eta", type=float, default=0.001, help="probability that a statement may be wrong")
+    _add_threat(sub)
+
+    sub = command("tradeoff", tradeoff, "Bounds under D' of events whose probability under D is known.", "mucd tradeoff --sample-rate 0.002 --noise-multiplier 3 --steps 1000 --inserted 50 --removed 0 --probability 0.9 0.99")
+    _add_mechanism(sub)
+    sub.add_argument("--inserted", type=int, required=True, help="units in D' that are not in D")
+    sub.add_argument("--removed", type=int, required=True, help="units in D that are not in D'")
+    sub.add_argument("--probability", type=float, nargs="+", required=True, help="probabilities under D")
+    _add_accountant(sub)
+
+    sub = command("radius", radius, "Certified radius of an action from bounds on the two largest vote shares.", "mucd radius --sample-rate 0.002 --noise-multiplier 3 --steps 1000 --top 0.99 --runner-up 0.01")
+    _add_mechanism(sub)
+    sub.add_argument("--top", type=float, required=True, help="lower bound on the top action's probability")
+    sub.add_argument("--runner-up", type=float, required=True, help="upper bound on any other action's probability")
+    sub.add_argument("--units", type=int, default=10_000_000, help="no radius above this is searched")
+    _add_threat(sub)
+    return parser
+
+
+def _add_mechanism(sub):
+    sub.add_argument("--sample-rate", type=float, required=True, help="q")
+    sub.add_argument("--noise-multiplier", type=float, required=True, help="sigma")
+    sub.add_argument("--steps", type=int, required=True, help="T")
+
+
+def _add_accountant(sub):
+    sub.add_argument("--accountant", default="tradeoff", choices=["tradeoff", "rdp", "adp", "published"], help="outcomes guarantee; published is not sound")
+
+
+def _add_threat(sub):
+    sub.add_argument("--threat", default="symmetric", choices=["symmetric", "insert", "remove", "substitute"], help="how D' may differ from D")
+    _add_accountant(sub)
+
+
+def _add_choices(sub):
+    group = sub.add_argument_group("certificate")
+    group.add_argument("--eta", type=float, default=0.001, help="probability that a statement may be wrong")
+    group.add_argument("--band", default="order-statistic", choices=["order-statistic", "dkw"], help="confidence band on the distribution of returns")
+    _add_threat(group)
+
+
+def _add_resources(sub):
+    group = sub.add_argument_group("resources")
+    group.add_argument("--instances-per-actor", type=int, help="instances that an actor trains at a time; changes speed only (default: 32 on a CPU, 1024 on a GPU)")
+    group.add_argument("--actors", type=int, help="number of trainers (default: one per CPU or GPU share)")
+    group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    group.add_argument("--gpus-per-actor", type=float, default=1.0, help="share of a GPU per trainer")
+    group.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, or a local Ray)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

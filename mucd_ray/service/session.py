@@ -1,0 +1,287 @@
+"""From what a user asks for to settings, and from a finished run to what the user sees."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+from mucd_ray.certify.plan import declared_size, plan
+from mucd_ray.data.cards import EnvironmentCard, card_for, load_card
+from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.minari_io import load_dataset
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner
+from mucd_ray.learn.losses import policy_outputs
+from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.report.report import write_report
+from mucd_ray.service.run import Choices, Resources, certify, train
+from mucd_ray.service.settings import RunSettings
+from mucd_ray.service.store import RunStore
+
+# Chosen on simulator recordings (Acrobot, CartPole) with seeds that no shipped example certifies.
+DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=10.0, average=0.5)
+DEFAULT_CLIP_NORM = 0.1
+DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
+USER_LEARNER_NOTE = "The learner's settings were given by the user. The claim is conditional on them: it holds as stated if they were not chosen by looking at this dataset."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a run is asked for. `None` means: the package's default, or planned from the declared size and the fraction."""
+
+    dataset: str
+    instances: int = 1000
+    card: EnvironmentCard | None = None
+    fraction: float = 0.01
+    units: int | None = None
+    sample_rate: float | None = None
+    noise_multiplier: float | None = None
+    steps: int | None = None
+    clip_norm: float | None = None
+    learner: Learner | None = None
+    chosen: str | None = None
+    states: int = 200
+    states_file: str | None = None
+    held_out: int = 16
+
+
+def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
+    """(settings, the user's states or None). Nothing but the number of units is read from the dataset, and that only rounded."""
+    card = request.card or card_for(_environment_of(dataset))
+    card.check(dataset)
+    discrete = isinstance(dataset.action_space, gymnasium.spaces.Discrete)
+    actions = int(dataset.action_space.n) if discrete else 0
+    states = _states(request.states_file, card)
+    declared, margin = (request.units, None) if request.units else declared_size(len(dataset))
+    mechanism, how = _mechanism(request, choices, declared, max(actions, 2))
+    cap, size_note = _radius_cap(len(dataset), declared, margin, choices.threat)
+    settings = RunSettings(
+        dataset=dataset.name,
+        fingerprint=dataset.fingerprint(),
+        units=len(dataset),
+        card=card,
+        actions=actions,
+        outputs=policy_outputs(dataset.action_space),
+        mechanism=mechanism,
+        learner=request.learner or DEFAULT_LEARNER,
+        radius_cap=cap,
+        states=len(states) if states is not None else request.states,
+        held_out=request.held_out,
+        states_sha256=hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest() if states is not None else None,
+        assumptions=(how, size_note, request.chosen or (USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE)),
+    )
+    return settings, states
+
+
+def _environment_of(dataset: OfflineDataset) -> str:
+    if dataset.env_id is None:
+        raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
+    return dataset.env_id
+
+
+def _mechanism(request: Request, choices: Choices, declared: int, actions: int) -> tuple[Mechanism, str]:
+    clip_norm = request.clip_norm or DEFAULT_CLIP_NORM
+    if request.noise_multiplier is not None:
+        if request.sample_rate is None or request.steps is None:
+            raise MucdError("--noise-multiplier needs --sample-rate and --steps beside it; or leave it out, and it is planned from --fraction")
+        mechanism = Mechanism(
+            sample_rate=request.sample_rate, noise_multiplier=request.noise_multiplier, clip_norm=clip_norm,
+            steps=request.steps, normaliser=request.sample_rate * declared,
+        )
+        return mechanism, "The mechanism was given by the user as constants."
+    # The largest size that is rounded to the declared one may need a few more units for the same fraction.
+    answer = plan(
+        units=declared, fraction=request.fraction, instances=request.instances, eta=choices.eta, actions=actions, threat=choices.threat,
+        accountant="tradeoff", sample_rate=request.sample_rate, **({"steps": request.steps} if request.steps else {}),
+    )
+    planned = answer.mechanism
+    mechanism = Mechanism(
+        sample_rate=planned.sample_rate, noise_multiplier=planned.noise_multiplier, clip_norm=clip_norm,
+        steps=planned.steps, normaliser=planned.normaliser,
+    )
+    return mechanism, (
+        f"The mechanism was planned from the declared size {declared}, the wanted fraction {request.fraction:g}, {request.instances} instances and "
+        f"eta {choices.eta:g} alone."
+    )
+
+
+def _radius_cap(units: int, declared: int, margin: int | None, threat: str) -> tuple[int, str]:
+    if margin is None:
+        return units, f"The size {declared} was declared by the user as a public constant."
+    if threat == "substitute":
+        return units, f"The declared size {declared} is the number of units, rounded to a public series; replacing units does not change it."
+    if margin < 1:
+        raise MucdError(f"{units} units lie on the border between two rounded sizes, so that one more unit would change the mechanism: declare a size with --units {units}")
+    return margin, (
+        f"The declared size {declared} is the number of units, rounded to a public series; every dataset within {margin} insertions or removals "
+        "rounds to the same, and no larger radius is claimed."
+    )
+
+
+def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:
+    if path is None:
+        return None
+    try:
+        states = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise MucdError(f"states file {path} cannot be read ({error}): give a .npy array of observations") from None
+    if states.dtype.kind not in "fiub" or states.ndim < 1 or not len(states) or not np.isfinite(states).all():
+        raise MucdError(f"states file {path} must hold at least one observation and finite numbers only")
+    card.features(states)
+    return states
+
+
+def execute(request: Request, out: str, *, choices: Choices = Choices(), resources: Resources = Resources(), seed: int | None = None) -> dict:
+    """The whole of `mucd run`: load, settle, train, certify, report. Returns the summary."""
+    dataset = load_dataset(request.dataset)
+    settings, states = make_settings(request, dataset, choices)
+    secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
+    if seed is not None:
+        note = f"The randomness was derived from the seed {seed}, given by the user: the claim holds only if no attacker knew it."
+        settings = RunSettings(**{**vars(settings), "assumptions": (*settings.assumptions, note)})
+    store = RunStore.create_or_open(out, settings, secret)
+    return finish(store, train(store, dataset, request.instances, choices, resources, states), dataset)
+
+
+def finish(store: RunStore, certificate: dict, dataset: OfflineDataset | None = None) -> dict:
+    """Report and summary of a certified run."""
+    baselines = store.read_json("baselines.json") or {}
+    if dataset is not None and "behaviour" not in baselines:
+        store.write_json("baselines.json", baselines | {"behaviour": float(dataset.trajectory_returns.mean())})
+    write_report(store.path)
+    summary = summarise(store, certificate)
+    store.write_json("summary.json", summary)
+    return summary
+
+
+def summarise(store: RunStore, certificate: dict) -> dict:
+    results, inputs = certificate["results"], certificate["inputs"]
+    policy, action = results["policy"], results.get("action")
+    summary = {
+        "run": str(store.path),
+        "certificate": str(store.path / "certificate.json"),
+        "report": str(store.path / "report.html"),
+        "instances": results["instances"],
+        "units": inputs["units"],
+        "unit": inputs["mechanism"]["unit"],
+        "threat": inputs["threat"],
+        "accountant": inputs["accountant"],
+        "sound": results["sound"],
+        "eta": inputs["eta"],
+        "signal_budget": results["signal_budget"],
+        "unpoisoned_mean": policy["unpoisoned_mean"],
+        "keeps": policy["keeps"],
+        "baselines": store.read_json("baselines.json"),
+    }
+    if action:
+        parts = ("certified_share", "median_radius", "max_radius")
+        summary["action"] = {scope: {key: action[scope][key] for key in parts} for scope in ("per_state", "family_wise")}
+    return summary
+
+
+def describe(summary: dict) -> str:
+    """The summary for people."""
+    unit, baselines = summary["unit"], summary["baselines"] or {}
+    lines = [
+        f"{summary['instances']} instances; {summary['units']} {unit}s; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}",
+        f"unpoisoned mean return   {summary['unpoisoned_mean']:10.2f}",
+    ]
+    names = {"non_private": "without privacy", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
+    lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
+    for share, entry in summary["keeps"].items():
+        if entry["radius"] >= 0:
+            lines.append(
+                f"certified: keeps {100 * float(share):.0f} % up to r = {entry['radius']} {unit}s ({100 * entry['fraction']:.3g} %), "
+                f"expected return at least {entry['bound']:.2f}"
+            )
+        else:
+            lines.append(f"certified: keeping {100 * float(share):.0f} % is not certified at any r")
+    for scope, name in (("per_state", "each state"), ("family_wise", "all states")):
+        if "action" in summary:
+            part = summary["action"][scope]
+            lines.append(f"certified actions ({name}): {100 * part['certified_share']:.1f} % of states, median r = {part['median_radius']}, largest {part['max_radius']}")
+    if not summary["sound"]:
+        lines.insert(0, "NOT SOUND: published accounting, for comparison only")
+    return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
+
+
+# The commands of the command line
+
+
+def start_run(options, out) -> None:
+    defaults = DEFAULT_LEARNER
+    given = {
+        "algorithm": options.algorithm,
+        "hidden": None if options.hidden is None else _widths(options.hidden),
+        "optimiser": options.optimiser,
+        "learning_rate": options.learning_rate,
+        "momentum": options.momentum,
+        "average": options.average,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    request = Request(
+        dataset=options.dataset,
+        instances=options.instances,
+        card=load_card(options.card) if options.card else None,
+        fraction=options.fraction,
+        units=options.units,
+        sample_rate=options.sample_rate,
+        noise_multiplier=options.noise_multiplier,
+        steps=options.steps,
+        clip_norm=options.clip_norm,
+        learner=Learner(**{**vars(defaults), **given}) if given else None,
+        chosen=options.chosen,
+        states=options.states,
+        states_file=options.states_file,
+        held_out=options.held_out,
+    )
+    _print(execute(request, options.out, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
+
+
+def grow_run(options, out) -> None:
+    store = RunStore.open(options.run)
+    settings = store.settings()
+    dataset = load_dataset(settings.dataset)
+    certificate = train(store, dataset, max(options.instances, store.stored_instances()), _choices(options), _resources(options))
+    _print(finish(store, certificate, dataset), options, out)
+
+
+def certify_run(options, out) -> None:
+    store = RunStore.open(options.run)
+    _print(finish(store, certify(store, _choices(options))), options, out)
+
+
+def report_run(options, out) -> None:
+    store = RunStore.open(options.run)
+    if not (Path(options.run) / "certificate.json").exists():
+        raise MucdError(f"{options.run} has no certificate.json: make it with `mucd certify {options.run}`")
+    path = write_report(store.path)
+    out(json.dumps({"report": str(path)}) if options.json else str(path))
+
+
+def _print(summary: dict, options, out) -> None:
+    out(json.dumps(summary) if options.json else describe(summary))
+
+
+def _choices(options) -> Choices:
+    return Choices(eta=options.eta, threat=options.threat, accountant=options.accountant, band=options.band)
+
+
+def _resources(options) -> Resources:
+    for name in ("instances_per_actor", "actors"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise MucdError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    return Resources(
+        address=options.address, actors=options.actors, block=options.instances_per_actor, device=options.device, gpus_per_actor=options.gpus_per_actor
+    )
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise MucdError(f"--hidden {text!r} must be whole numbers with commas between, such as 64,64") from None

@@ -1,0 +1,80 @@
+"""What a run is: everything its instances depend on, as one JSON file."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from mucd_ray.data.cards import EnvironmentCard
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner
+from mucd_ray.learn.networks import Network
+from mucd_ray.mechanism.mechanism import Mechanism
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Public settings of a run; two runs with equal settings and secret train bit-identical instances.
+
+    Attributes:
+        dataset, fingerprint, units: name, content hash and number of units of the dataset.
+        card: the environment's public facts.
+        actions: number of discrete actions, or 0 for continuous ones (then there are no votes).
+        outputs: width of the policy network's output.
+        mechanism, learner: how an instance is trained.
+        radius_cap: no certificate of this run claims a larger radius.
+        states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
+        states_sha256: hash of the user's file of states, if there was one.
+        assumptions: sentences about how the constants were chosen, repeated in every certificate.
+    """
+
+    dataset: str
+    fingerprint: str
+    units: int
+    card: EnvironmentCard
+    actions: int
+    outputs: int
+    mechanism: Mechanism
+    learner: Learner
+    radius_cap: int
+    states: int = 200
+    held_out: int = 16
+    states_sha256: str | None = None
+    assumptions: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in ("states", "held_out"):
+            if getattr(self, name) < 1:
+                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1")
+
+    @property
+    def network(self) -> Network:
+        return Network(inputs=len(self.card.indices), outputs=self.outputs, hidden=self.learner.hidden)
+
+    def to_dict(self) -> dict:
+        return json.loads(json.dumps(asdict(self) | {"card": self.card.to_dict()}))
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "RunSettings":
+        return cls(
+            **values
+            | {
+                "card": EnvironmentCard.from_dict(values["card"]),
+                "mechanism": Mechanism(**values["mechanism"]),
+                "learner": Learner(**values["learner"]),
+                "assumptions": tuple(values["assumptions"]),
+            }
+        )
+
+    def identity(self) -> str:
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: "RunSettings") -> list[str]:
+        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        return [f"{k}: {mine.get(k)!r} there, {theirs.get(k)!r} now" for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

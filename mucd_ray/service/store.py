@@ -1,0 +1,233 @@
+"""The run folder: the only place where a run's state lives. Everything in it is checked when read, nothing is unpickled.
+
+    settings.json   what the run is            secret          the key of all randomness, mode 0600
+    states.npy      the states voted on        baselines.json  unprotected policies, for comparison
+    blocks/         finished instances, one self-describing file per block
+    certificate.json, report.html, plots/      made from the above, replaced at will
+
+A block is written to a temporary name, flushed, and linked to its final name: the first commit wins, a reader never sees half a
+file, and attempts that overlap do no harm, since an instance's content does not depend on who trained it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from mucd_ray.errors import MucdError
+from mucd_ray.service.settings import RunSettings
+
+BLOCK = re.compile(r"block-(\d{8})-(\d{6})\.safetensors$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Results of consecutive instances: returns [n], actions [n, S] (none if continuous), parameters [n, ...] by name."""
+
+    first: int
+    returns: np.ndarray
+    actions: np.ndarray
+    parameters: dict[str, np.ndarray]
+
+    @property
+    def instances(self) -> range:
+        return range(self.first, self.first + len(self.returns))
+
+
+class RunStore:
+    """One run folder, open for reading and writing."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.blocks = self.path / "blocks"
+
+    @classmethod
+    def create_or_open(cls, path, settings: RunSettings, secret: bytes | None = None) -> "RunStore":
+        """The run at `path` if it has these settings, else a new one in an empty or missing folder.
+
+        Args:
+            secret: the randomness key of a new run; drawn from the operating system if None.
+        Raises:
+            MucdError: the folder holds something else, another run, or cannot be written.
+        """
+        store = cls(path)
+        if store.exists():
+            store._check_same(settings, secret)
+            return store
+        try:
+            store.path.mkdir(parents=True, exist_ok=True)
+            # What a start that was killed leaves behind: it comes before settings.json, which makes the folder a run.
+            if any(name not in ("blocks", "secret") and not name.startswith(".tmp-") for name in os.listdir(store.path)):
+                raise MucdError(f"{store.path} is not empty and not a run folder: choose a new folder with --out")
+            store.blocks.mkdir(exist_ok=True)
+            store._first_write("secret", (secret or secrets.token_bytes(32)).hex().encode(), mode=0o600)
+            store._first_write("settings.json", json.dumps(settings.to_dict(), indent=1).encode())
+        except OSError as error:
+            raise MucdError(f"run folder {store.path} cannot be written ({error.strerror}): choose another with --out") from None
+        store._check_same(settings, secret)
+        return store
+
+    @classmethod
+    def open(cls, path) -> "RunStore":
+        store = cls(path)
+        if not store.exists():
+            raise MucdError(f"{path} is not a run folder (it has no settings.json): make one with `mucd run DATASET --out {path}`")
+        return store
+
+    def exists(self) -> bool:
+        return (self.path / "settings.json").is_file()
+
+    def settings(self) -> RunSettings:
+        try:
+            return RunSettings.from_dict(json.loads((self.path / "settings.json").read_text()))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise MucdError(f"{self.path / 'settings.json'} cannot be read ({error}): restore it, or start a new run folder") from None
+
+    def secret(self) -> bytes:
+        try:
+            return bytes.fromhex((self.path / "secret").read_text())
+        except (OSError, ValueError) as error:
+            raise MucdError(f"{self.path / 'secret'} cannot be read ({error}): without it the run cannot go on") from None
+
+    def _check_same(self, settings: RunSettings, secret: bytes | None):
+        differences = self.settings().differences(settings)
+        if secret is not None and secret != self.secret():
+            differences.append("seed: another one there")
+        if differences:
+            raise MucdError(f"{self.path} holds a run with other settings ({'; '.join(differences[:3])}): use the same ones, or another --out")
+
+    # states and baselines
+
+    def states(self) -> np.ndarray | None:
+        path = self.path / "states.npy"
+        if not path.exists():
+            return None
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise MucdError(f"{path} cannot be read ({error}): restore it; the votes belong to these states") from None
+
+    def write_states(self, states: np.ndarray) -> np.ndarray:
+        """Fix the states that are voted on; the first writer wins, and what is stored is returned."""
+        with _temporary(self.path) as temporary:
+            with open(temporary, "wb") as file:
+                np.save(file, states, allow_pickle=False)
+            _link(temporary, self.path / "states.npy")
+        return self.states()
+
+    def write_json(self, name: str, value) -> None:
+        """Replace a derived file in one step."""
+        self.write_text(name, json.dumps(value, indent=1, allow_nan=False))
+
+    def write_text(self, name: str, text: str) -> None:
+        with _temporary(self.path) as temporary:
+            temporary.write_text(text)
+            os.replace(temporary, self.path / name)
+
+    def read_json(self, name: str):
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def _first_write(self, name: str, content: bytes, mode: int = 0o644) -> None:
+        with _temporary(self.path) as temporary:
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, mode))
+            temporary.write_bytes(content)
+            _link(temporary, self.path / name)
+
+    # blocks
+
+    def commit(self, block: Block) -> str:
+        """Store a finished block; returns its name. Storing it again, or elsewhere at the same time, changes nothing."""
+        name = f"block-{block.first:08d}-{len(block.returns):06d}.safetensors"
+        tensors = {f"parameters.{key}": value for key, value in block.parameters.items()}
+        tensors |= {"returns": block.returns, "actions": block.actions}
+        metadata = {"sha256": _digest(tensors), "run": self.settings().identity()}
+        with _temporary(self.blocks) as temporary:
+            temporary.write_bytes(save(tensors, metadata))
+            _link(temporary, self.blocks / name)
+        return name
+
+    def names(self) -> list[str]:
+        return sorted(name for name in os.listdir(self.blocks) if BLOCK.match(name))
+
+    def read(self, name: str) -> Block | None:
+        """A block, or None if its file is damaged; a damaged file is moved aside, so that its instances are trained again.
+
+        Raises:
+            MucdError: the block belongs to another run.
+        """
+        path = self.blocks / name
+        try:
+            with safe_open(path, "np") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+            first, count = (int(part) for part in BLOCK.match(name).groups())
+            if metadata.get("sha256") != _digest(tensors) or len(tensors["returns"]) != count:
+                raise ValueError("checksum")
+        except (SafetensorError, ValueError, KeyError):
+            os.replace(path, path.with_suffix(".damaged"))
+            return None
+        if metadata.get("run") != self.settings().identity():
+            raise MucdError(f"{path} belongs to another run: move it away")
+        parameters = {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
+        return Block(first=first, returns=tensors["returns"], actions=tensors["actions"], parameters=parameters)
+
+    def missing(self, instances: int, block_size: int) -> list[range]:
+        """Blocks of at most `block_size` instances that cover all of 0..instances-1 not yet stored. Damaged files are found here."""
+        done = np.zeros(instances, dtype=bool)
+        for name in self.names():
+            if (block := self.read(name)) is not None:
+                done[block.first : block.first + len(block.returns)] = True
+        wanted, blocks = np.flatnonzero(~done), []
+        for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
+            blocks += [range(int(part[0]), int(part[-1]) + 1) for part in np.split(run, range(block_size, len(run), block_size)) if len(part)]
+        return blocks
+
+    def stored_instances(self) -> int:
+        """Number of instances 0, 1, ... that are stored without a gap."""
+        end = 0
+        for name in self.names():
+            first, count = (int(part) for part in BLOCK.match(name).groups())
+            if first > end:
+                break
+            end = max(end, first + count)
+        return end
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path):
+    path = folder / f".tmp-{os.getpid()}-{secrets.token_hex(8)}"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, final: Path) -> None:
+    """Make a written file durable and give it its name, unless the name is taken."""
+    for path in (temporary, temporary.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _digest(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
