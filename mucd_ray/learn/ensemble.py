@@ -190,7 +190,8 @@ def clipped_sum(
             tensor.masked_fill_(~finite[..., None], 0.0)
     for layer, (weight, bias) in enumerate(layer_views(network, out)):
         deltas[layer].mul_(factors[..., None])
-        sum_outer(delta_rows[layer], input_rows[layer], weight, bias)
+        sum_outer(delta_rows[layer], input_rows[layer], weight)
+        bias.copy_(_sum_rows(deltas[layer]))
     return out
 
 
@@ -198,8 +199,8 @@ def _operations(counts: Sequence[int], device: torch.device):
     """The three operations on padded tensors [P, B, n] whose first counts[p] rows matter, as they are best done on `device`.
 
     `rows_of(x)` is what the other two take: on the CPU views of the rows that matter, taken once per tensor since making a
-    view from Python costs as much as a small product. `multiply(a, b, out)` sets out[p] = a[p] @ b[p]; `sum_outer(delta, x,
-    weight, bias)` sets weight[p] = delta[p]^T x[p] and bias[p] = the sum of delta[p] over rows.
+    view from Python costs as much as a small product. `multiply(a, b, out)` sets out[p] = a[p] @ b[p]; `sum_outer(delta, x, out)`
+    sets out[p] = delta[p]^T x[p].
     """
     if device.type != "cpu":
         return _multiply_padded, _sum_outer_padded, lambda x: x
@@ -218,21 +219,26 @@ def _multiply_rows(a: Sequence[Tensor], b: Tensor, out: Sequence[Tensor]) -> Non
         torch.mm(left, right, out=result)
 
 
-def _sum_outer_rows(delta: Sequence[Tensor], x: Sequence[Tensor], weight: Tensor, bias: Tensor) -> None:
-    ones = torch.ones(max(len(rows) for rows in x))
-    for rows, inputs, weight_sum, bias_sum in zip(delta, x, weight.unbind(0), bias.unbind(0)):
-        transposed = rows.t()
-        torch.mm(transposed, inputs, out=weight_sum)
-        torch.mv(transposed, ones[: len(inputs)], out=bias_sum)
+def _sum_outer_rows(delta: Sequence[Tensor], x: Sequence[Tensor], out: Tensor) -> None:
+    for rows, inputs, result in zip(delta, x, out.unbind(0)):
+        torch.mm(rows.t(), inputs, out=result)
 
 
 def _multiply_padded(a: Tensor, b: Tensor, out: Tensor) -> None:
     torch.bmm(a, b, out=out)
 
 
-def _sum_outer_padded(delta: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    weight.copy_(torch.bmm(delta.transpose(1, 2), x))
-    bias.copy_(delta.sum(1))
+def _sum_outer_padded(delta: Tensor, x: Tensor, out: Tensor) -> None:
+    out.copy_(torch.bmm(delta.transpose(1, 2), x))
+
+
+def _sum_rows(x: Tensor) -> Tensor:
+    """Sum over rows [P, B, n] -> [P, n], tile by tile: rows of zeros at the end, however many, change no rounding."""
+    x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % ALIGNMENT))
+    first, *others = x.unflatten(1, (-1, ALIGNMENT)).sum(2).unbind(1)
+    for tile in others:
+        first.add_(tile)
+    return first
 
 
 def _round_up(length: int) -> int:
