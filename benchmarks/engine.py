@@ -28,7 +28,7 @@ NETWORKS = (
     Network(inputs=17, outputs=6, hidden=(256, 256)),
 )
 BATCHES = (128, 256)
-INSTANCES = 16
+INSTANCES = 128
 SECONDS = 1.0
 
 
@@ -83,7 +83,7 @@ def compare(network: Network, batch: int, units: int, rounds: int) -> tuple[floa
     actions = rng.integers(0, network.outputs, units)
     opacus = OpacusLoop(network, features, actions, batch)
     # The warm-up fixes how many steps fill the time of a round.
-    engine_steps = max(5, int(SECONDS * engine_rate(network, features, actions, opacus.sample_rate, 10) / INSTANCES))
+    engine_steps = max(2, int(SECONDS * engine_rate(network, features, actions, opacus.sample_rate, 2) / INSTANCES))
     opacus_steps = max(5, int(SECONDS * opacus.rate(20)))
     ours, theirs = [], []
     for _ in range(rounds):

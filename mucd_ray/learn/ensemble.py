@@ -23,8 +23,8 @@ from mucd_ray.mechanism.mechanism import Mechanism
 # Rows and parameters of an instance are padded to a multiple of this. They then start at the same alignment in every block and
 # no element falls into the scalar tail of a vectorised loop, where rounding may differ.
 ALIGNMENT = 32
-# Larger blocks save little more Python and lose to page faults from big temporaries.
-CPU_BLOCK, CPU_BLOCK_ROWS = 32, 16_384
+# Larger blocks save Python time until one layer's activations, this many floats, no longer stay in cache.
+CPU_BLOCK, CPU_BLOCK_FLOATS = 128, 300_000
 GPU_BLOCK = 1024
 
 
@@ -67,8 +67,7 @@ def train_block(
         # Two threads were 13 times slower than one on a busy machine, and thread counts may change the order of sums.
         torch.set_num_threads(1)
     if block is None:
-        rows = max(1.0, mechanism.sample_rate * len(features))
-        block = max(1, min(CPU_BLOCK, int(CPU_BLOCK_ROWS // rows))) if device.type == "cpu" else GPU_BLOCK
+        block = _block_size(network, mechanism.sample_rate * len(features)) if device.type == "cpu" else GPU_BLOCK
     data = _Units(features, actions, device)
     deltas_of = output_deltas(loss_for(learner.algorithm, actions))
     trained, instances = [], list(instances)
@@ -79,6 +78,11 @@ def train_block(
             if progress is not None:
                 progress(start + len(part))
     return named_parameters(network, torch.cat(trained))
+
+
+def _block_size(network: Network, rows: float) -> int:
+    widest = max(network.inputs, network.outputs, *network.hidden)
+    return max(1, min(CPU_BLOCK, int(CPU_BLOCK_FLOATS / (max(rows, 1.0) * widest))))
 
 
 def _check(network: Network, mechanism: Mechanism, features: np.ndarray, actions: np.ndarray) -> None:
