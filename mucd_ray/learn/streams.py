@@ -49,7 +49,7 @@ class Streams:
         return np.random.Generator(np.random.Philox(key=self._key, counter=counter))
 
     def borrow(self, instance: int, step: int, purpose: int) -> np.random.Generator:
-        """The same stream as `generator`, eight times cheaper: one shared generator, valid until the next `borrow`."""
+        """The same stream as `generator`, eight times cheaper: one shared generator, valid until the next `borrow`; one thread only."""
         self._counter[1], self._counter[2], self._counter[3] = purpose, step, instance
         self._reused.bit_generator.state = self._state
         return self._reused
