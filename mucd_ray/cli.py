@@ -240,7 +240,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--fraction", type=float, required=True, help="share of the units that may be changed")
     sub.add_argument("--instances", type=int, default=1000, help="P")
     sub.add_argument("--actions", type=int, default=2, help="number of discrete actions")
-    sub.add_argument("--steps", type=int, help="T (default: 200)")
+    sub.add_argument("--steps", type=int, help="T (default: 100)")
     sub.add_argument("--sample-rate", type=float, help="q (default: a batch of about 1024)")
     sub.add_argument("--eta", type=float, default=0.001, help="probability that a statement may be wrong")
     _add_threat(sub)

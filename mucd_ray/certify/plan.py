@@ -9,7 +9,7 @@ from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import Mechanism
 
-STEPS = 200
+STEPS = 100
 BATCH = 1024
 CLIP_NORM = 1.0
 # Below this noise multiplier subsampling wastes signal: a larger batch with more noise certifies more.

@@ -1,0 +1,47 @@
+"""Record a real dataset, train 1000 instances on Ray, certify and report: `python jobs/demo.py acrobot|cartpole|freeway`."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+# Without a choice of the user's, recordings stay beside the runs and the user's own Minari folder is left alone.
+os.environ.setdefault("MINARI_DATASETS_PATH", str(Path("runs/datasets").resolve()))
+
+from tqdm import tqdm
+
+from mucd_ray.data.minari_io import local_datasets
+from mucd_ray.data.record import record
+from mucd_ray.errors import MucdError
+from mucd_ray.examples import CERTIFIED_SEED, EXAMPLES
+from mucd_ray.service.session import describe, execute
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("example", choices=sorted(EXAMPLES), nargs="?", default="acrobot")
+    parser.add_argument("--instances", type=int, default=1000)
+    parser.add_argument("--out", help="run folder (default: runs/EXAMPLE)")
+    options = parser.parse_args()
+    example = EXAMPLES[options.example]
+    start = time.monotonic()
+    try:
+        Path(os.environ["MINARI_DATASETS_PATH"]).mkdir(parents=True, exist_ok=True)
+        if example.dataset not in local_datasets():
+            with tqdm(total=example.transitions, unit="transition", desc="recording", file=sys.stderr) as bar:
+                record(
+                    example.env_id, None, example.transitions, CERTIFIED_SEED, example.dataset,
+                    progress=lambda done, wanted: bar.update(min(done, wanted) - bar.n),
+                )
+        summary = execute(example.request(options.instances), options.out or f"runs/{options.example}")
+    except MucdError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{options.example}: {example.env_id}, dataset {example.dataset}\n{describe(summary)}")
+    print(f"check it     .venv/bin/mucd verify {summary['certificate']}\n{time.monotonic() - start:.0f} seconds in all")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
