@@ -32,6 +32,7 @@ SPLITS = 256
 RENYI_SPLITS = 128
 # Sizes per octave of the pure groups from which chains are built.
 ANCHORS_PER_OCTAVE = 4
+ADP_GRID = 512
 
 
 def tradeoff(accountant: GroupAccountant, inserted: int, removed: int) -> LowerBound:
@@ -106,7 +107,8 @@ class OutcomesGuarantee:
         return np.clip(self.bound(p.reshape(-1)).reshape(p.shape), 0.0, p)
 
     def upper(self, p):
-        return 1.0 - self.lower(1.0 - np.asarray(p, dtype=float))
+        p = np.asarray(p, dtype=float)
+        return np.maximum(1.0 - self.lower(1.0 - p), p)
 
 
 # What D' may be, seen from D. One-sided threats have a direction: if D is the poisoned set, what was done to it is the reverse.
@@ -165,27 +167,34 @@ class Guarantees:
     def _chains(self, radius: int) -> list[LowerBound]:
         """One function: the least bound over all mixed splits, by chains of pure curves."""
         pairs = _cover(radius, SPLITS)
+        removals = _chain_links(np.array([high for _, high in pairs]))
+        insertions = _chain_links(radius - np.array([low for low, _ in pairs]))
         curve = self.accountant.curve
-        slopes = self.family == "adp"
 
-        def lower(p):
-            # For adp a fixed grid of p finds each chain's greatest distance from the diagonal, where its slope passes 1.
-            points = np.concatenate([p, np.linspace(0, 1, 513)]) if slopes else p
-            worst = np.ones(len(p))
-            after_removal = {0: points}
-            for low, high in pairs:
-                value = after_removal.setdefault(high, _chain(points, high, lambda k: curve(0, k)))
-                value = _chain(value, radius - low, lambda k: curve(k, 0))
-                if slopes:
-                    distance = points - value
-                    at = int(np.argmax(distance))
-                    # The chain is convex, so between grid points it lies at most one grid step further from the diagonal.
-                    limited = points - distance[at] - 1 / 512
-                    value = np.where(points <= points[at], value, np.maximum(limited, 0.0))
-                worst = np.minimum(worst, value[: len(p)])
-            return worst
+        def chains(p):
+            """Bounds of all chains, [splits, n]."""
+            value = np.tile(p, (len(pairs), 1))
+            for part, rows in removals:
+                value[rows] = curve(0, part)(value[rows])
+            for part, rows in insertions:
+                value[rows] = curve(part, 0)(value[rows])
+            return value
 
-        return [lower] if pairs else []
+        if not pairs:
+            return []
+        if self.family != "adp":
+            return [lambda p: chains(p).min(axis=0)]
+
+        # A chain is convex, so between grid points it lies at most one grid step further from the diagonal.
+        grid = np.linspace(0.0, 1.0, ADP_GRID + 1)
+
+        def slopes_at_most_one(p):
+            on_grid, at_p = chains(grid), chains(p)
+            at = np.argmax(grid - on_grid, axis=1)
+            total_variation = (grid - on_grid).max(axis=1) + 1 / ADP_GRID
+            return np.where(p <= grid[at][:, None], at_p, np.maximum(p - total_variation[:, None], 0.0)).min(axis=0)
+
+        return [slopes_at_most_one]
 
 
 def _cover(radius: int, groups: int) -> list[tuple[int, int]]:
@@ -194,20 +203,17 @@ def _cover(radius: int, groups: int) -> list[tuple[int, int]]:
     return [(int(a), int(b) - 1) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
-@lru_cache(4096)
-def _anchor_sum(units: int) -> tuple[int, ...]:
-    """`units` as a sum of few sizes from one fixed ladder, largest first, so that all groups share their curves."""
-    parts = []
-    while units:
-        parts.append(_LADDER[bisect_right(_LADDER, units) - 1])
-        units -= parts[-1]
-    return tuple(parts)
-
-
+# Sizes from one fixed ladder, so that all groups of all radii share their curves.
 _LADDER = sorted({round(2 ** (k / ANCHORS_PER_OCTAVE)) for k in range(32 * ANCHORS_PER_OCTAVE)})
 
 
-def _chain(p: np.ndarray, units: int, curve_of: Callable[[int], LowerBound]) -> np.ndarray:
-    for part in _anchor_sum(units):
-        p = curve_of(part)(p)
-    return p
+def _chain_links(units: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Each of `units` [n] as a sum of few different ladder sizes: [(size, rows that have it)], largest first."""
+    left, links = units.copy(), []
+    for size in reversed(_LADDER[: bisect_right(_LADDER, units.max(initial=0))]):
+        rows = np.flatnonzero(left >= size)
+        left[rows] -= size
+        if len(rows):
+            links.append((size, rows))
+    assert not left.any()
+    return links

@@ -23,6 +23,7 @@ MAX_CELLS = 1 << 21
 WINDOW_TAIL = 1e-12
 ROUNDING = 1e-9
 ROUNDING_PER_STEP = 1e-12
+SMALLEST = 1e-290
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,13 @@ class LossDistribution:
         """The loss of `steps` independent steps: the T-fold convolution by FFT."""
         if steps == 1:
             return self
-        low, size = _window(self.step, self.start, self.masses, steps)
+        start, (masses,), cut = _without_tails(self.start, self.masses, [self.masses], steps)
+        low, size = _window(self.step, start, masses, steps)
         return replace(
             self,
             start=low,
-            masses=_self_convolve(self.masses, self.start, steps, low, size),
-            infinite=-np.expm1(steps * np.log1p(-self.infinite)) + _left_out(steps),
+            masses=_self_convolve(masses, start, steps, low, size),
+            infinite=-np.expm1(steps * np.log1p(-self.infinite - cut)) + _left_out(steps),
         )
 
     def renyi_divergence(self, orders: np.ndarray) -> np.ndarray:
@@ -64,9 +66,8 @@ class LossDistribution:
     def tradeoff_curve(self) -> "TradeoffCurve":
         """Neyman-Pearson: to collect probability under P at the least cost under Q, take the largest losses first."""
         under_p = self.infinite + np.cumsum(self.masses[::-1])
-        with np.errstate(over="ignore", invalid="ignore"):
-            terms = np.where(self.masses > 0, self.masses * np.exp(-self.losses), 0.0)
-        under_q = np.cumsum(terms[::-1])
+        with np.errstate(divide="ignore"):
+            under_q = np.cumsum(np.exp(np.minimum(np.log(self.masses) - self.losses, 0.0))[::-1])
         return TradeoffCurve(under_p=np.append(self.infinite, under_p), under_q=np.append(0.0, under_q))
 
 
@@ -82,8 +83,7 @@ class TradeoffCurve:
 
     def __call__(self, p):
         """p in [0, 1], any shape -> the bound, same shape."""
-        p = np.asarray(p, dtype=float)
-        return np.clip(np.interp(p, self.under_p, self.under_q, left=0.0), 0.0, p)
+        return np.minimum(np.interp(p, self.under_p, self.under_q, left=0.0), p)
 
 
 def pessimistic(*, removed: int, inserted: int, sample_rate: float, sigma: float, resolution: int = RESOLUTION) -> LossDistribution:
@@ -92,7 +92,8 @@ def pessimistic(*, removed: int, inserted: int, sample_rate: float, sigma: float
     low = np.floor(losses[:-1] / step)
     high = np.maximum(np.ceil(losses[1:] / step), low + 1)
     # Solve a + b = p and a e^{-low} + b e^{-high} = q for the two atoms of each cell.
-    at_high = np.clip((p * np.exp(-low * step) - q) / (np.exp(-low * step) - np.exp(-high * step)), 0.0, p)
+    with np.errstate(divide="ignore", over="ignore"):
+        at_high = np.clip((p - np.exp(np.log(q) + low * step)) / -np.expm1((low - high) * step), 0.0, p)
     start, size = int(low.min()), int(high.max() - low.min()) + 1
     masses = np.bincount((low - start).astype(int), p - at_high, size) + np.bincount((high - start).astype(int), at_high, size)
     return LossDistribution(step=step, start=start, masses=masses, infinite=outside)
@@ -103,11 +104,16 @@ def attainable_curve(
 ) -> TradeoffCurve:
     """Operating curve of a test that can be run on the outputs: the exact trade-off curve is at or below it."""
     step, _, p, q, _ = _cells(removed, inserted, sample_rate, sigma, resolution)
-    kept = (p > 0) & (q > 0)
+    kept = (p > SMALLEST) & (q > SMALLEST)
     p, q = p[kept], q[kept]
+    if p.sum() <= WINDOW_TAIL:
+        # P and Q hardly overlap: only the trivial upper bound is left.
+        return TradeoffCurve(under_p=np.array([0.0, 1.0]), under_q=np.array([0.0, 1.0]))
     index = np.rint(np.log(p / q) / step).astype(int)
     start, size = index.min(), int(np.ptp(index)) + 1
     p, q = np.bincount(index - start, p, size), np.bincount(index - start, q, size)
+    # The test never rejects when a step's loss is far out: its probabilities below are exact all the same.
+    start, (p, q), _ = _without_tails(start, p, [p, q], steps)
     low, width = _window(step, start, p, steps)
     low_q, width_q = _window(step, start, q, steps)
     high = max(low + width, low_q + width_q)
@@ -115,7 +121,10 @@ def attainable_curve(
     size = fft.next_fast_len(high - low, real=True)
     under_p, under_q = (np.cumsum(_self_convolve(m, start, steps, low, size)[::-1]) for m in (p, q))
     slack = _left_out(steps)
-    return TradeoffCurve(under_p=np.append(0.0, under_p), under_q=np.append(0.0, np.minimum(under_q + slack, 1.0)))
+    # The last test always rejects.
+    return TradeoffCurve(
+        under_p=np.concatenate([[0.0], np.minimum(under_p, 1.0), [1.0]]), under_q=np.concatenate([[0.0], np.minimum(under_q + slack, 1.0), [1.0]])
+    )
 
 
 def _cells(removed, inserted, sample_rate, sigma, resolution):
@@ -147,12 +156,23 @@ def _left_out(steps: int) -> float:
     return 2 * WINDOW_TAIL + ROUNDING + steps * ROUNDING_PER_STEP
 
 
+def _without_tails(start: int, masses: np.ndarray, arrays: list[np.ndarray], steps: int) -> tuple[int, list[np.ndarray], float]:
+    """`arrays` without the ends of the grid where `masses` has little, the new first index, and the mass cut off.
+
+    Rare huge losses would make the window of the sum huge too.
+    """
+    negligible = WINDOW_TAIL / steps
+    first = int(np.searchsorted(np.cumsum(masses), negligible))
+    last = len(masses) - int(np.searchsorted(np.cumsum(masses[::-1]), negligible))
+    return start + first, [array[first:last] for array in arrays], float(masses[:first].sum() + masses[last:].sum())
+
+
 def _window(step: float, start: int, masses: np.ndarray, steps: int) -> tuple[int, int]:
     """(first index, length) of a window with all but WINDOW_TAIL of the T-fold sum on each side, by Chernoff's bound."""
     losses = (start + np.arange(len(masses))) * step
     mean = masses @ losses
-    deviation = np.sqrt(steps * (masses @ (losses - mean) ** 2))
-    rates = np.geomspace(0.3, 60, 48) / deviation
+    deviation = max(np.sqrt(steps * (masses @ (losses - mean) ** 2)), step)
+    rates = np.geomspace(0.03, 60, 64) / deviation
     with np.errstate(divide="ignore"):
         log_masses = np.log(masses)
 
@@ -166,7 +186,7 @@ def _window(step: float, start: int, masses: np.ndarray, steps: int) -> tuple[in
     low = max(-(steps * log_moment(-rate) + reach) / rate for rate in rates)
     first = int(np.floor(max(low / step, steps * start)))
     last = int(np.ceil(min(high / step, steps * (start + len(masses) - 1))))
-    return first, fft.next_fast_len(last - first + 1, real=True)
+    return first, fft.next_fast_len(max(last - first, 0) + 1, real=True)
 
 
 def _self_convolve(masses: np.ndarray, start: int, steps: int, first: int, size: int) -> np.ndarray:

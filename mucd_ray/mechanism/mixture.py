@@ -48,13 +48,18 @@ class Mixture:
         return self.centres.min() - margin, self.centres.max() + margin
 
     def masses(self, edges: np.ndarray) -> np.ndarray:
-        """Probability of each cell between consecutive `edges` [n+1] -> [n], accurate in both tails."""
-        below, above = np.empty(len(edges)), np.empty(len(edges))
-        for part in _parts(len(edges), len(self.centres)):
-            z = (edges[part, None] - self.centres) / self.sigma
-            below[part] = ndtr(z) @ self.weights
-            above[part] = ndtr(-z) @ self.weights
-        return np.maximum(np.where(below[1:] < above[:-1], np.diff(below), -np.diff(above)), 0.0)
+        """Probability of each cell between consecutive increasing `edges` [n+1] -> [n], accurate in both tails."""
+        middle = min(int(np.searchsorted(edges, self.weights @ self.centres)), len(edges) - 1)
+        below = self._distribution(edges[: middle + 1], +1)
+        above = self._distribution(edges[middle:], -1)
+        return np.maximum(np.concatenate([np.diff(below), -np.diff(above)]), 0.0)
+
+    def _distribution(self, x: np.ndarray, sign: int) -> np.ndarray:
+        """P(X <= x) for sign +1, P(X > x) for sign -1: [n] -> [n]."""
+        result = np.empty(len(x))
+        for part in _parts(len(x), len(self.centres)):
+            result[part] = ndtr(sign * (x[part, None] - self.centres) / self.sigma) @ self.weights
+        return result
 
     def tail_mass(self, edges: np.ndarray) -> float:
         """Upper bound on the probability outside [edges[0], edges[-1]], left-out components included."""
