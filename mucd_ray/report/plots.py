@@ -1,0 +1,234 @@
+"""The plots of a report: one function per plot, from plain arrays to PNG bytes.
+
+Bounds and shares fall with r, and are known at evaluated radii only. Between two of them every curve shows the value of the
+larger one, so that no point of a curve claims more than the certificate does.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Width and height in inches, and a warning to print on the plot, which may be seen without the page around it."""
+
+    size: tuple[float, float]
+    narrow: bool = False
+    warning: str = ""
+
+
+WIDE = Look(size=(8.0, 5.0))
+# The width of a phone, at the same size of letters.
+NARROW = Look(size=(3.9, 5.2), narrow=True)
+DPI = 160
+FONT = 10
+
+INK, GRID, ALARM = "#222222", "#dddddd", "#b3261e"
+# Okabe & Ito's colours, distinct to the colour-blind.
+BLUE, SKY, GREEN, VERMILION, PURPLE, AMBER = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#E69F00"
+LEVELS = {
+    "unpoisoned mean": (GREEN, "-"),
+    "non-private learner": (VERMILION, (0, (6, 2))),
+    "behaviour policy": (PURPLE, (0, (6, 2, 1, 2))),
+    "best constant action": (AMBER, (0, (1, 1.5))),
+    "public floor": (INK, (0, (1, 3))),
+}
+SCOPE_COLOURS = (BLUE, VERMILION)
+HALO = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.6}
+
+# A curve is shown until this share of what is above the floor is left.
+CURVE_END = 0.02
+MAX_BINS = 40
+TICK_STEPS = (1, 2, 2.5, 5, 10)
+
+
+def return_bound(
+    *,
+    radius: np.ndarray,
+    bounds: dict[str, np.ndarray],
+    levels: dict[str, float],
+    kept: list[tuple[str, int, float]],
+    units: int,
+    unit: str,
+    look=WIDE,
+) -> bytes:
+    """Lower bounds on the expected return against r.
+
+    Args:
+        radius: evaluated radii, increasing from 0, [K].
+        bounds: one curve [K] per label; the first is the certified one.
+        levels: returns to compare with, by a name in LEVELS; "public floor", the least possible return, among them.
+        kept: (label, r, bound) of the points to mark.
+        units: N; the upper axis shows 100 r / N.
+        unit: what r counts, in the plural.
+    """
+    fig, (ax,) = _figure(look)
+    main, *others = bounds
+    ax.plot(radius, bounds[main], drawstyle="steps-pre", color=BLUE, linewidth=2.2, zorder=3, label=main)
+    for label in others:
+        ax.plot(radius, bounds[label], drawstyle="steps-pre", color=SKY, linewidth=1.2, linestyle="--", label=label)
+    for name, level in levels.items():
+        colour, style = LEVELS[name]
+        ax.axhline(level, color=colour, linestyle=style, linewidth=1.3, zorder=1, label=f"{name}: {_number(level)}")
+    shown = [*levels.values(), *(curve[0] for curve in bounds.values())]
+    floor = levels["public floor"]
+    ended = np.flatnonzero(bounds[main] - floor <= CURVE_END * (max(shown) - floor))
+    end = 1.06 * max(1, radius[ended[0]] if len(ended) else radius[-1], *(r for _, r, _ in kept))
+    _radius_axes([ax], end, units, unit)
+    _mark(ax, kept, end)
+    margin = 0.06 * (max(shown) - min(shown)) or 1.0
+    ax.set_ylim(min(shown) - margin, max(shown) + margin)
+    ax.set_ylabel("expected return of one trained policy")
+    return _png(fig, look, columns=2)
+
+
+def _mark(ax, kept, end: float) -> None:
+    by_radius = {}
+    for label, r, bound in kept:
+        by_radius.setdefault(r, []).append((label, bound))
+    for r, points in by_radius.items():
+        bound = max(b for _, b in points)
+        ax.plot([r], [bound], "o", color=BLUE, markersize=6, markeredgecolor="white", zorder=4, clip_on=False)
+        text = f"{' / '.join(label for label, _ in points)} kept: r = {r:,}"
+        # A falling curve leaves room right above a point and left below it.
+        offset, side = ((7, 5), "left") if r < 0.5 * end else ((-4, -15), "right")
+        ax.annotate(text, (r, bound), xytext=offset, textcoords="offset points", ha=side, fontsize=FONT - 1, color=INK, zorder=5, bbox=HALO)
+
+
+def action_radii(*, scopes: dict[str, np.ndarray], units: int, unit: str, look=WIDE) -> bytes:
+    """Histogram of certified radii, one panel per scope: an array [S] with -1 where the state is not certified."""
+    fig, axes = _figure(look, rows=len(scopes))
+    largest = max(0, *(int(radius.max()) for radius in scopes.values()))
+    # Bars are whole numbers of radii wide, so that no bar covers more of them than another.
+    width = max(1, math.ceil((largest + 1) / MAX_BINS))
+    edges = np.arange(0, largest + 1 + width, width) - 0.5
+    span = edges[-1] - edges[0]
+    abstain = -(0.2 if look.narrow else 0.1) * span
+    # A bar alone is not as broad as the plot.
+    bar = min(width, 0.1 * span)
+    for ax, (label, radius), colour in zip(axes, scopes.items(), SCOPE_COLOURS, strict=True):
+        counts = np.histogram(radius[radius >= 0], edges)[0]
+        abstained = np.count_nonzero(radius < 0)
+        ax.bar((edges[:-1] + edges[1:]) / 2, counts, width=0.92 * bar, color=colour, label=label)
+        ax.bar([abstain], [abstained], width=max(0.92 * bar, 0.03 * span), color=colour, hatch="////", edgecolor="white", linewidth=0)
+        ax.grid(axis="x", visible=False)
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
+        ax.set_ylim(0, 1.05 * max(1, counts.max(), abstained))
+        ax.set_ylabel("states")
+    _radius_axes(axes, edges[-1] + 0.02 * span, units, unit, low=1.5 * abstain, label="certified radius r")
+    ticks = [t for t in axes[-1].get_xticks() if 0 <= t <= edges[-1] and t == round(t)]
+    axes[-1].set_xticks([abstain, *ticks], ["none", *(f"{t:,.0f}" for t in ticks)])
+    return _png(fig, look, columns=2)
+
+
+def certified_share(*, scopes: dict[str, np.ndarray], units: int, unit: str, look=WIDE) -> bytes:
+    """Share of all states that are certified at r; each scope is an array [S] with -1 where the state is not certified."""
+    fig, (ax,) = _figure(look)
+    end = 1.06 * max(1, *(int(radius.max()) for radius in scopes.values()))
+    for (label, radius), colour, style in zip(scopes.items(), SCOPE_COLOURS, ("-", (0, (6, 2))), strict=False):
+        at, share = share_certified(radius)
+        ax.plot([*at, end], [*share, 0.0], drawstyle="steps-pre", color=colour, linestyle=style, linewidth=2.2, label=label)
+    _radius_axes([ax], end, units, unit)
+    ax.set_ylim(-0.02, 1.04)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    ax.set_ylabel("share of states certified at r")
+    return _png(fig, look, columns=2)
+
+
+def share_certified(radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Radii [K], from 0 and increasing, and the share [K] of the states whose own radius is at least that."""
+    at = np.unique(np.maximum(radius, 0))
+    at = at if at[0] == 0 else np.concatenate([[0], at])
+    return at, np.array([np.mean(radius >= r) for r in at])
+
+
+def return_distribution(
+    *, returns: np.ndarray, threshold: np.ndarray, bounds: dict[str, np.ndarray], return_range: tuple[float, float], look=WIDE
+) -> bytes:
+    """Histogram of the instances' returns [P], and under it the share of policies whose return is at least t.
+
+    Args:
+        threshold: values t, increasing, [K].
+        bounds: lower confidence bounds on P(return >= t) for t up to threshold[k], [K] per label; the first is the certified one.
+    """
+    fig, (top, bottom) = _figure(look, rows=2)
+    edges = return_bins(returns, return_range)
+    margin = (0.02 if len(edges) > 2 else 1.0) * (edges[-1] - edges[0])
+    left, right = edges[0] - margin, edges[-1] + margin
+    top.hist(returns, edges, color=BLUE, rwidth=0.94)
+    top.axvline(returns.mean(), color=GREEN, linewidth=1.6, label=f"mean: {_number(returns.mean())}")
+    top.set_ylabel("policies")
+    top.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    empirical = np.array([np.mean(returns >= t) for t in threshold])
+    steps = {"drawstyle": "steps-pre"}
+    x = [left, *threshold, right]
+    bottom.plot(x, [1.0, *empirical, 0.0], color=INK, linewidth=1.4, label="in the sample", **steps)
+    for i, (label, bound) in enumerate(bounds.items()):
+        y = [bound[0], *bound, 0.0]
+        style = {"linewidth": 1.2, "linestyle": "--"} if i else {"linewidth": 2.0}
+        bottom.plot(x, y, color=(BLUE, SKY)[min(i, 1)], label=label, **style, **steps)
+    bottom.set_ylim(-0.02, 1.04)
+    bottom.set_xlim(left, right)
+    bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    bottom.xaxis.set_major_locator(MaxNLocator(nbins=4 if look.narrow else 9, steps=TICK_STEPS))
+    bottom.set_ylabel("policies with\na return ≥ t")
+    bottom.set_xlabel("return t")
+    return _png(fig, look, columns=2)
+
+
+def return_bins(returns: np.ndarray, return_range: tuple[float, float]) -> np.ndarray:
+    """Edges of equal bins over the returns. Whole-number returns get whole-number widths: others leave false gaps."""
+    low, high = float(returns.min()), float(returns.max())
+    if np.all(returns == np.rint(returns)):
+        width = max(1, math.ceil((high - low + 1) / MAX_BINS))
+        return low - 0.5 + width * np.arange(math.ceil((high - low + 1) / width) + 1)
+    if high == low:
+        half = 0.01 * (return_range[1] - return_range[0]) or 1.0
+        return np.array([low - half, low + half])
+    return np.linspace(low, high, min(MAX_BINS, max(8, math.ceil(2 * len(returns) ** (1 / 3)))) + 1)
+
+
+def _figure(look: Look, rows: int = 1):
+    fig = Figure(figsize=look.size, layout="constrained", facecolor="white")
+    axes = fig.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    for ax in axes:
+        ax.grid(color=GRID, linewidth=0.7)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=FONT, colors=INK)
+        ax.xaxis.label.set_size(FONT)
+        ax.yaxis.label.set_size(FONT)
+    return fig, axes
+
+
+def _radius_axes(axes, end: float, units: int, unit: str, low: float | None = None, label: str | None = None) -> None:
+    """r under the lowest panel, and % of the data over the uppermost."""
+    top, bottom = axes[0], axes[-1]
+    ticks = {"nbins": 4 if bottom.figure.get_figwidth() < 5 else 8, "steps": TICK_STEPS}
+    bottom.set_xlim(-0.01 * end if low is None else low, end)
+    bottom.set_xlabel(label or f"r, number of poisoned {unit}")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, **ticks))
+    bottom.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    percent = top.secondary_xaxis("top", functions=(lambda r: 100 * r / units, lambda p: p * units / 100))
+    percent.xaxis.set_major_locator(MaxNLocator(**ticks))
+    percent.xaxis.set_major_formatter(lambda p, _: f"{p:.6g} %" if p >= 0 else "")
+    percent.tick_params(labelsize=FONT - 1, colors=INK)
+    percent.set_xlabel(f"share of the dataset's {units:,} {unit}", fontsize=FONT)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
+
+
+def _png(fig: Figure, look: Look, columns: int) -> bytes:
+    if look.warning:
+        fig.suptitle(look.warning, color=ALARM, fontsize=FONT + 4, fontweight="bold")
+    fig.legend(loc="outside lower center", ncols=1 if look.narrow else columns, fontsize=FONT - 1, frameon=False)
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
