@@ -111,6 +111,7 @@ def plan(options, out):
     from dataclasses import asdict
 
     from mucd_ray.certify.plan import plan as make_plan
+    from mucd_ray.mechanism.mechanism import UNITS
 
     answer = make_plan(
         units=options.units, fraction=options.fraction, instances=options.instances, eta=options.eta, actions=options.actions,
@@ -120,7 +121,7 @@ def plan(options, out):
     mechanism = answer.mechanism
     text = (
         f"sample rate {mechanism.sample_rate:.6g}, noise multiplier {mechanism.noise_multiplier:.6g}, steps {mechanism.steps}: a unanimous vote of "
-        f"{answer.instances} instances is certified up to r = {answer.radius} of {answer.units} {mechanism.unit}s ({100 * answer.radius / answer.units:.3g} %); "
+        f"{answer.instances} instances is certified up to r = {answer.radius} of {answer.units} {UNITS[mechanism.unit]} ({100 * answer.radius / answer.units:.3g} %); "
         f"signal budget S = {answer.signal_budget:.4g}"
     )
     out(json.dumps(asdict(answer) | asdict(mechanism)) if options.json else text)

@@ -51,6 +51,6 @@ EXAMPLES = {
         env_id="CartPole-v1", dataset="cartpole/mixed-v0", transitions=20_000, signal_budget=110, steps=100, learning_rate=100.0
     ),
     "freeway": Example(
-        env_id="ALE/Freeway-v5", dataset="freeway/mixed-v0", transitions=50_000, signal_budget=20, steps=50, learning_rate=10.0
+        env_id="ALE/Freeway-v5", dataset="freeway/mixed-v0", transitions=50_000, signal_budget=14, steps=50, learning_rate=10.0
     ),
 }

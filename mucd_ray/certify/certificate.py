@@ -21,7 +21,7 @@ from mucd_ray.certify.guarantees import FAMILIES, THREATS, Guarantees
 from mucd_ray.certify.policy import expected_return_bound, radius_keeping, return_band
 from mucd_ray.certify.radius import radius_ladder
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.mechanism import UNITS, Mechanism
 
 FORMAT = "mucd-certificate/1"
 SHARES_KEPT = (0.9, 0.75, 0.5)
@@ -154,13 +154,13 @@ def _accounting_results(guarantees: Guarantees, policy: dict) -> dict:
 def claim_sentences(inputs: dict, results: dict) -> list[str]:
     """The claim in words: what may change, how much, what stays true, with which probability."""
     mechanism, policy = inputs["mechanism"], results["policy"]
-    unit, units, confidence = mechanism["unit"], inputs["units"], 100 * (1 - inputs["eta"])
+    kind, units, confidence = UNITS[mechanism["unit"]], inputs["units"], 100 * (1 - inputs["eta"])
     sentences = []
     if not results["sound"]:
         sentences.append("NOT SOUND: this certificate uses the published accounting rule, which is known to be wrong; it is for comparison only.")
     sentences.append(
-        f"Compared are training on the dataset D of this certificate ({units} {unit}s) and training on any dataset D' that "
-        f"{THREATS[inputs['threat']].format(unit=unit)}; D may be the poisoned set and D' the clean one, or the other way round. "
+        f"Compared are training on the dataset D of this certificate ({units} {kind}) and training on any dataset D' that "
+        f"{THREATS[inputs['threat']].format(units=kind)}; D may be the poisoned set and D' the clean one, or the other way round. "
         "Training is the randomised mechanism recorded here, with randomness that the attacker does not know."
     )
     half = policy["keeps"]["0.5"]

@@ -113,10 +113,10 @@ class OutcomesGuarantee:
 
 # What D' may be, seen from D. One-sided threats have a direction: if D is the poisoned set, what was done to it is the reverse.
 THREATS = {
-    "symmetric": "differs from D by up to r {unit}s inserted or removed in total",
-    "insert": "is D with up to r {unit}s inserted",
-    "remove": "is D with up to r {unit}s removed",
-    "substitute": "is D with up to r {unit}s replaced by others",
+    "symmetric": "differs from D by up to r {units} inserted or removed in total",
+    "insert": "is D with up to r {units} inserted",
+    "remove": "is D with up to r {units} removed",
+    "substitute": "is D with up to r {units} replaced by others",
 }
 
 

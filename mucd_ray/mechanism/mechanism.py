@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from mucd_ray.errors import MucdError
 
-UNITS = ("transition", "trajectory")
+# Name of a unit -> its plural.
+UNITS = {"transition": "transitions", "trajectory": "trajectories"}
 
 
 @dataclass(frozen=True, kw_only=True)

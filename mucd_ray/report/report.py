@@ -17,6 +17,7 @@ from mucd_ray.certify.confidence import BANDS
 from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.policy import return_band
 from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.mechanism import UNITS
 from mucd_ray.report import plots
 
 BASELINES = {
@@ -25,7 +26,6 @@ BASELINES = {
     "best_constant_return": "Best constant action",
 }
 SCOPES = {"per_state": "Each state by itself", "family_wise": "All states together"}
-UNITS = {"transition": "transitions", "trajectory": "trajectories"}
 ACCOUNTANTS = {
     "tradeoff": "exact trade-off curve of the composed mechanism",
     "rdp": "Rényi divergences of the exact mixture",
@@ -194,7 +194,7 @@ def render(certificate: dict, baselines: dict, figures: list[FigureData]) -> str
         confidence=_confidence(inputs),
         subject=dataset.get("name") or "offline dataset",
         environment=dataset.get("environment"),
-        threat=THREATS[inputs["threat"]].format(unit=inputs["mechanism"]["unit"]),
+        threat=THREATS[inputs["threat"]].format(units=UNITS[inputs["mechanism"]["unit"]]),
         accountant=ACCOUNTANTS[inputs["accountant"]],
         baselines=_baseline_rows(results["policy"], inputs, baselines),
         figures=figures,

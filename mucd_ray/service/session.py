@@ -15,7 +15,7 @@ from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.losses import policy_outputs
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.mechanism import UNITS, Mechanism
 from mucd_ray.report.report import write_report
 from mucd_ray.service.run import Choices, Resources, certify, train
 from mucd_ray.service.settings import RunSettings
@@ -184,9 +184,9 @@ def summarise(store: RunStore, certificate: dict) -> dict:
 
 def describe(summary: dict) -> str:
     """The summary for people."""
-    unit, baselines = summary["unit"], summary["baselines"] or {}
+    kind, baselines = UNITS[summary["unit"]], summary["baselines"] or {}
     lines = [
-        f"{summary['instances']} instances; {summary['units']} {unit}s; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}",
+        f"{summary['instances']} instances; {summary['units']} {kind}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}",
         f"unpoisoned mean return   {summary['unpoisoned_mean']:10.2f}",
     ]
     names = {"non_private": "without privacy", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
@@ -194,7 +194,7 @@ def describe(summary: dict) -> str:
     for share, entry in summary["keeps"].items():
         if entry["radius"] >= 0:
             lines.append(
-                f"certified: keeps {100 * float(share):.0f} % up to r = {entry['radius']} {unit}s ({100 * entry['fraction']:.3g} %), "
+                f"certified: keeps {100 * float(share):.0f} % up to r = {entry['radius']} {kind} ({100 * entry['fraction']:.3g} %), "
                 f"expected return at least {entry['bound']:.2f}"
             )
         else:

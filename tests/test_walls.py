@@ -1,0 +1,61 @@
+"""Imports run downwards only (docs/layout in the README): checked in the sources, and for `verify` in a real process."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "mucd_ray"
+HEAVY = {"torch", "opacus", "ray", "gymnasium", "minari", "ale_py", "matplotlib"}
+FORBIDDEN = {
+    "data": {"torch", "opacus", "ray"},
+    "mechanism": HEAVY,
+    "certify": HEAVY,
+    "learn": {"ray"},
+    "evaluate": {"ray"},
+    "report": {"torch", "opacus", "ray", "gymnasium", "minari"},
+}
+ROOMS_BELOW = {
+    "data": set(),
+    "mechanism": set(),
+    "certify": {"mechanism"},
+    "learn": {"data", "mechanism"},
+    "evaluate": {"data", "mechanism", "learn"},
+    "report": {"mechanism", "certify"},
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_a_room_imports_only_what_lies_below_it(room):
+    for path in (PACKAGE / room).glob("*.py"):
+        for name in imports(path):
+            top, *rest = name.split(".")
+            assert top not in FORBIDDEN[room], f"{path} imports {name}"
+            if top == "mucd_ray" and len(rest) > 1:
+                assert rest[0] == room or rest[0] in ROOMS_BELOW[room], f"{path} imports {name}"
+
+
+def test_nothing_is_unpickled():
+    for path in PACKAGE.rglob("*.py"):
+        names = set(imports(path))
+        assert not names & {"pickle", "cloudpickle", "joblib", "dill"}, path
+        assert "allow_pickle=True" not in path.read_text() and "weights_only=False" not in path.read_text(), path
+
+
+def test_certificates_are_checked_without_the_heavy_packages():
+    code = (
+        "import sys; import mucd_ray.cli; import mucd_ray.certify.certificate; import mucd_ray.certify.plan; "
+        f"sys.exit(' '.join(sorted(set(sys.modules) & {HEAVY!r})) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
