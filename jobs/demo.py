@@ -9,8 +9,7 @@ from pathlib import Path
 # Without a choice of the user's, recordings stay beside the runs and the user's own Minari folder is left alone.
 os.environ.setdefault("MINARI_DATASETS_PATH", str(Path("runs/datasets").resolve()))
 
-from tqdm import tqdm
-
+from mucd_ray.cli import progress_bar
 from mucd_ray.data.minari_io import local_datasets
 from mucd_ray.data.record import record
 from mucd_ray.errors import MucdError
@@ -29,11 +28,8 @@ def main() -> int:
     try:
         Path(os.environ["MINARI_DATASETS_PATH"]).mkdir(parents=True, exist_ok=True)
         if example.dataset not in local_datasets():
-            with tqdm(total=example.transitions, unit="transition", desc="recording", file=sys.stderr) as bar:
-                record(
-                    example.env_id, None, example.transitions, CERTIFIED_SEED, example.dataset,
-                    progress=lambda done, wanted: bar.update(min(done, wanted) - bar.n),
-                )
+            with progress_bar("recording", "transition") as progress:
+                record(example.env_id, None, example.transitions, CERTIFIED_SEED, example.dataset, progress=progress)
         summary = execute(example.request(options.instances), options.out or f"runs/{options.example}")
     except MucdError as error:
         print(f"demo: error: {error}", file=sys.stderr)

@@ -43,6 +43,25 @@ def _only_results_on_stdout():
         os.close(real)
 
 
+@contextlib.contextmanager
+def progress_bar(what: str, unit: str):
+    """Yields progress(done, total), which draws a bar on standard error from its first call on."""
+    from tqdm import tqdm
+
+    bar = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or tqdm(total=total, unit=unit, desc=what, file=sys.stderr, dynamic_ncols=True)
+        bar.update(min(done, total) - bar.n)
+
+    try:
+        yield progress
+    finally:
+        if bar is not None:
+            bar.close()
+
+
 def record(options, out):
     from mucd_ray.data.behaviours import behaviour_catalogue
     from mucd_ray.data.record import record as record_dataset
@@ -53,13 +72,10 @@ def record(options, out):
         return 0
     if not options.environment or not options.dataset:
         raise MucdError("record needs an environment and --dataset ID, for example: mucd record Acrobot-v1 --dataset acrobot/mixed-v0")
-    from tqdm import tqdm
-
-    with tqdm(total=options.transitions, unit="transition", desc="recording", file=sys.stderr, dynamic_ncols=True) as bar:
+    with progress_bar("recording", "transition") as progress:
         summary = record_dataset(
             options.environment, options.behaviour, options.transitions, options.seed, options.dataset,
-            tuple(options.noise) if options.noise else None, overwrite=options.overwrite,
-            progress=lambda done, wanted: bar.update(min(done, wanted) - bar.n),
+            tuple(options.noise) if options.noise else None, overwrite=options.overwrite, progress=progress,
         )
     text = (
         f"{summary['dataset_id']}: {summary['transitions']} transitions in {summary['trajectories']} trajectories of {summary['env_id']}, "

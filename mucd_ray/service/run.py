@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -86,7 +87,8 @@ def certify(store: RunStore, choices: Choices) -> dict:
     tally = Tally(store)
     if not tally.returns:
         raise MucdError(f"{store.path} holds no finished instance: continue it with `mucd run` or `mucd grow`")
-    certificate = certificate_of(settings, tally.evidence(), vars(choices), assumptions(settings), context(store, settings))
+    earlier = earlier_instances(store, len(tally.returns))
+    certificate = certificate_of(settings, tally.evidence(), vars(choices), assumptions(settings, earlier), context(store, settings, earlier))
     store.write_json("certificate.json", certificate)
     return certificate
 
@@ -104,9 +106,11 @@ def _train_on_ray(store, settings, dataset, instances, choices, resources) -> di
     coordinator = Coordinator.remote(run)
     certifier = Certifier.remote(run, vars(choices))
     try:
-        _prepare(store, pool)
+        _prepare(store, pool, dataset)
         _train_blocks(pool, coordinator, certifier, blocks, instances)
-        certificate = ray.get(certifier.certificate.remote(coordinator.evidence.remote(), assumptions(settings), context(store, settings)))
+        earlier = earlier_instances(store, instances)
+        evidence = coordinator.evidence.remote()
+        certificate = ray.get(certifier.certificate.remote(evidence, assumptions(settings, earlier), context(store, settings, earlier)))
         if len(certificate["inputs"]["returns"]) < instances:
             raise MucdError(f"only {len(certificate['inputs']['returns'])} of {instances} instances are stored: run the same command again")
     finally:
@@ -115,13 +119,14 @@ def _train_on_ray(store, settings, dataset, instances, choices, resources) -> di
     return certificate
 
 
-def _prepare(store: RunStore, pool: Pool) -> None:
+def _prepare(store: RunStore, pool: Pool, dataset: OfflineDataset) -> None:
     """The states to vote on, and the baselines, where they are missing."""
     steps = []
     if store.states() is None:
         steps.append(("choose_states", store.write_states))
     if store.read_json("baselines.json") is None:
-        steps.append(("baselines", lambda value: store.write_json("baselines.json", value)))
+        behaviour = {"behaviour": float(dataset.trajectory_returns.mean())}
+        steps.append(("baselines", lambda value: store.write_json("baselines.json", value | behaviour)))
     pool.map([(method, ()) for method, _ in steps], lambda index, value: steps[index][1](value))
 
 
@@ -169,6 +174,7 @@ def _ray(resources: Resources):
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
     options = {"include_dashboard": False} if address == "local" else {}
+    _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -179,8 +185,37 @@ def _ray(resources: Resources):
         ray.shutdown()
 
 
-def assumptions(settings: RunSettings) -> list[str]:
+def _check_reachable(address: str) -> None:
+    """Ray itself keeps trying a dead address for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise MucdError(f"no Ray cluster answers at {address} ({error}): start one there, or leave the address out for a local Ray") from None
+
+
+def earlier_instances(store: RunStore, instances: int) -> list[int]:
+    """Numbers of instances at which this run was certified before: who grows a run after looking has had several tries."""
+    try:
+        certificate = store.read_json("certificate.json")
+    except ValueError:
+        return []
+    if not certificate:
+        return []
+    return sorted({*certificate["context"]["earlier_instances"], certificate["results"]["instances"]} - {instances})
+
+
+def assumptions(settings: RunSettings, earlier: list[int]) -> list[str]:
+    looks = "The number of instances was chosen before any result was seen."
+    if earlier:
+        looks = (
+            f"This run was certified before, with {', '.join(map(str, earlier))} instances. Each certificate has its own probability eta of being wrong; "
+            f"if the number of instances was chosen after seeing the earlier ones, this one is right with probability at least 1 - {len(earlier) + 1} eta."
+        )
     return [
+        looks,
         "The attacker does not know the run's secret, from which all noise and all samples are derived.",
         "Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
         "Sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on the data.",
@@ -189,12 +224,13 @@ def assumptions(settings: RunSettings) -> list[str]:
     ]
 
 
-def context(store: RunStore, settings: RunSettings) -> dict:
+def context(store: RunStore, settings: RunSettings, earlier: list[int]) -> dict:
     """Where the evidence comes from; no result depends on it."""
     states = store.states()
     return {
         "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "environment": settings.card.env_id},
         "baselines": store.read_json("baselines.json"),
+        "earlier_instances": earlier,
         "learner": settings.to_dict()["learner"],
         "parameters": settings.network.parameter_count,
         "states_sha256": data_hash([states]) if states is not None else None,

@@ -55,7 +55,9 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     discrete = isinstance(dataset.action_space, gymnasium.spaces.Discrete)
     actions = int(dataset.action_space.n) if discrete else 0
     states = _states(request.states_file, card)
-    declared, margin = (request.units, None) if request.units else declared_size(len(dataset))
+    if request.units is not None and request.units < 2:
+        raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
+    declared, margin = declared_size(len(dataset)) if request.units is None else (request.units, None)
     mechanism, how = _mechanism(request, choices, declared, max(actions, 2))
     cap, size_note = _radius_cap(len(dataset), declared, margin, choices.threat)
     settings = RunSettings(
@@ -83,7 +85,7 @@ def _environment_of(dataset: OfflineDataset) -> str:
 
 
 def _mechanism(request: Request, choices: Choices, declared: int, actions: int) -> tuple[Mechanism, str]:
-    clip_norm = request.clip_norm or DEFAULT_CLIP_NORM
+    clip_norm = DEFAULT_CLIP_NORM if request.clip_norm is None else request.clip_norm
     if request.noise_multiplier is not None:
         if request.sample_rate is None or request.steps is None:
             raise MucdError("--noise-multiplier needs --sample-rate and --steps beside it; or leave it out, and it is planned from --fraction")
@@ -92,7 +94,6 @@ def _mechanism(request: Request, choices: Choices, declared: int, actions: int) 
             steps=request.steps, normaliser=request.sample_rate * declared,
         )
         return mechanism, "The mechanism was given by the user as constants."
-    # The largest size that is rounded to the declared one may need a few more units for the same fraction.
     answer = plan(
         units=declared, fraction=request.fraction, instances=request.instances, eta=choices.eta, actions=actions, threat=choices.threat,
         accountant="tradeoff", sample_rate=request.sample_rate, **({"steps": request.steps} if request.steps else {}),
@@ -143,14 +144,11 @@ def execute(request: Request, out: str, *, choices: Choices = Choices(), resourc
         note = f"The randomness was derived from the seed {seed}, given by the user: the claim holds only if no attacker knew it."
         settings = RunSettings(**{**vars(settings), "assumptions": (*settings.assumptions, note)})
     store = RunStore.create_or_open(out, settings, secret)
-    return finish(store, train(store, dataset, request.instances, choices, resources, states), dataset)
+    return finish(store, train(store, dataset, request.instances, choices, resources, states))
 
 
-def finish(store: RunStore, certificate: dict, dataset: OfflineDataset | None = None) -> dict:
+def finish(store: RunStore, certificate: dict) -> dict:
     """Report and summary of a certified run."""
-    baselines = store.read_json("baselines.json") or {}
-    if dataset is not None and "behaviour" not in baselines:
-        store.write_json("baselines.json", baselines | {"behaviour": float(dataset.trajectory_returns.mean())})
     write_report(store.path)
     summary = summarise(store, certificate)
     store.write_json("summary.json", summary)
@@ -246,7 +244,7 @@ def grow_run(options, out) -> None:
     settings = store.settings()
     dataset = load_dataset(settings.dataset)
     certificate = train(store, dataset, max(options.instances, store.stored_instances()), _choices(options), _resources(options))
-    _print(finish(store, certificate, dataset), options, out)
+    _print(finish(store, certificate), options, out)
 
 
 def certify_run(options, out) -> None:

@@ -1,0 +1,36 @@
+"""Shared by all rooms: real recordings in a temporary Minari folder, and one real local Ray."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory):
+    """Ids of small real Minari datasets, recorded once per session: {"cartpole": id, "acrobot": id}."""
+    from mucd_ray.data.record import record
+
+    folder = tmp_path_factory.mktemp("minari")
+    old = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    for env_id, dataset in (("CartPole-v1", "cartpole/test-v0"), ("Acrobot-v1", "acrobot/test-v0")):
+        record(env_id, None, 3000, 5, dataset)
+    yield {"cartpole": "cartpole/test-v0", "acrobot": "acrobot/test-v0"}
+    if old is None:
+        del os.environ["MINARI_DATASETS_PATH"]
+    else:
+        os.environ["MINARI_DATASETS_PATH"] = old
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    import logging
+
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield ray
+    ray.shutdown()

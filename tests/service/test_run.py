@@ -1,0 +1,174 @@
+"""The whole service on a real local Ray: actors that are killed, runs that go on, results that do not depend on either."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mucd_ray.certify.certificate import verify
+from mucd_ray.data.minari_io import load_dataset
+from mucd_ray.errors import MucdError
+from mucd_ray.service.actors import Tally
+from mucd_ray.service.pool import Pool
+from mucd_ray.service.run import Choices, Resources, certify, train, training_arrays
+from mucd_ray.service.session import Request, execute, make_settings
+from mucd_ray.service.store import RunStore
+from mucd_ray.service.work import choose_states, train_and_evaluate
+
+INSTANCES = 40
+
+
+def request(dataset, **changes):
+    return Request(**{"dataset": dataset, "instances": INSTANCES, "fraction": 0.01, "steps": 8, "states": 12, "held_out": 3} | changes)
+
+
+@pytest.fixture(scope="module")
+def reference(recordings, tmp_path_factory):
+    """(store, certificate) of the same run made without Ray, in one process: what every other way must reproduce."""
+    dataset = load_dataset(recordings["cartpole"])
+    settings, _ = make_settings(request(recordings["cartpole"]), dataset, Choices())
+    store = RunStore.create_or_open(tmp_path_factory.mktemp("reference") / "run", settings, secret=b"s" * 32)
+    arrays = training_arrays(settings, dataset)
+    states = store.write_states(choose_states(settings, store.secret(), *arrays, "cpu"))
+    store.commit(train_and_evaluate(settings, store.secret(), *arrays, states, range(INSTANCES), "cpu"))
+    return store, certify(store, Choices())
+
+
+def new_run(reference, folder):
+    return RunStore.create_or_open(folder / "run", reference[0].settings(), secret=b"s" * 32)
+
+
+def assert_same(store, reference):
+    ours, theirs = Tally(store).evidence(), Tally(reference[0]).evidence()
+    assert np.array_equal(ours[0], theirs[0]) and np.array_equal(ours[1], theirs[1])
+    assert np.array_equal(store.states(), reference[0].states())
+
+
+def test_a_run_on_ray_equals_the_run_in_one_process(local_ray, recordings, reference, tmp_path):
+    store = new_run(reference, tmp_path)
+    certificate = train(store, load_dataset(recordings["cartpole"]), INSTANCES, Choices(), Resources(block=7))
+    assert_same(store, reference)
+    assert certificate["results"] == reference[1]["results"] and verify(certificate) == []
+    assert set(certificate["context"]["baselines"]) == {"non_private", "behaviour", "best_constant_action", "best_constant_return"}
+
+
+def test_killed_trainers_and_damaged_blocks_cost_nothing(local_ray, recordings, reference, tmp_path, monkeypatch):
+    """Every third block kills its trainer with SIGKILL after the commit; then a stored block is damaged and the run is repeated."""
+    store = new_run(reference, tmp_path)
+    dataset = load_dataset(recordings["cartpole"])
+    made = []
+    original = Pool.map
+
+    def map_with_murder(pool, calls, on_result):
+        def result(index, value):
+            on_result(index, value)
+            if index % 3 == 0 and pool.running:
+                made.append(index)
+                local_ray.kill(next(iter(pool.running.values()))[0])
+
+        original(pool, calls, result)
+
+    monkeypatch.setattr(Pool, "map", map_with_murder)
+    train(store, dataset, INSTANCES, Choices(), Resources(block=4))
+    assert made, "no trainer was killed"
+    assert_same(store, reference)
+    monkeypatch.undo()
+    path = store.blocks / store.names()[2]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    train(store, dataset, INSTANCES, Choices(), Resources(block=9))
+    assert_same(store, reference)
+
+
+def test_growing_keeps_every_instance_and_owns_up_to_the_first_look(local_ray, recordings, reference, tmp_path):
+    store = new_run(reference, tmp_path)
+    dataset = load_dataset(recordings["cartpole"])
+    train(store, dataset, 25, Choices(), Resources(block=25))
+    kept = {name: (store.blocks / name).read_bytes() for name in store.names()}
+    grown = train(store, dataset, INSTANCES, Choices(), Resources(block=6))
+    assert_same(store, reference)
+    assert all((store.blocks / name).read_bytes() == content for name, content in kept.items())
+    assert grown["context"]["earlier_instances"] == [25] and "1 - 2 eta" in grown["assumptions"][0]
+
+
+def test_training_that_always_fails_stops_with_the_reason(local_ray, tmp_path):
+    class Broken:
+        def __init__(self):
+            raise RuntimeError("no such library: libfoo")
+
+        def train(self):
+            pass
+
+    actor = local_ray.remote(max_restarts=0)(Broken)
+    pool = Pool(lambda: actor.options(num_cpus=0).remote(), 1)
+    with pytest.raises(MucdError, match="libfoo"):
+        pool.map([("train", ())], lambda index, value: None)
+    pool.close()
+
+
+def test_bad_requests_name_the_value_and_the_fix(local_ray, recordings, reference, tmp_path):
+    dataset = load_dataset(recordings["cartpole"])
+    store = new_run(reference, tmp_path)
+    for instances, choices, resources, message in [
+        (1, Choices(), Resources(), "1 instances cannot certify anything.*at least 11"),
+        (INSTANCES, Choices(), Resources(device="cuda"), "no GPU"),
+    ]:
+        with pytest.raises(MucdError, match=message):
+            train(store, dataset, instances, choices, resources)
+    with pytest.raises(MucdError, match="eta 2"):
+        Choices(eta=2)
+    with pytest.raises(MucdError, match="has changed"):
+        train(store, load_dataset(recordings["acrobot"]), INSTANCES, Choices(), Resources())
+    assert store.names() == []
+
+
+def test_a_row_more_trains_the_same_mechanism(recordings):
+    """The mechanism must not follow len(D): within the certified radius every dataset gets the same constants."""
+    import dataclasses
+
+    dataset = load_dataset(recordings["cartpole"])
+    settings, _ = make_settings(request(recordings["cartpole"]), dataset, Choices())
+    n = len(dataset)
+    for rows in (np.arange(n - 1), np.r_[np.arange(n), [5]], np.r_[np.arange(n), np.full(settings.radius_cap - 1, 7)]):
+        starts = np.unique(np.r_[0, n - 1, len(rows)])
+        arrays = {k: getattr(dataset, k)[rows] for k in ("observations", "next_observations", "actions", "rewards")}
+        ends = np.zeros(len(rows), bool)
+        changed = dataclasses.replace(dataset, **arrays, terminations=ends, truncations=ends, trajectory_starts=starts)
+        other, _ = make_settings(request(recordings["cartpole"]), changed, Choices())
+        assert other.mechanism == settings.mechanism and other.learner == settings.learner
+
+
+def test_a_driver_that_is_killed_goes_on_where_it_stopped(recordings, reference, tmp_path):
+    """A real process, its own Ray, SIGKILL in the middle; then the same command again."""
+    out = str(tmp_path / "run")
+    new_run(reference, tmp_path)
+    code = (
+        "import sys; from mucd_ray.service.run import *; from mucd_ray.data.minari_io import load_dataset; "
+        f"store = RunStore.open({out!r}); "
+        f"train(store, load_dataset({recordings['cartpole']!r}), {INSTANCES}, Choices(), Resources(block=2, actors=1))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    store = RunStore.open(out)
+    deadline = time.monotonic() + 120
+    while len(store.names()) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {name: (store.blocks / name).read_bytes() for name in store.names()}
+    assert 3 <= len(kept) < INSTANCES / 2, "the kill came too late to mean anything"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert_same(store, reference)
+    assert all((store.blocks / name).read_bytes() == content for name, content in kept.items())
+
+
+def test_the_whole_of_mucd_run(local_ray, recordings, tmp_path):
+    summary = execute(request(recordings["acrobot"], instances=24), str(tmp_path / "run"), resources=Resources(block=12))
+    assert {"certificate.json", "report.html", "settings.json", "summary.json", "states.npy"} <= set(os.listdir(tmp_path / "run"))
+    assert summary["instances"] == 24 and summary["action"]["per_state"]["certified_share"] >= 0
+    with pytest.raises(MucdError, match="other settings"):
+        execute(request(recordings["acrobot"], instances=24, states=13), str(tmp_path / "run"))
+    again = execute(request(recordings["acrobot"], instances=24), str(tmp_path / "run"))
+    assert again["unpoisoned_mean"] == summary["unpoisoned_mean"]

@@ -1,0 +1,120 @@
+import os
+import stat
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mucd_ray.data.cards import card_for
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner
+from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.service.settings import RunSettings
+from mucd_ray.service.store import Block, RunStore
+
+SETTINGS = RunSettings(
+    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, outputs=2, radius_cap=100,
+    mechanism=Mechanism(sample_rate=0.1, noise_multiplier=3.0, clip_norm=1.0, steps=5, normaliser=10.0), learner=Learner(learning_rate=1.0),
+)
+
+
+def block(first, count):
+    rng = np.random.default_rng(first)
+    return Block(
+        first=first, returns=rng.random(count), actions=rng.integers(0, 2, (count, 7)).astype(np.int16),
+        parameters={"0.weight": rng.random((count, 4, 2)).astype(np.float32)},
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore.create_or_open(tmp_path / "run", SETTINGS)
+
+
+def test_settings_and_secret_come_back(store):
+    again = RunStore.create_or_open(store.path, SETTINGS)
+    assert again.settings() == SETTINGS and again.secret() == store.secret() and len(store.secret()) == 32
+    assert stat.S_IMODE(os.stat(store.path / "secret").st_mode) == 0o600
+
+
+def test_a_block_comes_back_bit_for_bit_and_the_first_commit_wins(store):
+    written = block(3, 4)
+    name = store.commit(written)
+    before = (store.blocks / name).read_bytes()
+    store.commit(Block(first=3, returns=np.zeros(4), actions=written.actions, parameters=written.parameters))
+    assert (store.blocks / name).read_bytes() == before
+    read = store.read(name)
+    assert read.instances == range(3, 7)
+    assert np.array_equal(read.returns, written.returns) and np.array_equal(read.actions, written.actions)
+    assert np.array_equal(read.parameters["0.weight"], written.parameters["0.weight"])
+    assert not [name for name in os.listdir(store.blocks) if name.startswith(".tmp")]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text"])
+def test_a_damaged_block_is_moved_aside_and_only_its_instances_are_missing(store, damage):
+    names = [store.commit(block(first, 5)) for first in (0, 5, 10)]
+    path = store.blocks / names[1]
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[-3] ^= 1
+    path.write_bytes({"flip": content, "cut": content[: len(content) // 2], "empty": b"", "text": b"hello" * 100}[damage])
+    assert store.missing(15, 100) == [range(5, 10)]
+    assert store.names() == [names[0], names[2]]
+    store.commit(block(5, 5))
+    assert store.missing(15, 100) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(done=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=8), size=st.integers(1, 20), wanted=st.integers(1, 50))
+def test_missing_blocks_cover_exactly_what_is_not_stored(tmp_path_factory, done, size, wanted):
+    store = RunStore.create_or_open(tmp_path_factory.mktemp("run") / "r", SETTINGS)
+    stored = set()
+    for first, count in done:
+        store.commit(block(first, count))
+        stored |= set(range(first, first + count))
+    missing = store.missing(wanted, size)
+    assert all(1 <= len(part) <= size for part in missing)
+    assert sorted(i for part in missing for i in part) == [i for i in range(wanted) if i not in stored]
+
+
+def test_writers_at_the_same_moment_agree(tmp_path):
+    results = []
+
+    def write():
+        store = RunStore.create_or_open(tmp_path / "run", SETTINGS)
+        store.commit(block(0, 3))
+        results.append((store.secret(), store.write_states(np.random.default_rng().random((5, 4))).tobytes()))
+
+    threads = [threading.Thread(target=write) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8 and len(set(results)) == 1
+
+
+def test_foreign_and_different_folders_are_refused_untouched(store, tmp_path):
+    other = RunSettings(**{**vars(SETTINGS), "units": 101})
+    with pytest.raises(MucdError, match="units: 100 there, 101 now"):
+        RunStore.create_or_open(store.path, other)
+    with pytest.raises(MucdError, match="seed"):
+        RunStore.create_or_open(store.path, SETTINGS, secret=b"1" * 32)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(MucdError, match="not a run folder"):
+        RunStore.create_or_open(tmp_path / "mine", SETTINGS)
+    assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+    with pytest.raises(MucdError, match="cannot be written"):
+        RunStore.create_or_open("/proc/run", SETTINGS)
+    with pytest.raises(MucdError, match="not a run folder"):
+        RunStore.open(tmp_path)
+
+
+def test_a_block_of_another_run_is_refused(store, tmp_path):
+    other = RunStore.create_or_open(tmp_path / "other", RunSettings(**{**vars(SETTINGS), "units": 101}))
+    name = other.commit(block(0, 2))
+    (store.blocks / name).write_bytes((other.blocks / name).read_bytes())
+    with pytest.raises(MucdError, match="another run"):
+        store.read(name)

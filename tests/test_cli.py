@@ -1,0 +1,146 @@
+"""The command line as a user meets it: fixed names and outputs, one clear line and exit status 2 for bad input."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mucd_ray.certify.certificate import make_certificate, make_inputs
+from mucd_ray.cli import main
+from mucd_ray.mechanism.mechanism import Mechanism
+
+MECHANISM = ["--sample-rate", "0.002", "--noise-multiplier", "3", "--steps", "1000"]
+
+
+def answer(capfd, *arguments):
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capfd.readouterr().out)
+
+
+def refusal(capfd, *arguments):
+    assert main(list(arguments)) == 2
+    captured = capfd.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    assert captured.err.startswith("mucd: error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_tradeoff_prints_bounds_in_the_order_asked(capfd):
+    bounds = answer(capfd, "tradeoff", *MECHANISM, "--inserted", "30", "--removed", "2", "--probability", "0.99", "0.5")
+    assert set(bounds) == {"lower", "upper"} and bounds["lower"][0] > bounds["lower"][1]
+    assert bounds["upper"][1] == pytest.approx(1 - bounds["lower"][1])
+    same = answer(capfd, "tradeoff", *MECHANISM, "--inserted", "0", "--removed", "0", "--probability", "0.3")
+    assert same["lower"] == [0.3] and same["upper"] == pytest.approx([0.3])
+    weaker = answer(capfd, "tradeoff", *MECHANISM, "--inserted", "30", "--removed", "2", "--probability", "0.99", "--accountant", "rdp")
+    assert weaker["lower"][0] < bounds["lower"][0]
+
+
+@pytest.mark.parametrize("threat", ["symmetric", "insert", "remove", "substitute"])
+def test_radius(capfd, threat):
+    found = answer(capfd, "radius", *MECHANISM, "--top", "0.99", "--runner-up", "0.01", "--threat", threat)["radius"]
+    assert 40 < found < 130
+    assert answer(capfd, "radius", *MECHANISM, "--top", "0.5", "--runner-up", "0.5", "--threat", threat) == {"radius": None}
+
+
+def test_plan_answers_with_a_mechanism_that_radius_confirms(capfd):
+    plan = answer(capfd, "plan", "--units", "5000", "--fraction", "0.02", "--instances", "300")
+    top = (0.001 / 2) ** (1 / 300)
+    found = answer(
+        capfd, "radius", "--sample-rate", str(plan["sample_rate"]), "--noise-multiplier", str(plan["noise_multiplier"]),
+        "--steps", str(plan["steps"]), "--top", str(top), "--runner-up", str(1 - top),
+    )
+    assert found["radius"] >= 100 == 0.02 * 5000
+
+
+def test_verify_accepts_the_true_and_rejects_the_edited(capfd, tmp_path):
+    inputs = make_inputs(
+        mechanism=Mechanism(sample_rate=0.1, noise_multiplier=20.0, clip_norm=1.0, steps=10, normaliser=1.0),
+        units=500, votes=np.array([[40, 0]]), returns=np.arange(40.0), return_range=(0, 50),
+    )
+    certificate = make_certificate(inputs, assumptions=[], context={})
+    path = tmp_path / "certificate.json"
+    path.write_text(json.dumps(certificate))
+    assert main(["verify", str(path)]) == 0 and capfd.readouterr().out.startswith("VALID")
+    certificate["results"]["policy"]["keeps"]["0.5"]["radius"] += 1
+    path.write_text(json.dumps(certificate))
+    assert main(["verify", str(path)]) == 1 and "INVALID" in capfd.readouterr().out
+    assert "not JSON" in (path.write_text("{") and refusal(capfd, "verify", str(path)))
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["tradeoff", "--sample-rate", "1.5", "--noise-multiplier", "3", "--steps", "10", "--inserted", "1", "--removed", "0", "--probability", "0.5"], "sample rate 1.5"),
+        (["tradeoff", "--sample-rate", "0.1", "--noise-multiplier", "0", "--steps", "10", "--inserted", "1", "--removed", "0", "--probability", "0.5"], "noise multiplier 0.0"),
+        (["tradeoff", *MECHANISM, "--inserted", "1", "--removed", "0", "--probability", "1.5"], "probability 1.5"),
+        (["tradeoff", *MECHANISM, "--inserted", "-1", "--removed", "0", "--probability", "0.5"], "inserted=-1"),
+        (["radius", *MECHANISM, "--top", "0.1", "--runner-up", "0.9"], "runner-up 0.9 is above top 0.1"),
+        (["plan", "--units", "100", "--fraction", "2", "--instances", "100"], "fraction 2.0"),
+        (["plan", "--units", "100", "--fraction", "0.1", "--instances", "1"], "at least 11 are needed"),
+        (["verify", "nowhere.json"], "nowhere.json"),
+        (["report", "."], "not a run folder"),
+        (["grow", "nowhere", "--instances", "100"], "nowhere is not a run folder"),
+        (["certify", "nowhere", "--eta", "7"], "nowhere is not a run folder"),
+        (["record", "CartPole-v1", "--dataset", "bad id"], "bad id"),
+        (["record", "Pong-v77", "--dataset", "pong/a-v0"], "Pong-v77"),
+        (["record"], "environment"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2(capfd, arguments, named):
+    assert named in refusal(capfd, *arguments)
+
+
+def test_bad_runs_are_refused_before_anything_is_written(capfd, recordings, tmp_path):
+    out = tmp_path / "run"
+    cartpole, acrobot = recordings["cartpole"], recordings["acrobot"]
+    card = tmp_path / "card.json"
+    from mucd_ray.data.cards import card_for
+
+    card.write_text(json.dumps(card_for("Acrobot-v1").to_dict()))
+    np.save(tmp_path / "states.npy", np.zeros((4, 9)))
+    np.save(tmp_path / "nan.npy", np.full((4, 4), np.nan))
+    for arguments, named in [
+        (["unknown/data-v0"], cartpole),
+        ([cartpole, "--instances", "1"], "at least 11 are needed"),
+        ([cartpole, "--eta", "0"], "eta 0.0"),
+        ([cartpole, "--fraction", "1.2"], "fraction 1.2"),
+        ([cartpole, "--noise-multiplier", "-2", "--sample-rate", "0.1", "--steps", "5"], "noise multiplier -2.0"),
+        ([cartpole, "--noise-multiplier", "2"], "--sample-rate and --steps"),
+        ([cartpole, "--sample-rate", "0"], "sample rate 0.0"),
+        ([cartpole, "--learning-rate", "-1"], "learning rate -1.0"),
+        ([cartpole, "--hidden", "64,x"], "--hidden '64,x'"),
+        ([cartpole, "--algorithm", "magic"], "magic"),
+        ([cartpole, "--card", str(card)], "CartPole-v1"),
+        ([cartpole, "--card", str(tmp_path / "no.json")], "no.json"),
+        ([cartpole, "--states-file", str(tmp_path / "states.npy")], "(4, 9)"),
+        ([cartpole, "--states-file", str(tmp_path / "nan.npy")], "nan.npy"),
+        ([cartpole, "--actors", "0"], "--actors 0"),
+        ([cartpole, "--units", "0"], "units 0"),
+        ([acrobot, "--address", "127.0.0.1:1"], "127.0.0.1:1"),
+    ]:
+        message = refusal(capfd, "run", *arguments, "--out", str(out))
+        assert named in message, (arguments, message)
+        assert not (out / "blocks").exists() or "--address" in arguments
+
+
+def test_help_shows_defaults_and_an_example_and_needs_no_heavy_import():
+    for command in ("record", "run", "grow", "certify", "verify", "report", "plan", "tradeoff", "radius"):
+        result = subprocess.run([sys.executable, "-X", "importtime", "-m", "mucd_ray.cli", command, "--help"], capture_output=True, text=True)
+        assert result.returncode == 0 and f"example: mucd {command}" in " ".join(result.stdout.split())
+        assert "default:" in result.stdout or command in ("verify", "report")
+        assert "| torch" not in result.stderr and " ray\n" not in result.stderr
+
+
+@pytest.mark.slow
+def test_mucd_run_prints_json_only_and_continues(recordings, tmp_path):
+    """Ray's processes print too: standard output must hold one JSON object all the same."""
+    command = [sys.executable, "-m", "mucd_ray.cli", "run", recordings["cartpole"], "--out", str(tmp_path / "run"), "--instances", "40", "--steps", "5", "--json"]
+    first = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert first.returncode == 0, first.stderr
+    summary = json.loads(first.stdout)
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert json.loads(second.stdout) == summary
+    assert main(["verify", summary["certificate"]]) == 0
