@@ -6,6 +6,7 @@ a batched or padded product may depend on its neighbours; so an instance's param
 """
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.clipping import clip_factors, squared_norms
 from mucd_ray.learn.learner import OPTIMISERS, Learner
-from mucd_ray.learn.losses import loss_for, output_deltas
+from mucd_ray.learn.losses import delta_for, loss_for, output_deltas
 from mucd_ray.learn.networks import Network, initial_parameters, layer_views, named_parameters
 from mucd_ray.learn.streams import Streams, gaussian_noise, poisson_sample
 from mucd_ray.mechanism.mechanism import Mechanism
@@ -26,6 +27,7 @@ ALIGNMENT = 32
 # Larger blocks save Python time until one layer's activations, this many floats, no longer stay in cache.
 CPU_BLOCK, CPU_BLOCK_FLOATS = 128, 300_000
 GPU_BLOCK = 1024
+ENGINES = ("fused", "torch")
 
 
 def train_block(
@@ -38,6 +40,7 @@ def train_block(
     instances: Sequence[int],
     streams: Streams,
     device: str = "cpu",
+    engine: str = "fused",
     block: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -49,7 +52,9 @@ def train_block(
         actions: as the losses want them: int64 [N] counted from 0, or float32 [N, k]; never written to.
         instances: numbers of the instances; the randomness of each depends on its number and on `streams` alone.
         device: a torch device; results are bit-identical across blocks on the CPU.
-        block: instances trained at a time; changes speed and memory, never the result. None chooses for the device.
+        engine: "fused" is one compiled kernel (`fused`); "torch" is this module, the reference, and also what trains on other
+            devices, losses without a compiled delta, and without Numba. Their results agree to float32 rounding, not to the bit.
+        block: instances the torch engine trains at a time; changes speed and memory, never the result. None chooses for the device.
         progress: called with the number of finished instances.
 
     Returns:
@@ -59,17 +64,22 @@ def train_block(
     float32 rounding of the sums. Nothing but the noisy sums depends on `features` and `actions`, apart from N, the number of units.
 
     Raises:
-        MucdError: shapes, action values or the mechanism's unit do not fit.
+        MucdError: shapes, action values, the mechanism's unit or the engine do not fit.
     """
     _check(network, mechanism, features, actions)
-    device = torch.device(device)
+    if engine not in ENGINES:
+        raise MucdError(f"engine {engine!r} is unknown: use one of {', '.join(ENGINES)}")
+    device, loss = torch.device(device), loss_for(learner.algorithm, actions)
+    delta = delta_for(learner.algorithm, actions)
+    if engine == "fused" and device.type == "cpu" and delta is not None and find_spec("numba"):
+        return named_parameters(network, _train_fused(network, learner, mechanism, delta, features, actions, instances, streams, progress))
     if device.type == "cpu":
         # Two threads were 13 times slower than one on a busy machine, and thread counts may change the order of sums.
         torch.set_num_threads(1)
     if block is None:
         block = _block_size(network, mechanism.sample_rate * len(features)) if device.type == "cpu" else GPU_BLOCK
     data = _Units(features, actions, device)
-    deltas_of = output_deltas(loss_for(learner.algorithm, actions))
+    deltas_of = output_deltas(loss)
     trained, instances = [], list(instances)
     with torch.no_grad():
         for start in range(0, len(instances), block):
@@ -78,6 +88,19 @@ def train_block(
             if progress is not None:
                 progress(start + len(part))
     return named_parameters(network, torch.cat(trained))
+
+
+def _train_fused(network, learner, mechanism, delta, features, actions, instances, streams, progress) -> Tensor:
+    # Numba takes a second to import, which processes that do not train should not pay.
+    from mucd_ray.learn.fused import FusedTrainer
+
+    trainer = FusedTrainer(network, learner, mechanism, delta, features, actions, streams)
+    flat = np.empty((len(instances), network.parameter_count), np.float32)
+    for done, (row, instance) in enumerate(zip(flat, instances), start=1):
+        row[:] = trainer.train(instance)
+        if progress is not None:
+            progress(done)
+    return torch.from_numpy(flat)
 
 
 def _block_size(network: Network, rows: float) -> int:

@@ -1,6 +1,7 @@
 """Counter-based randomness: one stream per (instance, step, purpose), the same on every worker and in every grouping."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,6 +10,13 @@ from mucd_ray.errors import MucdError
 
 INITIALISE, NOISE, SAMPLE, ROLLOUT = range(4)
 SECRET_BYTES = 16
+
+# log((1 + s) / (1 - s)) = s (2 + z (... )), z = s^2, |s| < 0.172, to 2^-58: coefficients of fdlibm's log, highest power first.
+LOG_SERIES = (
+    1.479819860511658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01, 2.222219843214978396e-01,
+    2.857142874366239149e-01, 3.999999999940941908e-01, 6.666666666666735130e-01,
+)
+LOG_TWO, SQRT_HALF = 0.6931471805599453, 0.7071067811865476
 
 
 class Streams:
@@ -48,6 +56,11 @@ class Streams:
         counter = np.array([0, purpose, step, instance], dtype=np.uint64)
         return np.random.Generator(np.random.Philox(key=self._key, counter=counter))
 
+    @property
+    def key(self) -> np.ndarray:
+        """The 128-bit key, uint64 [2], for engines with a Philox of their own; it is as secret as the secret."""
+        return self._key.copy()
+
     def borrow(self, instance: int, step: int, purpose: int) -> np.random.Generator:
         """The same stream as `generator`, eight times cheaper: one shared generator, valid until the next `borrow`; one thread only."""
         self._counter[1], self._counter[2], self._counter[3] = purpose, step, instance
@@ -85,21 +98,39 @@ def gaussian_noise(generators: Iterable[np.random.Generator], count: int) -> np.
     return standard_normals(bits)[:, :count]
 
 
+def exponentials(bits: np.ndarray) -> np.ndarray:
+    """Exponential draws float64 [n] = -log u from uniform bits uint64 [n], where u in (0, 1] has 53 bits.
+
+    Only operations that IEEE 754 rounds in one way: the library's logarithm may differ in its last bit between machines, and
+    a last bit can move a unit into a sample. The compiled engine repeats the same operations.
+    """
+    mantissa, exponent = np.frexp(((bits >> np.uint64(11)) + np.uint64(1)).astype(np.float64))
+    s = (mantissa - SQRT_HALF) / (mantissa + SQRT_HALF)
+    z = s * s
+    series = LOG_SERIES[0] * z
+    for coefficient in LOG_SERIES[1:]:
+        series += coefficient
+        series *= z
+    series += 2.0
+    series *= s
+    return np.maximum((53.5 - exponent) * LOG_TWO - series, 0.0)
+
+
 def poisson_sample(generator: np.random.Generator, units: int, sample_rate: float) -> np.ndarray:
     """Indices int64 of a Poisson sample: each of `units` units is in it independently with probability `sample_rate`.
 
     The gaps between included units are geometric; floor(E / -log(1-q)) + 1 with E exponential is geometric with success
-    probability q, so the cost is that of the sample and not of the data set. Resolution: 53 bits.
+    probability q, so the cost is that of the sample and not of the data set. Resolution: 53 bits, one word for each gap.
     """
     if sample_rate >= 1.0:
         return np.arange(units, dtype=np.int64)
-    scale = -1.0 / np.log1p(-sample_rate)
+    scale = -1.0 / math.log1p(-sample_rate)
     expected = units * sample_rate
     # A chunk of the mean plus six standard deviations almost always reaches the end at once.
-    chunk = int(expected + 6.0 * np.sqrt(expected) + 16.0)
+    chunk = int(expected + 6.0 * math.sqrt(expected) + 16.0)
     parts, last = [], -1
     while True:
-        gaps = generator.standard_exponential(chunk)
+        gaps = exponentials(generator.bit_generator.random_raw(chunk))
         gaps *= scale
         # A gap beyond the data set ends the sample whatever its size; capping it keeps the sum inside int64.
         np.minimum(gaps, units, out=gaps)

@@ -90,8 +90,10 @@ def test_an_empty_batch_is_a_noise_only_step():
     for instance in (0, 1):
         noise = gaussian_noise([STREAMS.generator(instance, 0, purposes.NOISE)], 8)[0]
         expected = -torch.tensor(noise) * (2.0 * plan.clip_norm) / plan.normaliser
-        torch.testing.assert_close(trained["0.weight"][instance].T.flatten(), expected[:6])
-        torch.testing.assert_close(trained["0.bias"][instance], expected[6:])
+        # Noise is compared by its scale: a draw near zero inherits the rounding of its angle.
+        close = {"rtol": 0.0, "atol": 1e-6 * 2.0 * plan.clip_norm / plan.normaliser}
+        torch.testing.assert_close(trained["0.weight"][instance].T.flatten(), expected[:6], **close)
+        torch.testing.assert_close(trained["0.bias"][instance], expected[6:], **close)
 
 
 def test_poisoned_rows_leave_every_parameter_finite_and_the_arrays_untouched():
