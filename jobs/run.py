@@ -12,5 +12,6 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     out = next((arguments[k + 1] for k, word in enumerate(arguments[:-1]) if word == "--out"), None)
     if out is not None and not Path(out).is_absolute():
-        sys.exit(f"jobs/run.py: error: --out {out} is relative: give an absolute path on storage that all nodes share")
+        print(f"jobs/run.py: error: --out {out} is relative: give an absolute path on storage that all nodes share", file=sys.stderr)
+        sys.exit(2)
     sys.exit(main(["run", *arguments]))

@@ -1,0 +1,55 @@
+"""A real head node with a token, and a real submitted job."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from mucd_ray.certify.certificate import read_certificate, verify
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_submitted_job_joins_the_cluster_and_its_certificate_verifies(recordings, tmp_path, request):
+    # Ray's sockets need a short path.
+    short = tempfile.mkdtemp(prefix="mucd-ray-")
+    request.addfinalizer(lambda: shutil.rmtree(short, ignore_errors=True))
+    port, dashboard = free_port(), free_port()
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "PATH": f"{Path(RAY).parent}:{os.environ['PATH']}"}
+
+    def ray(*arguments, **options):
+        return subprocess.run([RAY, *arguments], env=environment, capture_output=True, text=True, timeout=300, **options)
+
+    head = ray(
+        "start", "--head", "--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "2",
+        "--temp-dir", str(short),
+    )
+    assert head.returncode == 0, head.stderr
+    try:
+        submit = ("job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT), "--runtime-env", "cluster/runtime_env.yaml", "--")
+        job = ("python", "jobs/run.py", recordings["cartpole"], "--instances", "40", "--steps", "5", "--out")
+        done = ray(*submit, *job, str(tmp_path / "run"), cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        certificate = read_certificate(tmp_path / "run" / "certificate.json")
+        assert verify(certificate) == [] and certificate["results"]["instances"] == 40
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["instances"] == 40
+        refused = ray(*submit, *job, "relative/run", cwd=ROOT)
+        assert refused.returncode != 0 and "is relative" in refused.stdout + refused.stderr
+    finally:
+        ray("stop", "--force")
