@@ -32,7 +32,7 @@ def largest_radii(holds: Callable[[int], np.ndarray], cap: int) -> np.ndarray:
     return low
 
 
-def radius_ladder(cap: int, per_octave: int = 6) -> np.ndarray:
+def radius_ladder(cap: int, per_octave: int = 12) -> np.ndarray:
     """0, 1, 2, ... then geometrically spaced radii up to and including `cap`."""
     steps = np.rint(2 ** (np.arange(64 * per_octave) / per_octave))
     return np.unique(np.concatenate([[0], steps[steps < cap], [cap]])).astype(int)

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,11 @@ class RunStore:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise MucdError(f"{self.path / 'settings.json'} cannot be read ({error}): restore it, or start a new run folder") from None
 
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the settings, which never change: every block carries it."""
+        return self.settings().identity()
+
     def secret(self) -> bytes:
         try:
             return bytes.fromhex((self.path / "secret").read_text())
@@ -149,7 +155,7 @@ class RunStore:
         name = f"block-{block.first:08d}-{len(block.returns):06d}.safetensors"
         tensors = {f"parameters.{key}": value for key, value in block.parameters.items()}
         tensors |= {"returns": block.returns, "actions": block.actions}
-        metadata = {"sha256": _digest(tensors), "run": self.settings().identity()}
+        metadata = {"sha256": _digest(tensors), "run": self.identity}
         with _temporary(self.blocks) as temporary:
             temporary.write_bytes(save(tensors, metadata))
             _link(temporary, self.blocks / name)
@@ -175,7 +181,7 @@ class RunStore:
         except (SafetensorError, ValueError, KeyError):
             os.replace(path, path.with_suffix(".damaged"))
             return None
-        if metadata.get("run") != self.settings().identity():
+        if metadata.get("run") != self.identity:
             raise MucdError(f"{path} belongs to another run: move it away")
         parameters = {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
         return Block(first=first, returns=tensors["returns"], actions=tensors["actions"], parameters=parameters)
