@@ -167,14 +167,14 @@ def _slots(resources: Resources) -> tuple[int, float]:
 @contextlib.contextmanager
 def _ray(resources: Resources):
     """Join the cluster that the address, RAY_ADDRESS or a Ray job names; otherwise start a local Ray and stop it at the end."""
+    address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(address)
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
     options = {"include_dashboard": False} if address == "local" else {}
-    _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
