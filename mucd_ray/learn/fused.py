@@ -27,7 +27,7 @@ from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.fused_random import compiled, philox, poisson_sample, standard_normals
 from mucd_ray.learn.learner import ADAM_EPSILON, BETA1, BETA2, Learner
 from mucd_ray.learn.networks import Network, initial_parameters
-from mucd_ray.learn.simd import LANES, add_row_sums, multiply, transpose
+from mucd_ray.learn.simd import LANES, add_column_squares, add_row_sums, address, multiply, transpose
 from mucd_ray.learn.streams import Streams
 from mucd_ray.mechanism.mechanism import Mechanism
 
@@ -81,9 +81,15 @@ def layout(network: Network) -> tuple[np.ndarray, dict[str, int], int]:
 
 
 @compiled
+def _lanes(memory, start):
+    """View [TILE]: loops over it are whole vectors."""
+    return numba.carray(address(memory, start), (TILE,))
+
+
+@compiled
 def _matrix(memory, start, rows):
-    """View [rows, TILE]: loops over its last axis are whole vectors."""
-    return memory[start : start + rows * TILE].reshape(rows, TILE)
+    """View [rows, TILE]."""
+    return numba.carray(address(memory, start), (rows, TILE))
 
 
 @compiled
@@ -105,7 +111,7 @@ def _unpack(memory, start, layers, flat, scale):
 def _gather(memory, layer, features, sample):
     """Copy the sampled rows to the first layer's `rows` and, transposed, `x`; lanes beyond the sample become zero."""
     x = _matrix(memory, layer.x, layer.inputs)
-    rows = memory[layer.rows : layer.rows + TILE * layer.stride].reshape(TILE, layer.stride)
+    rows = numba.carray(address(memory, layer.rows), (TILE, layer.stride))
     for row in range(len(sample)):
         unit = features[sample[row]]
         for column in range(layer.inputs):
@@ -117,37 +123,24 @@ def _gather(memory, layer, features, sample):
 
 
 @compiled
-def _activate(values, memory, bias, relu):
-    """values [width, TILE] += bias, then ReLU; NaN stays NaN."""
-    for unit in range(len(values)):
-        offset = memory[bias + unit]
+def _activate(memory, start, width, bias, relu):
+    """Add the bias to values [width, TILE] at `start`, then ReLU; NaN stays NaN."""
+    for unit in range(width):
+        values, offset = _lanes(memory, start + unit * TILE), memory[bias + unit]
         for row in range(TILE):
-            value = values[unit, row] + offset
-            values[unit, row] = ZERO if relu and value < ZERO else value
-
-
-@compiled
-def _add_squares(values, total):
-    """total [TILE] += sum of squares over the first axis of values [8n, TILE], eight at a time for speed and for rounding."""
-    for unit in range(0, len(values), 8):
-        v = values[unit : unit + 8]
-        for row in range(TILE):
-            total[row] += (
-                (v[0, row] * v[0, row] + v[1, row] * v[1, row]) + (v[2, row] * v[2, row] + v[3, row] * v[3, row])
-            ) + (
-                (v[4, row] * v[4, row] + v[5, row] * v[5, row]) + (v[6, row] * v[6, row] + v[7, row] * v[7, row])
-            )
+            value = values[row] + offset
+            values[row] = ZERO if relu and value < ZERO else value
 
 
 @compiled
 def _squared_norms(memory, layers, scratch):
-    """`clipping.squared_norms` of the tile's rows -> [TILE], a view into `scratch` [3, TILE]."""
-    total, of_x, of_delta = scratch[0], scratch[1], scratch[2]
+    """`clipping.squared_norms` of the tile's rows -> [TILE], a view of the first of three such vectors at `scratch`."""
+    total, of_x, of_delta = _lanes(memory, scratch), _lanes(memory, scratch + TILE), _lanes(memory, scratch + 2 * TILE)
     total[:] = ZERO
     for layer in layers:
         of_x[:], of_delta[:] = ONE, UNDERFLOW
-        _add_squares(_matrix(memory, layer.x, layer.stride), of_x)
-        _add_squares(_matrix(memory, layer.delta, layer.height), of_delta)
+        add_column_squares(memory, layer.x, TILE, layer.stride, scratch + TILE)
+        add_column_squares(memory, layer.delta, TILE, layer.height, scratch + 2 * TILE)
         for row in range(TILE):
             total[row] += of_x[row] * of_delta[row]
     return total
@@ -163,16 +156,18 @@ def _clip(memory, layers, squared_norms, rows, clip_norm):
         clean = clean and (finite or row >= rows)
         factors[row] = min(bound / np.float32(math.sqrt(squared_norms[row])), ONE) if finite else ZERO
     for layer in layers:
-        delta = _matrix(memory, layer.delta, layer.outputs)
         for unit in range(layer.outputs):
+            delta = _lanes(memory, layer.delta + unit * TILE)
             for row in range(TILE):
                 # A product with zero would keep a NaN.
-                delta[unit, row] = delta[unit, row] * factors[row] if factors[row] > ZERO else ZERO
+                value = delta[row] * factors[row]
+                delta[row] = value if factors[row] > ZERO else ZERO
         if not clean:
-            x = _matrix(memory, layer.x, layer.inputs)
             for unit in range(layer.inputs):
+                x = _lanes(memory, layer.x + unit * TILE)
                 for row in range(TILE):
-                    x[unit, row] = x[unit, row] if factors[row] > ZERO else ZERO
+                    value = x[row]
+                    x[row] = value if factors[row] > ZERO else ZERO
 
 
 @compiled
@@ -221,7 +216,7 @@ def _forward(memory, layers, vectors, output_start):
         multiply(
             memory, layer.weight, layer.stride, 1, layer.x, TILE, layer.inputs, target, TILE, layer.outputs, vectors, False
         )
-        _activate(_matrix(memory, target, layer.outputs), memory, layer.bias, hidden)
+        _activate(memory, target, layer.outputs, layer.bias, hidden)
 
 
 @compiled
@@ -232,10 +227,12 @@ def _backward(memory, layers, vectors):
         multiply(
             memory, layer.weight, 1, layer.stride, layer.delta, TILE, layer.outputs, below.delta, TILE, layer.inputs, vectors, False
         )
-        back, x = _matrix(memory, below.delta, layer.inputs), _matrix(memory, layer.x, layer.inputs)
         for unit in range(layer.inputs):
+            back, x = _lanes(memory, below.delta + unit * TILE), _lanes(memory, layer.x + unit * TILE)
             for row in range(TILE):
-                back[unit, row] = ZERO if x[unit, row] <= ZERO else back[unit, row]
+                # Loaded whether it is kept or not: a conditional load is a branch, and no vector.
+                value = back[row]
+                back[row] = ZERO if x[row] <= ZERO else value
 
 
 def _kernel(delta: Callable) -> Callable:
@@ -249,8 +246,8 @@ def _kernel(delta: Callable) -> Callable:
         noise = memory[plan.noise : plan.noise + 2 * len(words)]
         first[:], second[:], total[:] = ZERO, ZERO, 0.0
         sample = np.empty(0, np.int64)
-        one, one_delta = np.empty(layers[-1].outputs, np.float32), np.empty(layers[-1].outputs, np.float32)
-        outputs, deltas = _matrix(memory, plan.outputs, len(one)), _matrix(memory, layers[-1].delta, len(one))
+        outputs = _matrix(memory, plan.outputs, layers[-1].outputs)
+        deltas = _matrix(memory, layers[-1].delta, layers[-1].outputs)
         for step in range(plan.steps):
             philox(key, 1, NOISE, np.uint64(step), instance, words)
             standard_normals(words, noise)
@@ -265,14 +262,9 @@ def _kernel(delta: Callable) -> Callable:
                 _gather(memory, layers[0], features, sample[start:end])
                 _forward(memory, layers, used, plan.outputs)
                 for row in range(rows):
-                    # Copies, since a view of a column costs two atomic operations to count its references.
-                    for unit in range(len(one)):
-                        one[unit] = outputs[unit, row]
-                    delta(one, actions[sample[start + row]], one_delta)
-                    for unit in range(len(one)):
-                        deltas[unit, row] = one_delta[unit]
+                    delta(outputs[:, row], actions[sample[start + row]], deltas[:, row])
                 _backward(memory, layers, used)
-                norms = _squared_norms(memory, layers, _matrix(memory, plan.scratch, 3))
+                norms = _squared_norms(memory, layers, plan.scratch)
                 _clip(memory, layers, norms, rows, plan.clip_norm)
                 _add_gradients(memory, layers, rows, plan.gradient)
             if plan.adam:
@@ -350,7 +342,7 @@ class FusedTrainer:
 
     def train(self, instance: int) -> np.ndarray:
         """Flat parameters float32 [parameter_count] of one trained instance."""
-        return self.train_from(initial_parameters(self.network, self.streams.borrow(instance, 0, purposes.INITIALISE)), instance)
+        return self.train_from(initial_parameters(self.network, self.streams.generator(instance, 0, purposes.INITIALISE)), instance)
 
     def train_from(self, initial: np.ndarray, instance: int) -> np.ndarray:
         """The same from given initial parameters."""
@@ -380,3 +372,12 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     view = np.require(array, np.int64 if array.ndim == 1 else np.float32, ["C", "A"]).view()
     view.flags.writeable = False
     return view
+
+
+def clipped_sum(network: Network, flat: np.ndarray, features, actions, delta: Callable, clip_norm: float) -> np.ndarray:
+    """The kernel's clipped sum over all units without noise, float32 [parameter_count], at parameters `flat`: for tests."""
+    mechanism = Mechanism(sample_rate=1.0, noise_multiplier=1.0, clip_norm=clip_norm, steps=1, normaliser=1.0)
+    trainer = FusedTrainer(network, Learner(learning_rate=1.0), mechanism, delta, features, actions, Streams(bytes(16)))
+    trainer.plan = trainer.plan._replace(noise_scale=0.0)
+    trainer.train_from(flat, 0)
+    return trainer.packed(trainer.plan.gradient)

@@ -91,7 +91,8 @@ def poisson_sample(key, purpose, step, instance, units, sample_rate, sample):
         exponentials(words, gaps)
         if len(sample) < size + chunk:
             longer = np.empty(2 * (size + chunk), np.int64)
-            longer[:size] = sample[:size]
+            for i in range(size):
+                longer[i] = sample[i]
             sample = longer
         for i in range(chunk):
             last += np.int64(min(gaps[i] * scale, np.float64(units))) + 1

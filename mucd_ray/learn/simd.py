@@ -26,6 +26,11 @@ def _shuffle(builder, a, b, lanes):
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, LANES), lanes))
 
 
+def _multiply_add(builder):
+    signature = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+    return cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{LANES}f32")
+
+
 # Lanes that two rows exchange in a round of a transpose: the second half of each block of the first row and the first half of the
 # second row's, by half the size of a block.
 _EXCHANGES = {
@@ -47,6 +52,18 @@ def _addressing(context, builder, signature, memory):
     return scalar, lambda offset: builder.bitcast(scalar(offset), _FLOATS.as_pointer())
 
 
+@intrinsic
+def address(typing, memory, offset):
+    """Pointer to memory[offset]. Views made from it (`numba.carray`) are free, while a slice pays two atomic operations for its references."""
+    signature = types.CPointer(types.float32)(memory, types.intp)
+
+    def generate(context, builder, signature, arguments):
+        scalar, _ = _addressing(context, builder, signature, arguments[0])
+        return scalar(arguments[1])
+
+    return signature, generate
+
+
 def _product_tile(rows: int, vectors: int):
     """One tile of C = A B or C += A B: `rows` rows and `vectors` vectors of columns."""
 
@@ -57,9 +74,7 @@ def _product_tile(rows: int, vectors: int):
         def generate(context, builder, signature, arguments):
             scalar, vector = _addressing(context, builder, signature, arguments[0])
             a, a_row, a_depth, b, b_depth, depth, c, c_row, accumulate = arguments[1:]
-            multiply_add = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{LANES}f32"
-            )
+            multiply_add = _multiply_add(builder)
 
             def element(start, row, stride, column=0):
                 return builder.add(builder.add(start, builder.mul(stride, _INT(row))), _INT(column))
@@ -170,6 +185,36 @@ def transpose(memory, source, source_row, rows, columns, target, target_row):
             _transpose_block(
                 memory, source + row * source_row + column, source_row, target + column * target_row + row, target_row
             )
+
+
+@intrinsic
+def add_column_squares(typing, memory, source, source_row, rows, target):
+    """target [LANES * WIDEST] += sum of squares over the first axis of source [rows, LANES * WIDEST], rows a multiple of 8.
+
+    Groups of eight rows are summed first, which rounds less than one long chain.
+    """
+    signature = types.void(memory, *[types.intp] * 4)
+
+    def generate(context, builder, signature, arguments):
+        _, vector = _addressing(context, builder, signature, arguments[0])
+        source, source_row, rows, target = arguments[1:]
+        multiply_add = _multiply_add(builder)
+        targets = [vector(builder.add(target, _INT(LANES * v))) for v in range(WIDEST)]
+        totals = [cgutils.alloca_once_value(builder, builder.load(address, align=4)) for address in targets]
+        with cgutils.for_range(builder, builder.sdiv(rows, _INT(8))) as loop:
+            start = builder.add(source, builder.mul(builder.mul(loop.index, _INT(8)), source_row))
+            for v, total in enumerate(totals):
+                group = _ZEROS
+                for row in range(8):
+                    offset = builder.add(builder.add(start, builder.mul(source_row, _INT(row))), _INT(LANES * v))
+                    value = builder.load(vector(offset), align=4)
+                    group = builder.call(multiply_add, [value, value, group])
+                builder.store(builder.fadd(builder.load(total), group), total)
+        for address, total in zip(targets, totals):
+            builder.store(builder.load(total), address, align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
 
 
 @intrinsic
