@@ -11,13 +11,14 @@ import hashlib
 import json
 import math
 from dataclasses import asdict
+from decimal import ROUND_FLOOR, Context
 from pathlib import Path
 
 import numpy as np
 
 from mucd_ray.certify.action import ABSTAIN, ActionCertificate, certify_actions
 from mucd_ray.certify.confidence import BANDS, check_eta
-from mucd_ray.certify.guarantees import FAMILIES, THREATS, Guarantees
+from mucd_ray.certify.guarantees import FAMILIES, READINGS, THREATS, Guarantees
 from mucd_ray.certify.policy import expected_return_bound, radius_keeping, return_band
 from mucd_ray.certify.radius import radius_ladder
 from mucd_ray.errors import MucdError
@@ -28,7 +29,15 @@ SHARES_KEPT = (0.9, 0.75, 0.5)
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.0717, 0.1, 0.2)
 # The curve ends where the bound has lost this share of the unpoisoned mean.
 CURVE_END = 0.02
-RELATIVE_TOLERANCE = 1e-6
+RELATIVE_TOLERANCE = 1e-7
+KEYS = {"format", "claim", "inputs", "results", "assumptions", "context", "sha256"}
+LARGEST = 2**53
+# These are made by every certificate; further ones are about the run.
+STANDING_ASSUMPTIONS = (
+    "The attacker does not know the run's secret, from which all noise and all samples are derived.",
+    "Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
+    "D' ranges over the datasets that the package accepts: finite values, actions inside the declared space.",
+)
 
 
 def make_inputs(
@@ -69,6 +78,7 @@ def make_inputs(
 
 def compute_results(inputs: dict) -> dict:
     """Every number of the certificate, from `inputs` alone. Raises MucdError for inputs that no certificate can be based on."""
+    _check_types(inputs)
     mechanism = Mechanism(**inputs["mechanism"])
     eta, units, cap = check_eta(inputs["eta"]), inputs["units"], inputs["radius_cap"]
     votes, returns = np.asarray(inputs["votes"], dtype=int), np.asarray(inputs["returns"], dtype=float)
@@ -126,7 +136,7 @@ def _policy_results(inputs, returns, guarantees, units, cap) -> dict:
 
 
 def _action_results(certificate: ActionCertificate) -> dict:
-    certified = certificate.radius[certificate.radius != ABSTAIN]
+    certified = certificate.radius[certificate.radius >= 1]
     return {
         "radius": [None if r == ABSTAIN else int(r) for r in certificate.radius],
         "top_lower": certificate.top.tolist(),
@@ -152,36 +162,43 @@ def _accounting_results(guarantees: Guarantees, policy: dict) -> dict:
 
 
 def claim_sentences(inputs: dict, results: dict) -> list[str]:
-    """The claim in words: what may change, how much, what stays true, with which probability."""
+    """The claim in words: what may change, how much, what stays true, with which probability. Numbers are rounded to the safe side."""
     mechanism, policy = inputs["mechanism"], results["policy"]
-    kind, units, confidence = UNITS[mechanism["unit"]], inputs["units"], 100 * (1 - inputs["eta"])
+    kind, units, confidence = UNITS[mechanism["unit"]], inputs["units"], f"{100 * (1 - inputs['eta']):.12g}"
     sentences = []
     if not results["sound"]:
         sentences.append("NOT SOUND: this certificate uses the published accounting rule, which is known to be wrong; it is for comparison only.")
     sentences.append(
         f"Compared are training on the dataset D of this certificate ({units} {kind}) and training on any dataset D' that "
-        f"{THREATS[inputs['threat']].format(units=kind)}; D may be the poisoned set and D' the clean one, or the other way round. "
+        f"{THREATS[inputs['threat']].format(units=kind)}; {READINGS[inputs['threat']].format(units=kind)}. "
         "Training is the randomised mechanism recorded here, with randomness that the attacker does not know."
     )
-    half = policy["keeps"]["0.5"]
+    half, floor = policy["keeps"]["0.5"], inputs["return_range"][0]
     if half["radius"] >= 1:
         sentences.append(
-            f"Policy level: for every D' with r = {half['radius']} ({100 * half['fraction']:.3g} % of D), the expected return of one trained instance "
-            f"is at least {half['bound']:.6g}; on D itself the mean over {results['instances']} instances is {policy['unpoisoned_mean']:.6g} "
-            f"and the least possible return {inputs['return_range'][0]:g}. The bounds for all r hold together with probability at least {confidence:g} %."
+            f"Policy level: for every D' with r = {half['radius']} ({round_down(100 * half['fraction'], 3)} % of D), the expected return of one trained "
+            f"instance is at least {round_down(half['bound'])}; on D itself the mean over {results['instances']} instances is "
+            f"{policy['unpoisoned_mean']:.6g} and the least possible return {floor:g}. The bounds for all r hold together with probability at least {confidence} %."
         )
     else:
-        sentences.append("Policy level: no radius keeps half of the unpoisoned mean.")
+        sentences.append(f"Policy level: no radius keeps half of the mean's height above the least possible return {floor:g}.")
     if "action" in results:
         action = results["action"]
         for key, scope in (("per_state", "for each state by itself"), ("family_wise", "for all states together")):
             part = action[key]
             median = "none" if part["median_radius"] is None else f"{part['median_radius']:g}"
             sentences.append(
-                f"Action level: at {100 * part['certified_share']:.4g} % of {action['states']} states the majority action of the ensemble stays the "
-                f"most probable one up to that state's radius (median {median}, largest {part['max_radius']}); {scope}, with probability at least {confidence:g} %."
+                f"Action level: at {round_down(100 * part['certified_share'], 4)} % of {action['states']} states the majority action of the ensemble stays the "
+                f"most probable one up to that state's radius, which is at least 1 (median {median}, largest {part['max_radius']}); {scope}, with probability "
+                f"at least {confidence} %."
             )
+        sentences.append(f"The policy level and the actions at all states hold together with probability at least {100 * (1 - 2 * inputs['eta']):.12g} %.")
     return sentences
+
+
+def round_down(value: float, digits: int = 6) -> str:
+    """`value` with that many significant digits, never above it."""
+    return f"{Context(prec=digits, rounding=ROUND_FLOOR).create_decimal_from_float(value).normalize():f}"
 
 
 def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> dict:
@@ -191,7 +208,7 @@ def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> 
         "claim": claim_sentences(inputs, results),
         "inputs": inputs,
         "results": results,
-        "assumptions": assumptions,
+        "assumptions": [*STANDING_ASSUMPTIONS, *assumptions],
         "context": context,
     }
     body = json.loads(json.dumps(body, allow_nan=False))
@@ -204,42 +221,83 @@ def content_hash(certificate: dict) -> str:
 
 
 def read_certificate(path) -> dict:
+    """A certificate as it stands in the file. Raises MucdError unless it is JSON without duplicate keys, NaN or infinities."""
     try:
-        certificate = json.loads(Path(path).read_text())
+        certificate = json.loads(Path(path).read_text(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except OSError as error:
         raise MucdError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MucdError(f"{path} is not JSON: {error}") from None
     if not isinstance(certificate, dict) or certificate.get("format") != FORMAT:
         raise MucdError(f"{path} is not a certificate of format {FORMAT}")
     return certificate
 
 
+def _without_duplicates(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"duplicate key among {', '.join(key for key, _ in pairs)}")
+    return values
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is not a number")
+
+
 def verify(certificate: dict) -> list[str]:
-    """Mismatches between what the certificate says and what follows from its inputs; empty if it holds."""
+    """Mismatches between what the certificate says and what follows from its inputs; empty if it holds.
+
+    The evidence itself, `context` and the assumptions about the run cannot be checked from the file; their hash is.
+    """
+    if set(certificate) != KEYS:
+        return [f"keys: a certificate has {', '.join(sorted(KEYS))}, this one {', '.join(sorted(certificate))}"]
     try:
         results = json.loads(json.dumps(compute_results(certificate["inputs"]), allow_nan=False))
         expected = {"claim": claim_sentences(certificate["inputs"], results), "results": results}
-    except (MucdError, KeyError, TypeError, ValueError, IndexError) as error:
+        found_hash = content_hash(certificate)
+    except (MucdError, KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         return [f"inputs: {type(error).__name__}: {error}"]
     mismatches = []
     for key, value in expected.items():
-        mismatches += _differences(value, certificate.get(key), key)
-    if certificate.get("sha256") != content_hash(certificate):
+        mismatches += _differences(value, certificate[key], key)
+    if list(STANDING_ASSUMPTIONS) != certificate["assumptions"][: len(STANDING_ASSUMPTIONS)]:
+        mismatches.append("assumptions: those that every certificate makes are missing")
+    if certificate["sha256"] != found_hash:
         mismatches.append("sha256: the content was changed after the certificate was made")
     return mismatches
 
 
+def _check_types(inputs: dict) -> None:
+    """Inputs come from a file that anybody may have written: exactly these keys, and whole or real numbers where they belong."""
+    expected = {"mechanism", "threat", "accountant", "eta", "band", "units", "radius_cap", "votes", "returns", "return_range"}
+    if not isinstance(inputs, dict) or set(inputs) != expected:
+        raise MucdError(f"inputs must have exactly the keys {', '.join(sorted(expected))}")
+    if not isinstance(inputs["mechanism"], dict):
+        raise MucdError("mechanism must hold the fields of a mechanism")
+    votes, returns = inputs["votes"], inputs["returns"]
+    if not (isinstance(votes, list) and all(isinstance(row, list) for row in votes) and isinstance(returns, list)):
+        raise MucdError("votes must be a list of lists of counts, and returns a list of numbers")
+    whole = [inputs["units"], inputs["radius_cap"], inputs["mechanism"].get("steps"), *(count for row in votes for count in row)]
+    real = [inputs["eta"], *returns, *inputs["return_range"], *(v for k, v in inputs["mechanism"].items() if k not in ("unit", "steps"))]
+    for value in whole:
+        if type(value) is not int or not 0 <= value <= LARGEST:
+            raise MucdError(f"{value!r} must be a whole number from 0 to 2^53")
+    for value in real:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise MucdError(f"{value!r} must be a finite number")
+    if len(inputs["return_range"]) != 2:
+        raise MucdError(f"return range {inputs['return_range']} must be two numbers")
+
+
 def _differences(expected, found, path: str) -> list[str]:
-    if isinstance(expected, dict) and isinstance(found, dict):
-        keys = sorted(expected.keys() | found.keys())
-        return [m for k in keys for m in _differences(expected.get(k), found.get(k), f"{path}.{k}")]
+    if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
+        return [m for key in sorted(expected) for m in _differences(expected[key], found[key], f"{path}.{key}")]
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         return [m for i, (a, b) in enumerate(zip(expected, found, strict=True)) for m in _differences(a, b, f"{path}[{i}]")]
-    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (expected, found))
-    if numbers and math.isclose(expected, found, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-12):
+    if type(expected) is type(found) is float and math.isclose(expected, found, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-12):
         return []
-    return [] if expected == found else [f"{path}: the evidence gives {expected!r}, the certificate says {found!r}"]
+    same = type(expected) is type(found) and expected == found
+    return [] if same else [f"{path}: the evidence gives {expected!r}, the certificate says {found!r}"]
 
 
 def check_choices(threat: str, accountant: str, band: str) -> None:

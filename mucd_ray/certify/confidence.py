@@ -17,11 +17,13 @@ from mucd_ray.errors import MucdError
 # The exact band uses all order statistics up to this many, and beyond a fixed selection of about as many.
 BAND_INDICES = 1000
 NEGLIGIBLE = 1e-22
+# Below it 1 - eta loses digits.
+LEAST_ETA = 1e-10
 
 
 def check_eta(eta: float) -> float:
-    if not 0 < eta < 1:
-        raise MucdError(f"eta {eta} is outside (0, 1): it is the probability that a statement may be wrong, for example 0.001")
+    if not LEAST_ETA <= eta < 1:
+        raise MucdError(f"eta {eta} is outside [{LEAST_ETA:g}, 1): it is the probability that a statement may be wrong, for example 0.001")
     return eta
 
 

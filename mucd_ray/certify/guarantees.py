@@ -118,6 +118,13 @@ THREATS = {
     "remove": "is D with up to r {units} removed",
     "substitute": "is D with up to r {units} replaced by others",
 }
+# Which of the two datasets an attacker may have made.
+READINGS = {
+    "symmetric": "D may be the poisoned set and D' the clean one, or the other way round",
+    "insert": "D' is the poisoned set of an attacker who inserts; if D itself may hold inserted {units}, certify against `remove`",
+    "remove": "D' is the poisoned set of an attacker who removes, or the clean one if an attacker inserted {units} into D",
+    "substitute": "D may be the poisoned set and D' the clean one, or the other way round",
+}
 
 
 class Guarantees:
@@ -128,7 +135,7 @@ class Guarantees:
 
     Every split of a symmetric difference is covered. The two pure ones are accounted exactly. A mixed one is bounded, for
     `tradeoff` and `adp`, by composing pure curves along D -> remove -> insert -> D' (trade-off functions compose); in all cases
-    tried this bound is above the pure ones, which proves that they are the worst, or at most 0.2 units below (docs/soundness.md).
+    tried this bound is above the pure ones, which proves that they are the worst, or at most 0.2 units below (docs/theorems.md).
     For `rdp` mixed splits are accounted by their own mixture pair.
     """
 

@@ -17,6 +17,7 @@ LEAST_NOISE = 4.0
 # Renard's series R10 (ISO 3): the public sizes to which a dataset's size is rounded before anything is derived from it.
 RENARD = (1.0, 1.25, 1.6, 2.0, 2.5, 3.15, 4.0, 5.0, 6.3, 8.0)
 SIGMA_PRECISION = 1e-3
+LEAST_NOISE_MULTIPLIER = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def _mechanism(units: int, rate: float, steps: int, sigma: float) -> Mechanism:
 
 
 def _least_sigma(certifies, units: int, rate: float, steps: int) -> float:
-    low, high = 0.05, 1.0
+    low, high = LEAST_NOISE_MULTIPLIER, 1.0
     while not certifies(_mechanism(units, rate, steps, high)):
         low, high = high, 2 * high
     while high / low > 1 + SIGMA_PRECISION:

@@ -32,15 +32,18 @@ def return_band(returns: np.ndarray, return_range: tuple[float, float], *, eta: 
     Raises:
         MucdError: no return, a return that is not finite or outside the declared range, an unknown method.
     """
-    returns = np.sort(np.asarray(returns, dtype=float))
+    returns = np.asarray(returns, dtype=float)
     low, high = return_range
     if method not in BANDS:
         raise MucdError(f"confidence band {method!r} is unknown: use one of {', '.join(BANDS)}")
+    if returns.ndim != 1:
+        raise MucdError(f"returns of shape {returns.shape} must be one number per instance")
     if len(returns) == 0:
         raise MucdError("there are no returns: train at least one instance first")
     outside = ~((returns >= low) & (returns <= high))
     if outside.any():
         raise MucdError(f"return {returns[outside][0]} is outside the declared range [{low}, {high}]: declare a range that holds every return")
+    returns = np.sort(returns)
     probability = 1.0 - BANDS[method](len(returns), eta)
     # Of equal returns the first has the highest bound, and the later ones say nothing more.
     threshold, first = np.unique(returns, return_index=True)

@@ -5,7 +5,7 @@ masses under P and under Q and losses that bracket the cell's: a mean-preserving
 discrete pair dominates the exact one (Doroshenko et al. 2022, arXiv 2207.04380, build theirs the same way) and so do its
 T-fold compositions. All probability that the computation leaves out (tails, FFT window, rounding) is added to the mass of
 infinite loss. `attainable_curve` goes the other way: it is the exact operating curve of a test that an attacker could run,
-which rounds each step's loss to the grid and thresholds the sum, so that no true guarantee can lie above it.
+which rounds each step's loss to the grid and thresholds the sum: for p up to 1 - 1e-9 no true guarantee can lie above it.
 """
 
 from dataclasses import dataclass, replace
@@ -24,6 +24,8 @@ WINDOW_TAIL = 1e-12
 ROUNDING = 1e-9
 ROUNDING_PER_STEP = 1e-12
 SMALLEST = 1e-290
+# The grid of a pair that hardly differs.
+LEAST_STEP = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class LossDistribution:
     def compose(self, steps: int) -> "LossDistribution":
         """The loss of `steps` independent steps: the T-fold convolution by FFT."""
         if steps == 1:
-            return self
+            return replace(self, infinite=self.infinite + _left_out(1))
         start, (masses,), cut = _without_tails(self.start, self.masses, [self.masses], steps)
         low, size = _window(self.step, start, masses, steps)
         return replace(
@@ -141,7 +143,7 @@ def _cells(removed, inserted, sample_rate, sigma, resolution):
     masses, middle = under_p.masses(coarse), (coarse_losses[1:] + coarse_losses[:-1]) / 2
     deviation = np.sqrt(masses @ (middle - masses @ middle / masses.sum()) ** 2)
     span = coarse_losses[-1] - coarse_losses[0]
-    step = max(deviation / resolution, span / MAX_CELLS)
+    step = max(deviation / resolution, span / MAX_CELLS, LEAST_STEP)
     # Edges a little before and after every grid value: each long cell lies between two neighbouring grid values, and only the
     # short cells across a grid value are spread over two grid steps.
     grid = np.arange(np.ceil(coarse_losses[0] / step), np.floor(coarse_losses[-1] / step) + 1) * step

@@ -7,6 +7,8 @@ from mucd_ray.errors import MucdError
 
 # Name of a unit -> its plural.
 UNITS = {"transition": "transitions", "trajectory": "trajectories"}
+# The range in which the accounting was tested.
+LEAST_NOISE, MOST_NOISE, MOST_STEPS = 0.01, 1e9, 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,10 @@ class Mechanism:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise MucdError(f"{name.replace('_', ' ')} {value} must be a finite number above 0")
-        if int(self.steps) != self.steps or self.steps < 1:
-            raise MucdError(f"steps {self.steps} must be a whole number, at least 1")
+        if not LEAST_NOISE <= self.noise_multiplier <= MOST_NOISE:
+            raise MucdError(f"noise multiplier {self.noise_multiplier} is outside [{LEAST_NOISE:g}, {MOST_NOISE:g}], the range that is accounted for")
+        if not 1 <= self.steps <= MOST_STEPS or int(self.steps) != self.steps:
+            raise MucdError(f"steps {self.steps} must be a whole number in 1..{MOST_STEPS}")
 
     def signal_budget(self, units: int) -> float:
         """S = N q sqrt(T) / sigma: the signal-to-noise ratio that N aligned units give the learner (theory section 7)."""

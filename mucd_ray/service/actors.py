@@ -64,11 +64,11 @@ class Trainer:
 
 
 class Tally:
-    """Votes and returns of all stored instances, each counted once."""
+    """Votes and returns of the stored instances 0..instances-1, each counted once."""
 
-    def __init__(self, store: RunStore):
-        self.store, self.settings = store, store.settings()
-        self.seen, self.returns = set(), {}
+    def __init__(self, store: RunStore, instances: int):
+        self.store, self.settings, self.instances = store, store.settings(), instances
+        self.returns = {}
         self.votes = np.zeros((self.settings.states if self.settings.actions else 0, self.settings.actions), np.int64)
         for name in store.names():
             self.add(name)
@@ -77,7 +77,7 @@ class Tally:
         """Count a stored block; adding it again changes nothing. Returns the number of instances counted."""
         block = self.store.read(name)
         if block is not None:
-            new = [k for k, instance in enumerate(block.instances) if instance not in self.returns]
+            new = [k for k, instance in enumerate(block.instances) if instance < self.instances and instance not in self.returns]
             self.returns |= {block.first + k: float(block.returns[k]) for k in new}
             for action in range(self.settings.actions):
                 self.votes[:, action] += (block.actions[new] == action).sum(axis=0)
@@ -92,8 +92,8 @@ class Tally:
 class Coordinator:
     """Aggregates per-state votes and returns; a restarted one rebuilds its state from the run folder."""
 
-    def __init__(self, run: str):
-        self.tally = Tally(RunStore.open(run))
+    def __init__(self, run: str, instances: int):
+        self.tally = Tally(RunStore.open(run), instances)
 
     def add(self, name: str) -> int:
         return self.tally.add(name)
@@ -114,7 +114,7 @@ class Certifier:
         """What the instances so far would certify. Not a certificate: looking repeatedly is not accounted for."""
         _, returns = evidence
         band = return_band(returns, self.settings.card.return_range, eta=self.choices["eta"], method=self.choices["band"])
-        radius = radius_keeping(0.5, returns.mean(), band, self.guarantees, self.settings.radius_cap)
+        radius = radius_keeping(0.5, returns.mean(), band, self.guarantees, self.settings.radius_cap(self.choices["threat"]))
         return {"instances": len(returns), "mean_return": float(returns.mean()), "radius_keeping_half": radius}
 
     def certificate(self, evidence, assumptions: list[str], context: dict) -> dict:
@@ -129,7 +129,7 @@ def certificate_of(settings, evidence, choices: dict, assumptions: list[str], co
         votes=votes,
         returns=returns,
         return_range=settings.card.return_range,
-        radius_cap=settings.radius_cap,
+        radius_cap=settings.radius_cap(choices["threat"]),
         **choices,
     )
     return make_certificate(inputs, assumptions=assumptions, context=context)

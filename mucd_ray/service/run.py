@@ -72,23 +72,31 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
         raise MucdError(f"{instances} instances cannot certify anything at eta {choices.eta:g}: at least {needed} are needed (--instances {needed})")
     if dataset.fingerprint() != settings.fingerprint:
         raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.path} began: restore it, or start a new run folder")
+    if settings.states_sha256 is not None and states is None and store.states() is None:
+        raise MucdError(f"{store.path / 'states.npy'} is missing and came from the user: restore it, or run again with --states-file")
+    store.add_target(instances)
     baselines = store.read_json("baselines.json")
     stored_states = store.states() if states is None else store.write_states(states)
     block = resources.block or (GPU_BLOCK if resources.device == "cuda" else CPU_BLOCK)
     if baselines and stored_states is not None and not store.missing(instances, block):
-        return certify(store, choices)
+        return certify(store, choices, instances)
     with _ray(resources):
         return _train_on_ray(store, settings, dataset, instances, choices, resources)
 
 
-def certify(store: RunStore, choices: Choices) -> dict:
-    """Certify what is stored, in this process, and write certificate.json."""
+def certify(store: RunStore, choices: Choices, instances: int | None = None) -> dict:
+    """Certify, in this process, the largest number of instances that was asked for and is complete; write certificate.json.
+
+    Raises:
+        MucdError: no number that was asked for is complete.
+    """
     settings = store.settings()
-    tally = Tally(store)
-    if not tally.returns:
-        raise MucdError(f"{store.path} holds no finished instance: continue it with `mucd run` or `mucd grow`")
-    earlier = earlier_instances(store, len(tally.returns))
-    certificate = certificate_of(settings, tally.evidence(), vars(choices), assumptions(settings, earlier), context(store, settings, earlier))
+    wanted = [instances] if instances else sorted(store.targets(), reverse=True)
+    target = next((number for number in wanted if not store.missing(number, number)), None)
+    if target is None:
+        raise MucdError(f"{store.path} is not finished ({wanted[0] if wanted else 0} instances were asked for): continue it with `mucd run` or `mucd grow`")
+    evidence = Tally(store, target).evidence()
+    certificate = certificate_of(settings, evidence, vars(choices), assumptions(store, settings, choices, target), context(store, settings))
     store.write_json("certificate.json", certificate)
     return certificate
 
@@ -103,15 +111,14 @@ def _train_on_ray(store, settings, dataset, instances, choices, resources) -> di
     blocks = store.missing(instances, resources.block or (GPU_BLOCK if gpus else CPU_BLOCK))
     slots = max(1, min(slots, len(blocks) or 1))
     pool = Pool(lambda: Trainer.options(num_cpus=1, num_gpus=gpus).remote(run, features, targets, expected), slots)
-    coordinator = Coordinator.remote(run)
+    coordinator = Coordinator.remote(run, instances)
     certifier = Certifier.remote(run, vars(choices))
     try:
         _prepare(store, pool, dataset)
         _train_blocks(pool, coordinator, certifier, blocks, instances)
-        earlier = earlier_instances(store, instances)
-        evidence = coordinator.evidence.remote()
-        certificate = ray.get(certifier.certificate.remote(evidence, assumptions(settings, earlier), context(store, settings, earlier)))
-        if len(certificate["inputs"]["returns"]) < instances:
+        notes = assumptions(store, settings, choices, instances)
+        certificate = ray.get(certifier.certificate.remote(coordinator.evidence.remote(), notes, context(store, settings)))
+        if len(certificate["inputs"]["returns"]) != instances:
             raise MucdError(f"only {len(certificate['inputs']['returns'])} of {instances} instances are stored: run the same command again")
     finally:
         pool.close()
@@ -196,44 +203,34 @@ def _check_reachable(address: str) -> None:
         raise MucdError(f"no Ray cluster answers at {address} ({error}): start one there, or leave the address out for a local Ray") from None
 
 
-def earlier_instances(store: RunStore, instances: int) -> list[int]:
-    """Numbers of instances at which this run was certified before: who grows a run after looking has had several tries."""
-    try:
-        certificate = store.read_json("certificate.json")
-    except ValueError:
-        return []
-    if not certificate:
-        return []
-    return sorted({*certificate["context"]["earlier_instances"], certificate["results"]["instances"]} - {instances})
-
-
-def assumptions(settings: RunSettings, earlier: list[int]) -> list[str]:
-    looks = "The number of instances was chosen before any result was seen."
-    if earlier:
+def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> list[str]:
+    """What must be true about this run, beside what every certificate assumes."""
+    others = [str(target) for target in store.targets() if target != instances]
+    looks = f"The number of instances, {instances}, was fixed before they were trained."
+    if others:
         looks = (
-            f"This run was certified before, with {', '.join(map(str, earlier))} instances. Each certificate has its own probability eta of being wrong; "
-            f"if the number of instances was chosen after seeing the earlier ones, this one is right with probability at least 1 - {len(earlier) + 1} eta."
+            f"This run was asked for {instances} instances and also for {', '.join(others)}. The confidence holds if these numbers, and the choice among the "
+            "certificates of this run, do not depend on results; nothing is claimed for a number that was chosen after looking."
         )
     return [
         looks,
-        "The attacker does not know the run's secret, from which all noise and all samples are derived.",
-        "Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
-        "Sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on the data.",
+        "Sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on the "
+        "data, except on its rounded size where the next sentence says so.",
+        settings.size_note(choices.threat),
         f"Environment card: {settings.card.source}",
         *settings.assumptions,
     ]
 
 
-def context(store: RunStore, settings: RunSettings, earlier: list[int]) -> dict:
+def context(store: RunStore, settings: RunSettings) -> dict:
     """Where the evidence comes from; no result depends on it."""
-    states = store.states()
     return {
         "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "environment": settings.card.env_id},
         "baselines": store.read_json("baselines.json"),
-        "earlier_instances": earlier,
+        "instances_asked_for": store.targets(),
         "learner": settings.to_dict()["learner"],
         "parameters": settings.network.parameter_count,
-        "states_sha256": data_hash([states]) if states is not None else None,
+        "states_sha256": store.states_hash(),
         "states_chosen_by": f"{settings.held_out} held-out instances" if settings.states_sha256 is None else "the user's file",
         "software": {name: version(name) for name in ("mucd_ray", "numpy", "scipy", "torch", "ray", "gymnasium", "minari")},
     }

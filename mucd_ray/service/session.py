@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
+from mucd_ray.certify.certificate import round_down
 from mucd_ray.certify.plan import declared_size, plan
 from mucd_ray.data.cards import EnvironmentCard, card_for, load_card
 from mucd_ray.data.dataset import OfflineDataset
@@ -59,7 +60,6 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
     declared, margin = declared_size(len(dataset)) if request.units is None else (request.units, None)
     mechanism, how = _mechanism(request, choices, declared, max(actions, 2))
-    cap, size_note = _radius_cap(len(dataset), declared, margin, choices.threat)
     settings = RunSettings(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint(),
@@ -69,12 +69,14 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         outputs=policy_outputs(dataset.action_space),
         mechanism=mechanism,
         learner=request.learner or DEFAULT_LEARNER,
-        radius_cap=cap,
+        declared_size=declared,
+        size_margin=margin,
         states=len(states) if states is not None else request.states,
         held_out=request.held_out,
         states_sha256=hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest() if states is not None else None,
-        assumptions=(how, size_note, request.chosen or (USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE)),
+        assumptions=(how, request.chosen or (USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE)),
     )
+    settings.radius_cap(choices.threat)
     return settings, states
 
 
@@ -109,19 +111,6 @@ def _mechanism(request: Request, choices: Choices, declared: int, actions: int) 
     )
 
 
-def _radius_cap(units: int, declared: int, margin: int | None, threat: str) -> tuple[int, str]:
-    if margin is None:
-        return units, f"The size {declared} was declared by the user as a public constant."
-    if threat == "substitute":
-        return units, f"The declared size {declared} is the number of units, rounded to a public series; replacing units does not change it."
-    if margin < 1:
-        raise MucdError(f"{units} units lie on the border between two rounded sizes, so that one more unit would change the mechanism: declare a size with --units {units}")
-    return margin, (
-        f"The declared size {declared} is the number of units, rounded to a public series; every dataset within {margin} insertions or removals "
-        "rounds to the same, and no larger radius is claimed."
-    )
-
-
 def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:
     if path is None:
         return None
@@ -141,7 +130,7 @@ def execute(request: Request, out: str, *, choices: Choices = Choices(), resourc
     settings, states = make_settings(request, dataset, choices)
     secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
     if seed is not None:
-        note = f"The randomness was derived from the seed {seed}, given by the user: the claim holds only if no attacker knew it."
+        note = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
         settings = RunSettings(**{**vars(settings), "assumptions": (*settings.assumptions, note)})
     store = RunStore.create_or_open(out, settings, secret)
     return finish(store, train(store, dataset, request.instances, choices, resources, states))
@@ -185,7 +174,7 @@ def describe(summary: dict) -> str:
     kind, baselines = UNITS[summary["unit"]], summary["baselines"] or {}
     lines = [
         f"{summary['instances']} instances; {summary['units']} {kind}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}",
-        f"unpoisoned mean return   {summary['unpoisoned_mean']:10.2f}",
+        f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}",
     ]
     names = {"non_private": "without privacy", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
     lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
@@ -193,7 +182,7 @@ def describe(summary: dict) -> str:
         if entry["radius"] >= 0:
             lines.append(
                 f"certified: keeps {100 * float(share):.0f} % up to r = {entry['radius']} {kind} ({100 * entry['fraction']:.3g} %), "
-                f"expected return at least {entry['bound']:.2f}"
+                f"expected return at least {round_down(entry['bound'], 5)}"
             )
         else:
             lines.append(f"certified: keeping {100 * float(share):.0f} % is not certified at any r")

@@ -21,7 +21,8 @@ class RunSettings:
         actions: number of discrete actions, or 0 for continuous ones (then there are no votes).
         outputs: width of the policy network's output.
         mechanism, learner: how an instance is trained.
-        radius_cap: no certificate of this run claims a larger radius.
+        declared_size: the public size from which constants of the mechanism may follow.
+        size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
         states_sha256: hash of the user's file of states, if there was one.
         assumptions: sentences about how the constants were chosen, repeated in every certificate.
@@ -35,7 +36,8 @@ class RunSettings:
     outputs: int
     mechanism: Mechanism
     learner: Learner
-    radius_cap: int
+    declared_size: int
+    size_margin: int | None
     states: int = 200
     held_out: int = 16
     states_sha256: str | None = None
@@ -49,6 +51,29 @@ class RunSettings:
     @property
     def network(self) -> Network:
         return Network(inputs=len(self.card.indices), outputs=self.outputs, hidden=self.learner.hidden)
+
+    def radius_cap(self, threat: str) -> int:
+        """No certificate against `threat` claims a larger radius: beyond the margin D' would be trained by another mechanism.
+
+        Raises:
+            MucdError: the margin is empty.
+        """
+        if self.size_margin is None or threat == "substitute":
+            return self.units
+        if self.size_margin < 1:
+            raise MucdError(
+                f"{self.units} units lie on the border between two rounded sizes, so that one unit more or less would change the mechanism: "
+                f"declare a size with --units {self.units}"
+            )
+        return self.size_margin
+
+    def size_note(self, threat: str) -> str:
+        if self.size_margin is None:
+            return f"The size {self.declared_size} was declared by the user as a public constant."
+        note = f"The mechanism follows from the size {self.declared_size}, which is the number of units rounded to a public series; "
+        if threat == "substitute":
+            return note + "replacing units does not change it."
+        return note + f"every dataset within {self.size_margin} insertions or removals rounds to the same, and no larger radius is claimed."
 
     def to_dict(self) -> dict:
         return json.loads(json.dumps(asdict(self) | {"card": self.card.to_dict()}))

@@ -2,6 +2,7 @@
 
     settings.json   what the run is            secret          the key of all randomness, mode 0600
     states.npy      the states voted on        baselines.json  unprotected policies, for comparison
+    targets/        the numbers of instances that were asked for, each written before it was trained
     blocks/         finished instances, one self-describing file per block
     certificate.json, report.html, plots/      made from the above, replaced at will
 
@@ -66,9 +67,10 @@ class RunStore:
         try:
             store.path.mkdir(parents=True, exist_ok=True)
             # What a start that was killed leaves behind: it comes before settings.json, which makes the folder a run.
-            if any(name not in ("blocks", "secret") and not name.startswith(".tmp-") for name in os.listdir(store.path)):
+            if any(name not in ("blocks", "targets", "secret") and not name.startswith(".tmp-") for name in os.listdir(store.path)):
                 raise MucdError(f"{store.path} is not empty and not a run folder: choose a new folder with --out")
             store.blocks.mkdir(exist_ok=True)
+            (store.path / "targets").mkdir(exist_ok=True)
             store._first_write("secret", (secret or secrets.token_bytes(32)).hex().encode(), mode=0o600)
             store._first_write("settings.json", json.dumps(settings.to_dict(), indent=1).encode())
         except OSError as error:
@@ -98,7 +100,11 @@ class RunStore:
         return self.settings().identity()
 
     def secret(self) -> bytes:
+        """The key of all randomness. Raises MucdError unless only its owner can read it."""
         try:
+            status = os.stat(self.path / "secret")
+            if status.st_mode & 0o077 or status.st_uid != os.geteuid():
+                raise MucdError(f"{self.path / 'secret'} is not private to this user: an attacker may know it; start a new run folder, or chmod 600 it if you are sure")
             return bytes.fromhex((self.path / "secret").read_text())
         except (OSError, ValueError) as error:
             raise MucdError(f"{self.path / 'secret'} cannot be read ({error}): without it the run cannot go on") from None
@@ -110,7 +116,17 @@ class RunStore:
         if differences:
             raise MucdError(f"{self.path} holds a run with other settings ({'; '.join(differences[:3])}): use the same ones, or another --out")
 
-    # states and baselines
+    # targets, states and baselines
+
+    def add_target(self, instances: int) -> None:
+        """Record a number of instances before training it: only such numbers are certified, whatever happens to be stored.
+
+        Which instances of an interrupted run are finished depends on how long their episodes took, hence on their returns.
+        """
+        self._first_write(f"targets/{instances:08d}", b"")
+
+    def targets(self) -> list[int]:
+        return sorted(int(name) for name in os.listdir(self.path / "targets") if name.isdigit())
 
     def states(self) -> np.ndarray | None:
         path = self.path / "states.npy"
@@ -129,6 +145,11 @@ class RunStore:
             _link(temporary, self.path / "states.npy")
         return self.states()
 
+    def states_hash(self) -> str:
+        """Hash of the states that votes belong to; every block carries it."""
+        states = self.states()
+        return "" if states is None else hashlib.sha256(f"{states.dtype.str} {states.shape};".encode() + np.ascontiguousarray(states).tobytes()).hexdigest()
+
     def write_json(self, name: str, value) -> None:
         """Replace a derived file in one step."""
         self.write_text(name, json.dumps(value, indent=1, allow_nan=False))
@@ -143,7 +164,7 @@ class RunStore:
         return json.loads(path.read_text()) if path.exists() else None
 
     def _first_write(self, name: str, content: bytes, mode: int = 0o644) -> None:
-        with _temporary(self.path) as temporary:
+        with _temporary((self.path / name).parent) as temporary:
             os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, mode))
             temporary.write_bytes(content)
             _link(temporary, self.path / name)
@@ -155,7 +176,7 @@ class RunStore:
         name = f"block-{block.first:08d}-{len(block.returns):06d}.safetensors"
         tensors = {f"parameters.{key}": value for key, value in block.parameters.items()}
         tensors |= {"returns": block.returns, "actions": block.actions}
-        metadata = {"sha256": _digest(tensors), "run": self.identity}
+        metadata = {"sha256": _digest(tensors), "run": self.identity, "states": self.states_hash()}
         with _temporary(self.blocks) as temporary:
             temporary.write_bytes(save(tensors, metadata))
             _link(temporary, self.blocks / name)
@@ -183,6 +204,8 @@ class RunStore:
             return None
         if metadata.get("run") != self.identity:
             raise MucdError(f"{path} belongs to another run: move it away")
+        if metadata.get("states") != self.states_hash():
+            raise MucdError(f"{path} holds votes on other states than {self.path / 'states.npy'}: restore that file, or start a new run folder")
         parameters = {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
         return Block(first=first, returns=tensors["returns"], actions=tensors["actions"], parameters=parameters)
 

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mucd_ray.certify.certificate import content_hash, make_certificate, make_inputs, read_certificate, verify
+from mucd_ray.certify.certificate import content_hash, make_certificate, make_inputs, read_certificate, round_down, verify
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import Mechanism
 
@@ -63,6 +64,50 @@ def test_any_hand_edit_is_found(data):
         # Even with a hash that was made to fit, the numbers do not follow from the evidence.
         edited["sha256"] = content_hash(edited)
         assert verify(edited)
+
+
+def forge(change, refit=True):
+    forged = copy.deepcopy(CERTIFICATE)
+    change(forged)
+    return verify(forged | {"sha256": content_hash(forged)} if refit else forged)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["inputs"].update(returns=[[x] for x in c["inputs"]["returns"]]),
+        lambda c: c["inputs"].update(returns=[str(x) for x in c["inputs"]["returns"]]),
+        lambda c: c["inputs"].update(votes=[[x + 0.5 for x in row] for row in c["inputs"]["votes"]]),
+        lambda c: c["inputs"].update(note="certified up to r = 1000000"),
+        lambda c: c["inputs"].update(radius_cap=2.5),
+        lambda c: c["inputs"].update(radius_cap=True),
+        lambda c: c["inputs"].update(units=10**30, radius_cap=10**30),
+        lambda c: c["inputs"]["mechanism"].update(noise_multiplier=1e308),
+        lambda c: c["inputs"]["mechanism"].update(steps=10**12),
+        lambda c: c["results"].update(sound=1),
+        lambda c: c["results"].update(extra=None),
+        lambda c: c["results"]["action"].update(action=[bool(a) for a in c["results"]["action"]["action"]]),
+        lambda c: c.update(summary="certified up to r = 1000000"),
+        lambda c: c.update(assumptions=[]),
+        lambda c: c.pop("context"),
+    ],
+)
+def test_forged_certificates_with_a_fitting_hash_do_not_verify(change):
+    assert forge(change)
+
+
+def test_json_that_says_two_things_is_refused(tmp_path):
+    text = json.dumps(CERTIFICATE)
+    for forged in ('{"claim": ["Any r is certified."],' + text[1:], text.replace('"units": 1000', '"units": 5000000, "units": 1000'), text.replace("0.001", "NaN", 1)):
+        (tmp_path / "c.json").write_text(forged)
+        with pytest.raises(MucdError, match="not JSON"):
+            read_certificate(tmp_path / "c.json")
+
+
+def test_claimed_numbers_are_rounded_down():
+    assert [round_down(x) for x in (123.45678, -123.45678, 0.0, 1e-9, 250.0)] == ["123.456", "-123.457", "0", "0.000000001", "250"]
+    nothing = make_certificate(inputs(mechanism=dataclasses.replace(MECHANISM, noise_multiplier=0.3)), assumptions=[], context={})
+    assert "at 0 % of 4 states" in nothing["claim"][2] and "no radius keeps" in nothing["claim"][1]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from mucd_ray.service.actors import Tally
 from mucd_ray.service.pool import Pool
 from mucd_ray.service.run import Choices, Resources, certify, train, training_arrays
 from mucd_ray.service.session import Request, execute, make_settings
-from mucd_ray.service.store import RunStore
+from mucd_ray.service.settings import RunSettings
+from mucd_ray.service.store import Block, RunStore
 from mucd_ray.service.work import choose_states, train_and_evaluate
 
 INSTANCES = 40
@@ -35,6 +36,7 @@ def reference(recordings, tmp_path_factory):
     arrays = training_arrays(settings, dataset)
     states = store.write_states(choose_states(settings, store.secret(), *arrays, "cpu"))
     store.commit(train_and_evaluate(settings, store.secret(), *arrays, states, range(INSTANCES), "cpu"))
+    store.add_target(INSTANCES)
     return store, certify(store, Choices())
 
 
@@ -43,7 +45,7 @@ def new_run(reference, folder):
 
 
 def assert_same(store, reference):
-    ours, theirs = Tally(store).evidence(), Tally(reference[0]).evidence()
+    ours, theirs = Tally(store, INSTANCES).evidence(), Tally(reference[0], INSTANCES).evidence()
     assert np.array_equal(ours[0], theirs[0]) and np.array_equal(ours[1], theirs[1])
     assert np.array_equal(store.states(), reference[0].states())
 
@@ -91,7 +93,9 @@ def test_growing_keeps_every_instance_and_owns_up_to_the_first_look(local_ray, r
     grown = train(store, dataset, INSTANCES, Choices(), Resources(block=6))
     assert_same(store, reference)
     assert all((store.blocks / name).read_bytes() == content for name, content in kept.items())
-    assert grown["context"]["earlier_instances"] == [25] and "1 - 2 eta" in grown["assumptions"][0]
+    assert grown["context"]["instances_asked_for"] == [25, INSTANCES] and "also for 25" in " ".join(grown["assumptions"])
+    # The first number can still be certified by itself: later instances do not vote in it.
+    assert train(store, dataset, 25, Choices(), Resources())["results"]["instances"] == 25
 
 
 def test_training_that_always_fails_stops_with_the_reason(local_ray, tmp_path):
@@ -132,13 +136,53 @@ def test_a_row_more_trains_the_same_mechanism(recordings):
     dataset = load_dataset(recordings["cartpole"])
     settings, _ = make_settings(request(recordings["cartpole"]), dataset, Choices())
     n = len(dataset)
-    for rows in (np.arange(n - 1), np.r_[np.arange(n), [5]], np.r_[np.arange(n), np.full(settings.radius_cap - 1, 7)]):
+    for rows in (np.arange(n - 1), np.r_[np.arange(n), [5]], np.r_[np.arange(n), np.full(settings.size_margin - 1, 7)]):
         starts = np.unique(np.r_[0, n - 1, len(rows)])
         arrays = {k: getattr(dataset, k)[rows] for k in ("observations", "next_observations", "actions", "rewards")}
         ends = np.zeros(len(rows), bool)
         changed = dataclasses.replace(dataset, **arrays, terminations=ends, truncations=ends, trajectory_starts=starts)
         other, _ = make_settings(request(recordings["cartpole"]), changed, Choices())
         assert other.mechanism == settings.mechanism and other.learner == settings.learner
+
+
+def test_what_happens_to_be_stored_is_not_certified(reference, tmp_path):
+    """Which blocks of an interrupted run are finished depends on its returns: only numbers asked for beforehand count."""
+    store = new_run(reference, tmp_path)
+    whole = reference[0].read(reference[0].names()[0])
+    store.write_states(reference[0].states())
+
+    def part(first, last):
+        return Block(
+            first=first, returns=whole.returns[first:last], actions=whole.actions[first:last],
+            parameters={name: value[first:last] for name, value in whole.parameters.items()},
+        )
+
+    store.add_target(30)
+    store.commit(part(0, 20))
+    store.commit(part(25, 40))
+    with pytest.raises(MucdError, match="not finished .30 instances"):
+        certify(store, Choices())
+    store.commit(part(20, 25))
+    assert certify(store, Choices())["results"]["instances"] == 30
+    # Votes belong to their states.
+    (store.path / "states.npy").unlink()
+    store.write_states(reference[0].states()[::-1])
+    with pytest.raises(MucdError, match="other states"):
+        certify(store, Choices())
+
+
+def test_a_threat_chosen_later_does_not_escape_the_size_margin(recordings, tmp_path):
+    dataset = load_dataset(recordings["cartpole"])
+    settings, _ = make_settings(request(recordings["cartpole"]), dataset, Choices(threat="substitute"))
+    assert settings.radius_cap("substitute") == len(dataset)
+    for threat in ("symmetric", "insert", "remove"):
+        assert settings.radius_cap(threat) == settings.size_margin < len(dataset) / 5
+        assert str(settings.size_margin) in settings.size_note(threat)
+    declared, _ = make_settings(request(recordings["cartpole"], units=3000), dataset, Choices())
+    assert declared.radius_cap("symmetric") == len(dataset)
+    edge = RunSettings(**{**vars(settings), "size_margin": 0})
+    with pytest.raises(MucdError, match="--units"):
+        edge.radius_cap("symmetric")
 
 
 def test_a_driver_that_is_killed_goes_on_where_it_stopped(recordings, reference, tmp_path):

@@ -15,7 +15,7 @@ from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import Block, RunStore
 
 SETTINGS = RunSettings(
-    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, outputs=2, radius_cap=100,
+    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, outputs=2, declared_size=100, size_margin=None,
     mechanism=Mechanism(sample_rate=0.1, noise_multiplier=3.0, clip_norm=1.0, steps=5, normaliser=10.0), learner=Learner(learning_rate=1.0),
 )
 
@@ -110,6 +110,12 @@ def test_foreign_and_different_folders_are_refused_untouched(store, tmp_path):
         RunStore.create_or_open("/proc/run", SETTINGS)
     with pytest.raises(MucdError, match="not a run folder"):
         RunStore.open(tmp_path)
+
+
+def test_a_secret_that_others_can_read_is_refused(store):
+    (store.path / "secret").chmod(0o644)
+    with pytest.raises(MucdError, match="not private"):
+        store.secret()
 
 
 def test_a_block_of_another_run_is_refused(store, tmp_path):
