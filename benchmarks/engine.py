@@ -10,10 +10,10 @@ on the sampled rows and nothing else; sgemm is torch's product of two 1024 x 102
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -135,7 +135,9 @@ def peak_memory(units: int, engine: str | None) -> float:
     features, actions = dataset(network, units)
     if engine is not None:
         train(network, features, actions, 128 / units, MEMORY_STEPS, engine, MEMORY_INSTANCES)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage: its maximum outlives exec, so a child would report its parent's.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:

@@ -27,7 +27,18 @@ from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.fused_random import compiled, philox, poisson_sample, standard_normals
 from mucd_ray.learn.learner import ADAM_EPSILON, BETA1, BETA2, Learner
 from mucd_ray.learn.networks import Network, initial_parameters
-from mucd_ray.learn.simd import LANES, add_column_squares, add_row_sums, address, multiply, transpose
+from mucd_ray.learn.simd import (
+    LANES,
+    add_bias,
+    add_bias_and_rectify,
+    add_column_squares,
+    add_row_sums,
+    address,
+    keep_where_positive,
+    multiply,
+    scale_or_clear,
+    transpose,
+)
 from mucd_ray.learn.streams import Streams
 from mucd_ray.mechanism.mechanism import Mechanism
 
@@ -81,12 +92,6 @@ def layout(network: Network) -> tuple[np.ndarray, dict[str, int], int]:
 
 
 @compiled
-def _lanes(memory, start):
-    """View [TILE]: loops over it are whole vectors."""
-    return numba.carray(address(memory, start), (TILE,))
-
-
-@compiled
 def _matrix(memory, start, rows):
     """View [rows, TILE]."""
     return numba.carray(address(memory, start), (rows, TILE))
@@ -123,65 +128,50 @@ def _gather(memory, layer, features, sample):
 
 
 @compiled
-def _activate(memory, start, width, bias, relu):
-    """Add the bias to values [width, TILE] at `start`, then ReLU; NaN stays NaN."""
-    for unit in range(width):
-        values, offset = _lanes(memory, start + unit * TILE), memory[bias + unit]
-        for row in range(TILE):
-            value = values[row] + offset
-            values[row] = ZERO if relu and value < ZERO else value
-
-
-@compiled
-def _squared_norms(memory, layers, scratch):
-    """`clipping.squared_norms` of the tile's rows -> [TILE], a view of the first of three such vectors at `scratch`."""
-    total, of_x, of_delta = _lanes(memory, scratch), _lanes(memory, scratch + TILE), _lanes(memory, scratch + 2 * TILE)
+def _squared_norms(memory, layers, vectors, scratch):
+    """`clipping.squared_norms` of the tile's rows, into the first of three vectors [TILE] at `scratch`."""
+    sums = _matrix(memory, scratch, 3)
+    total, of_x, of_delta = sums[0], sums[1], sums[2]
     total[:] = ZERO
     for layer in layers:
         of_x[:], of_delta[:] = ONE, UNDERFLOW
-        add_column_squares(memory, layer.x, TILE, layer.stride, scratch + TILE)
-        add_column_squares(memory, layer.delta, TILE, layer.height, scratch + 2 * TILE)
+        add_column_squares(memory, layer.x, TILE, layer.stride, vectors, scratch + TILE)
+        add_column_squares(memory, layer.delta, TILE, layer.height, vectors, scratch + 2 * TILE)
         for row in range(TILE):
             total[row] += of_x[row] * of_delta[row]
-    return total
 
 
 @compiled
-def _clip(memory, layers, squared_norms, rows, clip_norm):
-    """Scale the deltas of the first `rows` lanes as `clipping.clip_factors` says; clear all values of non-finite rows and of other lanes."""
+def _clip(memory, layers, norms, rows, vectors, clip_norm):
+    """From the squared norms at `norms`, scale the deltas of the first `rows` lanes as `clipping.clip_factors` says; clear all values of non-finite rows and of other lanes."""
     bound, clean = np.float32(clip_norm) * CLIP_SHRINK, True
-    factors = squared_norms
+    factors = _matrix(memory, norms, 1)[0]
     for row in range(TILE):
-        finite = row < rows and squared_norms[row] < np.float32(np.inf)
+        squared_norm = factors[row]
+        finite = row < rows and squared_norm < np.float32(np.inf)
         clean = clean and (finite or row >= rows)
-        factors[row] = min(bound / np.float32(math.sqrt(squared_norms[row])), ONE) if finite else ZERO
+        factors[row] = min(bound / np.float32(math.sqrt(squared_norm)), ONE) if finite else ZERO
     for layer in layers:
-        for unit in range(layer.outputs):
-            delta = _lanes(memory, layer.delta + unit * TILE)
-            for row in range(TILE):
-                # A product with zero would keep a NaN.
-                value = delta[row] * factors[row]
-                delta[row] = value if factors[row] > ZERO else ZERO
-        if not clean:
-            for unit in range(layer.inputs):
-                x = _lanes(memory, layer.x + unit * TILE)
-                for row in range(TILE):
-                    value = x[row]
-                    x[row] = value if factors[row] > ZERO else ZERO
+        scale_or_clear(memory, layer.delta, TILE, layer.outputs, vectors, norms, 0)
+    if not clean:
+        for row in range(TILE):
+            factors[row] = ONE if factors[row] > ZERO else ZERO
+        for layer in layers:
+            scale_or_clear(memory, layer.x, TILE, layer.inputs, vectors, norms, 0)
 
 
 @compiled
-def _add_gradients(memory, layers, rows, gradient):
+def _add_gradients(memory, layers, rows, vectors, gradient):
     """Add the clipped sum over the tile's rows to the gradient buffer, layer by layer."""
     for index in range(len(layers)):
         layer = layers[index]
-        transpose(memory, layer.x, TILE, layer.stride, TILE, layer.rows, layer.stride)
+        transpose(memory, layer.x, TILE, layer.stride, vectors * LANES, layer.rows, layer.stride)
         multiply(
             memory, layer.delta, TILE, 1, layer.rows, layer.stride, rows,
             gradient + layer.weight, layer.stride, layer.outputs, layer.stride // LANES, True,
         )
         for unit in range(0, layer.outputs, LANES):
-            add_row_sums(memory, layer.delta + unit * TILE, TILE, TILE // LANES, gradient + layer.bias + unit)
+            add_row_sums(memory, layer.delta + unit * TILE, TILE, vectors, gradient + layer.bias + unit)
 
 
 @compiled
@@ -216,7 +206,10 @@ def _forward(memory, layers, vectors, output_start):
         multiply(
             memory, layer.weight, layer.stride, 1, layer.x, TILE, layer.inputs, target, TILE, layer.outputs, vectors, False
         )
-        _activate(memory, target, layer.outputs, layer.bias, hidden)
+        if hidden:
+            add_bias_and_rectify(memory, target, TILE, layer.outputs, vectors, layer.bias, 1)
+        else:
+            add_bias(memory, target, TILE, layer.outputs, vectors, layer.bias, 1)
 
 
 @compiled
@@ -227,17 +220,13 @@ def _backward(memory, layers, vectors):
         multiply(
             memory, layer.weight, 1, layer.stride, layer.delta, TILE, layer.outputs, below.delta, TILE, layer.inputs, vectors, False
         )
-        for unit in range(layer.inputs):
-            back, x = _lanes(memory, below.delta + unit * TILE), _lanes(memory, layer.x + unit * TILE)
-            for row in range(TILE):
-                # Loaded whether it is kept or not: a conditional load is a branch, and no vector.
-                value = back[row]
-                back[row] = ZERO if x[row] <= ZERO else value
+        keep_where_positive(memory, below.delta, TILE, layer.inputs, vectors, layer.x, TILE)
 
 
 def _kernel(delta: Callable) -> Callable:
     """The training function for one loss, not yet compiled. It closes over `delta` alone: Numba's cache key pickles what it closes over."""
-    register_jitable(delta)
+    # Inlined, so that no two losses can meet under one name (see `simd`), and because a call for each row is slow.
+    register_jitable(forceinline=True)(delta)
 
     def train(memory, layers, features, actions, plan, key, instance, words, total):
         x = memory[: plan.size]
@@ -264,9 +253,9 @@ def _kernel(delta: Callable) -> Callable:
                 for row in range(rows):
                     delta(outputs[:, row], actions[sample[start + row]], deltas[:, row])
                 _backward(memory, layers, used)
-                norms = _squared_norms(memory, layers, plan.scratch)
-                _clip(memory, layers, norms, rows, plan.clip_norm)
-                _add_gradients(memory, layers, rows, plan.gradient)
+                _squared_norms(memory, layers, used, plan.scratch)
+                _clip(memory, layers, plan.scratch, rows, used, plan.clip_norm)
+                _add_gradients(memory, layers, rows, used, plan.gradient)
             if plan.adam:
                 _adam(x, first, second, gradient, plan, step)
             else:

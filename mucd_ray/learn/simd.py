@@ -26,6 +26,10 @@ def _shuffle(builder, a, b, lanes):
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, LANES), lanes))
 
 
+def _in_all_lanes(builder, value):
+    return _shuffle(builder, builder.insert_element(_ZEROS, value, _INT32(0)), _ZEROS, [0] * LANES)
+
+
 def _multiply_add(builder):
     signature = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
     return cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{LANES}f32")
@@ -85,9 +89,7 @@ def _product_tile(rows: int, vectors: int):
                 a_start = builder.add(a, builder.mul(loop.index, a_depth))
                 right = [builder.load(vector(builder.add(b_start, _INT(LANES * v))), align=4) for v in range(vectors)]
                 for row in range(rows):
-                    one = builder.load(scalar(element(a_start, row, a_row)))
-                    left = builder.insert_element(_ZEROS, one, _INT32(0))
-                    left = _shuffle(builder, left, _ZEROS, [0] * LANES)
+                    left = _in_all_lanes(builder, builder.load(scalar(element(a_start, row, a_row))))
                     for v in range(vectors):
                         total = builder.call(multiply_add, [left, right[v], builder.load(sums[row][v])])
                         builder.store(total, sums[row][v])
@@ -115,9 +117,13 @@ _one, _one_single = _product_tile(NARROW_ROWS, 1), _product_tile(1, 1)
 
 
 def _product_columns(tile, single, height):
-    """All rows of a product for one width of tile."""
+    """All rows of a product for one width of tile.
 
-    @njit
+    Inlined by force, because functions that share a name, as these would, share a symbol in Numba's cache: kernels that two
+    processes compiled and a third one loads would then call one another's.
+    """
+
+    @njit(forceinline=True)
     def columns(memory, a, a_row, a_depth, b, b_depth, depth, c, c_row, rows, accumulate):
         full = rows - rows % height
         for row in range(0, full, height):
@@ -187,30 +193,88 @@ def transpose(memory, source, source_row, rows, columns, target, target_row):
             )
 
 
+def _elementwise(operation, scalar_operand: bool):
+    """An intrinsic (memory, values, values_row, rows, vectors, other, other_row) that sets values = operation(values, other).
+
+    `other` has a vector for each vector of values, or one number for each row; other_row = 0 repeats its first row.
+    """
+
+    @intrinsic
+    def apply(typing, memory, values, values_row, rows, vectors, other, other_row):
+        signature = types.void(memory, *[types.intp] * 6)
+
+        def generate(context, builder, signature, arguments):
+            scalar, vector = _addressing(context, builder, signature, arguments[0])
+            values, values_row, rows, vectors, other, other_row = arguments[1:]
+            with cgutils.for_range(builder, rows) as row:
+                start = builder.add(values, builder.mul(row.index, values_row))
+                other_start = builder.add(other, builder.mul(row.index, other_row))
+                with cgutils.for_range(builder, vectors) as v:
+                    column = builder.mul(v.index, _INT(LANES))
+                    if scalar_operand:
+                        operand = _in_all_lanes(builder, builder.load(scalar(other_start)))
+                    else:
+                        operand = builder.load(vector(builder.add(other_start, column)), align=4)
+                    target = vector(builder.add(start, column))
+                    builder.store(operation(builder, builder.load(target, align=4), operand), target, align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return apply
+
+
+# Comparisons are ordered: false for NaN, which therefore passes a ReLU and its derivative, and never passes a factor of zero.
+
+
+def _add(builder, value, bias):
+    return builder.fadd(value, bias)
+
+
+def _add_and_rectify(builder, value, bias):
+    total = builder.fadd(value, bias)
+    return builder.select(builder.fcmp_ordered("<", total, _ZEROS), _ZEROS, total)
+
+
+def _where_positive(builder, value, activation):
+    return builder.select(builder.fcmp_ordered("<=", activation, _ZEROS), _ZEROS, value)
+
+
+def _scale_or_clear(builder, value, factor):
+    return builder.select(builder.fcmp_ordered(">", factor, _ZEROS), builder.fmul(value, factor), _ZEROS)
+
+
+add_bias = _elementwise(_add, scalar_operand=True)
+add_bias_and_rectify = _elementwise(_add_and_rectify, scalar_operand=True)
+keep_where_positive = _elementwise(_where_positive, scalar_operand=False)
+scale_or_clear = _elementwise(_scale_or_clear, scalar_operand=False)
+
+
 @intrinsic
-def add_column_squares(typing, memory, source, source_row, rows, target):
-    """target [LANES * WIDEST] += sum of squares over the first axis of source [rows, LANES * WIDEST], rows a multiple of 8.
+def add_column_squares(typing, memory, source, source_row, rows, vectors, target):
+    """target [LANES * vectors] += sum of squares over the first axis of source [rows, LANES * vectors], rows a multiple of 8.
 
     Groups of eight rows are summed first, which rounds less than one long chain.
     """
-    signature = types.void(memory, *[types.intp] * 4)
+    signature = types.void(memory, *[types.intp] * 5)
 
     def generate(context, builder, signature, arguments):
         _, vector = _addressing(context, builder, signature, arguments[0])
-        source, source_row, rows, target = arguments[1:]
+        source, source_row, rows, vectors, target = arguments[1:]
         multiply_add = _multiply_add(builder)
-        targets = [vector(builder.add(target, _INT(LANES * v))) for v in range(WIDEST)]
-        totals = [cgutils.alloca_once_value(builder, builder.load(address, align=4)) for address in targets]
-        with cgutils.for_range(builder, builder.sdiv(rows, _INT(8))) as loop:
-            start = builder.add(source, builder.mul(builder.mul(loop.index, _INT(8)), source_row))
-            for v, total in enumerate(totals):
+        groups = builder.sdiv(rows, _INT(8))
+        with cgutils.for_range(builder, vectors) as columns:
+            column = builder.mul(columns.index, _INT(LANES))
+            address = vector(builder.add(target, column))
+            total = cgutils.alloca_once(builder, _FLOATS)
+            builder.store(builder.load(address, align=4), total)
+            with cgutils.for_range(builder, groups) as loop:
+                start = builder.add(builder.mul(builder.mul(loop.index, _INT(8)), source_row), builder.add(source, column))
                 group = _ZEROS
                 for row in range(8):
-                    offset = builder.add(builder.add(start, builder.mul(source_row, _INT(row))), _INT(LANES * v))
-                    value = builder.load(vector(offset), align=4)
+                    value = builder.load(vector(builder.add(start, builder.mul(source_row, _INT(row)))), align=4)
                     group = builder.call(multiply_add, [value, value, group])
                 builder.store(builder.fadd(builder.load(total), group), total)
-        for address, total in zip(targets, totals):
             builder.store(builder.load(total), address, align=4)
         return context.get_dummy_value()
 

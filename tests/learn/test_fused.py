@@ -170,16 +170,17 @@ import sys
 sys.path.insert(0, {tests!r})
 from test_fused import *
 network, learner = Network(inputs=5, outputs=3, hidden=(8,)), Learner(hidden=(8,), learning_rate=0.1)
-for continuous in (False, True):
+for continuous in map(int, sys.argv[1]):
     trained = run(network, learner, 40, continuous)
     print([tensor.numpy().tobytes().hex() for tensor in trained.values()])
 """
 
 
-def processes(count, **environment):
+def processes(count, order="01", **environment):
+    """Outputs of `count` processes that run at once and train with discrete (0) and continuous (1) actions in the given order."""
     script = SCRIPT.format(tests=os.path.dirname(__file__))
     running = [
-        subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", script, order], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
         for _ in range(count)
     ]
     outputs = [process.communicate()[0] for process in running]
@@ -193,6 +194,15 @@ def test_processes_that_compile_at_once_share_a_cache(tmp_path):
     again = processes(1, NUMBA_CACHE_DIR=str(tmp_path))
     assert len({*first, *again}) == 1 and first[0]
     assert len([path for path in tmp_path.rglob("*.nbc") if ".tmp." not in path.name]) == 2
+
+
+@pytest.mark.slow
+def test_kernels_that_different_processes_compiled_work_together(tmp_path):
+    fresh = processes(1)[0]
+    # The second kernel is compiled where the first one was loaded, so Numba numbers their helper functions differently.
+    for order in ("0", "01", "01", "10"):
+        output = processes(1, order, NUMBA_CACHE_DIR=str(tmp_path))[0].splitlines()
+        assert output == [fresh.splitlines()[int(kind)] for kind in order]
 
 
 @pytest.mark.slow
