@@ -270,31 +270,36 @@ def _kernel(delta: Callable) -> Callable:
     return train
 
 
-@functools.cache
 def _digest() -> str:
-    """Names everything compiled code depends on beside its arguments: the sources of this room and the processor."""
+    """Of everything compiled code depends on beside the loss and its arguments: the sources of this room and the processor."""
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     processor = f"{llvmlite.binding.get_host_cpu_name()} {sorted(llvmlite.binding.get_host_cpu_features().items())}"
     return hashlib.sha256(sources + processor.encode()).hexdigest()[:16]
+
+
+# Taken when the sources are imported: they may have changed by the time a kernel is compiled.
+DIGEST = _digest()
 
 
 @functools.cache
 def compiled_kernel(delta: Callable, signature: tuple) -> Callable:
     """The kernel of one loss, compiled for arguments of these Numba types; kept in Numba's cache folder where one is writable.
 
-    Numba keeps one index per function name and looks at one source file only. The name therefore holds a digest of all that matters:
-    an entry is never stale, and processes that compile at the same moment write the same content.
+    Numba keeps one index per function name and looks at the time stamp of one source file only. The name therefore holds a digest of
+    all that matters, the file that defines `delta` included (not what that file imports from elsewhere): an entry is never stale,
+    and processes that compile at the same moment write the same content.
     """
-    source = hashlib.sha256(f"{inspect.getsource(delta)} {signature}".encode()).hexdigest()[:16]
     for cache in (True, False):
         train = _kernel(delta)
-        train.__qualname__ = train.__name__ = f"train_{delta.__name__}_{source}_{_digest()}"
         try:
+            if cache:
+                source = hashlib.sha256(Path(inspect.getfile(delta)).read_bytes() + str(signature).encode()).hexdigest()[:16]
+                train.__qualname__ = train.__name__ = f"train_{delta.__qualname__}_{source}_{DIGEST}"
             kernel = numba.njit(cache=cache, nogil=True, error_model="numpy")(train)
             kernel.compile(signature)
             return kernel
         except (OSError, RuntimeError):
-            # No folder to write to, or none any more.
+            # No source to name it by, no folder to write to, or none any more.
             if not cache:
                 raise
     raise AssertionError("unreachable")
