@@ -186,14 +186,20 @@ def _warn_unsound(accountant: str) -> None:
         print("mucd: the published rule is not sound: these numbers are for comparison only", file=sys.stderr)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, unless there is none or the text tells it itself."""
+
+    def _get_help_string(self, action):
+        told = action.default in (None, False) or "(default" in (action.help or "")
+        return action.help if told else super()._get_help_string(action)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mucd", description=DESCRIPTION)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name, function, help, example):
-        sub = commands.add_parser(
-            name, help=help, description=help, epilog=f"example: {example}", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        sub = commands.add_parser(name, help=help, description=help, epilog=f"example: {example}", formatter_class=HelpFormatter)
         sub.set_defaults(command=function)
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         return sub
@@ -205,7 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--behaviour", help="behaviour policy (default: the environment's first)")
     sub.add_argument("--transitions", type=int, default=20_000, help="at least this many, in whole episodes")
     sub.add_argument("--noise", type=float, nargs="+", help="probabilities of a random action, one drawn per episode (default: the behaviour's)")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=int, default=0, help="seed of behaviour and environment")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing dataset of this id")
 
     sub = command("run", run, "Train an ensemble on a dataset, certify it and write a run folder.", "mucd run acrobot/mixed-v0 --out runs/acrobot --fraction 0.01")
@@ -216,17 +222,17 @@ def build_parser() -> argparse.ArgumentParser:
     group = sub.add_argument_group("mechanism (public constants; by default planned from the declared size and the wanted fraction)")
     group.add_argument("--fraction", type=float, default=0.01, help="share of the units that a unanimous vote should withstand")
     group.add_argument("--units", type=int, help="declared size of the dataset (default: its size rounded to 1, 1.25, 1.6, 2, ... times a power of ten)")
-    group.add_argument("--sample-rate", type=float, help="q")
-    group.add_argument("--noise-multiplier", type=float, help="sigma; with it q and steps must be given and nothing is planned")
-    group.add_argument("--steps", type=int, help="T")
-    group.add_argument("--clip-norm", type=float, help="C")
+    group.add_argument("--sample-rate", type=float, help="q (default: a batch of about 1024)")
+    group.add_argument("--noise-multiplier", type=float, help="sigma; with it q and steps must be given and nothing is planned (default: planned)")
+    group.add_argument("--steps", type=int, help="T (default: 100)")
+    group.add_argument("--clip-norm", type=float, help="C (default: 0.1)")
     group = sub.add_argument_group("learner (public constants)")
-    group.add_argument("--algorithm", help="offline learner")
-    group.add_argument("--hidden", help="widths of hidden layers, such as 64,64; empty for a linear policy")
-    group.add_argument("--optimiser", help="sgd or adam")
-    group.add_argument("--learning-rate", type=float)
-    group.add_argument("--momentum", type=float)
-    group.add_argument("--average", type=float, help="share of the final iterates that is averaged")
+    group.add_argument("--algorithm", help="offline learner (default: bc, behaviour cloning)")
+    group.add_argument("--hidden", help="widths of hidden layers, such as 64,64 (default: none, a linear policy)")
+    group.add_argument("--optimiser", help="sgd or adam (default: sgd)")
+    group.add_argument("--learning-rate", type=float, help="(default: 30)")
+    group.add_argument("--momentum", type=float, help="of sgd (default: 0)")
+    group.add_argument("--average", type=float, help="share of the final iterates that is averaged (default: 0.5)")
     group.add_argument("--chosen", help="one sentence for the certificate: how you chose these constants")
     group = sub.add_argument_group("evaluation")
     group.add_argument("--states", type=int, default=200, help="number of states to vote on, chosen by held-out instances")
@@ -304,7 +310,7 @@ def _add_resources(sub):
     group = sub.add_argument_group("resources")
     group.add_argument("--instances-per-actor", type=int, help="instances that an actor trains at a time; changes speed only (default: 32 on a CPU, 1024 on a GPU)")
     group.add_argument("--actors", type=int, help="number of trainers (default: one per CPU or GPU share)")
-    group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto takes GPUs if Ray has some")
     group.add_argument("--gpus-per-actor", type=float, default=1.0, help="share of a GPU per trainer")
     group.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, or a local Ray)")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mucd_ray.certify.certificate import make_certificate, make_inputs
-from mucd_ray.cli import main
+from mucd_ray.cli import build_parser, main
 from mucd_ray.mechanism.mechanism import Mechanism
 
 MECHANISM = ["--sample-rate", "0.002", "--noise-multiplier", "3", "--steps", "1000"]
@@ -132,6 +132,21 @@ def test_help_shows_defaults_and_an_example_and_needs_no_heavy_import():
         assert result.returncode == 0 and f"example: mucd {command}" in " ".join(result.stdout.split())
         assert "default:" in result.stdout or command in ("verify", "report")
         assert "| torch" not in result.stderr and " ray\n" not in result.stderr
+
+
+def test_help_tells_the_true_defaults(capsys):
+    from mucd_ray.certify.plan import BATCH, STEPS
+    from mucd_ray.service.session import DEFAULT_CLIP_NORM, DEFAULT_LEARNER
+
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["run", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "None" not in shown and DEFAULT_LEARNER.hidden == ()
+    for text in (
+        f"T (default: {STEPS})", f"C (default: {DEFAULT_CLIP_NORM})", f"a batch of about {BATCH}", f"--learning-rate LEARNING_RATE (default: {DEFAULT_LEARNER.learning_rate:g})",
+        f"of sgd (default: {DEFAULT_LEARNER.momentum:g})", f"averaged (default: {DEFAULT_LEARNER.average})", f"(default: {DEFAULT_LEARNER.optimiser})",
+    ):
+        assert text in shown, text
 
 
 @pytest.mark.slow
