@@ -35,7 +35,7 @@ def test_more_robustness_costs_signal():
 @given(units=st.integers(1, 10_000_000))
 def test_every_dataset_within_the_margin_declares_the_same_size(units):
     declared, margin = declared_size(units)
-    assert 0.87 < declared / units < 1.15 or units < 10
+    assert abs(declared - units) <= 0.15 * units + 1
     for other in (max(1, units - margin), units + margin, units + margin // 2):
         assert declared_size(other)[0] == declared
 
