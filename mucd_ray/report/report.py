@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from mucd_ray.certify.certificate import content_hash, read_certificate
+from mucd_ray.certify.certificate import content_hash, read_certificate, round_down
 from mucd_ray.certify.confidence import BANDS
 from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.policy import return_band
@@ -178,7 +178,7 @@ def render(certificate: dict, baselines: dict, figures: list[FigureData]) -> str
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "whole": whole, "percent": percent}
+    environment.filters |= {"number": number, "whole": whole, "percent": percent, "claimed": round_down, "claimed_percent": claimed_percent}
     inputs, results, context = certificate["inputs"], certificate["results"], certificate["context"]
     dataset = context.get("dataset") or {}
     return environment.get_template("template.html").render(
@@ -224,6 +224,11 @@ def whole(value) -> str:
     return "none" if value is None else f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
+def claimed_percent(fraction) -> str:
+    """A claimed fraction, never rounded up."""
+    return f"{round_down(100 * fraction, 3)} %"
+
+
 def percent(fraction) -> str:
     return f"{100 * fraction:.3g}\N{NO-BREAK SPACE}%"
 
@@ -239,7 +244,7 @@ def _bound_label(name: str, inputs: dict) -> str:
 
 
 def _confidence(inputs: dict) -> str:
-    return f"{100 * (1 - inputs['eta']):g}"
+    return f"{100 * (1 - inputs['eta']):.12g}"
 
 
 def _radii(scope: dict) -> np.ndarray:

@@ -181,7 +181,7 @@ def describe(summary: dict) -> str:
     for share, entry in summary["keeps"].items():
         if entry["radius"] >= 0:
             lines.append(
-                f"certified: keeps {100 * float(share):.0f} % up to r = {entry['radius']} {kind} ({100 * entry['fraction']:.3g} %), "
+                f"certified: keeps {100 * float(share):.0f} % up to r = {entry['radius']} {kind} ({round_down(100 * entry['fraction'], 3)} %), "
                 f"expected return at least {round_down(entry['bound'], 5)}"
             )
         else:
@@ -189,7 +189,7 @@ def describe(summary: dict) -> str:
     for scope, name in (("per_state", "each state"), ("family_wise", "all states")):
         if "action" in summary:
             part = summary["action"][scope]
-            lines.append(f"certified actions ({name}): {100 * part['certified_share']:.1f} % of states, median r = {part['median_radius']}, largest {part['max_radius']}")
+            lines.append(f"certified actions ({name}): {round_down(100 * part['certified_share'], 4)} % of states, median r = {part['median_radius']}, largest {part['max_radius']}")
     if not summary["sound"]:
         lines.insert(0, "NOT SOUND: published accounting, for comparison only")
     return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
