@@ -226,7 +226,7 @@ def whole(value) -> str:
 
 def claimed_percent(fraction) -> str:
     """A claimed fraction, never rounded up."""
-    return f"{round_down(100 * fraction, 3)} %"
+    return f"{round_down(100 * fraction, 3)}\N{NO-BREAK SPACE}%"
 
 
 def percent(fraction) -> str:

@@ -91,13 +91,14 @@ def test_the_page_holds_the_certificates_numbers_and_nothing_from_elsewhere(tmp_
         radius, fraction, bound = page.rows("kept")[f"{100 * float(share):g} %"]
         assert int(radius.replace(",", "")) == entry["radius"] > 0
         assert float(fraction.removesuffix(" %")) == pytest.approx(100 * entry["fraction"], rel=5e-3)
-        assert float(bound) == pytest.approx(entry["bound"], rel=1e-5)
+        assert float(bound) == pytest.approx(entry["bound"], rel=1e-5) and float(bound) <= entry["bound"]
     shown = page.rows("baselines")
     baseline_rows = {"Non-private learner": ["-80.5"], "Behaviour policy": ["-150.25"], "Best constant action (action 2)": ["-500"]}
     assert {name: shown[name] for name in baseline_rows} == baseline_rows
     for name, scope in (("Each state by itself", "per_state"), ("All states together", "family_wise")):
         certified, median, _, largest = page.rows("actions")[name]
-        assert certified == f"{100 * action[scope]['certified_share']:.3g} %" and float(certified.removesuffix(" %")) < 100
+        exact = 100 * action[scope]["certified_share"]
+        assert exact * 0.995 <= float(certified.removesuffix(" %")) <= exact < 100  # claimed numbers are rounded down
         assert float(median.replace(",", "")) == action[scope]["median_radius"] and int(largest.replace(",", "")) == action[scope]["max_radius"]
     mechanism = page.rows("mechanism-table")
     constants = {"Sample rate q": ["0.01"], "Noise multiplier σ": ["20"], "Clip norm C": ["0.5"], "Steps T": ["50"], "Units in D, N": ["12,345"]}
