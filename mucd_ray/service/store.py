@@ -67,7 +67,9 @@ class RunStore:
         try:
             store.path.mkdir(parents=True, exist_ok=True)
             # What a start that was killed leaves behind: it comes before settings.json, which makes the folder a run.
-            if any(name not in ("blocks", "targets", "secret") and not name.startswith(".tmp-") for name in os.listdir(store.path)):
+            foreign = any(name not in ("blocks", "targets", "secret") and not name.startswith(".tmp-") for name in os.listdir(store.path))
+            # Another process may have made it a run folder since the look above.
+            if foreign and not store.exists():
                 raise MucdError(f"{store.path} is not empty and not a run folder: choose a new folder with --out")
             store.blocks.mkdir(exist_ok=True)
             (store.path / "targets").mkdir(exist_ok=True)

@@ -79,7 +79,8 @@ def test_missing_blocks_cover_exactly_what_is_not_stored(tmp_path_factory, done,
     assert sorted(i for part in missing for i in part) == [i for i in range(wanted) if i not in stored]
 
 
-def test_writers_at_the_same_moment_agree(tmp_path):
+@pytest.mark.parametrize("attempt", range(10))
+def test_writers_at_the_same_moment_agree(tmp_path, attempt):
     results = []
 
     def write():
