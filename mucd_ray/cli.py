@@ -132,7 +132,7 @@ def plan(options, out):
     answer = make_plan(
         units=options.units, fraction=options.fraction, instances=options.instances, eta=options.eta, actions=options.actions,
         threat=options.threat, accountant=options.accountant, sample_rate=options.sample_rate,
-        **({"steps": options.steps} if options.steps else {}),
+        **({} if options.steps is None else {"steps": options.steps}),
     )
     mechanism = answer.mechanism
     text = (

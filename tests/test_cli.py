@@ -110,6 +110,7 @@ def test_bad_runs_are_refused_before_anything_is_written(capfd, recordings, tmp_
         ([cartpole, "--noise-multiplier", "-2", "--sample-rate", "0.1", "--steps", "5"], "noise multiplier -2.0"),
         ([cartpole, "--noise-multiplier", "2"], "--sample-rate and --steps"),
         ([cartpole, "--sample-rate", "0"], "sample rate 0.0"),
+        ([cartpole, "--steps", "0"], "steps 0"),
         ([cartpole, "--learning-rate", "-1"], "learning rate -1.0"),
         ([cartpole, "--hidden", "64,x"], "--hidden '64,x'"),
         ([cartpole, "--algorithm", "magic"], "magic"),

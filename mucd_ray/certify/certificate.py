@@ -36,6 +36,7 @@ LARGEST = 2**53
 STANDING_ASSUMPTIONS = (
     "The attacker does not know the run's secret, from which all noise and all samples are derived.",
     "Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
+    "Neither this run nor this certificate was chosen among several by looking at results.",
     "D' ranges over the datasets that the package accepts: finite values, actions inside the declared space.",
 )
 

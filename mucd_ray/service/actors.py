@@ -37,9 +37,6 @@ class Trainer:
         self._check_data()
         self.device = "cuda" if ray.get_gpu_ids() else "cpu"
 
-    def describe(self) -> str:
-        return self.device
-
     def train(self, instances: range) -> str:
         """Train, vote, roll out, commit; returns the block's name."""
         from mucd_ray.service.work import train_and_evaluate

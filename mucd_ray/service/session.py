@@ -26,7 +26,8 @@ from mucd_ray.service.store import RunStore
 DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=30.0, average=0.5)
 DEFAULT_CLIP_NORM = 0.1
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
-USER_LEARNER_NOTE = "The learner's settings were given by the user. The claim is conditional on them: it holds as stated if they were not chosen by looking at this dataset."
+CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
+USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,19 +96,20 @@ def _mechanism(request: Request, choices: Choices, declared: int, actions: int) 
             sample_rate=request.sample_rate, noise_multiplier=request.noise_multiplier, clip_norm=clip_norm,
             steps=request.steps, normaliser=request.sample_rate * declared,
         )
-        return mechanism, "The mechanism was given by the user as constants."
+        return mechanism, f"The mechanism was given by the user. {CONDITIONAL}"
     answer = plan(
         units=declared, fraction=request.fraction, instances=request.instances, eta=choices.eta, actions=actions, threat=choices.threat,
-        accountant="tradeoff", sample_rate=request.sample_rate, **({"steps": request.steps} if request.steps else {}),
+        accountant="tradeoff", sample_rate=request.sample_rate, **({} if request.steps is None else {"steps": request.steps}),
     )
     planned = answer.mechanism
     mechanism = Mechanism(
         sample_rate=planned.sample_rate, noise_multiplier=planned.noise_multiplier, clip_norm=clip_norm,
         steps=planned.steps, normaliser=planned.normaliser,
     )
+    given = [name for name in ("sample_rate", "steps", "clip_norm") if getattr(request, name) is not None]
     return mechanism, (
         f"The mechanism was planned from the declared size {declared}, the wanted fraction {request.fraction:g}, {request.instances} instances and "
-        f"eta {choices.eta:g} alone."
+        f"eta {choices.eta:g} alone" + (f", with {', '.join(given).replace('_', ' ')} given by the user. {CONDITIONAL}" if given else ".")
     )
 
 
