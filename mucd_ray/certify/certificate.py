@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from mucd_ray.certify.action import ABSTAIN, ActionCertificate, certify_actions
-from mucd_ray.certify.confidence import BANDS, check_eta
+from mucd_ray.certify.bands import BANDS
+from mucd_ray.certify.confidence import check_eta
 from mucd_ray.certify.guarantees import FAMILIES, READINGS, THREATS, Guarantees
 from mucd_ray.certify.policy import expected_return_bound, radius_keeping, return_band
 from mucd_ray.certify.radius import radius_ladder

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 
 from mucd_ray.certify.certificate import content_hash, read_certificate, round_down
-from mucd_ray.certify.confidence import BANDS
+from mucd_ray.certify.bands import BANDS
 from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.policy import return_band
 from mucd_ray.errors import MucdError
