@@ -1,10 +1,15 @@
-"""Action level: the majority action at a state cannot be changed by up to `radius` changed units."""
+"""Action level, discrete: the ensemble's action at a state cannot be changed by up to `radius` changed units.
+
+Two inference rules (seeds, "Enhancing the Antidote", Definitions 5 and 6): `certify_votes` compares the probabilities that a trained
+instance takes an action, `certify_scores` the expected probability scores.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from mucd_ray.certify.confidence import TopTwo, top_two_bounds
+from mucd_ray.certify.bands import order_statistic_band
+from mucd_ray.certify.confidence import check_eta, top_two_bounds
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.radius import largest_radii
 
@@ -13,7 +18,8 @@ ABSTAIN = -1
 
 @dataclass(frozen=True, kw_only=True)
 class ActionCertificate:
-    """Per state [S]: the majority action, its certified radius (ABSTAIN where the votes do not even certify r = 0), the bounds."""
+    """Per state [S]: the ensemble's action; its certified radius, ABSTAIN where not even r = 0 is certified; and the confidence
+    bounds under D, from below for this action and from above for every other one."""
 
     action: np.ndarray
     radius: np.ndarray
@@ -32,8 +38,42 @@ def action_radii(top: np.ndarray, runner_up: np.ndarray, guarantees: Guarantees,
     return largest_radii(holds, cap)[inverse.reshape(-1)]
 
 
-def certify_actions(counts: np.ndarray, guarantees: Guarantees, *, eta: float, cap: int) -> ActionCertificate:
+def certify_votes(counts: np.ndarray, guarantees: Guarantees, *, eta: float, cap: int) -> ActionCertificate:
     """Certify every row of votes [S, A]. Each state's statement holds with probability 1 - eta; pass eta/S for all together."""
-    bounds: TopTwo = top_two_bounds(counts, eta)
+    bounds = top_two_bounds(counts, eta)
     radius = action_radii(bounds.top, bounds.runner_up, guarantees, cap)
     return ActionCertificate(action=bounds.action, radius=radius, top=bounds.top, runner_up=bounds.runner_up)
+
+
+def certify_scores(histogram: np.ndarray, guarantees: Guarantees, *, eta: float, cap: int) -> ActionCertificate:
+    """Certify the action with the largest expected score from score levels [S, A, K+1]; confidence as in `certify_votes`.
+
+    E_{D'}[y] >= integral over t in [0, 1] of lower_r(P(y > t)), and the same with upper_r from above (theory section 6, probability
+    scores). Which action has the largest mean is seen in the same data, so a band from either side is paid for every action.
+    """
+    states, actions, ends = histogram.shape
+    levels, instances = ends - 1, int(histogram[0, 0].sum())
+    action = (histogram @ np.arange(ends)).argmax(axis=1)
+    # P(y below the c-th smallest score) <= unseen[c] for every c at once; nothing is known of what lies above all scores.
+    unseen = np.append(order_statistic_band(instances, check_eta(eta) / (2 * actions)), 1.0)
+    # For k = 1..K: scores below k/K, and scores of at least (K-k)/K. Either way a level stands for the end of its cell that is safe.
+    below = np.cumsum(histogram, axis=2)[..., :-1]
+    above = instances - np.concatenate([below[..., -2::-1], np.zeros((states, actions, 1), int)], axis=2)
+    row = np.arange(states)
+    used, index = np.unique(np.concatenate([below[row, action].ravel(), above.ravel()]), return_inverse=True)
+    of_top = index[: states * levels].reshape(states, levels)
+    of_others = index[states * levels :].reshape(states, actions, levels)
+
+    def bounds(radius):
+        guarantee = guarantees.at(radius)
+        lower, upper = guarantee.lower(1.0 - unseen[used]), guarantee.upper(unseen[used])
+        ceilings = upper[of_others].mean(axis=2)
+        ceilings[row, action] = -1.0
+        return lower[of_top].mean(axis=1), ceilings.max(axis=1)
+
+    def holds(radius):
+        top, others = bounds(radius)
+        return top > others
+
+    top, runner_up = bounds(0)
+    return ActionCertificate(action=action, radius=largest_radii(holds, cap), top=top, runner_up=runner_up)

@@ -1,4 +1,4 @@
-"""Policy level: the expected return of a policy trained on any D' within r units of D."""
+"""Policy level: the return of a policy trained on any D' within r units of D, in expectation and in quantiles."""
 
 from dataclasses import dataclass
 
@@ -25,6 +25,11 @@ class ReturnBand:
         """floor + integral of lower(G(t)) dt: a lower bound on the expected return under D' (theory section 6)."""
         return float(self.floor + np.diff(self.threshold, prepend=self.floor) @ lower(self.probability))
 
+    def quantile(self, level: float, lower) -> float:
+        """The largest t with lower(G(t)) >= 1 - level: under D' at least the share 1 - level of policies earn it or more."""
+        reached = np.count_nonzero(lower(self.probability) >= 1.0 - level)
+        return float(self.threshold[reached - 1]) if reached else self.floor
+
 
 def return_band(returns: np.ndarray, return_range: tuple[float, float], *, eta: float, method: str) -> ReturnBand:
     """The band of one return per instance [P]; it holds with probability 1 - eta for all thresholds together.
@@ -50,9 +55,25 @@ def return_band(returns: np.ndarray, return_range: tuple[float, float], *, eta: 
     return ReturnBand(threshold=threshold, probability=probability[first], floor=low)
 
 
+def ceiling_band(returns: np.ndarray, return_range: tuple[float, float], *, eta: float, method: str) -> ReturnBand:
+    """The band of the negated returns: a lower bound from it is, negated, an upper bound on returns."""
+    low, high = return_range
+    return return_band(-np.asarray(returns, dtype=float), (-high, -low), eta=eta, method=method)
+
+
 def expected_return_bound(band: ReturnBand, guarantees: Guarantees, radius: int) -> float:
     """Lower bound on E[return] of M(D') for every D' within `radius` of D."""
     return band.expected_return(guarantees.at(radius).lower)
+
+
+def mean_route_bound(mean: float, return_range: tuple[float, float], lower) -> float:
+    """Lower bound on E[return] under D' from a lower confidence bound `mean` on E[return] under D alone.
+
+    The seeds' route, e^{-eps}(J - b delta) ("Enhancing the Antidote", Theorem 7), is this for `adp`. For every family: lower is convex,
+    so by Jensen's inequality the integral of lower(G(t)) over the range is at least lower of the mean of G.
+    """
+    low, high = return_range
+    return float(low + (high - low) * lower((mean - low) / (high - low)))
 
 
 def radius_keeping(share: float, unpoisoned: float, band: ReturnBand, guarantees: Guarantees, cap: int) -> int:
