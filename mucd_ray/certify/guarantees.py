@@ -1,31 +1,20 @@
 """Outcomes guarantees: from the probability of an event under D to bounds on its probability under D'.
 
-A guarantee for a group of changed units is an increasing function `lower(p)` with P[M(D') in S] >= lower(P[M(D) in S]) for every
-event S; `upper(p) = 1 - lower(1 - p)` (seeds: "Enhancing the Antidote", Definition 7). Four families, each one function from
-an accountant and a group (inserted, removed) to `lower`:
-
-    tradeoff   the exact Neyman-Pearson curve of the composed pair: nothing tighter can be said from (q, sigma, T, r) and p
-    rdp        sup over alpha of e^{-eps(alpha)} p^{alpha/(alpha-1)}, and its mirror image, from the exact mixture's divergences
-    adp        sup over eps >= 0 of e^{-eps}(p - delta(eps)), from the exact privacy profile
-    published  the seeds' Theorem 8, which replaces q by 1-(1-q)^r and leaves sigma alone. NOT SOUND; for comparison only
+`lower(p) <= P[M(D') in S] <= upper(p)` for every event S with P[M(D) in S] = p, and every D' that a threat model allows
+(seeds: "Enhancing the Antidote", Definition 7). Which bounds hold for one group of changed units is in `families.py`.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from mucd_ray.certify.families import FAMILIES, IDENTITY, Pair, mirrored, slopes_at_most_one, worst
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.accounting import GroupAccountant
-from mucd_ray.mechanism.loss_distribution import LossDistribution, TradeoffCurve, pessimistic
 from mucd_ray.mechanism.mechanism import Mechanism
 
-LowerBound = Callable[[np.ndarray], np.ndarray]
-
-# Orders close to 1 carry the bound where the mixture's high orders explode.
-RENYI_ORDERS = 1 + np.geomspace(0.01, 255, 120)
 # Splits of a symmetric difference are covered by at most this many groups; past it a group's bound is that of its union, which
 # costs at most r / SPLITS units of radius.
 SPLITS = 256
@@ -35,80 +24,26 @@ ANCHORS_PER_OCTAVE = 4
 ADP_GRID = 512
 
 
-def tradeoff(accountant: GroupAccountant, inserted: int, removed: int) -> LowerBound:
-    return accountant.curve(inserted, removed)
-
-
-def adp(accountant: GroupAccountant, inserted: int, removed: int) -> LowerBound:
-    return _slope_at_most_one(accountant.curve(inserted, removed))
-
-
-def rdp(accountant: GroupAccountant, inserted: int, removed: int) -> LowerBound:
-    forward = accountant.step_loss(inserted, removed)
-    # Reflecting the line turns the pair (Q, P) of a group into the pair (P, Q) of the group with the two numbers exchanged.
-    backward = accountant.step_loss(removed, inserted)
-    return _renyi_bound(accountant.mechanism.steps, forward, backward)
-
-
-def published(accountant: GroupAccountant, inserted: int, removed: int) -> LowerBound:
-    """Unsound: several poisoned units of one batch are taken to move the sum by one clip norm only (seeds, Theorem 8)."""
-    mechanism = accountant.mechanism
-    rate = -np.expm1((inserted + removed) * np.log1p(-mechanism.sample_rate)) if mechanism.sample_rate < 1 else 1.0
-    loss = pessimistic(inserted=0, removed=1, sample_rate=rate, sigma=mechanism.noise_multiplier)
-    return _renyi_bound(mechanism.steps, loss, loss)
-
-
-FAMILIES = {"tradeoff": tradeoff, "rdp": rdp, "adp": adp, "published": published}
-
-
-def _renyi_bound(steps: int, forward: LossDistribution, backward: LossDistribution) -> LowerBound:
-    """Hoelder's inequality both ways, with eps(alpha) = T D_alpha of the parts with finite loss (Mironov 2017, Proposition 10):
-
-    Q(S) >= e^{-eps} P(S)^{alpha/(alpha-1)}, and, with D_alpha(Q||P) and the complement of S,
-    1 - Q(S) <= (e^{eps} (1 - P(S)))^{(alpha-1)/alpha}.
-    """
-    powers = RENYI_ORDERS / (RENYI_ORDERS - 1)
-    left_out_p, left_out_q = (-np.expm1(steps * np.log1p(-loss.infinite)) for loss in (forward, backward))
-    eps_forward, eps_backward = (steps * loss.renyi_divergence(RENYI_ORDERS) for loss in (forward, backward))
-
-    def lower(p):
-        with np.errstate(divide="ignore"):
-            log_p, log_rest = np.log(np.maximum(p - left_out_p, 0.0)), np.log(1.0 - p)
-        direct = np.exp((np.multiply.outer(log_p, powers) - eps_forward).max(axis=-1))
-        complement = np.exp(np.minimum(((log_rest[..., None] + eps_backward) / powers).min(axis=-1), 0.0))
-        return np.maximum(direct, 1.0 - complement - left_out_q)
-
-    return lower
-
-
-def _slope_at_most_one(curve: TradeoffCurve) -> LowerBound:
-    """The part of a convex curve that tangents e^{-eps}(p - delta) with eps >= 0 can see: past slope 1 it goes on as a line."""
-    distance = curve.under_p - curve.under_q
-    at = int(np.argmax(distance))
-    turn, total_variation = curve.under_p[at], distance[at]
-
-    def lower(p):
-        p = np.asarray(p, dtype=float)
-        return np.where(p <= turn, curve(p), np.maximum(p - total_variation, 0.0))
-
-    return lower
-
-
 @dataclass(frozen=True)
 class OutcomesGuarantee:
     """lower(p) <= P[M(D') in S] <= upper(p) whenever P[M(D) in S] = p; arguments and results have the same shape."""
 
-    bound: LowerBound
+    pair: Pair
 
     def lower(self, p):
-        p = np.asarray(p, dtype=float)
-        if np.any((p < 0) | (p > 1) | np.isnan(p)):
-            raise MucdError(f"probability {p[(p < 0) | (p > 1) | np.isnan(p)].flat[0]} is outside [0, 1]")
-        return np.clip(self.bound(p.reshape(-1)).reshape(p.shape), 0.0, p)
+        p = _probabilities(p)
+        return np.clip(self.pair.lower(p.reshape(-1)).reshape(p.shape), 0.0, p)
 
     def upper(self, p):
-        p = np.asarray(p, dtype=float)
-        return np.maximum(1.0 - self.lower(1.0 - p), p)
+        p = _probabilities(p)
+        return np.clip(self.pair.upper(p.reshape(-1)).reshape(p.shape), p, 1.0)
+
+
+def _probabilities(p) -> np.ndarray:
+    p = np.asarray(p, dtype=float)
+    if np.any(outside := ~((p >= 0) & (p <= 1))):
+        raise MucdError(f"probability {p[outside].flat[0]} is outside [0, 1]")
+    return p
 
 
 # What D' may be, seen from D. One-sided threats have a direction: if D is the poisoned set, what was done to it is the reverse.
@@ -133,10 +68,11 @@ class Guarantees:
     The group of D' against D is: `insert` (r, 0), `remove` (0, r), `substitute` (r, r), and for `symmetric` every split
     inserted + removed = r. Groups smaller than r are covered because the bounds fall with either number.
 
-    Every split of a symmetric difference is covered. The two pure ones are accounted exactly. A mixed one is bounded, for
-    `tradeoff` and `adp`, by composing pure curves along D -> remove -> insert -> D' (trade-off functions compose); in all cases
-    tried this bound is above the pure ones, which proves that they are the worst, or at most 0.2 units below (docs/theorems.md).
-    For `rdp` mixed splits are accounted by their own mixture pair.
+    Every split of a symmetric difference is covered: the lower map is the least, the upper map the greatest over all splits. The
+    two pure ones are accounted exactly. A mixed one is bounded, for `tradeoff` and `adp`, by composing pure curves along D ->
+    remove -> insert -> D' (trade-off functions compose); in all cases tried this bound is above the pure ones, which proves that
+    they are the worst, or at most 0.2 units below (docs/theorems.md). For `rdp` and `rdp-mirrored` mixed splits are accounted by
+    their own mixture pair. `adp-group` and `published` depend on the number of units alone.
     """
 
     def __init__(self, mechanism: Mechanism, *, threat: str = "symmetric", family: str = "tradeoff"):
@@ -150,36 +86,80 @@ class Guarantees:
 
     def group(self, inserted: int, removed: int) -> OutcomesGuarantee:
         """The guarantee for exactly this group."""
-        if inserted == removed == 0:
-            return OutcomesGuarantee(lambda p: p)
-        return OutcomesGuarantee(FAMILIES[self.family](self.accountant, inserted, removed))
+        return OutcomesGuarantee(self._pair(inserted, removed))
+
+    def _pair(self, inserted: int, removed: int) -> Pair:
+        return IDENTITY if inserted == removed == 0 else FAMILIES[self.family](self.accountant, inserted, removed)
 
     def _at(self, radius: int) -> OutcomesGuarantee:
         """The guarantee that holds for every D' within `radius` of D."""
         if radius < 0:
             raise MucdError(f"radius {radius} is negative")
-        if radius == 0 or self.threat == "insert" or (self.family == "published" and self.threat != "substitute"):
+        if radius == 0 or self.threat == "insert":
             return self.group(radius, 0)
         if self.threat == "remove":
             return self.group(0, radius)
         if self.threat == "substitute":
             return self.group(radius, radius)
-        pure = [self.group(radius, 0).bound, self.group(0, radius).bound]
-        mixed = self._mixed_pairs(radius) if self.family == "rdp" else self._chains(radius)
-        return OutcomesGuarantee(lambda p: np.minimum.reduce([bound(p) for bound in (*pure, *mixed)]))
+        mixed = MIXED_SPLITS[self.family]
+        if mixed is None:
+            return self.group(radius, 0)
+        return OutcomesGuarantee(worst([self._pair(radius, 0), self._pair(0, radius), *mixed(self, radius)]))
 
-    def _mixed_pairs(self, radius: int) -> list[LowerBound]:
-        return [self.group(radius - low, high).bound for low, high in _cover(radius, RENYI_SPLITS)]
+    def split_profile(self, radius: int, probability: float, splits: int = 9) -> dict:
+        """How the lower bound at `probability` depends on the split of a symmetric difference, to see which split is worst.
 
-    def _chains(self, radius: int) -> list[LowerBound]:
-        """One function: the least bound over all mixed splits, by chains of pure curves."""
+        Args:
+            radius: number of changed units, r >= 1.
+            splits: how many evenly spread splits, >= 2; both pure ones are always among them.
+
+        Returns:
+            plain values: `radius`, `probability`, lists `inserted`, `removed` and `bound` of equal length in the order of
+            `removed`, and `exact`: true, every bound is that of the split's own pair of mixtures, not of a chain.
+
+        Raises:
+            MucdError: another threat than `symmetric` (it has one split only), or a value outside its range.
+        """
+        if self.threat != "symmetric":
+            raise MucdError(f"threat {self.threat!r} has one split only: ask for the profile of `symmetric`")
+        if radius < 1 or splits < 2:
+            raise MucdError(f"radius {radius} must be at least 1 and splits {splits} at least 2")
+        removed = [int(k) for k in np.unique(np.rint(np.linspace(0, radius, splits)).astype(int))]
+        return {
+            "radius": int(radius),
+            "probability": float(probability),
+            "inserted": [int(radius) - k for k in removed],
+            "removed": removed,
+            "bound": [float(self.group(int(radius) - k, k).lower(probability)) for k in removed],
+            "exact": True,
+        }
+
+    def _mixed_pairs(self, radius: int) -> list[Pair]:
+        return [self._pair(radius - low, high) for low, high in _cover(radius, RENYI_SPLITS)]
+
+    def _chained(self, radius: int) -> list[Pair]:
+        chains = self._chains(radius)
+        return [mirrored(lambda p: chains(p).min(axis=0))] if chains else []
+
+    def _chained_tangents(self, radius: int) -> list[Pair]:
+        chains = self._chains(radius)
+        if not chains:
+            return []
+        # A chain is convex, so between grid points it lies at most one grid step further from the diagonal.
+        grid = np.linspace(0.0, 1.0, ADP_GRID + 1)
+        distance = grid - chains(grid)
+        turn, total_variation = grid[np.argmax(distance, axis=1)], distance.max(axis=1) + 1 / ADP_GRID
+        pair = slopes_at_most_one(chains, turn[:, None], total_variation[:, None])
+        return [Pair(lambda p: pair.lower(p).min(axis=0), lambda p: pair.upper(p).max(axis=0))]
+
+    def _chains(self, radius: int):
+        """The bounds of all mixed splits, by chains of pure curves: one function from p [n] to [splits, n]; None at r = 1."""
         pairs = _cover(radius, SPLITS)
-        removals = _chain_links(np.array([high for _, high in pairs]))
-        insertions = _chain_links(radius - np.array([low for low, _ in pairs]))
+        removals = _chain_links(np.array([high for _, high in pairs], dtype=int))
+        insertions = _chain_links(radius - np.array([low for low, _ in pairs], dtype=int))
         curve = self.accountant.curve
 
         def chains(p):
-            """Bounds of all chains, [splits, n]."""
             value = np.tile(p, (len(pairs), 1))
             for part, rows in removals:
                 value[rows] = curve(0, part)(value[rows])
@@ -187,21 +167,18 @@ class Guarantees:
                 value[rows] = curve(part, 0)(value[rows])
             return value
 
-        if not pairs:
-            return []
-        if self.family != "adp":
-            return [lambda p: chains(p).min(axis=0)]
+        return chains if pairs else None
 
-        # A chain is convex, so between grid points it lies at most one grid step further from the diagonal.
-        grid = np.linspace(0.0, 1.0, ADP_GRID + 1)
 
-        def slopes_at_most_one(p):
-            on_grid, at_p = chains(grid), chains(p)
-            at = np.argmax(grid - on_grid, axis=1)
-            total_variation = (grid - on_grid).max(axis=1) + 1 / ADP_GRID
-            return np.where(p <= grid[at][:, None], at_p, np.maximum(p - total_variation[:, None], 0.0)).min(axis=0)
-
-        return [slopes_at_most_one]
+# How a family covers the mixed splits of a symmetric difference; None where only the number of units counts.
+MIXED_SPLITS = {
+    "tradeoff": Guarantees._chained,
+    "rdp": Guarantees._mixed_pairs,
+    "rdp-mirrored": Guarantees._mixed_pairs,
+    "adp": Guarantees._chained_tangents,
+    "adp-group": None,
+    "published": None,
+}
 
 
 def _cover(radius: int, groups: int) -> list[tuple[int, int]]:

@@ -87,6 +87,10 @@ class TradeoffCurve:
         """p in [0, 1], any shape -> the bound, same shape."""
         return np.minimum(np.interp(p, self.under_p, self.under_q, left=0.0), p)
 
+    def profile(self, eps: np.ndarray) -> np.ndarray:
+        """delta(eps) = sup over events of P(S) - e^{eps} Q(S), at eps [m] -> [m]: attained at a vertex of the curve."""
+        return np.array([np.max(self.under_p - np.exp(e) * self.under_q) for e in eps])
+
 
 def pessimistic(*, removed: int, inserted: int, sample_rate: float, sigma: float, resolution: int = RESOLUTION) -> LossDistribution:
     """One step's loss between the pair of `mixture.py`, discretised to the safe side."""

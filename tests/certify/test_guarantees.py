@@ -1,5 +1,7 @@
 """One contract that every outcomes guarantee passes, and the attack that breaks `published` and never breaks ours."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from mucd_ray.mechanism.mechanism import Mechanism
 
 P = np.concatenate([[0.0, 1e-4, 0.01], np.linspace(0.05, 0.95, 19), [0.99, 0.9999, 1.0]])
 SOUND = [name for name in FAMILIES if name != "published"]
+MIRRORED = ["tradeoff", "rdp-mirrored"]
 
 
 def mechanism(q, sigma, steps):
@@ -22,18 +25,22 @@ def mechanism(q, sigma, steps):
 @pytest.mark.parametrize("threat", THREATS)
 def test_contract(family, threat):
     guarantees = Guarantees(mechanism(0.02, 4.0, 60), threat=threat, family=family)
-    previous = P
+    lower_before = upper_before = P
     for radius in (0, 1, 2, 3, 10, 40):
         lower, upper = guarantees.at(radius).lower(P), guarantees.at(radius).upper(P)
         assert np.all((0 <= lower) & (lower <= P) & (P <= upper) & (upper <= 1))
-        assert np.all(np.diff(lower) >= -1e-12)
-        assert np.allclose(upper, 1 - guarantees.at(radius).lower(1 - P))
-        assert np.all(lower <= previous + 1e-4)
-        previous = lower
+        assert np.all(np.diff(lower) >= -1e-12) and np.all(np.diff(upper) >= -1e-12)
+        if family in MIRRORED:
+            assert np.allclose(upper, 1 - guarantees.at(radius).lower(1 - P))
+        assert np.all(lower <= lower_before + 1e-4) and np.all(upper >= upper_before - 1e-4)
+        lower_before, upper_before = lower, upper
         if radius == 0:
-            assert np.array_equal(lower, P) and np.allclose(upper, P, atol=1e-15)
-    with pytest.raises(MucdError, match="1.5"):
-        guarantees.at(3).lower([0.2, 1.5])
+            assert np.array_equal(lower, P) and np.array_equal(upper, P)
+    for bound in (guarantees.at(3).lower, guarantees.at(3).upper):
+        assert bound(0.5).shape == () and bound(P.reshape(5, -1)).shape == (5, len(P) // 5)
+        for wrong in (1.5, -0.5, np.nan):
+            with pytest.raises(MucdError, match=str(wrong)):
+                bound([0.2, wrong])
 
 
 @pytest.mark.parametrize("family", SOUND)
@@ -43,20 +50,23 @@ def test_no_sound_family_claims_more_than_an_attacker_can_attain(family, q, sigm
     if inserted + removed == 0:
         return
     guarantees = Guarantees(mechanism(q, sigma, steps), family=family)
-    claimed = guarantees.group(inserted, removed).lower(P)
-    attainable = guarantees.accountant.attainable(inserted, removed)(P)
-    assert np.all(claimed <= attainable + 1e-9)
-    assert np.all((claimed <= guarantees.accountant.curve(inserted, removed)(P) + 3e-4)[:-1])
+    lower, upper = guarantees.group(inserted, removed).lower(P), guarantees.group(inserted, removed).upper(P)
+    attainable, curve = guarantees.accountant.attainable(inserted, removed), guarantees.accountant.curve(inserted, removed)
+    assert np.all(lower <= attainable(P) + 1e-9)
+    assert np.all(upper >= 1 - attainable(1 - P) - 1e-9)
+    assert np.all((lower <= curve(P) + 3e-4)[:-1])
+    assert np.all((upper >= 1 - curve(1 - P) - 3e-4)[1:])
 
 
 @pytest.mark.parametrize("q, sigma, steps, radius", [(0.002, 3.0, 2000, 25), (0.1, 3.0, 10, 6), (0.05, 1.0, 100, 4), (0.01, 40.0, 50, 300)])
 @pytest.mark.parametrize("family", SOUND)
 def test_a_symmetric_difference_covers_every_split_at_next_to_no_cost(q, sigma, steps, radius, family):
     guarantees = Guarantees(mechanism(q, sigma, steps), threat="symmetric", family=family)
-    covered = guarantees.at(radius).lower(P)
+    covered, covered_above = guarantees.at(radius).lower(P), guarantees.at(radius).upper(P)
     splits = range(radius + 1) if radius < 50 else (0, 1, 60, 150, 240, 299, 300)
     for removed in splits:
-        assert np.all(covered <= guarantees.group(radius - removed, removed).lower(P) + 2e-4)
+        split = guarantees.group(radius - removed, removed)
+        assert np.all(covered <= split.lower(P) + 2e-4) and np.all(covered_above >= split.upper(P) - 2e-4)
     # Groups coarser than single splits, and chains, cost less than one unit of radius, or 1 %.
     larger = radius + max(1, radius // 100)
     pure = np.minimum(guarantees.group(larger, 0).lower(P), guarantees.group(0, larger).lower(P))
@@ -65,10 +75,83 @@ def test_a_symmetric_difference_covers_every_split_at_next_to_no_cost(q, sigma, 
 
 
 def test_families_are_ordered_and_tradeoff_is_the_tightest():
-    lower = {name: Guarantees(mechanism(128 / 60000, 3.0, 1000), family=name).at(40).lower(P) for name in SOUND}
-    assert np.all(lower["rdp"] <= lower["tradeoff"] + 1e-6)
-    assert np.all(lower["adp"] <= lower["tradeoff"] + 1e-6)
+    at = {name: Guarantees(mechanism(128 / 60000, 3.0, 1000), family=name).at(40) for name in FAMILIES}
+    lower, upper = ({name: getattr(guarantee, side)(P) for name, guarantee in at.items()} for side in ("lower", "upper"))
+    for tighter, looser in [("tradeoff", "rdp-mirrored"), ("rdp-mirrored", "rdp"), ("tradeoff", "adp"), ("adp", "adp-group"), ("published", "rdp")]:
+        assert np.all(lower[looser] <= lower[tighter] + 1e-6) and np.all(upper[looser] >= upper[tighter] - 1e-6)
     assert lower["tradeoff"][np.searchsorted(P, 0.99)] > lower["rdp"][np.searchsorted(P, 0.99)] + 0.02
+
+
+@pytest.mark.parametrize(
+    "family, radius", [("tradeoff", 100), ("rdp-mirrored", 79), ("rdp", 62), ("adp", 81), ("adp-group", 71), ("published", 67)]
+)
+def test_radii_of_a_nearly_unanimous_vote(family, radius):
+    guarantees = Guarantees(mechanism(128 / 60000, 3.0, 1000), family=family)
+    holds = [guarantees.at(r).lower(0.99) > guarantees.at(r).upper(0.01) for r in (radius - 1, radius, radius + 1, radius + 2)]
+    assert holds[0] and not holds[-1]
+
+
+def test_rdp_is_hoelders_inequality_with_the_closed_form_divergence_of_the_gaussian():
+    """At q = 1 the pair is N(r, sigma^2) against N(0, sigma^2) each step: D_alpha = alpha r^2 / (2 sigma^2) in both directions."""
+    radius, sigma, steps = 3, 60.0, 100
+    alpha = 1 + np.geomspace(1e-3, 1e3, 4000)
+    eps = steps * alpha * radius**2 / (2 * sigma**2)
+    lower = np.array([np.max(np.exp(-eps) * p ** (alpha / (alpha - 1))) for p in P])
+    upper = np.array([np.min((np.exp(eps) * p) ** ((alpha - 1) / alpha)) for p in P])
+    for group in ((radius, 0), (0, radius)):
+        guarantee = Guarantees(mechanism(1.0, sigma, steps), family="rdp").group(*group)
+        assert np.all(guarantee.lower(P) <= lower + 1e-12) and np.allclose(guarantee.lower(P), lower, atol=2e-3)
+        assert np.all(guarantee.upper(P) >= np.minimum(upper, 1) - 1e-12) and np.allclose(guarantee.upper(P), np.minimum(upper, 1), atol=2e-3)
+
+
+def test_rdp_uses_each_direction_of_the_divergence_on_its_own_side():
+    """D(P||Q) and D(Q||P) differ under subsampling; a quadrature of each says which side may use which."""
+    q, sigma, units = 0.2, 1.2, 3
+    guarantees = Guarantees(mechanism(q, sigma, 1), family="rdp")
+    x = np.linspace(-12.0, 15.0, 8001)
+    noise = norm.pdf(x, 0, sigma)
+    mixture = sum(w * norm.pdf(x, k, sigma) for k, w in enumerate(_binomial(units, q)))
+    orders = 1 + np.geomspace(0.01, 20, 200)
+
+    def eps(p, q):
+        return np.array([np.log(np.trapezoid(p * (p / q) ** (a - 1), x)) / (a - 1) for a in orders])
+
+    powers = orders / (orders - 1)
+    for group, (under_d, under_d_prime) in {(units, 0): (noise, mixture), (0, units): (mixture, noise)}.items():
+        lower = [np.max(np.exp(-eps(under_d, under_d_prime)) * p**powers) for p in P]
+        upper = [np.min((np.exp(eps(under_d_prime, under_d)) * p) ** (1 / powers)) for p in P]
+        guarantee, other = guarantees.group(*group), guarantees.group(*group[::-1])
+        assert np.allclose(guarantee.lower(P), lower, atol=2e-3) and not np.allclose(other.lower(P), lower, atol=8e-3)
+        assert np.allclose(guarantee.upper(P), np.clip(upper, P, 1), atol=2e-3) and not np.allclose(other.upper(P), upper, atol=8e-3)
+
+
+def test_generic_group_privacy_is_the_recursion_over_single_units():
+    guarantees = Guarantees(mechanism(0.01, 4.0, 300), family="adp-group")
+    single = guarantees.accountant.curve(1, 0), guarantees.accountant.curve(0, 1)
+    for eps in (0.0, 0.02, 0.1):
+        delta = max(curve.profile(np.array([eps]))[0] for curve in single)
+        below, above = P, P
+        for _ in range(7):
+            below, above = np.exp(-eps) * (below - delta), np.exp(eps) * above + delta
+        # One eps of the grid cannot beat all of it, up to the grid's spacing.
+        assert np.all(guarantees.group(4, 3).lower(P) >= below - 2e-3)
+        assert np.all(guarantees.group(4, 3).upper(P) <= np.clip(above, P, 1) + 2e-3)
+    for radius in (10_000, 10_000_000):
+        assert np.all(guarantees.at(radius).lower(P[:-1]) == 0) and np.all(guarantees.at(radius).upper(P[1:]) == 1)
+
+
+def test_a_split_profile_holds_both_pure_splits_and_no_split_below_the_bound():
+    guarantees = Guarantees(mechanism(0.01, 3.0, 100))
+    profile = guarantees.split_profile(30, 0.9)
+    assert profile["removed"] == [0, 4, 8, 11, 15, 19, 22, 26, 30] and profile["inserted"] == [30 - k for k in profile["removed"]]
+    assert profile["bound"][0] == guarantees.group(30, 0).lower(0.9) and profile["bound"][-1] == guarantees.group(0, 30).lower(0.9)
+    assert min(profile["bound"]) >= guarantees.at(30).lower(0.9) - 1e-4
+    assert json.loads(json.dumps(profile)) == profile
+    assert guarantees.split_profile(1, 0.9)["removed"] == [0, 1]
+    with pytest.raises(MucdError, match="insert"):
+        Guarantees(mechanism(0.01, 3.0, 100), threat="insert").split_profile(30, 0.9)
+    with pytest.raises(MucdError, match="radius 0"):
+        guarantees.split_profile(0, 0.9)
 
 
 def test_without_subsampling_the_guarantee_is_the_gaussian_closed_form():
