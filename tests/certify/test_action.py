@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from mucd_ray.certify.action import ABSTAIN, action_radii, certify_actions
+from mucd_ray.certify.action import ABSTAIN, action_radii, certify_scores, certify_votes
+from mucd_ray.certify.evidence import LEVELS, histogram, levels
 from mucd_ray.certify.guarantees import FAMILIES, Guarantees
 from mucd_ray.certify.radius import largest_radii, radius_ladder
 from mucd_ray.mechanism.mechanism import Mechanism
@@ -36,10 +37,54 @@ def test_radii_agree_with_a_linear_search_and_respect_the_cap():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_more_agreement_never_certifies_less(family):
     counts = np.array([[k, 400 - k, 0] for k in range(200, 401, 25)])
-    certificate = certify_actions(counts, guarantees(q=0.05, sigma=4.0, steps=50, family=family), eta=0.01, cap=1000)
+    certificate = certify_votes(counts, guarantees(q=0.05, sigma=4.0, steps=50, family=family), eta=0.01, cap=1000)
     assert certificate.radius[0] == ABSTAIN and np.all(np.diff(certificate.radius) >= 0) and certificate.radius[-1] > 0
-    stricter = certify_actions(counts, guarantees(q=0.05, sigma=4.0, steps=50, family=family), eta=0.0001, cap=1000)
+    stricter = certify_votes(counts, guarantees(q=0.05, sigma=4.0, steps=50, family=family), eta=0.0001, cap=1000)
     assert np.all(stricter.radius <= certificate.radius)
+
+
+def scores(rng, instances, actions=2):
+    """Without subsampling an instance is its noise z; the scores Phi(1 - z) and 1 - Phi(1 - z) follow the attacker's best direction."""
+    top = norm.cdf(1 - rng.normal(size=(instances, 1)))
+    rest = (1 - top) / (actions - 1)
+    return np.stack([top, *[rest] * (actions - 1)], axis=2)
+
+
+def test_score_radii_never_pass_the_true_one_and_come_near_it():
+    """Under D' z is shifted by r sqrt(T)/sigma, and both expected scores are equal at a shift of 1: at r = 50."""
+    rng, eta, runs = np.random.default_rng(11), 0.1, 300
+    found = [int(certify_scores(histogram(levels(scores(rng, 80), 0, 1)), guarantees(), eta=eta, cap=200).radius[0]) for _ in range(runs)]
+    assert np.mean(np.array(found) >= 50) <= eta
+    assert int(certify_scores(histogram(levels(scores(rng, 20_000), 0, 1)), guarantees(), eta=eta, cap=200).radius[0]) in range(43, 50)
+
+
+def test_score_bounds_hold_the_true_expectations_under_d():
+    rng, eta, failed = np.random.default_rng(12), 0.1, 0
+    top = norm.cdf(1 / np.sqrt(2))  # E Phi(1 - z)
+    for _ in range(400):
+        bounds = certify_scores(histogram(levels(scores(rng, 60, actions=3), 0, 1)), guarantees(), eta=eta, cap=1)
+        failed += bounds.top[0] > top or bounds.runner_up[0] < (1 - top) / 2
+    assert failed / 400 <= eta
+
+
+def test_certain_scores_certify_like_unanimous_votes_up_to_the_levels():
+    certain = np.zeros((1, 2, LEVELS + 1), int)
+    certain[0, 0, LEVELS] = certain[0, 1, 0] = 500
+    by_scores = certify_scores(certain, guarantees(), eta=0.002, cap=1000).radius[0]
+    by_votes = certify_votes(np.array([[500, 0]]), guarantees(), eta=0.001, cap=1000).radius[0]
+    assert 0 <= by_votes - by_scores <= 0.1 * by_votes
+    tie = np.zeros((1, 2, LEVELS + 1), int)
+    tie[..., LEVELS // 2] = 500
+    assert certify_scores(tie, guarantees(), eta=0.01, cap=1000).radius[0] == ABSTAIN
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_more_confident_scores_never_certify_less(family):
+    rng = np.random.default_rng(2)
+    y = np.stack([rng.beta(k, 2, 300) for k in (3, 6, 12, 40)], axis=1)
+    counts = histogram(levels(np.stack([y, 1 - y], axis=2), 0, 1))
+    radius = certify_scores(counts, guarantees(q=0.05, sigma=4.0, steps=50, family=family), eta=0.01, cap=1000).radius
+    assert np.all(np.diff(radius) >= 0) and radius[-1] > 0
 
 
 @settings(max_examples=60, deadline=None)
