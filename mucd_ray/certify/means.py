@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import logsumexp
 
 from mucd_ray.certify.confidence import check_eta
 from mucd_ray.errors import MucdError
@@ -62,7 +61,8 @@ def betting(values, eta: float) -> float:
             growth = np.log(np.multiply.outer(STAKES, values / mean) + (1 - STAKES)[:, None])
         np.cumsum(growth, axis=1, out=growth)
         growth += LOG_WEIGHTS[:, None]
-        return float(logsumexp(growth, axis=0).max()) - needed
+        best = growth.max(axis=0)
+        return float((best + np.log(np.exp(growth - best).sum(axis=0))).max()) - needed
 
     low = _mean(values) / 2
     while low > ROUNDING and excess(low) < 0:
