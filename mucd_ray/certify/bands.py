@@ -7,18 +7,21 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import betaincinv
+from scipy.special import betainccinv
 from scipy.stats import poisson
 
-from mucd_ray.certify.confidence import check_eta
+from mucd_ray.certify.confidence import check_count, check_eta
 
 # The exact band uses all order statistics up to this many, and beyond a fixed selection of about as many.
 BAND_INDICES = 1000
 NEGLIGIBLE = 1e-22
+# More than the relative error of the coverage per sample. Below it the band falls back to a share of eta for each rank.
+ROUNDING = 1e-14
 
 
 def dkw_band(samples: int, eta: float) -> np.ndarray:
     """Upper bounds [P] on P(R < x_(k)), k = 1..P, for the sorted sample (Dvoretzky-Kiefer-Wolfowitz; Massart 1990, eta <= 1/2)."""
+    samples = check_count(samples, "samples")
     check_eta(eta)
     slack = math.sqrt(math.log(1 / min(eta, 0.5)) / (2 * samples))
     return np.minimum(np.arange(samples) / samples + slack, 1.0)
@@ -29,9 +32,9 @@ def _order_statistic_levels(samples: int, eta: float) -> np.ndarray:
     index = _indices(samples)
 
     def levels(local):
-        return betaincinv(index, samples - index + 1, 1 - local)
+        return betainccinv(index, samples - index + 1, local)
 
-    # Bisect the common local level; `low` always keeps a coverage of at least 1 - eta.
+    # Bisect the common local level; `low` always keeps a coverage of at least 1 - eta, at first because the ranks' shares add up.
     low, high = math.log(eta / samples), math.log(eta)
     for _ in range(30):
         middle = (low + high) / 2
@@ -50,7 +53,7 @@ def order_statistic_band(samples: int, eta: float) -> np.ndarray:
     level, chosen so that all bounds hold together with probability 1 - eta exactly (one-sided Berk-Jones band; Berk & Jones
     1979; Moscovich, Nadler & Spiegelman 2016). With R = F^{-1}(U), P(R < x_(k)) <= U_(k) for any distribution of R.
     """
-    return _order_statistic_levels(samples, check_eta(eta))
+    return _order_statistic_levels(check_count(samples, "samples"), check_eta(eta))
 
 
 BANDS = {"order-statistic": order_statistic_band, "dkw": dkw_band}
@@ -82,7 +85,8 @@ def _stays_below(index: np.ndarray, levels: np.ndarray, samples: int) -> float:
         mass = mass[: max(1, len(mass) - np.count_nonzero(mass[::-1].cumsum() < NEGLIGIBLE))]
         previous = level
     counts = first + np.arange(len(mass))
-    return float(mass @ poisson.pmf(samples - counts, samples * (1 - previous)) / poisson.pmf(samples, samples))
+    coverage = mass @ poisson.pmf(samples - counts, samples * (1 - previous)) / poisson.pmf(samples, samples)
+    return float(coverage) - ROUNDING * samples
 
 
 def _poisson_masses(mean: float, reach: int) -> np.ndarray:

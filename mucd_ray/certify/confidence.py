@@ -4,6 +4,7 @@ Instances are independent draws of the training M(D), so counts are multinomial 
 one-sided and valid for any distribution, ties and point masses included.
 """
 
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +22,42 @@ def check_eta(eta: float) -> float:
     return eta
 
 
+def check_count(value, name: str, least: int = 1) -> int:
+    """`value` as an int; MucdError if it is not a whole number, or below `least`."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool) or count < least:
+        raise MucdError(f"{name} {value!r} must be a whole number, at least {least}")
+    return count
+
+
 def clopper_pearson_lower(count, trials: int, eta: float):
-    """Lower bound on a binomial probability, exceeded by chance with probability at most eta (Clopper & Pearson 1934)."""
-    count = np.asarray(count, dtype=float)
+    """Lower bound on a binomial probability, exceeded by chance with probability at most eta (Clopper & Pearson 1934).
+
+    `count` of any shape, whole numbers in 0..trials; the result has the same shape.
+    """
+    count = _checked_counts(count, check_count(trials, "trials", 0))
+    if not 0 < eta < 1:
+        raise MucdError(f"eta {eta} is outside (0, 1): it is the probability that a bound may be wrong")
     return np.where(count > 0, betaincinv(np.maximum(count, 1), trials - count + 1, eta), 0.0)
 
 
 def clopper_pearson_upper(count, trials: int, eta: float):
-    count = np.asarray(count, dtype=float)
+    """Upper bound, as `clopper_pearson_lower` for the complement."""
+    count = _checked_counts(count, check_count(trials, "trials", 0))
     return 1.0 - clopper_pearson_lower(trials - count, trials, eta)
+
+
+def _checked_counts(count, trials: int) -> np.ndarray:
+    count = np.asarray(count)
+    if count.dtype.kind not in "iuf":
+        raise MucdError(f"counts of type {count.dtype} are not whole numbers")
+    wrong = ~((count >= 0) & (count <= trials) & (count == np.floor(count)))
+    if wrong.any():
+        raise MucdError(f"count {count[wrong].flat[0]} is not a whole number in 0..{trials}, the number of trials")
+    return count.astype(float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +78,13 @@ def top_two_bounds(counts: np.ndarray, eta: float) -> TopTwo:
     upper bound on one is the lower bound on the other, and eta/A suffices.
     """
     check_eta(eta)
-    counts = np.asarray(counts)
-    if counts.ndim != 2 or counts.shape[1] < 2 or np.any(counts < 0) or np.any(counts.sum(axis=1) != counts[0].sum()):
+    try:
+        counts = np.asarray(counts)
+    except ValueError:
+        raise MucdError("votes must be one row of counts per state, all rows of the same length") from None
+    if counts.ndim != 2 or counts.dtype.kind not in "iuf" or len(counts) == 0 or counts.shape[1] < 2 or np.any(counts.sum(axis=1) != counts[0].sum()):
         raise MucdError(f"votes of shape {counts.shape} must be one row of counts per state, at least 2 actions, with equal sums")
+    counts = _checked_counts(counts, int(counts[0].sum()))
     states, actions = counts.shape
     trials = int(counts[0].sum())
     share = eta / actions if actions == 2 else eta / (2 * actions)

@@ -6,9 +6,7 @@ from 100 on: 100, 160, 250, 400, 630, 1000, ...; the k-th spends eta / (k (k + 1
 the bounds of all looks hold together with probability 1 - eta (Bonferroni), by whatever rule one stops, goes on or grows.
 """
 
-import operator
-
-from mucd_ray.certify.confidence import LEAST_ETA, check_eta
+from mucd_ray.certify.confidence import LEAST_ETA, check_count, check_eta
 from mucd_ray.errors import MucdError
 
 LOOKS = ("fixed", "anytime")
@@ -18,7 +16,7 @@ RENARD_5 = (100, 160, 250, 400, 630)
 
 def looks_up_to(budget: int) -> list[int]:
     """The numbers of instances, at most `budget`, at which an anytime certificate may be made; none below 100."""
-    budget = _count(budget, "budget")
+    budget = check_count(budget, "budget", 0)
     found = []
     while (look := _look(len(found) + 1)) <= budget:
         found.append(look)
@@ -34,7 +32,7 @@ def effective_eta(eta: float, looks: str, instances: int) -> float:
     check_eta(eta)
     if looks not in LOOKS:
         raise MucdError(f"looks {looks!r} is unknown: use one of {', '.join(LOOKS)}")
-    instances = _count(instances, "instances")
+    instances = check_count(instances, "instances")
     if looks == "fixed":
         return eta
     before = looks_up_to(instances)
@@ -52,13 +50,3 @@ def _look(k: int) -> int:
     """The k-th look, k = 1, 2, ..."""
     decade, place = divmod(k - 1, len(RENARD_5))
     return RENARD_5[place] * 10**decade
-
-
-def _count(value, name: str) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise MucdError(f"{name} {value!r} is not a whole number") from None
-    if count < 0 or isinstance(value, bool):
-        raise MucdError(f"{name} {value} is not a number of instances: use a whole number, 0 or more")
-    return count

@@ -1,4 +1,4 @@
-"""Exact values where there are some, and coverage measured by simulation, point masses and ties included."""
+"""Exact values where there are some, and coverage, exact or measured by simulation."""
 
 import numpy as np
 import pytest
@@ -42,5 +42,64 @@ def test_ties_go_to_the_lowest_action_and_certify_nothing():
 
 @pytest.mark.parametrize("counts", [[[3, 4], [5, 1]], [[7]], [[-1, 8]]])
 def test_counts_that_do_not_add_up_are_refused(counts):
-    with pytest.raises(MucdError, match="votes of shape"):
+    with pytest.raises(MucdError, match="votes of shape|count -1 is not"):
         top_two_bounds(counts, 0.01)
+
+
+def assert_covers(failed: int, runs: int, eta: float):
+    """Fewer failures than a method that fails with probability eta exactly exceeds once in a million tests."""
+    assert failed <= binom.isf(1e-6, runs, eta), f"{failed} of {runs} failed, eta {eta}"
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.97, 0.9999])
+@pytest.mark.parametrize("trials", [1, 12, 3000])
+def test_clopper_pearson_covers_close_to_zero_and_one_and_is_not_wasteful(p, trials):
+    counts, eta = np.arange(trials + 1), 0.1
+    weights = binom.pmf(counts, trials, p)
+    below = weights @ (clopper_pearson_lower(counts, trials, eta) > p)
+    above = weights @ (clopper_pearson_upper(counts, trials, eta) < p)
+    assert max(below, above) <= eta + 1e-12
+    if trials == 3000 and 0.1 <= p <= 0.97:
+        assert min(below, above) > 0.8 * eta
+
+
+def test_states_that_are_voted_on_by_the_same_instances_hold_together():
+    """Whether an instance errs at one state goes with whether it errs at the others; with eta/S for each, no state is wrong."""
+    rng, states, instances, runs, eta = np.random.default_rng(4), 20, 100, 2000, 0.2
+    for shared in (0.0, 0.5, 1.0):
+        own, common = rng.random((runs, instances, states)), rng.random((runs, instances, 1))
+        mix = np.where(rng.random((runs, instances, states)) < shared, common, own)
+        top = (mix < 0.8).sum(axis=1)
+        counts = np.stack([top, instances - top], axis=-1)
+
+        def wrong(eta_each, counts=counts):
+            bounds = top_two_bounds(counts.reshape(-1, 2), eta_each)
+            truth = np.where(bounds.action == 0, 0.8, 0.2)
+            return ((bounds.top > truth) | (bounds.runner_up < 1 - truth)).reshape(runs, states)
+
+        assert_covers(wrong(eta / states).any(axis=1).sum(), runs, eta)
+        assert_covers(wrong(eta)[:, 0].sum(), runs, eta)
+        if shared == 0:
+            # Without sharing eta out the states are not all right together.
+            assert wrong(eta).any(axis=1).sum() > binom.isf(1e-6, runs, eta)
+
+
+@pytest.mark.parametrize("count, trials", [(-1, 10), (11, 10), (2.5, 10), (float("nan"), 10), (3, 10.0), (3, float("nan")), (3, -1), ("3", 10)])
+def test_counts_that_are_no_counts_are_refused(count, trials):
+    for bound in (clopper_pearson_lower, clopper_pearson_upper):
+        with pytest.raises(MucdError, match="count|trials"):
+            bound(count, trials, 0.01)
+
+
+@pytest.mark.parametrize("counts", [[[float("nan"), 1.0]], [[0.5, 9.5]], [], [[]], [3, 4], [[1, 2], [3]], [["a", "b"]]])
+def test_votes_that_are_no_votes_are_refused(counts):
+    with pytest.raises(MucdError, match="votes|count"):
+        top_two_bounds(counts, 0.01)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0, -0.1, float("nan")])
+def test_eta_outside_its_range_is_refused(eta):
+    with pytest.raises(MucdError, match="eta"):
+        top_two_bounds([[7, 1]], eta)
+    with pytest.raises(MucdError, match="eta"):
+        clopper_pearson_lower(3, 7, eta)

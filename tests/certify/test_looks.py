@@ -1,11 +1,12 @@
-"""The schedule itself; that it covers whatever the stopping rule is simulated."""
+"""The schedule, and by simulation that it covers whatever the stopping rule."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
-from mucd_ray.certify.confidence import LEAST_ETA
+from mucd_ray.certify.confidence import LEAST_ETA, clopper_pearson_lower
 from mucd_ray.certify.looks import LOOKS, effective_eta, looks_up_to
 from mucd_ray.errors import MucdError
 
@@ -58,3 +59,17 @@ def test_other_bad_input_is_refused():
         effective_eta(0.0, "anytime", 100)
     with pytest.raises(MucdError, match="larger eta"):
         effective_eta(2 * LEAST_ETA, "anytime", 1000)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.97])
+def test_whoever_stops_at_the_best_look_is_covered_by_the_shares_and_not_by_eta_at_every_look(p):
+    rng, eta, runs = np.random.default_rng(0), 0.1, 20_000
+    looks = np.array(looks_up_to(100_000))
+    counts = np.cumsum(rng.binomial(np.diff(looks, prepend=0), p, size=(runs, len(looks))), axis=1)
+
+    def failed(eta_of):
+        """The rule: go on until the bound is above the truth."""
+        return np.any([clopper_pearson_lower(counts[:, i], int(n), eta_of(int(n))) > p for i, n in enumerate(looks)], axis=0).sum()
+
+    assert 0 < failed(lambda n: effective_eta(eta, "anytime", n)) <= binom.isf(1e-6, runs, eta)
+    assert failed(lambda n: eta) > 2 * eta * runs
