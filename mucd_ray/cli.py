@@ -87,19 +87,19 @@ def record(options, out):
 def run(options, out):
     from mucd_ray.service.session import start_run
 
-    start_run(options, out)
+    return start_run(options, out)
 
 
 def grow(options, out):
     from mucd_ray.service.session import grow_run
 
-    grow_run(options, out)
+    return grow_run(options, out)
 
 
 def certify(options, out):
     from mucd_ray.service.session import certify_run
 
-    certify_run(options, out)
+    return certify_run(options, out)
 
 
 def report(options, out):
@@ -234,7 +234,10 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--momentum", type=float, help="of sgd (default: 0)")
     group.add_argument("--average", type=float, help="share of the final iterates that is averaged (default: 0.5)")
     group.add_argument("--chosen", help="one sentence for the certificate: how you chose these constants")
+    _add_until(sub)
     group = sub.add_argument_group("evaluation")
+    group.add_argument("--rollouts", type=int, default=1, help="episodes per instance; its return is their mean")
+    group.add_argument("--discount", type=float, default=1.0, help="a reward after t steps counts discount^t; below 1 the card must bound rewards and episode length")
     group.add_argument("--states", type=int, default=200, help="number of states to vote on, chosen by held-out instances")
     group.add_argument("--states-file", help=".npy file of observations to vote on instead")
     group.add_argument("--held-out", type=int, default=16, help="instances that choose the states and do not vote")
@@ -245,11 +248,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("grow", grow, "Add instances to a run and certify it again.", "mucd grow runs/acrobot --instances 3000")
     sub.add_argument("run", help="run folder")
     sub.add_argument("--instances", type=int, required=True, help="new total number of instances")
+    _add_until(sub)
     _add_choices(sub)
     _add_resources(sub)
 
     sub = command("certify", certify, "Certify the finished instances of a run, without training.", "mucd certify runs/acrobot --threat insert --eta 0.01")
     sub.add_argument("run", help="run folder")
+    sub.add_argument("--looks", default="fixed", choices=["fixed", "anytime"], help="anytime certifies the largest complete number of the public series 100, 160, 250, ...; fixed one that was asked for")
     _add_choices(sub)
 
     sub = command("verify", verify, "Re-derive every number of a certificate from its evidence; exit status 1 on any mismatch.", "mucd verify runs/acrobot/certificate.json")
@@ -299,10 +304,20 @@ def _add_threat(sub):
     _add_accountant(sub)
 
 
+def _add_until(sub):
+    sub.add_argument(
+        "--until",
+        metavar="GOAL",
+        help="stop as soon as a certificate says so, such as return>=0.5@0.01: half of the mean return kept with 1 %% of the units poisoned (also actions>=0.9@1%%, "
+        "absolute-return>=-200@0.01); looked at at 100, 160, 250, 400, 630, 1000, 1600, ... instances; --instances is the budget; exit status 1 if it ends first",
+    )
+
+
 def _add_choices(sub):
     group = sub.add_argument_group("certificate")
     group.add_argument("--eta", type=float, default=0.001, help="probability that a statement may be wrong")
     group.add_argument("--band", default="order-statistic", choices=["order-statistic", "dkw"], help="confidence band on the distribution of returns")
+    group.add_argument("--inference", default="votes", choices=["votes", "scores"], help="certify discrete actions by the instances' votes or by their mean probability scores")
     _add_threat(group)
 
 

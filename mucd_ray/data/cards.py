@@ -28,7 +28,9 @@ class EnvironmentCard:
         indices: entries of the flattened (transformed) observation that are the policy's features, [d].
         center, scale: one number per index: feature = (entry - center) / scale.
         clip: features are limited to [-clip, clip].
-        return_range: (lo, hi), public bounds of an episode's return; a certified return starts from lo.
+        return_range: (lo, hi), public bounds of an episode's undiscounted return; a certified return starts from lo.
+        reward_range: (lo, hi), public bounds of one step's reward; only discounted returns need it.
+        max_episode_steps: public greatest length of an episode; only discounted returns need it.
         random_return, expert_return: reference returns for normalised scores, if known.
         source: where the constants come from.
 
@@ -45,6 +47,8 @@ class EnvironmentCard:
     scale: tuple[float, ...]
     clip: float
     return_range: tuple[float, float]
+    reward_range: tuple[float, float] | None = None
+    max_episode_steps: int | None = None
     random_return: float | None = None
     expert_return: float | None = None
     source: str
@@ -62,6 +66,10 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: center must be finite, scale and clip finite and above 0")
         if not (len(self.return_range) == 2 and -math.inf < self.return_range[0] < self.return_range[1] < math.inf):
             raise MucdError(f"card of {self.env_id}: return range {self.return_range} must be two finite numbers, the lower first")
+        if self.reward_range is not None and not (len(self.reward_range) == 2 and -math.inf < self.reward_range[0] <= self.reward_range[1] < math.inf):
+            raise MucdError(f"card of {self.env_id}: reward range {self.reward_range} must be two finite numbers, the lower first")
+        if self.max_episode_steps is not None and not (type(self.max_episode_steps) is int and self.max_episode_steps >= 1):
+            raise MucdError(f"card of {self.env_id}: max_episode_steps {self.max_episode_steps!r} must be a whole number, at least 1")
 
     def features(self, observations: np.ndarray) -> np.ndarray:
         """Features of each observation on its own: clip((entry - center) / scale, -clip, clip).
@@ -93,6 +101,32 @@ class EnvironmentCard:
             finite = np.isfinite(observations).all(axis=tuple(range(len(lead), observations.ndim)))
             entries = np.where(finite[..., None], entries, np.nan)
         return entries
+
+    def discounted_range(self, discount: float) -> tuple[float, float]:
+        """Public bounds of sum_t discount^t r_t: over all lengths n in 1..max_episode_steps and all rewards in the reward range.
+
+        Rewards of one sign only grow in size when the discount is taken away, so `return_range` bounds them too. The range is widened
+        by 1e-9 of its size, far above the rounding of any sum. Without a discount it is `return_range` itself.
+
+        Args:
+            discount: in (0, 1].
+        Raises:
+            MucdError: a discount outside (0, 1], or a discount below 1 and no `reward_range` or `max_episode_steps`.
+        """
+        check_discount(discount)
+        if discount == 1:
+            return self.return_range
+        for name in ("reward_range", "max_episode_steps"):
+            if getattr(self, name) is None:
+                raise MucdError(f"discount {discount:g} needs the field {name} in the card of {self.env_id}, or the range of discounted returns is not public: add it")
+        (low, high), longest = self.reward_range, -math.expm1(self.max_episode_steps * math.log(discount)) / (1 - discount)
+        least, greatest = min(low, low * longest), max(high, high * longest)
+        if low >= 0:
+            greatest = min(greatest, self.return_range[1])
+        if high <= 0:
+            least = max(least, self.return_range[0])
+        slack = 1e-9 * max(abs(least), abs(greatest), 1e-9)
+        return least - slack, greatest + slack
 
     def make(self) -> gym.Env:
         """A fresh environment."""
@@ -136,6 +170,12 @@ class EnvironmentCard:
             return cls(**values)
         except (TypeError, ValueError, IndexError) as error:
             raise MucdError(f"a field of the card of {values.get('env_id')} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
+
+
+def check_discount(discount: float) -> float:
+    if not 0 < discount <= 1:
+        raise MucdError(f"discount {discount} is outside (0, 1]: 1 means the plain sum of rewards, 0.99 counts a reward after 100 steps about a third")
+    return discount
 
 
 def load_card(path) -> EnvironmentCard:
@@ -182,6 +222,8 @@ CARDS = {
             scale=(0.16, 0.24, 0.03, 0.3),
             clip=3.0,
             return_range=(0.0, 500.0),
+            reward_range=(1.0, 1.0),
+            max_episode_steps=500,
             random_return=22.0,
             expert_return=500.0,
             source=f"{_SCALES} Returns: one point a step, 500 steps at most.",
@@ -196,6 +238,8 @@ CARDS = {
             scale=(0.55, 0.65, 1.8, 3.0),
             clip=3.0,
             return_range=(-500.0, 0.0),
+            reward_range=(-1.0, 0.0),
+            max_episode_steps=500,
             random_return=-500.0,
             expert_return=-80.0,
             source=f"Features: the entries that change sign when the system is mirrored. {_SCALES} Returns: minus one point a step, 500 steps at most.",
@@ -210,10 +254,26 @@ CARDS = {
             scale=(1.6, 1.6, 1.6),
             clip=3.0,
             return_range=(0.0, 50.0),
+            reward_range=(0.0, 1.0),
+            max_episode_steps=2048,
             random_return=0.0,
             expert_return=30.0,
             source="Features: steps before a car hits the chicken after NOOP, UP or DOWN, by a public model of the traffic (mucd_ray/data/freeway.py). "
             f"{_SCALES} Returns: a crossing takes at least 42 of an episode's 2048 steps, hence at most 48 points.",
+        ),
+        EnvironmentCard(
+            env_id="Pendulum-v1",
+            observation_shape=(3,),
+            indices=(0, 1, 2),
+            center=(0.0, 0.0, 0.0),
+            scale=(0.7, 0.7, 4.0),
+            clip=3.0,
+            return_range=(-3254.7209, 0.0),
+            # -(pi^2 + 0.1 * 8^2 + 0.001 * 2^2), rounded down.
+            reward_range=(-16.2736045, 0.0),
+            max_episode_steps=200,
+            source="Features: cosine, sine and speed, over half their documented range or so. Returns: 200 steps, each costs at most "
+            "pi^2 + 0.1 * 8^2 + 0.001 * 2^2 (Gymnasium's documentation).",
         ),
     )
 }

@@ -39,18 +39,44 @@ class StackedPolicies:
         must not depend on which other environments run beside it.
         """
         x = features
-        for layer, (weight, bias) in enumerate(self._layers):
-            if layer:
-                x = np.maximum(x, 0.0)
-            total = np.repeat(bias[index], len(x) // len(index), axis=0)
-            for column, by_input in zip(x.T, weight):
-                total += column[:, None] * by_input[index]
-            x = total
+        # Parameters may be anything: what they overflow to is read by the functions below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for layer, (weight, bias) in enumerate(self._layers):
+                if layer:
+                    x = np.maximum(x, 0.0)
+                total = np.repeat(bias[index], len(x) // len(index), axis=0)
+                for column, by_input in zip(x.T, weight):
+                    total += column[:, None] * by_input[index]
+                x = total
         return x
 
     def act(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """Greedy action, counted from 0, of policy index[s] at features[s] -> int64 [S]; ties go to the lowest."""
-        return self.outputs(features, index).argmax(-1)
+        """Greedy action, counted from 0, of policy index[s] at features[s] -> int64 [S]; see `greedy_actions`."""
+        return greedy_actions(self.outputs(features, index))
+
+
+# A policy whose outputs at a state are not all finite acts as if it preferred the lowest action there. Dropping it would choose
+# among instances by their training data, which no certificate covers.
+
+
+def greedy_actions(outputs: np.ndarray) -> np.ndarray:
+    """Network outputs [..., A] -> the preferred action, counted from 0, int64 [...]; ties go to the lowest, as do outputs that are not finite."""
+    return np.where(np.isfinite(outputs).all(-1), outputs.argmax(-1), 0)
+
+
+def softmax_probabilities(outputs: np.ndarray) -> np.ndarray:
+    """Network outputs [..., A] -> probabilities of the actions, float64 [..., A]; 0 for every action where an output is not finite."""
+    finite = np.isfinite(outputs).all(-1, keepdims=True)
+    logits = np.where(finite, outputs, 0.0).astype(np.float64)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.where(finite, weights / weights.sum(-1, keepdims=True), 0.0)
+
+
+def clipped_actions(action_space: gymnasium.spaces.Box, outputs: np.ndarray) -> np.ndarray:
+    """Network outputs [..., k] -> actions [..., k] within the bounds, in the space's dtype; not finite outputs give the lower bound, or 0 without one."""
+    low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
+    finite = np.isfinite(outputs).all(-1, keepdims=True)
+    return np.clip(np.where(finite, outputs, np.where(np.isfinite(low), low, 0.0)), low, high).astype(action_space.dtype)
 
 
 def environment_actions(action_space: gymnasium.Space, outputs: np.ndarray) -> np.ndarray:
@@ -60,8 +86,7 @@ def environment_actions(action_space: gymnasium.Space, outputs: np.ndarray) -> n
         MucdError: the space is neither Discrete nor Box.
     """
     if isinstance(action_space, gymnasium.spaces.Discrete):
-        return outputs.argmax(-1) + int(action_space.start)
+        return greedy_actions(outputs) + int(action_space.start)
     if isinstance(action_space, gymnasium.spaces.Box):
-        actions = outputs.reshape(len(outputs), *action_space.shape).astype(action_space.dtype)
-        return np.clip(actions, action_space.low, action_space.high)
+        return clipped_actions(action_space, outputs).reshape(len(outputs), *action_space.shape)
     raise MucdError(f"action space {action_space} is not supported: Discrete and Box are")

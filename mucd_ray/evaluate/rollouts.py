@@ -1,12 +1,13 @@
-"""One episode per policy in the real environment."""
+"""Episodes of every policy in the real environment."""
 
+import math
 from collections.abc import Callable
 
 import gymnasium
 import numpy as np
 import torch
 
-from mucd_ray.data.cards import EnvironmentCard
+from mucd_ray.data.cards import EnvironmentCard, check_discount
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import StackedPolicies, environment_actions
 from mucd_ray.learn.losses import policy_outputs
@@ -22,67 +23,87 @@ def rollout_returns(
     slots: int = 64,
     keep_states: int = 0,
     progress: Progress | None = None,
+    discount: float = 1.0,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-    """Undiscounted return of one episode of each policy.
+    """Return sum_t discount^t r_t of each policy: of one episode, or the mean over m episodes.
 
     Each episode starts with its own seed in its own environment, so results depend neither on `slots` nor on which policies
     are evaluated together.
 
     Args:
-        seeds: integers >= 0 [P], the environment seed of each policy's episode.
-        slots: environments that are kept busy; one that finishes takes the next policy.
+        seeds: integers >= 0, [P] or [P, m]: the environment seeds of each policy's episodes.
+        slots: environments that are kept busy; one that finishes takes the next episode.
         keep_states: observations to keep per policy, drawn uniformly (with replacement only if the episode is shorter) from
-            those it acted on, by a public generator seeded with the episode's seed.
+            those it acted on, by a public generator seeded with the episode's seed. Only with one episode per policy.
         progress: called with the number of finished episodes.
+        discount: in (0, 1].
 
     Returns:
         float64 [P]; with `keep_states` also the raw observations [P, keep_states, *observation_shape].
 
     Raises:
-        MucdError: the number of seeds is not that of the policies, or there is no slot.
+        MucdError: the number of seeds is not that of the policies, there is no slot, or an episode leaves the bounds that the card
+            declares (reward_range, max_episode_steps), on which the range of discounted returns rests.
     """
+    seeds = np.asarray(seeds)
     if len(seeds) != len(policies):
         raise MucdError(f"{len(seeds)} seeds for {len(policies)} policies: give one seed per policy")
     if slots < 1:
         raise MucdError(f"slots {slots} must be at least 1")
+    check_discount(discount)
+    seeds = seeds.reshape(len(policies), -1)
+    if not seeds.shape[1] or keep_states and seeds.shape[1] > 1:
+        raise MucdError(f"{seeds.shape[1]} episodes per policy: give at least one seed each, and exactly one where states are kept")
+    episodes, owners = seeds.reshape(-1), np.repeat(np.arange(len(policies)), seeds.shape[1])
     if not keep_states and card.env_id in NATIVE and not card.make_kwargs:
-        return NATIVE[card.env_id](policies, card, seeds, progress)
-    return slot_queue(policies, card, seeds, slots, keep_states, progress)
+        return means(NATIVE[card.env_id](policies, card, episodes, owners, progress, discount), seeds.shape)
+    returns, kept = slot_queue(policies, card, episodes, owners, slots, keep_states, progress, discount)
+    returns = means(returns, seeds.shape)
+    return (returns, kept) if keep_states else returns
 
 
-def slot_queue(policies, card, seeds, slots, keep_states=0, progress=None):
-    """`rollout_returns` in single environments, stepped in turn so that all policies act in one call."""
+def means(returns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Mean over each policy's episodes, [P m] -> [P]; rounding never moves it out of their range."""
+    returns = returns.reshape(shape)
+    means = np.array([math.fsum(episodes) for episodes in returns]) / shape[1]
+    return np.clip(means, returns.min(1), returns.max(1))
+
+
+def slot_queue(policies, card, seeds, owners, slots, keep_states=0, progress=None, discount=1.0):
+    """Returns [E] of episodes with `seeds` [E] by the policies `owners` [E], and kept states [E, ...] or None: in single environments,
+    stepped in turn so that all policies act in one call."""
     environments = [card.make() for _ in range(min(slots, len(seeds)))]
     action_space = environments[0].action_space
     returns, kept = np.zeros(len(seeds)), [None] * len(seeds)
     waiting, finished, busy = iter(range(len(seeds))), 0, []
 
     def start(environment):
-        policy = next(waiting, None)
-        if policy is not None:
-            observation, _ = environment.reset(seed=int(seeds[policy]))
-            busy.append([environment, policy, observation, [observation]])
+        number = next(waiting, None)
+        if number is not None:
+            observation, _ = environment.reset(seed=int(seeds[number]))
+            busy.append([environment, number, observation, 1.0, 0, [observation]])
 
     try:
         for environment in environments:
             start(environment)
         while busy:
-            observations = np.stack([observation for _, _, observation, _ in busy])
-            index = np.array([policy for _, policy, _, _ in busy])
+            observations = np.stack([episode[2] for episode in busy])
+            index = np.array([owners[episode[1]] for episode in busy])
             outputs = policies.outputs(card.features(observations), index)
             playing, busy = busy, []
             for episode, action in zip(playing, environment_actions(action_space, outputs)):
-                environment, policy, _, seen = episode
+                environment, number, _, weight, steps, seen = episode
                 observation, reward, terminated, truncated, _ = environment.step(action)
-                returns[policy] += reward
+                returns[number] += weight * float(reward)
+                _check_declared(card, reward, steps + 1)
                 if not (terminated or truncated):
-                    episode[2] = observation
+                    episode[2:5] = observation, weight * discount, steps + 1
                     if keep_states:
                         seen.append(observation)
                     busy.append(episode)
                     continue
                 if keep_states:
-                    kept[policy] = _sample_states(seen, keep_states, int(seeds[policy]))
+                    kept[number] = _sample_states(seen, keep_states, int(seeds[number]))
                 finished += 1
                 if progress is not None:
                     progress(finished)
@@ -90,7 +111,14 @@ def slot_queue(policies, card, seeds, slots, keep_states=0, progress=None):
     finally:
         for environment in environments:
             environment.close()
-    return (returns, np.stack(kept)) if keep_states else returns
+    return returns, np.stack(kept) if keep_states else None
+
+
+def _check_declared(card: EnvironmentCard, reward: float, steps: int) -> None:
+    if card.reward_range is not None and not card.reward_range[0] <= reward <= card.reward_range[1]:
+        raise MucdError(f"a reward of {reward} in {card.env_id} is outside the card's reward_range {card.reward_range}: correct the card")
+    if card.max_episode_steps is not None and steps > card.max_episode_steps:
+        raise MucdError(f"an episode of {card.env_id} takes more than the card's max_episode_steps {card.max_episode_steps}: correct the card")
 
 
 def _sample_states(seen: list[np.ndarray], count: int, seed: int) -> np.ndarray:
@@ -99,8 +127,8 @@ def _sample_states(seen: list[np.ndarray], count: int, seed: int) -> np.ndarray:
     return np.stack([seen[step] for step in chosen])
 
 
-def cartpole_returns(policies, card, seeds, progress=None):
-    """`rollout_returns` in gymnasium's native vector CartPole, all policies at once."""
+def cartpole_returns(policies, card, seeds, owners, progress=None, discount=1.0):
+    """The returns of `slot_queue` in gymnasium's native vector CartPole, all episodes at once."""
     environments = gymnasium.make_vec(card.env_id, num_envs=len(seeds), vectorization_mode="vector_entry_point")
     environments.reset(seed=0)
     single = card.make()
@@ -111,14 +139,17 @@ def cartpole_returns(policies, card, seeds, progress=None):
     # The vector environment draws all initial states from one seed; these are the ones of the single environments.
     environments.unwrapped.state = np.stack(starts, axis=1)
     observations = environments.unwrapped.state.T.astype(np.float32)
-    returns, running, index = np.zeros(len(seeds)), np.ones(len(seeds), bool), np.arange(len(seeds))
+    returns, running, weight, steps = np.zeros(len(seeds)), np.ones(len(seeds), bool), 1.0, 0
     actions = np.zeros(len(seeds), np.int64)
     while running.any():
-        outputs = policies.outputs(card.features(observations[running]), index[running])
+        outputs = policies.outputs(card.features(observations[running]), owners[running])
         actions[running] = environment_actions(single.action_space, outputs)
         observations, rewards, terminated, truncated, _ = environments.step(actions)
         # A finished environment starts again by itself; what it does then is ignored.
-        returns[running] += rewards[running]
+        returns[running] += weight * rewards[running].astype(float)
+        weight, steps = weight * discount, steps + 1
+        for reward in (rewards[running].min(), rewards[running].max()):
+            _check_declared(card, reward, steps)
         running &= ~(terminated | truncated)
         if progress is not None:
             progress(int((~running).sum()))
@@ -130,8 +161,8 @@ def cartpole_returns(policies, card, seeds, progress=None):
 NATIVE = {"CartPole-v1": cartpole_returns}
 
 
-def constant_returns(card: EnvironmentCard, action_space: gymnasium.Space, episodes: int, seed: int) -> dict[str, float]:
-    """Mean return over `episodes` episodes of every policy that always takes the same action.
+def constant_returns(card: EnvironmentCard, action_space: gymnasium.Space, episodes: int, seed: int, discount: float = 1.0) -> dict[str, float]:
+    """Mean (discounted) return over `episodes` episodes of every policy that always takes the same action.
 
     Keys are the actions as text; for a Box space they are its bounds (the finite ones) and its centre, or zero if unbounded.
 
@@ -141,11 +172,11 @@ def constant_returns(card: EnvironmentCard, action_space: gymnasium.Space, episo
     constants = _constants(action_space)
     outputs = policy_outputs(action_space)
     network = Network(inputs=len(card.indices), outputs=outputs)
-    biases = torch.tensor(np.repeat(list(constants.values()), episodes, axis=0), dtype=torch.float32)
+    biases = torch.tensor(np.stack(list(constants.values())), dtype=torch.float32)
     parameters = {"0.weight": torch.zeros(len(biases), network.inputs, outputs), "0.bias": biases}
-    seeds = np.tile(np.arange(seed, seed + episodes), len(constants))
-    returns = rollout_returns(StackedPolicies(network, parameters), card, seeds)
-    return dict(zip(constants, returns.reshape(len(constants), episodes).mean(1).tolist()))
+    seeds = np.tile(np.arange(seed, seed + episodes), (len(constants), 1))
+    returns = rollout_returns(StackedPolicies(network, parameters), card, seeds, discount=discount)
+    return dict(zip(constants, returns.tolist()))
 
 
 def _constants(action_space: gymnasium.Space) -> dict[str, np.ndarray]:

@@ -4,11 +4,13 @@ All of them hold nothing that cannot be rebuilt from the run folder, so any of t
 """
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import ray
 
 from mucd_ray.certify.certificate import make_certificate, make_inputs
+from mucd_ray.certify.evidence import LEVELS, continuous_evidence, histogram, scores_evidence, votes_evidence
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.policy import radius_keeping, return_band
 from mucd_ray.errors import MucdError
@@ -53,20 +55,30 @@ class Trainer:
     def baselines(self) -> dict:
         from mucd_ray.service.work import baselines
 
-        return baselines(self.settings, *self.data)
+        return baselines(self.settings, *self.data, self.store.states())
 
     def _check_data(self):
         if data_hash(self.data) != self.expected_hash:
             raise MucdError("the shared training data was changed while the run was going on: start the run again")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the instances did: votes int [S, A], histogram of levels int [S, D, LEVELS + 1], returns [P] in the order of instances."""
+
+    votes: np.ndarray
+    histogram: np.ndarray
+    returns: np.ndarray
+
+
 class Tally:
-    """Votes and returns of the stored instances 0..instances-1, each counted once."""
+    """Votes, levels and returns of the stored instances 0..instances-1, each counted once."""
 
     def __init__(self, store: RunStore, instances: int):
         self.store, self.settings, self.instances = store, store.settings(), instances
         self.returns = {}
         self.votes = np.zeros((self.settings.states if self.settings.actions else 0, self.settings.actions), np.int64)
+        self.histogram = np.zeros((self.settings.states, self.settings.columns, LEVELS + 1), np.int64)
         for name in store.names():
             self.add(name)
 
@@ -76,13 +88,15 @@ class Tally:
         if block is not None:
             new = [k for k, instance in enumerate(block.instances) if instance < self.instances and instance not in self.returns]
             self.returns |= {block.first + k: float(block.returns[k]) for k in new}
+            if new:
+                self.histogram += histogram(block.levels[new])
             for action in range(self.settings.actions):
                 self.votes[:, action] += (block.actions[new] == action).sum(axis=0)
         return len(self.returns)
 
-    def evidence(self) -> tuple[np.ndarray, np.ndarray]:
-        """(votes [S, A], returns [P] in the order of instances)."""
-        return self.votes.copy(), np.array([self.returns[instance] for instance in sorted(self.returns)])
+    def evidence(self) -> Evidence:
+        returns = np.array([self.returns[instance] for instance in sorted(self.returns)])
+        return Evidence(votes=self.votes.copy(), histogram=self.histogram.copy(), returns=returns)
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU)
@@ -95,7 +109,7 @@ class Coordinator:
     def add(self, name: str) -> int:
         return self.tally.add(name)
 
-    def evidence(self):
+    def evidence(self) -> Evidence:
         return self.tally.evidence()
 
 
@@ -107,26 +121,36 @@ class Certifier:
         self.settings, self.choices = RunStore.open(run).settings(), choices
         self.guarantees = Guarantees(self.settings.mechanism, threat=choices["threat"], family=choices["accountant"])
 
-    def preview(self, evidence) -> dict:
+    def preview(self, evidence: Evidence) -> dict:
         """What the instances so far would certify. Not a certificate: looking repeatedly is not accounted for."""
-        _, returns = evidence
-        band = return_band(returns, self.settings.card.return_range, eta=self.choices["eta"], method=self.choices["band"])
+        returns = evidence.returns
+        band = return_band(returns, self.settings.return_range, eta=self.choices["eta"], method=self.choices["band"])
         radius = radius_keeping(0.5, returns.mean(), band, self.guarantees, self.settings.radius_cap(self.choices["threat"]))
         return {"instances": len(returns), "mean_return": float(returns.mean()), "radius_keeping_half": radius}
 
-    def certificate(self, evidence, assumptions: list[str], context: dict) -> dict:
-        return certificate_of(self.settings, evidence, self.choices, assumptions, context)
+    def certificate(self, evidence: Evidence, reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
+        return certificate_of(self.settings, evidence, self.choices, reference, assumptions, context)
 
 
-def certificate_of(settings, evidence, choices: dict, assumptions: list[str], context: dict) -> dict:
-    votes, returns = evidence
+def certificate_of(settings, evidence: Evidence, choices: dict, reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
+    """The certificate of this evidence; `reference` [S]: the actions against which accuracy is counted."""
+    choices = dict(choices)
+    actions = _actions(settings, evidence, choices.pop("inference"), reference)
     inputs = make_inputs(
         mechanism=settings.mechanism,
         units=settings.units,
-        votes=votes,
-        returns=returns,
-        return_range=settings.card.return_range,
+        returns=evidence.returns,
+        return_range=settings.return_range,
+        rollouts=settings.rollouts,
+        discount=settings.discount,
+        actions=actions,
         radius_cap=settings.radius_cap(choices["threat"]),
         **choices,
     )
     return make_certificate(inputs, assumptions=assumptions, context=context)
+
+
+def _actions(settings, evidence: Evidence, inference: str, reference: list[int] | None) -> dict | None:
+    if settings.actions:
+        return scores_evidence(evidence.histogram, reference) if inference == "scores" else votes_evidence(evidence.votes, reference)
+    return continuous_evidence(evidence.histogram, *settings.action_bounds) if settings.action_bounds else None

@@ -12,9 +12,11 @@ import numpy as np
 import ray
 from tqdm import tqdm
 
-from mucd_ray.certify.certificate import check_choices
 from mucd_ray.certify.confidence import check_eta
+from mucd_ray.certify.goal import Goal
+from mucd_ray.certify.looks import effective_eta, looks_up_to
 from mucd_ray.certify.plan import least_instances
+from mucd_ray.certify.results import check_choices
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.losses import training_targets
@@ -26,6 +28,8 @@ from mucd_ray.service.store import RunStore
 CPU_BLOCK, GPU_BLOCK = 32, 1024
 # A preview of the bounds is asked for after this many blocks.
 PREVIEW_EVERY = 4
+# From what a discrete action is certified: the instances' votes, or their probability scores.
+INFERENCES = ("votes", "scores")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +45,34 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What is certified: these may differ between certificates of one run. Checked before anything is trained."""
+    """What is certified: these may differ between certificates of one run. Checked before anything is trained.
+
+    `looks` "fixed": the number of instances is decided before training. "anytime": results are looked at on the way, and training
+    stops when `goal` (certify/goal.py) is met.
+    """
 
     eta: float = 0.001
     threat: str = "symmetric"
     accountant: str = "tradeoff"
     band: str = "order-statistic"
+    inference: str = "votes"
+    looks: str = "fixed"
+    goal: str | None = None
 
     def __post_init__(self):
         check_eta(self.eta)
-        check_choices(self.threat, self.accountant, self.band)
+        check_choices(self.threat, self.accountant, self.band, self.looks)
+        if self.inference not in INFERENCES:
+            raise MucdError(f"inference {self.inference!r} is unknown: use one of {', '.join(INFERENCES)}")
+        if self.goal is not None:
+            Goal.parse(self.goal)
+
+    def check(self, settings: RunSettings) -> None:
+        """Raise MucdError if a run with these settings cannot be certified so."""
+        if self.inference == "scores" and not settings.actions:
+            raise MucdError("inference 'scores' needs discrete actions, these are continuous: leave --inference out")
+        if self.goal is not None:
+            Goal.parse(self.goal).check(settings.units, settings.radius_cap(self.threat), discrete=bool(settings.actions))
 
 
 def training_arrays(settings: RunSettings, dataset: OfflineDataset) -> tuple[np.ndarray, np.ndarray]:
@@ -61,80 +83,134 @@ def training_arrays(settings: RunSettings, dataset: OfflineDataset) -> tuple[np.
 def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Choices, resources: Resources, states=None) -> dict:
     """Train whatever of instances 0..instances-1 the run folder lacks, then certify; returns the certificate.
 
+    With anytime looks and a goal, `instances` is a budget: results are looked at at every public number up to it, from the smallest
+    on even if more is stored, and the first certificate that meets the goal is the result. So a run that was killed, or that overlaps
+    another one, stops where an undisturbed one does.
+
     Args:
         states: the user's states [S, *observation_shape]; by default held-out instances choose them.
     Raises:
-        MucdError: too few instances, another dataset, no resources, or training that keeps failing.
+        MucdError: too few instances, a budget that is no look, another dataset, no resources, or training that keeps failing.
     """
     settings = store.settings()
-    needed = least_instances(max(settings.actions, 2), choices.eta)
+    choices.check(settings)
+    needed = least_instances(max(settings.actions, 2), effective_eta(choices.eta, choices.looks, instances))
     if instances < needed:
         raise MucdError(f"{instances} instances cannot certify anything at eta {choices.eta:g}: at least {needed} are needed (--instances {needed})")
     if dataset.fingerprint() != settings.fingerprint:
         raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.path} began: restore it, or start a new run folder")
     if settings.states_sha256 is not None and states is None and store.states() is None:
         raise MucdError(f"{store.path / 'states.npy'} is missing and came from the user: restore it, or run again with --states-file")
-    store.add_target(instances)
-    baselines = store.read_json("baselines.json")
+    numbers = [instances] if choices.goal is None else looks_up_to(instances)
+    if choices.looks == "fixed":
+        numbers = [instances]
+        store.add_target(instances)
     stored_states = store.states() if states is None else store.write_states(states)
-    block = resources.block or (GPU_BLOCK if resources.device == "cuda" else CPU_BLOCK)
-    if baselines and stored_states is not None and not store.missing(instances, block):
-        return certify(store, choices, instances)
+    if store.read_json("baselines.json") and stored_states is not None:
+        while numbers and not store.missing(numbers[0], numbers[0]):
+            certificate = _certify(store, settings, choices, numbers.pop(0))
+            if not numbers or is_goal_met(certificate):
+                return certificate
     with _ray(resources):
-        return _train_on_ray(store, settings, dataset, instances, choices, resources)
+        return _train_on_ray(store, settings, dataset, numbers, choices, resources)
+
+
+def is_goal_met(certificate: dict) -> bool:
+    goal = certificate["results"]["goal"]
+    return goal is not None and goal["met"]
 
 
 def certify(store: RunStore, choices: Choices, instances: int | None = None) -> dict:
-    """Certify, in this process, the largest number of instances that was asked for and is complete; write certificate.json.
+    """Certify, in this process, the largest complete number of instances that may be certified; write certificate.json.
+
+    With fixed looks these are the numbers that were asked for, with anytime looks the public series.
 
     Raises:
-        MucdError: no number that was asked for is complete.
+        MucdError: no such number is complete.
     """
     settings = store.settings()
-    wanted = [instances] if instances else sorted(store.targets(), reverse=True)
+    choices.check(settings)
+    if choices.looks == "anytime":
+        wanted = [instances] if instances else looks_up_to(store.stored_instances())[::-1]
+        lacking = f"{instances or 100} instances are not complete"
+    else:
+        wanted = [instances] if instances else sorted(store.targets(), reverse=True)
+        lacking = f"{wanted[0] if wanted else 0} instances were asked for"
+        if not wanted and store.looks():
+            raise MucdError(f"no number of instances of {store.path} was fixed before training (it was made with --until): certify it with --looks anytime")
     target = next((number for number in wanted if not store.missing(number, number)), None)
     if target is None:
-        raise MucdError(f"{store.path} is not finished ({wanted[0] if wanted else 0} instances were asked for): continue it with `mucd run` or `mucd grow`")
-    evidence = Tally(store, target).evidence()
-    certificate = certificate_of(settings, evidence, vars(choices), assumptions(store, settings, choices, target), context(store, settings))
+        raise MucdError(f"{store.path} is not finished ({lacking}): continue it with `mucd run` or `mucd grow`")
+    return _certify(store, settings, choices, target)
+
+
+def _certify(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> dict:
+    about = _about(store, settings, choices, instances)
+    certificate = certificate_of(settings, Tally(store, instances).evidence(), vars(choices), *about)
     store.write_json("certificate.json", certificate)
     return certificate
 
 
-def _train_on_ray(store, settings, dataset, instances, choices, resources) -> dict:
+def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> tuple[list[int] | None, list[str], dict]:
+    """(reference actions, assumptions, context) of a certificate; an anytime look is recorded here, before its results are seen."""
+    if choices.looks == "anytime":
+        store.add_look(instances)
+    reference = (store.read_json("baselines.json") or {}).get("reference")
+    return reference, assumptions(store, settings, choices, instances), context(store, settings)
+
+
+def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict:
+    """Train up to each of `numbers` in turn and certify, until the goal is met or the last is done."""
     arrays = training_arrays(settings, dataset)
     expected = data_hash(arrays)
     # The driver owns the data: what a worker puts dies with the worker.
     features, targets = (ray.put(array) for array in arrays)
     run = str(store.path.resolve())
     slots, gpus = _slots(resources)
-    blocks = store.missing(instances, resources.block or (GPU_BLOCK if gpus else CPU_BLOCK))
-    slots = max(1, min(slots, len(blocks) or 1))
+    size = resources.block or (GPU_BLOCK if gpus else CPU_BLOCK)
+    slots = max(1, min(slots, len(store.missing(numbers[-1], size)) or 1))
     pool = Pool(lambda: Trainer.options(num_cpus=1, num_gpus=gpus).remote(run, features, targets, expected), slots)
-    coordinator = Coordinator.remote(run, instances)
     certifier = Certifier.remote(run, vars(choices))
     try:
-        _prepare(store, pool, dataset)
-        _train_blocks(pool, coordinator, certifier, blocks, instances)
-        notes = assumptions(store, settings, choices, instances)
-        certificate = ray.get(certifier.certificate.remote(coordinator.evidence.remote(), notes, context(store, settings)))
-        if len(certificate["inputs"]["returns"]) != instances:
-            raise MucdError(f"only {len(certificate['inputs']['returns'])} of {instances} instances are stored: run the same command again")
+        _prepare(store, settings, pool, dataset)
+        for instances in numbers:
+            blocks = store.missing(instances, size)
+            coordinator = Coordinator.remote(run, instances)
+            _train_blocks(pool, coordinator, certifier, blocks, instances)
+            evidence = ray.get(coordinator.evidence.remote())
+            if len(evidence.returns) != instances:
+                raise MucdError(f"only {len(evidence.returns)} of {instances} instances are stored: run the same command again")
+            certificate = ray.get(certifier.certificate.remote(evidence, *_about(store, settings, choices, instances)))
+            if choices.goal is not None:
+                _tell_look(certificate)
+            if is_goal_met(certificate):
+                break
     finally:
         pool.close()
     store.write_json("certificate.json", certificate)
     return certificate
 
 
-def _prepare(store: RunStore, pool: Pool, dataset: OfflineDataset) -> None:
-    """The states to vote on, and the baselines, where they are missing."""
-    steps = []
+def _tell_look(certificate: dict) -> None:
+    goal, instances = certificate["results"]["goal"], certificate["results"]["instances"]
+    words = "met" if goal["met"] else "not met"
+    print(f"look at {instances} instances: {goal['name']} certified at r = {goal['radius']} is {goal['certified']:.4g}, wanted {goal['wanted']:g}: {words}", file=sys.stderr)
+
+
+def _prepare(store: RunStore, settings: RunSettings, pool: Pool, dataset: OfflineDataset) -> None:
+    """The states to vote on, and the baselines, which act there too, where they are missing."""
     if store.states() is None:
-        steps.append(("choose_states", store.write_states))
+        pool.map([("choose_states", ())], lambda index, states: store.write_states(states))
     if store.read_json("baselines.json") is None:
-        behaviour = {"behaviour": float(dataset.trajectory_returns.mean())}
-        steps.append(("baselines", lambda value: store.write_json("baselines.json", value | behaviour)))
-    pool.map([(method, ()) for method, _ in steps], lambda index, value: steps[index][1](value))
+        behaviour = {"behaviour": float(discounted_returns(dataset, settings.discount).mean())}
+        pool.map([("baselines", ())], lambda index, value: store.write_json("baselines.json", value | behaviour))
+
+
+def discounted_returns(dataset: OfflineDataset, discount: float) -> np.ndarray:
+    """Sum_t discount^t r_t of every trajectory, float64 [M]."""
+    starts = dataset.trajectory_starts[:-1]
+    steps = np.arange(len(dataset)) - np.repeat(starts, np.diff(dataset.trajectory_starts))
+    return np.add.reduceat(dataset.rewards * discount**steps, starts)
 
 
 def _train_blocks(pool, coordinator, certifier, blocks, instances) -> None:
@@ -205,29 +281,47 @@ def _check_reachable(address: str) -> None:
 
 def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> list[str]:
     """What must be true about this run, beside what every certificate assumes."""
-    others = [str(target) for target in store.targets() if target != instances]
-    looks = f"The number of instances, {instances}, was fixed before they were trained."
-    if others:
-        looks = (
-            f"This run was asked for {instances} instances and also for {', '.join(others)}. The confidence holds if these numbers, and the choice among the "
-            "certificates of this run, do not depend on results; nothing is claimed for a number that was chosen after looking."
-        )
-    return [
-        looks,
+    notes = [
+        _looks_note(store, choices, instances),
         "Sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on the "
         "data, except on its rounded size where the next sentence says so.",
         settings.size_note(choices.threat),
         f"Environment card: {settings.card.source}",
         *settings.assumptions,
     ]
+    if not settings.columns:
+        notes.append("The environment's actions are unbounded: there is no public grid on which to count them, and no action is certified.")
+    return notes
+
+
+def _looks_note(store: RunStore, choices: Choices, instances: int) -> str:
+    if choices.looks == "anytime":
+        return (
+            f"This certificate is made at one of the public numbers of instances {', '.join(map(str, looks_up_to(1000)))}, ... (Renard's series R5), every one of which "
+            "has its own share of eta: any rule by which training stopped or goes on is covered, also one that depends on results."
+        )
+    others, looks = [target for target in store.targets() if target != instances], store.looks()
+    if not others and not looks:
+        return f"The number of instances, {instances}, was fixed before they were trained."
+    note = f"This run was asked for {instances} instances"
+    if others:
+        note += f" and also for {', '.join(map(str, others))}"
+    if looks:
+        note += f", and its results were looked at at {', '.join(map(str, looks))} instances in order to stop or go on"
+    return (
+        f"{note}. The confidence holds if these numbers, and the choice among the certificates of this run, do not depend on results; nothing is claimed for a "
+        "number that was chosen after looking."
+    )
 
 
 def context(store: RunStore, settings: RunSettings) -> dict:
     """Where the evidence comes from; no result depends on it."""
+    baselines = store.read_json("baselines.json")
     return {
         "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "environment": settings.card.env_id},
-        "baselines": store.read_json("baselines.json"),
+        "baselines": baselines and {key: value for key, value in baselines.items() if key != "reference"},
         "instances_asked_for": store.targets(),
+        "instances_looked_at": store.looks(),
         "learner": settings.to_dict()["learner"],
         "parameters": settings.network.parameter_count,
         "states_sha256": store.states_hash(),

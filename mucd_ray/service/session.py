@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 
-from mucd_ray.certify.certificate import round_down
+from mucd_ray.certify.claim import round_down
+from mucd_ray.certify.looks import effective_eta
 from mucd_ray.certify.plan import declared_size, plan
 from mucd_ray.data.cards import EnvironmentCard, card_for, load_card
 from mucd_ray.data.dataset import OfflineDataset
@@ -30,6 +32,9 @@ CONDITIONAL = "The claim is conditional on what the user gave: it holds as state
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
 
+SCOPES = {"per_state": "each state", "family_wise": "all states"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a run is asked for. `None` means: the package's default, or planned from the declared size and the fraction."""
@@ -45,6 +50,8 @@ class Request:
     clip_norm: float | None = None
     learner: Learner | None = None
     chosen: str | None = None
+    rollouts: int = 1
+    discount: float = 1.0
     states: int = 200
     states_file: str | None = None
     held_out: int = 16
@@ -67,18 +74,36 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         units=len(dataset),
         card=card,
         actions=actions,
+        action_bounds=_action_bounds(card),
         outputs=policy_outputs(dataset.action_space),
         mechanism=mechanism,
         learner=request.learner or DEFAULT_LEARNER,
         declared_size=declared,
         size_margin=margin,
+        rollouts=request.rollouts,
+        discount=request.discount,
         states=len(states) if states is not None else request.states,
         held_out=request.held_out,
         states_sha256=hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest() if states is not None else None,
         assumptions=(how, request.chosen or (USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE)),
     )
     settings.radius_cap(choices.threat)
+    choices.check(settings)
+    effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
+
+
+def _action_bounds(card: EnvironmentCard) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Public (low [d], high [d]) of the environment's continuous actions; None if they are discrete or unbounded."""
+    environment = card.make()
+    space = environment.action_space
+    environment.close()
+    if not isinstance(space, gymnasium.spaces.Box):
+        return None
+    low, high = (bound.astype(float).reshape(-1) for bound in (space.low, space.high))
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        return None
+    return tuple(low.tolist()), tuple(high.tolist())
 
 
 def _environment_of(dataset: OfflineDataset) -> str:
@@ -97,8 +122,9 @@ def _mechanism(request: Request, choices: Choices, declared: int, actions: int) 
             steps=request.steps, normaliser=request.sample_rate * declared,
         )
         return mechanism, f"The mechanism was given by the user. {CONDITIONAL}"
+    eta = effective_eta(choices.eta, choices.looks, request.instances)
     answer = plan(
-        units=declared, fraction=request.fraction, instances=request.instances, eta=choices.eta, actions=actions, threat=choices.threat,
+        units=declared, fraction=request.fraction, instances=request.instances, eta=eta, actions=actions, threat=choices.threat,
         accountant="tradeoff", sample_rate=request.sample_rate, **({} if request.steps is None else {"steps": request.steps}),
     )
     planned = answer.mechanism
@@ -109,7 +135,7 @@ def _mechanism(request: Request, choices: Choices, declared: int, actions: int) 
     given = [name for name in ("sample_rate", "steps", "clip_norm") if getattr(request, name) is not None]
     return mechanism, (
         f"The mechanism was planned from the declared size {declared}, the wanted fraction {request.fraction:g}, {request.instances} instances and "
-        f"eta {choices.eta:g} alone" + (f", with {', '.join(given).replace('_', ' ')} given by the user. {CONDITIONAL}" if given else ".")
+        f"eta {eta:g} alone" + (f", with {', '.join(given).replace('_', ' ')} given by the user. {CONDITIONAL}" if given else ".")
     )
 
 
@@ -162,13 +188,30 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "eta": inputs["eta"],
         "signal_budget": results["signal_budget"],
         "unpoisoned_mean": policy["unpoisoned_mean"],
-        "keeps": policy["keeps"],
-        "baselines": store.read_json("baselines.json"),
+        "rollouts": inputs["rollouts"],
+        "discount": inputs["discount"],
+        "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
+        "baselines": certificate["context"]["baselines"],
+        "looks": inputs["looks"],
+        "goal": results["goal"] and results["goal"] | {"text": inputs["goal"]},
     }
     if action:
-        parts = ("certified_share", "median_radius", "max_radius")
-        summary["action"] = {scope: {key: action[scope][key] for key in parts} for scope in ("per_state", "family_wise")}
+        summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
     return summary
+
+
+def _median_at(curve: dict, radius: int) -> float | None:
+    """The return that at least half of the instances earn at this radius."""
+    return curve["quantiles"]["0.5"][curve["radius"].index(radius)] if radius >= 0 else None
+
+
+def _action_summary(part: dict) -> dict:
+    """Shares of the states that are certified at r >= 1, and their radii; for continuous actions by tolerance."""
+    keys = ("certified_share", "median_radius", "max_radius")
+    if "tolerance" in part:
+        return {"tolerance": {share: {key: entry[key] for key in keys} for share, entry in part["tolerance"].items()}}
+    accuracy, at = part["curve"]["certified_accuracy"], part["curve"]["radius"].index(1)
+    return {key: part[key] for key in keys} | {"certified_accuracy": None if accuracy is None else accuracy[at]}
 
 
 def describe(summary: dict) -> str:
@@ -176,7 +219,7 @@ def describe(summary: dict) -> str:
     kind, baselines = UNITS[summary["unit"]], summary["baselines"] or {}
     lines = [
         f"{summary['instances']} instances; {summary['units']} {kind}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}",
-        f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}",
+        f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
     names = {"non_private": "without privacy", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
     lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
@@ -184,23 +227,46 @@ def describe(summary: dict) -> str:
         if entry["radius"] >= 0:
             lines.append(
                 f"certified: keeps {100 * float(share):.0f} % up to r = {entry['radius']} {kind} ({round_down(100 * entry['fraction'], 3)} %), "
-                f"expected return at least {round_down(entry['bound'], 5)}"
+                f"expected return at least {round_down(entry['bound'], 5)}, half of the instances at least {round_down(entry['median'], 5)}"
             )
         else:
             lines.append(f"certified: keeping {100 * float(share):.0f} % is not certified at any r")
-    for scope, name in (("per_state", "each state"), ("family_wise", "all states")):
-        if "action" in summary:
-            part = summary["action"][scope]
-            lines.append(f"certified actions ({name}): {round_down(100 * part['certified_share'], 4)} % of states, median r = {part['median_radius']}, largest {part['max_radius']}")
+    for scope, name in SCOPES.items() if "action" in summary else ():
+        lines += _describe_actions(summary["action"][scope], name)
+    if summary["goal"]:
+        goal = summary["goal"]
+        lines.append(
+            f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {summary['instances']} instances; certified at r = {goal['radius']} is "
+            f"{round_down(goal['certified'], 4)}, wanted {goal['wanted']:g}"
+        )
     if not summary["sound"]:
         lines.insert(0, "NOT SOUND: published accounting, for comparison only")
     return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
 
 
+def _episodes(summary: dict) -> str:
+    parts = [f"{summary['rollouts']} episodes each"] if summary["rollouts"] > 1 else []
+    parts += [f"discount {summary['discount']:g}"] if summary["discount"] < 1 else []
+    return f"  ({', '.join(parts)})" if parts else ""
+
+
+def _describe_actions(part: dict, name: str) -> list[str]:
+    if "tolerance" in part:
+        return [
+            f"certified median actions ({name}): within {100 * float(share):g} % of the range at {round_down(100 * entry['certified_share'], 4)} % of states, "
+            f"median r = {entry['median_radius']}, largest {entry['max_radius']}"
+            for share, entry in part["tolerance"].items()
+        ]
+    line = f"certified actions ({name}): stable at {round_down(100 * part['certified_share'], 4)} % of states, median r = {part['median_radius']}, largest {part['max_radius']}"
+    if part["certified_accuracy"] is not None:
+        line += f"; certified and as without privacy at {round_down(100 * part['certified_accuracy'], 4)} %"
+    return [line]
+
+
 # The commands of the command line
 
 
-def start_run(options, out) -> None:
+def start_run(options, out) -> int:
     defaults = DEFAULT_LEARNER
     given = {
         "algorithm": options.algorithm,
@@ -223,24 +289,25 @@ def start_run(options, out) -> None:
         clip_norm=options.clip_norm,
         learner=Learner(**{**vars(defaults), **given}) if given else None,
         chosen=options.chosen,
+        rollouts=options.rollouts,
+        discount=options.discount,
         states=options.states,
         states_file=options.states_file,
         held_out=options.held_out,
     )
-    _print(execute(request, options.out, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
+    return _print(execute(request, options.out, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
 
 
-def grow_run(options, out) -> None:
+def grow_run(options, out) -> int:
     store = RunStore.open(options.run)
-    settings = store.settings()
-    dataset = load_dataset(settings.dataset)
-    certificate = train(store, dataset, max(options.instances, store.stored_instances()), _choices(options), _resources(options))
-    _print(finish(store, certificate), options, out)
+    choices, resources = _choices(options), _resources(options)
+    dataset = load_dataset(store.settings().dataset)
+    return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
 
 
-def certify_run(options, out) -> None:
+def certify_run(options, out) -> int:
     store = RunStore.open(options.run)
-    _print(finish(store, certify(store, _choices(options))), options, out)
+    return _print(finish(store, certify(store, _choices(options))), options, out)
 
 
 def report_run(options, out) -> None:
@@ -251,12 +318,25 @@ def report_run(options, out) -> None:
     out(json.dumps({"report": str(path)}) if options.json else str(path))
 
 
-def _print(summary: dict, options, out) -> None:
+def _print(summary: dict, options, out) -> int:
+    """Exit status: 1 if training went on for a goal and the budget ended without it."""
     out(json.dumps(summary) if options.json else describe(summary))
+    if summary["goal"] is None or summary["goal"]["met"]:
+        return 0
+    print(
+        f"mucd: goal {summary['goal']['text']} is not met with {summary['instances']} instances: go on with `mucd grow {summary['run']} --until ... --instances N`",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _choices(options) -> Choices:
-    return Choices(eta=options.eta, threat=options.threat, accountant=options.accountant, band=options.band)
+    """Those of `run` and `grow` have `until`, those of `certify` have `looks`."""
+    goal = getattr(options, "until", None)
+    looks = getattr(options, "looks", "fixed" if goal is None else "anytime")
+    return Choices(
+        eta=options.eta, threat=options.threat, accountant=options.accountant, band=options.band, inference=options.inference, looks=looks, goal=goal
+    )
 
 
 def _resources(options) -> Resources:

@@ -19,7 +19,9 @@ class RunSettings:
         dataset, fingerprint, units: name, content hash and number of units of the dataset.
         card: the environment's public facts.
         actions: number of discrete actions, or 0 for continuous ones (then there are no votes).
+        action_bounds: public (low [d], high [d]) of continuous actions, from the card's environment; None if discrete or unbounded.
         outputs: width of the policy network's output.
+        rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
         mechanism, learner: how an instance is trained.
         declared_size: the public size from which constants of the mechanism may follow.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
@@ -33,24 +35,38 @@ class RunSettings:
     units: int
     card: EnvironmentCard
     actions: int
+    action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None
     outputs: int
     mechanism: Mechanism
     learner: Learner
     declared_size: int
     size_margin: int | None
+    rollouts: int = 1
+    discount: float = 1.0
     states: int = 200
     held_out: int = 16
     states_sha256: str | None = None
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("states", "held_out"):
+        for name in ("states", "held_out", "rollouts"):
             if getattr(self, name) < 1:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1")
+        self.card.discounted_range(self.discount)
 
     @property
     def network(self) -> Network:
         return Network(inputs=len(self.card.indices), outputs=self.outputs, hidden=self.learner.hidden)
+
+    @property
+    def return_range(self) -> tuple[float, float]:
+        """Public bounds of a (discounted) return."""
+        return self.card.discounted_range(self.discount)
+
+    @property
+    def columns(self) -> int:
+        """D, the number of values whose levels are recorded at a state: actions if discrete, dimensions if continuous and bounded, else 0."""
+        return self.actions or (len(self.action_bounds[0]) if self.action_bounds else 0)
 
     def radius_cap(self, threat: str) -> int:
         """No certificate against `threat` claims a larger radius: beyond the margin D' would be trained by another mechanism.
@@ -86,6 +102,7 @@ class RunSettings:
                 "card": EnvironmentCard.from_dict(values["card"]),
                 "mechanism": Mechanism(**values["mechanism"]),
                 "learner": Learner(**values["learner"]),
+                "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),
                 "assumptions": tuple(values["assumptions"]),
             }
         )

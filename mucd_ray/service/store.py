@@ -3,6 +3,7 @@
     settings.json   what the run is            secret          the key of all randomness, mode 0600
     states.npy      the states voted on        baselines.json  unprotected policies, for comparison
     targets/        the numbers of instances that were asked for, each written before it was trained
+    looks/          the numbers of instances at which results decided whether to go on, each written before the look
     blocks/         finished instances, one self-describing file per block
     certificate.json, report.html, plots/      made from the above, replaced at will
 
@@ -32,11 +33,17 @@ BLOCK = re.compile(r"block-(\d{8})-(\d{6})\.safetensors$")
 
 @dataclass(frozen=True)
 class Block:
-    """Results of consecutive instances: returns [n], actions [n, S] (none if continuous), parameters [n, ...] by name."""
+    """Results of consecutive instances.
+
+    returns: float64 [n].   actions: int16 [n, S], the votes ([n, 0] if continuous).   parameters: [n, ...] by name.
+    levels: uint8 [n, S, D] (certify/evidence.py): of every action's probability, or of every dimension of a continuous action
+    (D = 0 if its space is unbounded).
+    """
 
     first: int
     returns: np.ndarray
     actions: np.ndarray
+    levels: np.ndarray
     parameters: dict[str, np.ndarray]
 
     @property
@@ -67,12 +74,13 @@ class RunStore:
         try:
             store.path.mkdir(parents=True, exist_ok=True)
             # What a start that was killed leaves behind: it comes before settings.json, which makes the folder a run.
-            foreign = any(name not in ("blocks", "targets", "secret") and not name.startswith(".tmp-") for name in os.listdir(store.path))
+            foreign = any(name not in ("blocks", "targets", "looks", "secret") and not name.startswith(".tmp-") for name in os.listdir(store.path))
             # Another process may have made it a run folder since the look above.
             if foreign and not store.exists():
                 raise MucdError(f"{store.path} is not empty and not a run folder: choose a new folder with --out")
             store.blocks.mkdir(exist_ok=True)
             (store.path / "targets").mkdir(exist_ok=True)
+            (store.path / "looks").mkdir(exist_ok=True)
             store._first_write("secret", (secret or secrets.token_bytes(32)).hex().encode(), mode=0o600)
             store._first_write("settings.json", json.dumps(settings.to_dict(), indent=1).encode())
         except OSError as error:
@@ -128,7 +136,17 @@ class RunStore:
         self._first_write(f"targets/{instances:08d}", b"")
 
     def targets(self) -> list[int]:
-        return sorted(int(name) for name in os.listdir(self.path / "targets") if name.isdigit())
+        return self._numbers("targets")
+
+    def add_look(self, instances: int) -> None:
+        """Record that the results of this many instances are about to be looked at, to go on or stop."""
+        self._first_write(f"looks/{instances:08d}", b"")
+
+    def looks(self) -> list[int]:
+        return self._numbers("looks")
+
+    def _numbers(self, folder: str) -> list[int]:
+        return sorted(int(name) for name in os.listdir(self.path / folder) if name.isdigit())
 
     def states(self) -> np.ndarray | None:
         path = self.path / "states.npy"
@@ -177,7 +195,7 @@ class RunStore:
         """Store a finished block; returns its name. Storing it again, or elsewhere at the same time, changes nothing."""
         name = f"block-{block.first:08d}-{len(block.returns):06d}.safetensors"
         tensors = {f"parameters.{key}": value for key, value in block.parameters.items()}
-        tensors |= {"returns": block.returns, "actions": block.actions}
+        tensors |= {"returns": block.returns, "actions": block.actions, "levels": block.levels}
         metadata = {"sha256": _digest(tensors), "run": self.identity, "states": self.states_hash()}
         with _temporary(self.blocks) as temporary:
             temporary.write_bytes(save(tensors, metadata))
@@ -209,7 +227,7 @@ class RunStore:
         if metadata.get("states") != self.states_hash():
             raise MucdError(f"{path} holds votes on other states than {self.path / 'states.npy'}: restore that file, or start a new run folder")
         parameters = {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
-        return Block(first=first, returns=tensors["returns"], actions=tensors["actions"], parameters=parameters)
+        return Block(first=first, returns=tensors["returns"], actions=tensors["actions"], levels=tensors["levels"], parameters=parameters)
 
     def missing(self, instances: int, block_size: int) -> list[range]:
         """Blocks of at most `block_size` instances that cover all of 0..instances-1 not yet stored. Damaged files are found here."""

@@ -1,10 +1,13 @@
 """The work itself, without Ray: what one trainer does for a block of instances. Deterministic in (settings, secret, instance)."""
 
+import gymnasium
 import numpy as np
 
+from mucd_ray.certify.evidence import levels
+from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import StackedPolicies
 from mucd_ray.evaluate.rollouts import constant_returns, rollout_returns
-from mucd_ray.evaluate.votes import actions_at
+from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, probabilities_at
 from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.nonprivate import train_nonprivate
 from mucd_ray.learn.streams import ROLLOUT, Streams
@@ -18,35 +21,65 @@ BASELINE_SEEDS = range(16)
 
 
 def train_and_evaluate(settings: RunSettings, secret: bytes, features, targets, states: np.ndarray, instances: range, device: str) -> Block:
-    """Train instances, let them vote at `states` and play one episode each."""
+    """Train instances, record what they do at `states` and play their episodes.
+
+    Raises:
+        MucdError: a return outside the declared range, so that no certificate could be based on it.
+    """
     policies, parameters = _train(settings, secret, features, targets, instances, device)
-    returns = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances))
-    votes = actions_at(policies, settings.card.features(states)) if settings.actions else np.zeros((len(instances), 0), np.int16)
-    return Block(first=instances[0], returns=returns, actions=votes, parameters=parameters)
+    returns = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount)
+    check_returns(settings, returns)
+    at_states = settings.card.features(states)
+    votes = actions_at(policies, at_states) if settings.actions else np.zeros((len(instances), 0), np.int16)
+    return Block(first=instances[0], returns=returns, actions=votes, levels=_levels(settings, policies, at_states), parameters=parameters)
+
+
+def _levels(settings: RunSettings, policies: StackedPolicies, at_states: np.ndarray) -> np.ndarray:
+    if settings.actions:
+        return levels(probabilities_at(policies, at_states), 0.0, 1.0)
+    if settings.action_bounds is None:
+        return np.zeros((len(policies), len(at_states), 0), np.uint8)
+    low, high = (np.array(bounds) for bounds in settings.action_bounds)
+    space = gymnasium.spaces.Box(low, high, dtype=np.float64)
+    return levels(clipped_actions_at(policies, at_states, space), low, high)
+
+
+def check_returns(settings: RunSettings, returns: np.ndarray) -> None:
+    low, high = settings.return_range
+    outside = ~((returns >= low) & (returns <= high))
+    if outside.any():
+        fields = "return_range" if settings.discount == 1 else "reward_range and max_episode_steps"
+        raise MucdError(
+            f"a return of {returns[outside][0]} in {settings.card.env_id} is outside the declared range [{low:g}, {high:g}]: "
+            f"correct {fields} in the card and start a new run"
+        )
 
 
 def choose_states(settings: RunSettings, secret: bytes, features, targets, device: str) -> np.ndarray:
     """States [S, *observation_shape] met by held-out instances, which do not vote: independent of every vote."""
     instances = range(HELD_OUT, HELD_OUT + settings.held_out)
     policies, _ = _train(settings, secret, features, targets, instances, device)
-    _, kept = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances), keep_states=STATES_PER_HELD_OUT)
+    _, kept = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT)
     kept = kept.reshape(-1, *kept.shape[2:])
     rng = np.random.default_rng(settings.states)
     return kept[rng.choice(len(kept), size=settings.states, replace=len(kept) < settings.states)]
 
 
-def baselines(settings: RunSettings, features, targets) -> dict:
-    """Mean returns of unprotected policies: the same learner without privacy, and every constant action."""
+def baselines(settings: RunSettings, features, targets, states: np.ndarray) -> dict:
+    """Unprotected policies: mean returns of the same learner without privacy, and of every constant action; and `reference`, the
+    action that most of the former prefer at each state [S] (the lowest of ties; None if actions are continuous)."""
     seeds = list(BASELINE_SEEDS)
     parameters = train_nonprivate(
         network=settings.network, algorithm=settings.learner.algorithm, features=features, actions=targets, seeds=seeds
     )
-    returns = rollout_returns(StackedPolicies(settings.network, parameters), settings.card, np.array(seeds))
+    policies = StackedPolicies(settings.network, parameters)
+    returns = rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount)
     environment = settings.card.make()
-    constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0)
+    constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount)
     environment.close()
     best = max(constants, key=constants.get)
-    return {"non_private": float(returns.mean()), "best_constant_action": best, "best_constant_return": constants[best]}
+    reference = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist() if settings.actions else None
+    return {"non_private": float(returns.mean()), "best_constant_action": best, "best_constant_return": constants[best], "reference": reference}
 
 
 def _train(settings, secret, features, targets, instances, device):
@@ -63,6 +96,10 @@ def _train(settings, secret, features, targets, instances, device):
     return StackedPolicies(settings.network, parameters), {name: tensor.numpy() for name, tensor in parameters.items()}
 
 
-def _rollout_seeds(secret: bytes, instances: range) -> np.ndarray:
-    streams = Streams(secret)
-    return np.array([streams.generator(instance, 0, ROLLOUT).integers(1 << 31) for instance in instances])
+def _rollout_seeds(secret: bytes, instances: range, rollouts: int) -> np.ndarray:
+    """Environment seeds [P, rollouts], of every instance from its own stream."""
+    streams, seeds = Streams(secret), []
+    for instance in instances:
+        stream = streams.generator(instance, 0, ROLLOUT)
+        seeds.append([stream.integers(1 << 31) for _ in range(rollouts)])
+    return np.array(seeds)

@@ -1,5 +1,8 @@
 """Rollouts in real environments: what they return cannot depend on how they are run."""
 
+import dataclasses
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,8 @@ import torch
 from mucd_ray.data.cards import card_for
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import StackedPolicies
-from mucd_ray.evaluate.rollouts import constant_returns, rollout_returns, slot_queue
-from mucd_ray.evaluate.votes import actions_at, counts
+from mucd_ray.evaluate.rollouts import constant_returns, means, rollout_returns, slot_queue
+from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, probabilities_at
 from mucd_ray.learn.networks import Network, forward, stacked_layers
 
 CARTPOLE = card_for("CartPole-v1")
@@ -44,7 +47,7 @@ def test_returns_do_not_depend_on_slots_or_company_and_native_cartpole_agrees(hi
     native = rollout_returns(policies, CARTPOLE, seeds)
     assert native.std() > 10
     for slots in (1, 7, 64):
-        assert np.array_equal(slot_queue(policies, CARTPOLE, seeds, slots), native)
+        assert np.array_equal(slot_queue(policies, CARTPOLE, seeds, np.arange(40), slots)[0], native)
     part = StackedPolicies(network, {name: tensor[10:13] for name, tensor in parameters.items()})
     assert np.array_equal(rollout_returns(part, CARTPOLE, seeds[10:13]), native[10:13])
 
@@ -62,6 +65,67 @@ def test_returns_and_kept_states_are_those_of_the_plain_loop():
             assert len(np.unique(states[policy], axis=0)) == 20
     again = rollout_returns(policies, CARTPOLE, seeds, slots=5, keep_states=20)
     assert np.array_equal(again[1], states) and np.array_equal(again[0], returns)
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_the_mean_of_several_discounted_episodes_is_that_of_the_plain_loop(discount):
+    network, parameters = random_policies(3)
+    policies, seeds = StackedPolicies(network, parameters), np.array([[5, 6, 7], [8, 5, 9], [10, 11, 12]])
+    native = rollout_returns(policies, CARTPOLE, seeds, discount=discount)
+    for policy in range(3):
+        totals = [
+            sum(discount**t for t in range(int(one_episode(CARTPOLE, parameters["0.weight"][policy], parameters["0.bias"][policy], int(seed))[0])))
+            for seed in seeds[policy]
+        ]
+        assert native[policy] == pytest.approx(np.mean(totals), rel=1e-12)
+    single, _ = slot_queue(policies, CARTPOLE, seeds.reshape(-1), np.repeat(np.arange(3), 3), 2, discount=discount)
+    assert np.array_equal(native, np.clip([np.sum(row) / 3 for row in single.reshape(3, 3)], *np.sort(single.reshape(3, 3), axis=1)[:, [0, -1]].T))
+    # An episode does not know of the others of its policy.
+    assert np.array_equal(rollout_returns(policies, CARTPOLE, seeds[:, :1], discount=discount), rollout_returns(policies, CARTPOLE, seeds[:, 0], discount=discount))
+
+
+def test_a_mean_of_equal_returns_stays_inside_the_public_range():
+    """0.1 + 0.1 + 0.1 is above 0.3 in floating point."""
+    for value in (0.1, 1 / 3, 99.34295164816986):
+        for rollouts in (3, 7, 11, 49):
+            assert means(np.full(2 * rollouts, value), (2, rollouts)).tolist() == [value, value]
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
+def test_policies_that_overflow_act_and_count_as_the_lowest_action(poison):
+    """An instance must never be dropped: what its outputs mean is fixed before."""
+    network, parameters = random_policies(3, (8,), outputs=3)
+    parameters["0.weight"][1] = poison
+    parameters["1.weight"][1] = poison
+    policies, features = StackedPolicies(network, parameters), np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    finite = np.isfinite(policies.outputs(features, np.array([1]))).all(-1)
+    assert not finite.all()
+    assert not actions_at(policies, features)[1][~finite].any()
+    scores = probabilities_at(policies, features)
+    assert scores.shape == (3, 40, 3) and not scores[1][~finite].any()
+    np.testing.assert_allclose(scores[[0, 2]].sum(-1), 1)
+    assert np.array_equal(scores[2].argmax(-1), actions_at(policies, features)[2])
+    low, high = np.array([-1.0, -2, -3], np.float32), np.array([1.0, 2, 3], np.float32)
+    actions = clipped_actions_at(policies, features, gymnasium.spaces.Box(low, high))
+    assert (actions[1][~finite] == low).all() and np.isfinite(actions).all() and (np.abs(actions) <= high).all()
+    unbounded = clipped_actions_at(policies, features, gymnasium.spaces.Box(-np.inf, np.inf, (3,)))
+    assert not unbounded[1][~finite].any()
+    # In an episode too, and alike in both ways to play it.
+    cartpole, broken = random_policies(2)
+    broken["0.weight"][1] = poison
+    policies = StackedPolicies(cartpole, broken)
+    assert np.array_equal(rollout_returns(policies, CARTPOLE, [3, 3]), slot_queue(policies, CARTPOLE, [3, 3], [0, 1], 2)[0])
+    pendulum = StackedPolicies(Network(inputs=3, outputs=1), {"0.weight": torch.full((1, 3, 1), poison), "0.bias": torch.zeros(1, 1)})
+    assert np.isfinite(rollout_returns(pendulum, card_for("Pendulum-v1"), [0])).all()
+
+
+@pytest.mark.parametrize("field, value", [("reward_range", (0.0, 0.5)), ("max_episode_steps", 4)])
+@pytest.mark.parametrize("kwargs", [{}, {"sutton_barto_reward": False}])
+def test_an_episode_that_leaves_the_declared_bounds_is_refused(field, value, kwargs):
+    network, parameters = random_policies(3)
+    card = dataclasses.replace(CARTPOLE, make_kwargs=kwargs, **{field: value})
+    with pytest.raises(MucdError, match=f"CartPole-v1.*card's {field}"):
+        rollout_returns(StackedPolicies(network, parameters), card, [1, 2, 3])
 
 
 def test_constant_actions_of_acrobot_earn_the_floor():
@@ -88,5 +152,11 @@ def test_what_does_not_fit_is_refused():
     network, parameters = random_policies(3)
     with pytest.raises(MucdError, match="seed"):
         rollout_returns(StackedPolicies(network, parameters), CARTPOLE, [1, 2])
+    with pytest.raises(MucdError, match="0 episodes"):
+        rollout_returns(StackedPolicies(network, parameters), CARTPOLE, np.zeros((3, 0)))
+    with pytest.raises(MucdError, match="2 episodes.*states are kept"):
+        rollout_returns(StackedPolicies(network, parameters), CARTPOLE, np.zeros((3, 2), int), keep_states=5)
+    with pytest.raises(MucdError, match="discount 0"):
+        rollout_returns(StackedPolicies(network, parameters), CARTPOLE, [1, 2, 3], discount=0.0)
     with pytest.raises(MucdError, match="Network"):
         StackedPolicies(Network(inputs=5, outputs=2), parameters)

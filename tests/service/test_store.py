@@ -15,7 +15,7 @@ from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import Block, RunStore
 
 SETTINGS = RunSettings(
-    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, outputs=2, declared_size=100, size_margin=None,
+    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, action_bounds=None, outputs=2, declared_size=100, size_margin=None,
     mechanism=Mechanism(sample_rate=0.1, noise_multiplier=3.0, clip_norm=1.0, steps=5, normaliser=10.0), learner=Learner(learning_rate=1.0),
 )
 
@@ -24,6 +24,7 @@ def block(first, count):
     rng = np.random.default_rng(first)
     return Block(
         first=first, returns=rng.random(count), actions=rng.integers(0, 2, (count, 7)).astype(np.int16),
+        levels=rng.integers(0, 201, (count, 7, 2)).astype(np.uint8),
         parameters={"0.weight": rng.random((count, 4, 2)).astype(np.float32)},
     )
 
@@ -43,11 +44,12 @@ def test_a_block_comes_back_bit_for_bit_and_the_first_commit_wins(store):
     written = block(3, 4)
     name = store.commit(written)
     before = (store.blocks / name).read_bytes()
-    store.commit(Block(first=3, returns=np.zeros(4), actions=written.actions, parameters=written.parameters))
+    store.commit(Block(first=3, returns=np.zeros(4), actions=written.actions, levels=written.levels, parameters=written.parameters))
     assert (store.blocks / name).read_bytes() == before
     read = store.read(name)
     assert read.instances == range(3, 7)
     assert np.array_equal(read.returns, written.returns) and np.array_equal(read.actions, written.actions)
+    assert np.array_equal(read.levels, written.levels) and read.levels.dtype == np.uint8
     assert np.array_equal(read.parameters["0.weight"], written.parameters["0.weight"])
     assert not [name for name in os.listdir(store.blocks) if name.startswith(".tmp")]
 
