@@ -1,7 +1,7 @@
 """Action level, discrete: the ensemble's action at a state cannot be changed by up to `radius` changed units.
 
-Two inference rules (seeds, "Enhancing the Antidote", Definitions 5 and 6): `certify_votes` compares the probabilities that a trained
-instance takes an action, `certify_scores` the expected probability scores.
+Two inference rules ("Enhancing the Antidote", Definitions 1 and 2, certified as in its Theorem 10): `certify_votes` compares the
+probabilities that a trained instance takes an action, `certify_scores` the expected probability scores.
 """
 
 from dataclasses import dataclass

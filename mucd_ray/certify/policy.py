@@ -69,8 +69,8 @@ def expected_return_bound(band: ReturnBand, guarantees: Guarantees, radius: int)
 def mean_route_bound(mean: float, return_range: tuple[float, float], lower) -> float:
     """Lower bound on E[return] under D' from a lower confidence bound `mean` on E[return] under D alone.
 
-    The seeds' route, e^{-eps}(J - b delta) ("Enhancing the Antidote", Theorem 7), is this for `adp`. For every family: lower is convex,
-    so by Jensen's inequality the integral of lower(G(t)) over the range is at least lower of the mean of G.
+    The seeds' route (MuCD, arXiv 2505.20621), e^{-eps}(J - b delta) for returns in [0, b], is this for `adp`. For every family: lower
+    is convex, so by Jensen's inequality the integral of lower(G(t)) over the range is at least lower of the mean of G.
     """
     low, high = return_range
     return float(low + (high - low) * lower((mean - low) / (high - low)))
