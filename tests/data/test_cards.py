@@ -4,7 +4,10 @@ import json
 import gymnasium as gym
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mucd_ray.data.behaviours import BEHAVIOURS
 from mucd_ray.data.cards import CARDS, EnvironmentCard, card_for, load_card
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.minari_io import load_dataset
@@ -48,6 +51,61 @@ def test_shipped_cards_fit_their_environments(env_id):
     environment.close()
 
 
+@pytest.mark.parametrize("env_id", CARDS)
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+def test_shipped_bounds_hold_real_episodes(env_id, noise):
+    """Behaviours with noise, or random actions: rewards, lengths, returns and discounted returns stay within what the card declares."""
+    card = card_for(env_id)
+    environment = card.make()
+    environment.action_space.seed(1)
+    behaviour = next((behaviour for behaviour in BEHAVIOURS.values() if behaviour.env_id == env_id), None)
+    for seed in range(2 if env_id.startswith("ALE") else 10):
+        policy = behaviour.policy(noise, environment.action_space, np.random.default_rng(seed)) if behaviour else lambda _: environment.action_space.sample()
+        observation, _ = environment.reset(seed=seed)
+        rewards, done = [], False
+        while not done:
+            observation, reward, terminated, truncated, _ = environment.step(policy(observation))
+            rewards, done = [*rewards, float(reward)], terminated or truncated
+        assert card.reward_range[0] <= min(rewards) and max(rewards) <= card.reward_range[1]
+        assert len(rewards) <= card.max_episode_steps
+        for discount in (1.0, 0.99, 0.5):
+            low, high = card.discounted_range(discount)
+            assert low <= np.sum(rewards * discount ** np.arange(len(rewards))) <= high
+    if environment.spec.max_episode_steps is not None:
+        assert card.max_episode_steps == environment.spec.max_episode_steps
+    environment.close()
+
+
+@settings(deadline=None)
+@given(
+    ends=st.tuples(st.floats(-10, 10), st.floats(-10, 10)), longest=st.integers(1, 40), discount=st.floats(1e-3, 1 - 1e-6),
+    draws=st.lists(st.floats(0, 1), min_size=40, max_size=40), steps=st.integers(1, 40),
+)
+def test_discounted_range_holds_every_episode_and_is_attained(ends, longest, discount, draws, steps):
+    low, high = sorted(ends)
+    weights = discount ** np.arange(longest)
+    card = dataclasses.replace(CARD, reward_range=(low, high), max_episode_steps=longest, return_range=(-1000.0, 1000.0))
+    least, greatest = card.discounted_range(discount)
+    n = min(steps, longest)
+    assert least <= weights[:n] @ np.clip(low + np.array(draws[:n]) * (high - low), low, high) <= greatest
+    attained = [value * weights[:n].sum() for value in (low, high) for n in (1, longest)]
+    assert min(attained) == pytest.approx(least, abs=1e-6) and max(attained) == pytest.approx(greatest, abs=1e-6)
+
+
+def test_discounted_range_is_the_return_range_without_a_discount_and_never_wider_for_rewards_of_one_sign():
+    assert CARD.discounted_range(1.0) == CARD.return_range
+    assert card_for("ALE/Freeway-v5").discounted_range(0.9999)[1] == pytest.approx(50.0)
+    assert card_for("Acrobot-v1").discounted_range(0.99) == pytest.approx((-(1 - 0.99**500) / 0.01, 0.0), abs=1e-6)
+    for missing in ("reward_range", "max_episode_steps"):
+        card = dataclasses.replace(card_for("CartPole-v1"), **{missing: None})
+        assert card.discounted_range(1.0) == (0.0, 500.0)
+        with pytest.raises(MucdError, match=f"discount 0.5 needs the field {missing} in the card of CartPole-v1"):
+            card.discounted_range(0.5)
+    for discount in (0.0, -1, 1.01, float("nan")):
+        with pytest.raises(MucdError, match="discount"):
+            CARD.discounted_range(discount)
+
+
 def test_card_file_round_trip(tmp_path):
     path = tmp_path / "card.json"
     path.write_text(json.dumps(CARD.to_dict()))
@@ -69,6 +127,11 @@ def test_card_file_round_trip(tmp_path):
         (json.dumps({**CARD.to_dict(), "indices": [0, 4]}), "leave the 4 entries"),
         (json.dumps({**CARD.to_dict(), "indices": [0]}), "one of each per feature"),
         (json.dumps({**CARD.to_dict(), "return_range": [1, 0]}), "the lower first"),
+        (json.dumps({**CARD.to_dict(), "reward_range": [1, 0]}), "reward range"),
+        (json.dumps({**CARD.to_dict(), "reward_range": [0, float("inf")]}), "reward range"),
+        (json.dumps({**CARD.to_dict(), "reward_range": 3}), "wrong type or shape"),
+        (json.dumps({**CARD.to_dict(), "max_episode_steps": 0}), "max_episode_steps 0"),
+        (json.dumps({**CARD.to_dict(), "max_episode_steps": 2.5}), "max_episode_steps 2.5"),
         (json.dumps({**CARD.to_dict(), "transform": "pca"}), "transform 'pca' is unknown"),
     ],
 )
