@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mucd_ray.certify.certificate import make_certificate, make_inputs
+from mucd_ray.certify.evidence import votes_evidence
 from mucd_ray.cli import build_parser, main
 from mucd_ray.mechanism.mechanism import Mechanism
 
@@ -58,7 +59,7 @@ def test_plan_answers_with_a_mechanism_that_radius_confirms(capfd):
 def test_verify_accepts_the_true_and_rejects_the_edited(capfd, tmp_path):
     inputs = make_inputs(
         mechanism=Mechanism(sample_rate=0.1, noise_multiplier=20.0, clip_norm=1.0, steps=10, normaliser=1.0),
-        units=500, votes=np.array([[40, 0]]), returns=np.arange(40.0), return_range=(0, 50),
+        units=500, actions=votes_evidence(np.array([[40, 0]])), returns=np.arange(40.0), return_range=(0, 50),
     )
     certificate = make_certificate(inputs, assumptions=[], context={})
     path = tmp_path / "certificate.json"
@@ -100,6 +101,8 @@ def test_bad_runs_are_refused_before_anything_is_written(capfd, recordings, tmp_
     from mucd_ray.data.cards import card_for
 
     card.write_text(json.dumps(card_for("Acrobot-v1").to_dict()))
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps({**card_for("CartPole-v1").to_dict(), "reward_range": None}))
     np.save(tmp_path / "states.npy", np.zeros((4, 9)))
     np.save(tmp_path / "nan.npy", np.full((4, 4), np.nan))
     for arguments, named in [
@@ -120,6 +123,15 @@ def test_bad_runs_are_refused_before_anything_is_written(capfd, recordings, tmp_
         ([cartpole, "--states-file", str(tmp_path / "nan.npy")], "nan.npy"),
         ([cartpole, "--actors", "0"], "--actors 0"),
         ([cartpole, "--units", "0"], "units 0"),
+        ([cartpole, "--rollouts", "0"], "rollouts 0"),
+        ([cartpole, "--discount", "0"], "discount 0.0"),
+        ([cartpole, "--discount", "1.5"], "discount 1.5"),
+        ([cartpole, "--discount", "0.9", "--card", str(bare)], "reward_range"),
+        ([cartpole, "--until", "better"], "goal 'better'"),
+        ([cartpole, "--until", "return>=2@0.01"], "goal 'return>=2@0.01'"),
+        ([cartpole, "--until", "return>=0.5@0.9"], "fraction 0.9"),
+        ([cartpole, "--until", "return>=0.5@0.01", "--instances", "500"], "certify at 400 or 630"),
+        ([cartpole, "--until", "return>=0.5@0.01", "--instances", "50"], "certify at 100"),
         ([acrobot, "--address", "127.0.0.1:1"], "127.0.0.1:1"),
     ]:
         message = refusal(capfd, "run", *arguments, "--out", str(out))

@@ -41,8 +41,12 @@ def reference(recordings, tmp_path_factory):
     return store, certify(store, Choices())
 
 
-def new_run(reference, folder):
-    return RunStore.create_or_open(folder / "run", reference[0].settings(), secret=b"s" * 32)
+def new_run(reference, folder, baselines=True):
+    """An empty run with the settings of the reference, and its baselines, which take longest."""
+    store = RunStore.create_or_open(folder / "run", reference[0].settings(), secret=b"s" * 32)
+    if baselines:
+        store.write_json("baselines.json", reference[0].read_json("baselines.json"))
+    return store
 
 
 def assert_same(store, reference):
@@ -53,11 +57,12 @@ def assert_same(store, reference):
 
 
 def test_a_run_on_ray_equals_the_run_in_one_process(local_ray, recordings, reference, tmp_path):
-    store = new_run(reference, tmp_path)
+    store = new_run(reference, tmp_path, baselines=False)
     certificate = train(store, load_dataset(recordings["cartpole"]), INSTANCES, Choices(), Resources(block=7))
     assert_same(store, reference)
     assert certificate["results"] == reference[1]["results"] and verify(certificate) == []
     assert set(certificate["context"]["baselines"]) == {"non_private", "behaviour", "best_constant_action", "best_constant_return"}
+    assert len(certificate["inputs"]["actions"]["reference"]) == 12 and 0 <= certificate["results"]["action"]["agreement"] <= 1
 
 
 def test_killed_trainers_and_damaged_blocks_cost_nothing(local_ray, recordings, reference, tmp_path, monkeypatch):
