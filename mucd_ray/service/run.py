@@ -131,6 +131,8 @@ def certify(store: RunStore, choices: Choices, instances: int | None = None) -> 
     settings = store.settings()
     choices.check(settings)
     if choices.looks == "anytime":
+        if instances:
+            effective_eta(choices.eta, choices.looks, instances)
         wanted = [instances] if instances else looks_up_to(store.stored_instances())[::-1]
         lacking = f"{instances or 100} instances are not complete"
     else:
