@@ -31,6 +31,7 @@ FONT = 10
 INK, GRID, ALARM = "#222222", "#dddddd", "#b3261e"
 # Okabe & Ito's colours, distinct to the colour-blind.
 BLUE, SKY, GREEN, VERMILION, PURPLE, AMBER = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#E69F00"
+GREY = "#777777"
 LEVELS = {
     "unpoisoned mean": (GREEN, "-"),
     "non-private learner": (VERMILION, (0, (6, 2))),
@@ -39,10 +40,12 @@ LEVELS = {
     "public floor": (INK, (0, (1, 3))),
 }
 SCOPE_COLOURS = (BLUE, VERMILION)
+COMPARISONS = ((SKY, "--"), (GREY, (0, (5, 1.5, 1, 1.5))))
+QUANTILE_STYLES = ((VERMILION, (0, (6, 2))), (AMBER, (0, (6, 2, 1, 2))), (PURPLE, (0, (1.5, 1.5))))
 HALO = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.6}
 
-# A curve is shown until this share of what is above the floor is left.
-CURVE_END = 0.02
+# A curve is shown until this share of the unpoisoned mean above the floor is left.
+CURVE_END = 0.03
 MAX_BINS = 40
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 
@@ -61,8 +64,8 @@ def return_bound(
 
     Args:
         radius: evaluated radii, increasing from 0, [K].
-        bounds: one curve [K] per label; the first is the certified one.
-        levels: returns to compare with, by a name in LEVELS; "public floor", the least possible return, among them.
+        bounds: one curve [K] per label; the first is the certified one, up to two more are for comparison.
+        levels: returns to compare with, by a name in LEVELS, among them "unpoisoned mean" and "public floor", the least possible return.
         kept: (label, r, bound) of the points to mark.
         units: N; the upper axis shows 100 r / N.
         unit: what r counts, in the plural.
@@ -70,21 +73,67 @@ def return_bound(
     fig, (ax,) = _figure(look)
     main, *others = bounds
     ax.plot(radius, bounds[main], drawstyle="steps-pre", color=BLUE, linewidth=2.2, zorder=3, label=main)
-    for label in others:
-        ax.plot(radius, bounds[label], drawstyle="steps-pre", color=SKY, linewidth=1.2, linestyle="--", label=label)
-    for name, level in levels.items():
-        colour, style = LEVELS[name]
-        ax.axhline(level, color=colour, linestyle=style, linewidth=1.3, zorder=1, label=f"{name}: {_number(level)}")
+    for label, (colour, style) in zip(others, COMPARISONS, strict=False):
+        ax.plot(radius, bounds[label], drawstyle="steps-pre", color=colour, linewidth=1.2, linestyle=style, label=label)
+    _levels(ax, levels)
     shown = [*levels.values(), *(curve[0] for curve in bounds.values())]
-    floor = levels["public floor"]
-    ended = np.flatnonzero(bounds[main] - floor <= CURVE_END * (max(shown) - floor))
-    end = 1.06 * max(1, radius[ended[0]] if len(ended) else radius[-1], *(r for _, r, _ in kept))
+    end = max(_end_of_return(radius, bounds[main], levels), *(1.06 * r for _, r, _ in kept), 1.0)
     _radius_axes([ax], end, units, unit)
     _mark(ax, kept, end)
     margin = 0.06 * (max(shown) - min(shown)) or 1.0
     ax.set_ylim(min(shown) - margin, max(shown) + margin)
     ax.set_ylabel("expected return of one trained policy")
     return _png(fig, look, columns=2)
+
+
+def poisoned_return(
+    *,
+    radius: np.ndarray,
+    least: np.ndarray,
+    most: np.ndarray,
+    quantiles: dict[str, np.ndarray],
+    levels: dict[str, float],
+    units: int,
+    unit: str,
+    look=WIDE,
+) -> bytes:
+    """Between which bounds the mean return under poisoning lies, and which return given shares of policies still earn, against r.
+
+    Args:
+        radius: evaluated radii, increasing from 0, [K].
+        least, most: lower and upper bounds on the expected return, [K].
+        quantiles: up to three lower bounds on a quantile [K], by label.
+        levels: as in `return_bound`.
+    """
+    fig, (ax,) = _figure(look)
+    ax.fill_between(radius, least, most, step="pre", color=SKY, alpha=0.18, linewidth=0)
+    ax.plot(radius, most, drawstyle="steps-pre", color=SKY, linewidth=2.2, label="mean, at most")
+    ax.plot(radius, least, drawstyle="steps-pre", color=BLUE, linewidth=2.2, label="mean, at least")
+    for (label, curve), (colour, style) in zip(quantiles.items(), QUANTILE_STYLES, strict=False):
+        ax.plot(radius, curve, drawstyle="steps-pre", color=colour, linewidth=1.6, linestyle=style, label=label)
+    _levels(ax, levels)
+    end = _end_of_return(radius, least, levels)
+    _radius_axes([ax], end, units, unit)
+    # A step that ends beyond the axis is seen too.
+    seen = min(len(radius), np.searchsorted(radius, end) + 1)
+    shown = [*levels.values(), *most[:seen], *(curve[0] for curve in quantiles.values())]
+    margin = 0.06 * (max(shown) - min(shown)) or 1.0
+    ax.set_ylim(min(shown) - margin, max(shown) + margin)
+    ax.set_ylabel("return of policies trained on D'")
+    return _png(fig, look, columns=2)
+
+
+def _levels(ax, levels: dict[str, float]) -> None:
+    for name, level in levels.items():
+        colour, style = LEVELS[name]
+        ax.axhline(level, color=colour, linestyle=style, linewidth=1.3, zorder=1, label=f"{name}: {_number(level)}")
+
+
+def _end_of_return(radius: np.ndarray, bound: np.ndarray, levels: dict[str, float]) -> float:
+    """Where the axis ends: a little past the first radius at which next to nothing is left of the bound."""
+    floor = levels["public floor"]
+    ended = np.flatnonzero(bound - floor <= CURVE_END * (levels["unpoisoned mean"] - floor))
+    return 1.06 * max(1, radius[ended[0]] if len(ended) else radius[-1])
 
 
 def _mark(ax, kept, end: float) -> None:
@@ -126,13 +175,19 @@ def action_radii(*, scopes: dict[str, np.ndarray], units: int, unit: str, look=W
     return _png(fig, look, columns=2)
 
 
-def certified_share(*, scopes: dict[str, np.ndarray], units: int, unit: str, look=WIDE) -> bytes:
-    """Share of all states that are certified at r; each scope is an array [S] with -1 where the state is not certified."""
+def certified_share(*, scopes: dict[str, np.ndarray], accuracy: dict[str, np.ndarray], units: int, unit: str, look=WIDE) -> bytes:
+    """Share of all states that are certified at r, and that are certified with the right action.
+
+    Args:
+        scopes: certified radii [S] per label, -1 where the state is not certified.
+        accuracy: the same with -1 also where the action is not the reference's; empty if there is no reference.
+    """
     fig, (ax,) = _figure(look)
     end = 1.06 * max(1, *(int(radius.max()) for radius in scopes.values()))
-    for (label, radius), colour, style in zip(scopes.items(), SCOPE_COLOURS, ("-", (0, (6, 2))), strict=False):
-        at, share = share_certified(radius)
-        ax.plot([*at, end], [*share, 0.0], drawstyle="steps-pre", color=colour, linestyle=style, linewidth=2.2, label=label)
+    for curves, width, styles in ((scopes, 2.2, ("-", (0, (6, 2)))), (accuracy, 1.5, ((0, (1, 1)), (0, (4, 1.5, 1, 1.5))))):
+        for (label, radius), colour, style in zip(curves.items(), SCOPE_COLOURS, styles, strict=False):
+            at, share = share_certified(radius)
+            ax.plot([*at, end], [*share, 0.0], drawstyle="steps-pre", color=colour, linestyle=style, linewidth=width, label=label)
     _radius_axes([ax], end, units, unit)
     ax.set_ylim(-0.02, 1.04)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
@@ -145,6 +200,30 @@ def share_certified(radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     at = np.unique(np.maximum(radius, 0))
     at = at if at[0] == 0 else np.concatenate([[0], at])
     return at, np.array([np.mean(radius >= r) for r in at])
+
+
+def half_widths(
+    *, radius: dict[str, np.ndarray], median: dict[str, np.ndarray], largest: dict[str, np.ndarray], tolerances: list[float], units: int, unit: str, look=WIDE
+) -> bytes:
+    """Half-widths of the intervals of median actions, as shares of the action range, against r.
+
+    Args:
+        radius: evaluated radii [K], increasing from 0, per scope.
+        median, largest: over all states and dimensions, [K] per scope; 0.5, half the range, says nothing.
+        tolerances: half-widths to mark.
+    """
+    fig, (ax,) = _figure(look)
+    last = max(at[median[label] < 0.5].max(initial=1) for label, at in radius.items())
+    for curves, width, style, words in ((median, 2.2, "-", "median"), (largest, 1.4, (0, (4, 1.5)), "largest")):
+        for (label, curve), colour in zip(curves.items(), SCOPE_COLOURS, strict=False):
+            ax.plot(radius[label], curve, drawstyle="steps-pre", color=colour, linestyle=style, linewidth=width, label=f"{words}, {label}")
+    for tolerance in tolerances:
+        ax.axhline(tolerance, color=INK, linestyle=(0, (1, 3)), linewidth=1.1, zorder=1)
+    _radius_axes([ax], 1.12 * last, units, unit)
+    ax.set_ylim(-0.01, 0.52)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    ax.set_ylabel("half-width, share of the action range")
+    return _png(fig, look, columns=2)
 
 
 def return_distribution(

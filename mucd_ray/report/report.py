@@ -12,9 +12,12 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from mucd_ray.certify.certificate import content_hash, read_certificate, round_down
 from mucd_ray.certify.bands import BANDS
+from mucd_ray.certify.certificate import content_hash, read_certificate
+from mucd_ray.certify.claim import round_down, round_up
 from mucd_ray.certify.guarantees import THREATS
+from mucd_ray.certify.looks import looks_up_to
+from mucd_ray.certify.means import MEANS
 from mucd_ray.certify.policy import return_band
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import UNITS
@@ -29,9 +32,19 @@ SCOPES = {"per_state": "Each state by itself", "family_wise": "All states togeth
 ACCOUNTANTS = {
     "tradeoff": "exact trade-off curve of the composed mechanism",
     "rdp": "Rényi divergences of the exact mixture",
-    "adp": "exact privacy profile",
+    "rdp-mirrored": "Rényi divergences of the exact mixture, for each event and for its complement",
+    "adp": "exact privacy profile of the group",
+    "adp-group": "exact privacy profile of a single unit, generic group privacy",
     "published": "published rule, NOT SOUND, for comparison only",
 }
+# What is shown of each kind of evidence at states: the rule by which actions are inferred, and what stays true of an action.
+RULES = {
+    "votes": ("votes: at each state the action that most instances take", "stays the most probable one"),
+    "scores": ("probability scores: at each state the action with the largest mean score", "keeps the largest expected score"),
+    "continuous": ("continuous: at each state, in every dimension, the median of the instances' actions", ""),
+}
+# Bounds that differ by less are the same but for rounding.
+SAME = 1e-9
 
 
 def write_report(run: Path) -> Path:
@@ -53,7 +66,7 @@ def write_report(run: Path) -> Path:
     path = run / "report.html"
     try:
         (run / "plots").mkdir(exist_ok=True)
-        for figure in figures:
+        for figure in figures.values():
             _write(run / "plots" / f"{figure.name}.png", figure.wide)
         _write(path, page.encode())
     except OSError as error:
@@ -82,11 +95,12 @@ class FigureData:
         return _data_uri(self.narrow)
 
 
-def draw(certificate: dict, baselines: dict) -> list[FigureData]:
-    figures = [_return_bound(certificate, baselines)]
-    if "action" in certificate["results"]:
-        figures += _actions(certificate)
-    return [*figures, _returns(certificate)]
+def draw(certificate: dict, baselines: dict) -> dict[str, FigureData]:
+    action = certificate["results"]["action"]
+    figures = [_return_bound(certificate, baselines), _poisoned_return(certificate)]
+    if action is not None:
+        figures += [_half_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
+    return {figure.name: figure for figure in [*figures, _returns(certificate)]}
 
 
 def _return_bound(certificate: dict, baselines: dict) -> FigureData:
@@ -96,46 +110,81 @@ def _return_bound(certificate: dict, baselines: dict) -> FigureData:
     levels |= {name.lower(): baselines[key] for key, name in BASELINES.items() if _is_number(baselines.get(key))}
     levels["public floor"] = inputs["return_range"][0]
     kept = [(f"{100 * float(share):g} %", entry["radius"], entry["bound"]) for share, entry in policy["keeps"].items() if entry["radius"] >= 0]
+    bounds = {_bound_label(name, inputs): np.array(curve["bound_by_route"][name]) for name in _bands(inputs)}
+    mean_route = _best_mean_route(policy)
+    bounds[f"bound on the mean alone ({mean_route})"] = np.array(curve["bound_by_route"][mean_route])
     return _both(
         certificate,
         plots.return_bound,
-        {
-            "radius": np.array(curve["radius"]),
-            "bounds": {_bound_label(name, inputs): np.array(curve["bound_by_band"][name]) for name in _bands(inputs)},
-            "levels": levels,
-            "kept": kept,
-            "units": inputs["units"],
-            "unit": UNITS[inputs["mechanism"]["unit"]],
-        },
+        {"radius": np.array(curve["radius"]), "bounds": bounds, "levels": levels, "kept": kept, "units": inputs["units"], "unit": units},
         name="return_bound",
         title="Certified return",
-        caption=f"Lower bound on the expected return of one trained policy when up to r {units} are poisoned. All points of the "
-        f"certified curve hold together with probability at least {_confidence(inputs)} %. Between two evaluated radii it shows the value of the "
-        "larger one. The other curve uses another confidence band; it is drawn for comparison and not claimed.",
-        alt=f"Certified lower bound on the expected return, falling from {number(curve['bound'][0])} at r = 0 to {number(curve['bound'][-1])} at "
-        f"r = {whole(curve['radius'][-1])}. For comparison: {', '.join(f'{label} {number(level)}' for label, level in levels.items())}.",
+        caption=f"Claimed, in dark blue: a lower bound on the expected {_what(inputs)} of one trained policy when up to r {units} are poisoned. All its points "
+        f"hold together with probability at least {_confidence(inputs)} %. Between two evaluated radii it shows the value of the larger one. Not claimed, only "
+        f"for comparison: the same bound from another confidence band; and what follows if nothing but a bound on the mean return under D is known "
+        f"({mean_route}, the best of {len(MEANS)} such bounds on this sample: each holds with that probability by itself, their best need not).",
+        alt=f"Certified lower bound on the expected {_what(inputs)}, falling from {round_down(curve['bound'][0])} at r = 0 to {round_down(curve['bound'][-1])} "
+        f"at r = {whole(curve['radius'][-1])}. For comparison: {', '.join(f'{label} {number(level)}' for label, level in levels.items())}.",
+    )
+
+
+def _poisoned_return(certificate: dict) -> FigureData:
+    inputs, policy = certificate["inputs"], certificate["results"]["policy"]
+    curve, units = policy["curve"], UNITS[inputs["mechanism"]["unit"]]
+    quantiles = dict(sorted(curve["quantiles"].items(), key=lambda item: -float(item[0])))
+    at = policy["keeps"]["0.5"]["radius"]
+    alt = f"Mean {_what(inputs)} under poisoning: between {round_down(curve['bound'][0])} and {round_up(curve['ceiling'][0])} at r = 0"
+    if at >= 1:
+        k = curve["radius"].index(at)
+        alt += f", between {round_down(curve['bound'][k])} and {round_up(curve['ceiling'][k])} at r = {whole(at)}, where half of the policies earn at least "
+        alt += round_down(curve["quantiles"]["0.5"][k])
+    return _both(
+        certificate,
+        plots.poisoned_return,
+        {
+            "radius": np.array(curve["radius"]),
+            "least": np.array(curve["bound"]),
+            "most": np.array(curve["ceiling"]),
+            "quantiles": {f"{percent(1 - float(level))} of policies, at least": np.array(values) for level, values in quantiles.items()},
+            "levels": {"unpoisoned mean": policy["unpoisoned_mean"], "public floor": inputs["return_range"][0]},
+            "units": inputs["units"],
+            "unit": units,
+        },
+        name="poisoned_return",
+        title="What policies trained on poisoned data can earn",
+        caption=f"All claimed. Whatever up to r {units} are changed, the expected {_what(inputs)} lies in the shaded band, and the named share of trained policies "
+        f"earns the dashed and dotted lines or more. The lower bounds hold together with probability at least {_confidence(inputs)} %, and so do the upper "
+        f"bounds; both at once with at least {_confidence(inputs, 2)} %.",
+        alt=alt + ".",
     )
 
 
 def _actions(certificate: dict) -> list[FigureData]:
     inputs, action = certificate["inputs"], certificate["results"]["action"]
+    reference = inputs["actions"]["reference"]
+    rule, stays = RULES[action["kind"]]
     scopes = {f"{SCOPES[key].lower()} ({_confidence(inputs)} %)": _radii(action[key]) for key in SCOPES}
+    accuracy = {}
+    if reference is not None:
+        right = np.array(action["action"]) == np.array(reference)
+        accuracy = {f"and right, {SCOPES[key].lower()}": np.where(right, _radii(action[key]), -1) for key in SCOPES}
     arrays = {"scopes": scopes, "units": inputs["units"], "unit": UNITS[inputs["mechanism"]["unit"]]}
     states = f"{whole(action['states'])} state{'s' if action['states'] != 1 else ''}"
     alt = "; ".join(
-        f"{name.lower()}: {number(100 * action[key]['certified_share'])} % certified, median radius {whole(action[key]['median_radius'])}, "
+        f"{name.lower()}: {claimed_percent(action[key]['certified_share'])} certified, median radius {whole(action[key]['median_radius'])}, "
         f"largest {whole(action[key]['max_radius'])}"
         for key, name in SCOPES.items()
     )
+    right = "" if reference is None else " “And right” counts only states whose action is also the reference's: certified accuracy."
     return [
         _both(
             certificate,
             plots.certified_share,
-            arrays,
+            arrays | {"accuracy": accuracy},
             name="certified_share",
             title="Share of states certified at r",
-            caption=f"Share of the {states} at which the ensemble's majority action provably stays the most probable one when up to r "
-            f"{arrays['unit']} are poisoned. States without a certificate count as not certified.",
+            caption=f"Stability ratio: the share of the {states} at which the ensemble's action ({rule}) provably {stays} when up to r "
+            f"{arrays['unit']} are poisoned. States without a certificate count as not certified.{right}",
             alt=f"Share of {states} certified against r. {alt}.",
         ),
         _both(
@@ -144,17 +193,46 @@ def _actions(certificate: dict) -> list[FigureData]:
             arrays,
             name="action_radii",
             title="Certified radii of the actions",
-            caption=f"How many of the {states} have which certified radius. “None”: the votes do not single out one action, and the "
+            caption=f"How many of the {states} have which certified radius. “None”: the {action['kind']} do not single out one action, and the "
             "certificate abstains.",
             alt=f"Histogram of the certified radii of {states}. {alt}.",
         ),
     ]
 
 
+def _half_widths(certificate: dict) -> FigureData:
+    inputs, action = certificate["inputs"], certificate["results"]["action"]
+    curves = {f"{name.lower()} ({_confidence(inputs)} %)": action[key]["curve"] for key, name in SCOPES.items()}
+    tolerances = [float(share) for share in action["per_state"]["tolerance"]]
+    units = UNITS[inputs["mechanism"]["unit"]]
+    alt = "; ".join(f"{label}: at r = 0 the median half-width is {claimed_percent_up(curve['median_half_width'][0])}" for label, curve in curves.items())
+    return _both(
+        certificate,
+        plots.half_widths,
+        {
+            "radius": {label: np.array(curve["radius"]) for label, curve in curves.items()},
+            "median": {label: np.array(curve["median_half_width"]) for label, curve in curves.items()},
+            "largest": {label: np.array(curve["largest_half_width"]) for label, curve in curves.items()},
+            "tolerances": tolerances,
+            "units": inputs["units"],
+            "unit": units,
+        },
+        name="half_widths",
+        title="How far the median action can move",
+        caption=f"Claimed: when up to r {units} are poisoned, the median action lies in an interval with this half-width, of the action range, in each "
+        f"dimension. Shown are the median and the largest over all {whole(action['states'])} states and {whole(action['dimensions'])} "
+        f"dimension{'s' if action['dimensions'] != 1 else ''}. 50 % is the whole range and says nothing. Dotted: the tolerances of the table.",
+        alt=f"Half-width of the interval of the median action against r, rising. {alt}.",
+    )
+
+
 def _returns(certificate: dict) -> FigureData:
     inputs = certificate["inputs"]
     returns = np.array(inputs["returns"])
-    bands = {name: return_band(returns, inputs["return_range"], eta=inputs["eta"], method=name) for name in _bands(inputs)}
+    # What this look may spend, not what all looks may.
+    eta = certificate["results"]["eta"]
+    bands = {name: return_band(returns, inputs["return_range"], eta=eta, method=name) for name in _bands(inputs)}
+    each = "One rollout" if inputs["rollouts"] == 1 else f"The mean of {whole(inputs['rollouts'])} rollouts"
     return _both(
         certificate,
         plots.return_distribution,
@@ -166,19 +244,28 @@ def _returns(certificate: dict) -> FigureData:
         },
         name="returns",
         title="Returns of the trained policies",
-        caption=f"One rollout of each of the {whole(len(returns))} policies trained on D. Below: the share of policies that reach a return of at least t, in "
-        "this sample and as a lower confidence bound for all policies that training could give. The certified return is computed from this bound.",
+        caption=f"{each} of each of the {whole(len(returns))} policies trained on D. Below: the share of policies that reach a {_what(inputs)} of at least t, in "
+        "this sample and as a lower confidence bound for all policies that training could give. The certified return is computed from the first of these bounds; "
+        "the other is for comparison.",
         alt=f"Distribution of {whole(len(returns))} returns from {number(returns.min())} to {number(returns.max())}, mean {number(returns.mean())}, "
         f"median {number(np.median(returns))}.",
     )
 
 
-def render(certificate: dict, baselines: dict, figures: list[FigureData]) -> str:
+def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -> str:
     """The page as text. Every value is escaped by the template engine."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "whole": whole, "percent": percent, "claimed": round_down, "claimed_percent": claimed_percent}
+    environment.filters |= {
+        "number": number,
+        "whole": whole,
+        "percent": percent,
+        "claimed": round_down,
+        "claimed_up": round_up,
+        "claimed_percent": claimed_percent,
+        "claimed_percent_up": claimed_percent_up,
+    }
     inputs, results, context = certificate["inputs"], certificate["results"], certificate["context"]
     dataset = context.get("dataset") or {}
     return environment.get_template("template.html").render(
@@ -188,7 +275,15 @@ def render(certificate: dict, baselines: dict, figures: list[FigureData]) -> str
         units=UNITS[inputs["mechanism"]["unit"]],
         results=results,
         policy=results["policy"],
-        action=results.get("action"),
+        action=results["action"],
+        goal=results["goal"],
+        kept=_kept_rows(results["policy"]),
+        routes=_route_rows(results["policy"], inputs),
+        splits=_splits(results["accounting"]["splits"]),
+        accuracy=_accuracy(inputs, results["action"]),
+        rule=RULES[results["action"]["kind"]][0] if results["action"] else None,
+        look=len(looks_up_to(results["instances"])) if inputs["looks"] == "anytime" else None,
+        what=_what(inputs),
         scopes=SCOPES,
         sound=results["sound"],
         confidence=_confidence(inputs),
@@ -201,6 +296,54 @@ def render(certificate: dict, baselines: dict, figures: list[FigureData]) -> str
         evidence=_flat({key: value for key, value in context.items() if key not in ("baselines", "software")}),
         software=_flat(context.get("software") or {}),
     )
+
+
+def _kept_rows(policy: dict) -> list[dict]:
+    """Per share kept: radius, fraction and bound, and what else is claimed at that radius."""
+    curve, rows = policy["curve"], []
+    for share, entry in policy["keeps"].items():
+        row = {"share": float(share), "certified": entry["radius"] >= 0} | entry
+        if row["certified"]:
+            at = curve["radius"].index(entry["radius"])
+            row |= {"most": curve["ceiling"][at], "median": curve["quantiles"]["0.5"][at]}
+        rows.append(row)
+    return rows
+
+
+def _route_rows(policy: dict, inputs: dict) -> list[dict]:
+    """Lower bounds on the expected return by every route at r = 0 and at the radius that keeps half; the claimed one first."""
+    curve, half = policy["curve"], policy["keeps"]["0.5"]["radius"]
+    at = [0] + ([curve["radius"].index(half)] if half >= 1 else [])
+    words = {name: f"{_band_title(name)} band of all returns" for name in _bands(inputs)} | {name: f"bound on the mean alone, {name}" for name in MEANS}
+    return [{"name": text, "claimed": name == inputs["band"], "bounds": [curve["bound_by_route"][name][k] for k in at]} for name, text in words.items()]
+
+
+def _splits(profile: dict | None) -> dict | None:
+    """The bounds of single splits, the least one marked, and by how much they differ."""
+    if profile is None:
+        return None
+    least, most = min(profile["bound"]), max(profile["bound"])
+    rows = [
+        {"inserted": inserted, "removed": removed, "bound": bound, "worst": bound <= least + SAME}
+        for inserted, removed, bound in zip(profile["inserted"], profile["removed"], profile["bound"], strict=True)
+    ]
+    return {"radius": profile["radius"], "probability": profile["probability"], "rows": rows, "spread": most - least, "flat": most - least <= SAME}
+
+
+def _accuracy(inputs: dict, action: dict | None) -> dict | None:
+    """Certified accuracy at r = 1 per scope; None without a reference."""
+    if action is None or action["kind"] == "continuous" or inputs["actions"]["reference"] is None:
+        return None
+    return {key: action[key]["curve"]["certified_accuracy"][action[key]["curve"]["radius"].index(1)] for key in SCOPES}
+
+
+def _best_mean_route(policy: dict) -> str:
+    """All mean routes lower one number by the same map, so the best one at r = 0 is the best at every r."""
+    return max(MEANS, key=lambda name: policy["unpoisoned_mean_bound"][name])
+
+
+def _what(inputs: dict) -> str:
+    return "return" if inputs["discount"] == 1 else "discounted return"
 
 
 def _baseline_rows(policy: dict, inputs: dict, baselines: dict) -> list[tuple[str, str]]:
@@ -229,6 +372,11 @@ def claimed_percent(fraction) -> str:
     return f"{round_down(100 * fraction, 3)}\N{NO-BREAK SPACE}%"
 
 
+def claimed_percent_up(fraction) -> str:
+    """A claimed upper bound, never rounded down."""
+    return f"{round_up(100 * fraction, 3)}\N{NO-BREAK SPACE}%"
+
+
 def percent(fraction) -> str:
     return f"{100 * fraction:.3g}\N{NO-BREAK SPACE}%"
 
@@ -239,12 +387,16 @@ def _bands(inputs: dict) -> list[str]:
 
 
 def _bound_label(name: str, inputs: dict) -> str:
-    title = "DKW" if name == "dkw" else name
-    return f"certified, {title} band ({_confidence(inputs)} %)" if name == inputs["band"] else f"{title} band ({_confidence(inputs)} %)"
+    text = f"{_band_title(name)} band ({_confidence(inputs)} %)"
+    return f"certified, {text}" if name == inputs["band"] else text
 
 
-def _confidence(inputs: dict) -> str:
-    return f"{100 * (1 - inputs['eta']):.12g}"
+def _band_title(name: str) -> str:
+    return "DKW" if name == "dkw" else name
+
+
+def _confidence(inputs: dict, statements: int = 1) -> str:
+    return f"{max(0.0, 100 * (1 - statements * inputs['eta'])):.12g}"
 
 
 def _radii(scope: dict) -> np.ndarray:
@@ -266,10 +418,10 @@ def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _both(certificate: dict, plot, arrays: dict, **texts) -> FigureData:
+def _both(certificate: dict, plot, arrays: dict, *, caption: str, **texts) -> FigureData:
     warning = "" if certificate["results"]["sound"] else "NOT SOUND"
     wide, narrow = (plot(**arrays, look=replace(look, warning=warning)) for look in (plots.WIDE, plots.NARROW))
-    return FigureData(wide=wide, narrow=narrow, **texts)
+    return FigureData(wide=wide, narrow=narrow, caption=f"{warning}: nobody may rely on this. {caption}" if warning else caption, **texts)
 
 
 def _data_uri(png: bytes) -> str:
