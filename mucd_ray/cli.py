@@ -194,8 +194,15 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if told else super()._get_help_string(action)
 
 
+class Parser(argparse.ArgumentParser):
+    """Bad arguments are one line, like all other bad input."""
+
+    def error(self, message):
+        self.exit(2, f"mucd: error: {message}; see `{self.prog} --help`\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mucd", description=DESCRIPTION)
+    parser = Parser(prog="mucd", description=DESCRIPTION)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name, function, help, example):

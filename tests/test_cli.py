@@ -94,6 +94,27 @@ def test_bad_input_is_one_line_and_exit_status_2(capfd, arguments, named):
     assert named in refusal(capfd, *arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["run", "x", "--out", "y", "--inference", "guess"], "guess"),
+        (["run", "x", "--out", "y", "--rollouts", "2.5"], "2.5"),
+        (["run", "x", "--out", "y", "--discount", "half"], "half"),
+        (["certify", "x", "--looks", "often"], "often"),
+        (["certify", "x", "--until", "return>=0.5@0.01"], "--until"),
+        (["grow", "x", "--until", "return>=0.5@0.01"], "--instances"),
+        (["run", "x", "--until"], "--until"),
+        (["dance"], "dance"),
+    ],
+)
+def test_arguments_that_do_not_parse_are_one_line_and_exit_status_2(capsys, arguments, named):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.out == "" and named in captured.err
+    assert captured.err.startswith("mucd: error: ") and captured.err.count("\n") == 1
+
+
 def test_bad_runs_are_refused_before_anything_is_written(capfd, recordings, tmp_path):
     out = tmp_path / "run"
     cartpole, acrobot = recordings["cartpole"], recordings["acrobot"]
