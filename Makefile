@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup test test-all demo demo-cartpole demo-freeway bench clean
+.PHONY: setup test test-all demo demo-cartpole demo-freeway bench soundness clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,9 @@ demo-freeway: setup
 bench: setup
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/accounting.py
+
+soundness: setup
+	$(BIN)/python benchmarks/soundness.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info
