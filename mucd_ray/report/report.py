@@ -119,7 +119,7 @@ def _return_bound(certificate: dict, baselines: dict) -> FigureData:
         {"radius": np.array(curve["radius"]), "bounds": bounds, "levels": levels, "kept": kept, "units": inputs["units"], "unit": units},
         name="return_bound",
         title="Certified return",
-        caption=f"Claimed, in dark blue: a lower bound on the expected {_what(inputs)} of one trained policy when up to r {units} are poisoned. All its points "
+        caption=f"Claimed, the thick line: a lower bound on the expected {_what(inputs)} of one trained policy when up to r {units} are poisoned. All its points "
         f"hold together with probability at least {_confidence(inputs)} %. Between two evaluated radii it shows the value of the larger one. Not claimed, only "
         f"for comparison: the same bound from another confidence band; and what follows if nothing but a bound on the mean return under D is known "
         f"({mean_route}, the best of {len(MEANS)} such bounds on this sample: each holds with that probability by itself, their best need not).",

@@ -1,0 +1,128 @@
+"""docs/certificate.md names every field of every kind of certificate, with its type, and no others."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mucd_ray.certify.bands import BANDS
+from mucd_ray.certify.certificate import FORMAT, make_certificate, make_inputs
+from mucd_ray.certify.evidence import ACTION_KEYS, LEVELS, continuous_evidence, histogram, levels, scores_evidence, votes_evidence
+from mucd_ray.certify.goal import GOALS
+from mucd_ray.certify.guarantees import FAMILIES, THREATS
+from mucd_ray.certify.looks import LOOKS
+from mucd_ray.certify.means import MEANS
+from mucd_ray.mechanism.mechanism import UNITS, Mechanism
+
+TEXT = (Path(__file__).parents[2] / "docs" / "certificate.md").read_text()
+ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| (.*) \|$", re.MULTILINE)
+FIELDS = {tuple(re.split(r"\.(?![^<]*>)", path)): kind for path, kind, _ in ROW.findall(TEXT)}
+KIND = re.compile(r"(?P<base>\w+)(?P<null> or null)?( \[(?P<shape>[^]]+)\])?(?P<null_list> or null)?")
+BASES = {
+    "text": lambda value: isinstance(value, str),
+    "boolean": lambda value: isinstance(value, bool),
+    "whole": lambda value: type(value) is int,
+    "real": lambda value: type(value) in (int, float),
+    "object": lambda value: isinstance(value, dict),
+    "any": lambda value: True,
+}
+POLICIES, STATES = 100, 3
+
+
+def run_context():
+    """The context of a run, from the function that writes it."""
+    run = pytest.importorskip("mucd_ray.service.run")
+    learner = pytest.importorskip("mucd_ray.learn.learner")
+    baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "reference": [0]}
+    store = SimpleNamespace(read_json=lambda name: baselines, targets=lambda: [100], looks=lambda: [100], states_hash=lambda: "ab")
+    settings = SimpleNamespace(
+        dataset="acrobot/größe-v0",
+        fingerprint="cd",
+        units=1000,
+        card=SimpleNamespace(env_id="Acrobot-v1"),
+        to_dict=lambda: {"learner": asdict(learner.Learner(learning_rate=0.1))},
+        network=SimpleNamespace(parameter_count=18),
+        held_out=16,
+        states_sha256=None,
+    )
+    return run.context(store, settings)
+
+
+@pytest.fixture(scope="module")
+def certificates():
+    rng = np.random.default_rng(0)
+    base = {
+        "mechanism": Mechanism(sample_rate=0.05, noise_multiplier=30.0, clip_norm=0.1, steps=40, normaliser=50.0),
+        "units": 1000,
+        "returns": rng.normal(-90, 20, POLICIES).clip(-500, 0),
+        "return_range": (-500, 0),
+    }
+    top = np.array([99, 80, 50])
+    votes = np.stack([top, POLICIES - top], axis=1)
+    values = rng.beta(5, 2, (POLICIES, STATES, 2))
+    kinds = [
+        {"actions": votes_evidence(votes, reference=[0, 0, 1]), "looks": "anytime", "goal": "return>=0.5@0.005"},
+        {"actions": scores_evidence(histogram(levels(values, 0, 1)))},
+        {"actions": continuous_evidence(histogram(levels(values, 0, 1)), [0, 0], [1, 1]), "threat": "insert"},
+        {"returns": [-90.0], "accountant": "published"},
+    ]
+    return [make_certificate(make_inputs(**base | kind), assumptions=["η was chosen before."], context=run_context()) for kind in kinds]
+
+
+def nodes(value, path=()):
+    """(path, value) of every value that has a key."""
+    for key, part in value.items() if isinstance(value, dict) else ():
+        yield (*path, key), part
+        yield from nodes(part, (*path, key))
+
+
+def fits(path, pattern):
+    return len(path) == len(pattern) and all(wanted.startswith("<") or wanted == key for key, wanted in zip(path, pattern, strict=True))
+
+
+def has_kind(value, kind, sizes):
+    kind = KIND.fullmatch(kind)
+    assert kind and kind["base"] in BASES, "a type that the document does not explain"
+    shape = kind["shape"].split(", ") if kind["shape"] else []
+    if value is None:
+        return bool(kind["null_list"] if shape else kind["null"])
+    parts = [value]
+    for size in shape:
+        if not all(isinstance(part, list) and len(part) == (int(size) if size.isdigit() else sizes.get(size, len(part))) for part in parts):
+            return False
+        parts = [value for part in parts for value in part]
+    return all(BASES[kind["base"]](part) or (part is None and kind["null"]) for part in parts)
+
+
+def test_every_field_is_documented_with_its_type_and_no_other(certificates):
+    found = set()
+    for certificate in certificates:
+        sizes = {"P": certificate["results"]["instances"], "S": STATES, "A": 2, "d": 2, "D": 2, "K+1": LEVELS + 1}
+        for path, value in nodes(certificate):
+            documented = [pattern for pattern in FIELDS if fits(path, pattern)]
+            # A name goes before a placeholder: `radius` is not a `<scope>`.
+            assert documented, f"{'.'.join(path)} is not documented"
+            pattern = min(documented, key=lambda pattern: sum(part.startswith("<") for part in pattern))
+            assert has_kind(value, FIELDS[pattern], sizes), f"{'.'.join(path)} is not {FIELDS[pattern]}"
+            found.add(pattern)
+    assert set(FIELDS) == found
+
+
+def test_every_name_that_a_field_may_have_is_documented():
+    names = {FORMAT, *UNITS, *THREATS, *FAMILIES, *BANDS, *LOOKS, *GOALS, *MEANS, *ACTION_KEYS}
+    assert not {name for name in names if f"`{name}`" not in TEXT} and f"K = {LEVELS}" in TEXT
+
+
+def test_the_documents_own_program_gives_the_hash(certificates, tmp_path):
+    (program,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    # Neither white space nor the order of keys nor escapes change it.
+    for k, layout in enumerate(({}, {"indent": 1, "ensure_ascii": False}, {"sort_keys": True})):
+        (tmp_path / "certificate.json").write_text(json.dumps(certificates[k], **layout), encoding="utf-8")
+        done = subprocess.run([sys.executable, "-X", "utf8", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == certificates[k]["sha256"]
