@@ -126,21 +126,62 @@ def verify(options, out):
 def plan(options, out):
     from dataclasses import asdict
 
+    from mucd_ray.certify.claim import round_down
     from mucd_ray.certify.plan import plan as make_plan
     from mucd_ray.mechanism.mechanism import UNITS
 
-    answer = make_plan(
-        units=options.units, fraction=options.fraction, instances=options.instances, eta=options.eta, actions=options.actions,
-        threat=options.threat, accountant=options.accountant, sample_rate=options.sample_rate,
-        **({} if options.steps is None else {"steps": options.steps}),
-    )
-    mechanism = answer.mechanism
-    text = (
-        f"sample rate {mechanism.sample_rate:.6g}, noise multiplier {mechanism.noise_multiplier:.6g}, steps {mechanism.steps}: a unanimous vote of "
-        f"{answer.instances} instances is certified up to r = {answer.radius} of {answer.units} {UNITS[mechanism.unit]} ({100 * answer.radius / answer.units:.3g} %); "
-        f"signal budget S = {answer.signal_budget:.4g}"
-    )
-    out(json.dumps(asdict(answer) | asdict(mechanism)) if options.json else text)
+    asked = {name: getattr(options, name) for name in ("units", "eta", "actions", "threat", "accountant", "steps", "sample_rate", "agreement")}
+    lines, result = [], {}
+    questions = (options.fraction, options.radius, options.solve, options.noise_multiplier)
+    if any(value is not None for value in questions) or not options.frontier:
+        answer = make_plan(
+            **asked, fraction=options.fraction, radius=options.radius, instances=options.instances, noise_multiplier=options.noise_multiplier,
+            solve=options.solve,
+        )
+        mechanism = answer.mechanism
+        vote = "unanimous vote" if answer.agreement == 1 else f"vote with an agreement of {answer.agreement:g}"
+        lines.append(
+            f"sample rate {mechanism.sample_rate:.6g}, noise multiplier {mechanism.noise_multiplier:.6g}, steps {mechanism.steps}: a {vote} of "
+            f"{answer.instances} instances is certified up to r = {answer.radius} of {answer.units} {UNITS[mechanism.unit]} ({round_down(100 * answer.radius / answer.units, 3)} %); "
+            f"signal budget S = {answer.signal_budget:.4g}"
+        )
+        result = asdict(answer) | asdict(mechanism)
+    if options.frontier:
+        rows = _frontier(options, asked)
+        result |= {"frontier": rows, "frontier_file": options.frontier}
+        counts = list(dict.fromkeys(row["instances"] for row in rows))
+        lines.append(f"{'S':>8}" + "".join(f"  {f'P = {count}':>12}" for count in counts) + "   certified share of the data")
+        for budget in dict.fromkeys(row["signal_budget"] for row in rows):
+            lines.append(f"{budget:8g}" + "".join(f"  {round_down(100 * row['radius'] / options.units, 3):>10} %" for row in rows if row["signal_budget"] == budget))
+        lines.append(f"plotted in {options.frontier}")
+    out(json.dumps(result) if options.json else "\n".join(lines))
+    _warn_unsound(options.accountant)
+
+
+def _frontier(options, asked: dict) -> list[dict]:
+    """Computes the frontier and writes its plot."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    import numpy as np
+
+    from mucd_ray.certify.plan import FRONTIER_INSTANCES, frontier
+    from mucd_ray.report import plots
+
+    file = Path(options.frontier)
+    if file.suffix.lower() != ".png" or not file.parent.is_dir():
+        raise MucdError(f"--frontier {file} must be the name of a .png file in a folder that exists")
+    rows = frontier(**asked, instances=sorted({*FRONTIER_INSTANCES, *([] if options.instances is None else [options.instances])}))
+    curves = {}
+    for row in rows:
+        curves.setdefault(f"{row['instances']:,} instances", []).append(row["fraction"])
+    budgets = np.array(list(dict.fromkeys(row["signal_budget"] for row in rows)))
+    look = replace(plots.WIDE, warning="not sound: the published rule" if options.accountant == "published" else "")
+    try:
+        file.write_bytes(plots.frontier(signal_budget=budgets, fraction={label: np.array(shares) for label, shares in curves.items()}, look=look))
+    except OSError as error:
+        raise MucdError(f"--frontier {file} cannot be written: {error.strerror}") from None
+    return rows
 
 
 def tradeoff(options, out):
@@ -270,13 +311,24 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("report", report, "Write report.html and the plots of a certified run.", "mucd report runs/acrobot")
     sub.add_argument("run", help="run folder")
 
-    sub = command("plan", plan, "The mechanism that certifies a unanimous vote at a wanted fraction.", "mucd plan --units 20000 --fraction 0.01 --instances 1000")
-    sub.add_argument("--units", type=int, required=True, help="N")
-    sub.add_argument("--fraction", type=float, required=True, help="share of the units that may be changed")
-    sub.add_argument("--instances", type=int, default=1000, help="P")
-    sub.add_argument("--actions", type=int, default=2, help="number of discrete actions")
+    sub = command(
+        "plan", plan,
+        "The mechanism, or the number of instances, that certifies a vote when a wanted number of units may be changed. One of noise multiplier, "
+        "steps, sample rate and instances is solved for and rounded to the safe side; the others are given, or have defaults.",
+        "mucd plan --units 20000 --fraction 0.01 --instances 1000",
+    )
+    sub.add_argument("--units", type=int, required=True, help="N, a public number")
+    target = sub.add_mutually_exclusive_group()
+    target.add_argument("--fraction", type=float, help="share of the units that may be changed: 0.01 means 1 %%")
+    target.add_argument("--radius", type=int, help="number of units that may be changed, instead of a fraction")
+    sub.add_argument("--solve", choices=["noise-multiplier", "steps", "sample-rate", "instances"], help="what to solve for (default: the noise multiplier or, if it is given, what is not)")
+    sub.add_argument("--noise-multiplier", type=float, help="sigma; needed to solve for anything else")
     sub.add_argument("--steps", type=int, help="T (default: 100)")
     sub.add_argument("--sample-rate", type=float, help="q (default: a batch of about 1024)")
+    sub.add_argument("--instances", type=int, help="P (default: 1000)")
+    sub.add_argument("--agreement", type=float, default=1.0, help="share of the instances that vote for the top action; all others vote for one other action")
+    sub.add_argument("--frontier", metavar="FILE.png", help="also plot the certified share of the data against the signal budget for 100, 1000 and 10000 instances")
+    sub.add_argument("--actions", type=int, default=2, help="number of discrete actions")
     sub.add_argument("--eta", type=float, default=0.001, help="probability that a statement may be wrong")
     _add_threat(sub)
 

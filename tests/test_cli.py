@@ -56,6 +56,23 @@ def test_plan_answers_with_a_mechanism_that_radius_confirms(capfd):
     assert found["radius"] >= 100 == 0.02 * 5000
 
 
+def test_plan_solves_for_what_it_is_asked_for(capfd):
+    question = ["plan", "--units", "5000", "--radius", "50", "--threat", "insert"]
+    noise = answer(capfd, *question, "--instances", "500")["noise_multiplier"]
+    for solve, least in (("steps", 100), ("sample-rate", 1024 / 5000 - 1e-3), ("instances", 400)):
+        found = answer(capfd, *question, "--noise-multiplier", str(noise), "--solve", solve, *(() if solve == "instances" else ("--instances", "500")))
+        assert found["solved"] == solve and found["radius"] >= 50
+        assert least <= found[solve.replace("-", "_")] <= 1.3 * least
+    assert answer(capfd, *question, "--agreement", "0.95")["noise_multiplier"] > noise
+
+
+def test_plan_plots_the_frontier(capfd, tmp_path):
+    file = tmp_path / "frontier.png"
+    rows = answer(capfd, "plan", "--units", "2000", "--threat", "insert", "--instances", "50", "--frontier", str(file))["frontier"]
+    assert {row["instances"] for row in rows} == {50, 100, 1000, 10_000}
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
 def test_verify_accepts_the_true_and_rejects_the_edited(capfd, tmp_path):
     inputs = make_inputs(
         mechanism=Mechanism(sample_rate=0.1, noise_multiplier=20.0, clip_norm=1.0, steps=10, normaliser=1.0),
@@ -80,6 +97,12 @@ def test_verify_accepts_the_true_and_rejects_the_edited(capfd, tmp_path):
         (["tradeoff", *MECHANISM, "--inserted", "-1", "--removed", "0", "--probability", "0.5"], "inserted=-1"),
         (["radius", *MECHANISM, "--top", "0.1", "--runner-up", "0.9"], "runner-up 0.9 is above top 0.1"),
         (["plan", "--units", "100", "--fraction", "2", "--instances", "100"], "fraction 2.0"),
+        (["plan", "--units", "100"], "a fraction of the units or a radius"),
+        (["plan", "--units", "100", "--radius", "101"], "radius 101"),
+        (["plan", "--units", "100", "--radius", "5", "--solve", "steps"], "a noise multiplier must be given"),
+        (["plan", "--units", "100", "--radius", "5", "--agreement", "0.4"], "agreement 0.4"),
+        (["plan", "--units", "20000", "--radius", "200", "--noise-multiplier", "0.5", "--solve", "steps"], "even 1 step"),
+        (["plan", "--units", "100", "--frontier", "/no/such/folder/f.png"], "f.png"),
         (["plan", "--units", "100", "--fraction", "0.1", "--instances", "1"], "at least 11 are needed"),
         (["verify", "nowhere.json"], "nowhere.json"),
         (["report", "."], "not a run folder"),

@@ -5,12 +5,13 @@ larger one, so that no point of a curve claims more than the certificate does.
 """
 
 import io
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ LEVELS = {
     "public floor": (INK, (0, (1, 3))),
 }
 SCOPE_COLOURS = (BLUE, VERMILION)
+FRONTIER_STYLES = ((SKY, "s"), (BLUE, "o"), (VERMILION, "^"), (GREEN, "D"), (PURPLE, "v"))
 COMPARISONS = ((SKY, "--"), (GREY, (0, (5, 1.5, 1, 1.5))))
 QUANTILE_STYLES = ((VERMILION, (0, (6, 2))), (AMBER, (0, (6, 2, 1, 2))), (PURPLE, (0, (1.5, 1.5))))
 HALO = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.6}
@@ -270,6 +272,33 @@ def return_bins(returns: np.ndarray, return_range: tuple[float, float]) -> np.nd
         half = 0.01 * (return_range[1] - return_range[0]) or 1.0
         return np.array([low - half, low + half])
     return np.linspace(low, high, min(MAX_BINS, max(8, math.ceil(2 * len(returns) ** (1 / 3)))) + 1)
+
+
+def frontier(*, signal_budget: np.ndarray, fraction: dict[str, np.ndarray], look=WIDE) -> bytes:
+    """Certified share of the data against the signal that the learner gets.
+
+    Args:
+        signal_budget: S, increasing, [K].
+        fraction: certified r / N at these S, [K] per label; where nothing is certified (0) no point is drawn. Only the marked
+            points are certified: the lines between them guide the eye.
+    """
+    fig, (ax,) = _figure(look)
+    for (label, shares), (colour, marker) in zip(fraction.items(), itertools.cycle(FRONTIER_STYLES)):
+        shown = shares > 0
+        ax.plot(signal_budget[shown], shares[shown], color=colour, linewidth=1.2, marker=marker, markersize=6, markeredgecolor="white", label=label)
+    shares = np.concatenate([*fraction.values()])
+    least, most = (shares[shares > 0].min(), shares.max()) if np.any(shares > 0) else (0.001, 1.0)
+    ax.set_xlim(signal_budget[0] / 1.2, signal_budget[-1] * 1.2)
+    ax.set_ylim(least / 1.5, min(1.0, 1.5 * most))
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    for axis, text in ((ax.xaxis, lambda x, _: f"{x:,.6g}"), (ax.yaxis, lambda y, _: f"{100 * y:.6g} %")):
+        axis.set_major_locator(LogLocator(subs=(1.0,) if axis is ax.xaxis and look.narrow else (1.0, 2.0, 5.0)))
+        axis.set_major_formatter(text)
+        axis.set_minor_locator(NullLocator())
+    ax.set_xlabel("signal budget S = N q √T / σ")
+    ax.set_ylabel("certified share of the dataset, r / N")
+    return _png(fig, look, columns=3)
 
 
 def _figure(look: Look, rows: int = 1):
