@@ -63,9 +63,9 @@ def rollout_returns(
 
 
 def means(returns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Mean over each policy's episodes, [P m] -> [P]; rounding never moves it out of their range."""
+    """Mean over each policy's episodes, [P m] -> [P]; rounding never moves it out of their range. NaN where a return is not finite."""
     returns = returns.reshape(shape)
-    means = np.array([math.fsum(episodes) for episodes in returns]) / shape[1]
+    means = np.array([math.fsum(episodes) if np.isfinite(episodes).all() else np.nan for episodes in returns]) / shape[1]
     return np.clip(means, returns.min(1), returns.max(1))
 
 

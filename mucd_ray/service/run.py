@@ -12,6 +12,7 @@ import numpy as np
 import ray
 from tqdm import tqdm
 
+from mucd_ray.certify.claim import round_down
 from mucd_ray.certify.confidence import check_eta
 from mucd_ray.certify.goal import Goal
 from mucd_ray.certify.looks import effective_eta, looks_up_to
@@ -109,6 +110,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     if store.read_json("baselines.json") and stored_states is not None:
         while numbers and not store.missing(numbers[0], numbers[0]):
             certificate = _certify(store, settings, choices, numbers.pop(0))
+            _tell_look(certificate)
             if not numbers or is_goal_met(certificate):
                 return certificate
     with _ray(resources):
@@ -183,8 +185,7 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
             if len(evidence.returns) != instances:
                 raise MucdError(f"only {len(evidence.returns)} of {instances} instances are stored: run the same command again")
             certificate = ray.get(certifier.certificate.remote(evidence, *_about(store, settings, choices, instances)))
-            if choices.goal is not None:
-                _tell_look(certificate)
+            _tell_look(certificate)
             if is_goal_met(certificate):
                 break
     finally:
@@ -195,8 +196,10 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
 
 def _tell_look(certificate: dict) -> None:
     goal, instances = certificate["results"]["goal"], certificate["results"]["instances"]
+    if goal is None:
+        return
     words = "met" if goal["met"] else "not met"
-    print(f"look at {instances} instances: {goal['name']} certified at r = {goal['radius']} is {goal['certified']:.4g}, wanted {goal['wanted']:g}: {words}", file=sys.stderr)
+    print(f"look at {instances} instances: {goal['name']} certified at r = {goal['radius']} is {round_down(goal['certified'], 4)}, wanted {goal['wanted']:g}: {words}", file=sys.stderr)
 
 
 def _prepare(store: RunStore, settings: RunSettings, pool: Pool, dataset: OfflineDataset) -> None:

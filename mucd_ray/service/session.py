@@ -218,7 +218,8 @@ def describe(summary: dict) -> str:
     """The summary for people."""
     kind, baselines = UNITS[summary["unit"]], summary["baselines"] or {}
     lines = [
-        f"{summary['instances']} instances; {summary['units']} {kind}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}",
+        f"{summary['instances']} instances; {summary['units']} {kind}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}"
+        + (", at all looks together" if summary["looks"] == "anytime" else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
     names = {"non_private": "without privacy", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
@@ -250,14 +251,18 @@ def _episodes(summary: dict) -> str:
     return f"  ({', '.join(parts)})" if parts else ""
 
 
+def _radius(radius: float | None) -> str:
+    return "none" if radius is None else f"{radius:g}"
+
+
 def _describe_actions(part: dict, name: str) -> list[str]:
     if "tolerance" in part:
         return [
             f"certified median actions ({name}): within {100 * float(share):g} % of the range at {round_down(100 * entry['certified_share'], 4)} % of states, "
-            f"median r = {entry['median_radius']}, largest {entry['max_radius']}"
+            f"median r = {_radius(entry['median_radius'])}, largest {_radius(entry['max_radius'])}"
             for share, entry in part["tolerance"].items()
         ]
-    line = f"certified actions ({name}): stable at {round_down(100 * part['certified_share'], 4)} % of states, median r = {part['median_radius']}, largest {part['max_radius']}"
+    line = f"certified actions ({name}): stable at {round_down(100 * part['certified_share'], 4)} % of states, median r = {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}"
     if part["certified_accuracy"] is not None:
         line += f"; certified and as without privacy at {round_down(100 * part['certified_accuracy'], 4)} %"
     return [line]

@@ -89,6 +89,7 @@ def test_a_mean_of_equal_returns_stays_inside_the_public_range():
     for value in (0.1, 1 / 3, 99.34295164816986):
         for rollouts in (3, 7, 11, 49):
             assert means(np.full(2 * rollouts, value), (2, rollouts)).tolist() == [value, value]
+    assert np.isnan(means(np.array([np.inf, -np.inf, np.nan, 1.0]), (2, 2))).all()
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])

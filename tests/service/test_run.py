@@ -15,7 +15,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.service.actors import Tally
 from mucd_ray.service.pool import Pool
 from mucd_ray.service.run import Choices, Resources, certify, train, training_arrays
-from mucd_ray.service.session import Request, execute, make_settings
+from mucd_ray.service.session import Request, describe, execute, make_settings
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import Block, RunStore
 from mucd_ray.service.work import baselines, choose_states, train_and_evaluate
@@ -219,6 +219,8 @@ def test_the_whole_of_mucd_run(local_ray, recordings, tmp_path):
     summary = execute(request(recordings["acrobot"], instances=24), str(tmp_path / "run"), resources=Resources(block=12))
     assert {"certificate.json", "report.html", "settings.json", "summary.json", "states.npy"} <= set(os.listdir(tmp_path / "run"))
     assert summary["instances"] == 24 and summary["goal"] is None and 0 <= summary["action"]["per_state"]["certified_accuracy"] <= 1
+    text = describe(summary)
+    assert "as without privacy at" in text and "half of the instances at least" in text and "goal" not in text and "None" not in text
     with pytest.raises(MucdError, match="other settings"):
         execute(request(recordings["acrobot"], instances=24, states=13), str(tmp_path / "run"))
     again = execute(request(recordings["acrobot"], instances=24), str(tmp_path / "run"))

@@ -79,7 +79,7 @@ def test_stops_at_the_first_look_that_meets_the_goal_and_grows_on_validly(local_
     command[3] = GOAL.format(reference[2])
     assert main([*command[:-1], "--address", "127.0.0.1:1"]) == 0
     captured = capfd.readouterr()
-    assert f"goal {GOAL.format(reference[2])}: met with 160 instances" in captured.out and "not met" not in captured.err
+    assert f"goal {GOAL.format(reference[2])}: met with 160 instances" in captured.out and "is not met" not in captured.err
     assert read_certificate(store.path / "certificate.json")["results"] == first["results"]
 
 
