@@ -103,7 +103,7 @@ def published(accountant: GroupAccountant, inserted: int, removed: int) -> Pair:
     """
     mechanism = accountant.mechanism
     rate = -np.expm1((inserted + removed) * np.log1p(-mechanism.sample_rate)) if mechanism.sample_rate < 1 else 1.0
-    loss = pessimistic(inserted=0, removed=1, sample_rate=rate, sigma=mechanism.noise_multiplier)
+    loss = pessimistic(inserted=0, removed=1, sample_rate=rate, sigma=mechanism.noise_multiplier, steps=mechanism.steps)
     divergence = _divergence(loss, mechanism.steps)
     return Pair(_hoelder_below(*divergence), _hoelder_above(*divergence))
 

@@ -1,15 +1,16 @@
 """Group accounting: how far inserted and removed units can move the output of the whole training."""
 
-import math
 from functools import lru_cache
 
 import numpy as np
 
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.loss_distribution import RESOLUTION, LossDistribution, TradeoffCurve, attainable_curve, pessimistic
+from mucd_ray.mechanism.loss_distribution import LossDistribution, TradeoffCurve, attainable_curve, pessimistic
 from mucd_ray.mechanism.mechanism import Mechanism
 
 CURVES_KEPT = 512
+# Binomial weights of larger groups have more rounding error than is allowed for.
+MOST_UNITS = 100_000_000
 
 
 class GroupAccountant:
@@ -34,7 +35,7 @@ class GroupAccountant:
 
     def attainable(self, inserted: int, removed: int) -> TradeoffCurve:
         """Upper bound on the exact trade-off curve: the operating curve of a test that an attacker could run."""
-        return attainable_curve(**self._pair(inserted, removed), steps=self.mechanism.steps)
+        return attainable_curve(**self._pair(inserted, removed))
 
     def discretisation_error(self, inserted: int, removed: int) -> float:
         """Largest distance over p in [0.0005, 0.9995] between the bound and the attainable curve: what exact arithmetic could gain."""
@@ -44,11 +45,12 @@ class GroupAccountant:
     def _pair(self, inserted: int, removed: int) -> dict:
         if inserted < 0 or removed < 0 or inserted + removed == 0:
             raise MucdError(f"inserted={inserted}, removed={removed}: both must be at least 0 and one of them above 0")
+        if inserted + removed > MOST_UNITS:
+            raise MucdError(f"a group of {inserted + removed} units is above {MOST_UNITS}, the most that is accounted for: ask for a smaller radius")
         return {
             "inserted": inserted,
             "removed": removed,
             "sample_rate": self.mechanism.sample_rate,
             "sigma": self.mechanism.noise_multiplier,
-            # With few steps the sum's distribution has few grid points of its own.
-            "resolution": RESOLUTION * math.ceil(8 / math.sqrt(self.mechanism.steps)),
+            "steps": self.mechanism.steps,
         }

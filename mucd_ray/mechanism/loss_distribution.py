@@ -8,24 +8,33 @@ infinite loss. `attainable_curve` goes the other way: it is the exact operating 
 which rounds each step's loss to the grid and thresholds the sum: for p up to 1 - 1e-9 no true guarantee can lie above it.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import fft
 
-from mucd_ray.mechanism.mixture import Mixture
+from mucd_ray.mechanism.mixture import LEFT_OUT, Mixture
 
-# Grid points per standard deviation of one step's loss. Splitting a cell adds about step^2/6 to the variance of each step's
-# loss, 1/(6*32^2) = 0.02 % of it, whatever the number of steps.
-RESOLUTION = 32
-MAX_CELLS = 1 << 21
+# Grid points per typical size of the sum of all losses, and how far the splitting of cells may widen the sum, as a share of its
+# typical size. A sum that is typically smaller than LEAST_SCALE is treated as being of that size: the error is then absolute.
+RESOLUTION = 512
+WIDENING = 1 / 80
+LEAST_SCALE = 0.02
+MOST_SCALE = 4.0
+MAX_CELLS = 1 << 20
+# An outcome of larger loss than this in one step has probability less than e^-45 under Q: it is counted as none.
+MOST_LOSS = 45.0
 # Probability outside the FFT window, per side, and an allowance for floating-point error: of the FFT, and of one step's cells.
 WINDOW_TAIL = 1e-12
 ROUNDING = 1e-9
 ROUNDING_PER_STEP = 1e-12
 SMALLEST = 1e-290
-# The grid of a pair that hardly differs.
-LEAST_STEP = 1e-9
+COARSE_CELLS = 4000
+# Widest cell, so that moments of high order, too, see the tails sharply.
+MOST_WIDTH = 0.01
+# A longer curve is thinned out before it is kept.
+CURVE_POINTS = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +55,43 @@ class LossDistribution:
 
     def compose(self, steps: int) -> "LossDistribution":
         """The loss of `steps` independent steps: the T-fold convolution by FFT."""
-        if steps == 1:
-            return replace(self, infinite=self.infinite + _left_out(1))
-        start, (masses,), cut = _without_tails(self.start, self.masses, [self.masses], steps)
-        low, size = _window(self.step, start, masses, steps)
+        if steps == 1 or not self.masses.any():
+            return replace(self, infinite=-np.expm1(steps * _log1m(self.infinite)) + _left_out(steps))
+        low, size = _window(self.step, self.start, self.masses, steps)
+        if size > MAX_CELLS:
+            return self.coarsened(2 ** math.ceil(math.log2(size / MAX_CELLS))).compose(steps)
         return replace(
             self,
             start=low,
-            masses=_self_convolve(masses, start, steps, low, size),
-            infinite=-np.expm1(steps * np.log1p(-self.infinite - cut)) + _left_out(steps),
+            masses=_self_convolve(self.masses, self.start, steps, low, fft.next_fast_len(size, real=True)),
+            infinite=-np.expm1(steps * _log1m(self.infinite)) + _left_out(steps),
         )
+
+    def coarsened(self, factor: int) -> "LossDistribution":
+        """On a grid `factor` times as coarse: every atom is split over the two grid points around it, a further spread."""
+        index = self.start + np.arange(len(self.masses))
+        low = index // factor
+        above = _share_above((index - low * factor) * self.step, factor * self.step)
+        return replace(self, step=self.step * factor, start=int(low[0]), masses=_two_atoms(low, low + 1, self.masses, above * self.masses))
+
+    def _thinned(self) -> tuple[np.ndarray, np.ndarray]:
+        """Losses and masses of fewer atoms: every atom is split over the two around it that are left, a further spread."""
+        index = np.arange(len(self.masses))
+        if len(index) <= CURVE_POINTS:
+            return self.losses, self.masses
+        size = _typical_size(self.losses, self.masses, 1)
+        width = _widths(self.masses / self.step, np.full(len(index), self.step), (WIDENING * size) ** 2 / 4, np.inf)
+        # One atom is left per unit of the integral of 1/width.
+        left = np.flatnonzero(np.diff(np.floor(np.cumsum(self.step / np.maximum(width, self.step))), prepend=-1.0))
+        left = np.union1d(left, index[[0, -1]])
+        low = np.clip(np.searchsorted(left, index, side="right") - 1, 0, len(left) - 2)
+        above = _share_above((index - left[low]) * self.step, (left[low + 1] - left[low]) * self.step)
+        return self.losses[left], _two_atoms(low, low + 1, self.masses, above * self.masses)
 
     def renyi_divergence(self, orders: np.ndarray) -> np.ndarray:
         """D_alpha(P||Q) of the part with finite loss, for orders alpha > 1 [m] -> [m] (Mironov 2017, Definition 3)."""
+        if not self.masses.any():
+            return np.zeros(len(orders))
         with np.errstate(divide="ignore"):
             log_masses = np.log(self.masses)
         exponents = log_masses + np.multiply.outer(orders - 1, self.losses)
@@ -67,9 +100,10 @@ class LossDistribution:
 
     def tradeoff_curve(self) -> "TradeoffCurve":
         """Neyman-Pearson: to collect probability under P at the least cost under Q, take the largest losses first."""
-        under_p = self.infinite + np.cumsum(self.masses[::-1])
+        losses, masses = self._thinned()
+        under_p = self.infinite + np.cumsum(masses[::-1])
         with np.errstate(divide="ignore"):
-            under_q = np.cumsum(np.exp(np.minimum(np.log(self.masses) - self.losses, 0.0))[::-1])
+            under_q = np.cumsum(np.exp(np.minimum(np.log(masses) - losses, 0.0))[::-1])
         return TradeoffCurve(under_p=np.append(self.infinite, under_p), under_q=np.append(0.0, under_q))
 
 
@@ -92,107 +126,207 @@ class TradeoffCurve:
         return np.array([np.max(self.under_p - np.exp(e) * self.under_q) for e in eps])
 
 
-def pessimistic(*, removed: int, inserted: int, sample_rate: float, sigma: float, resolution: int = RESOLUTION) -> LossDistribution:
-    """One step's loss between the pair of `mixture.py`, discretised to the safe side."""
-    step, losses, p, q, outside = _cells(removed, inserted, sample_rate, sigma, resolution)
-    low = np.floor(losses[:-1] / step)
-    high = np.maximum(np.ceil(losses[1:] / step), low + 1)
+def pessimistic(*, removed: int, inserted: int, sample_rate: float, sigma: float, steps: int) -> LossDistribution:
+    """One step's loss between the pair of `mixture.py`, discretised to the safe side and finely enough for `steps` steps."""
+    cells = _Cells.of_pair(removed, inserted, sample_rate, sigma, steps)
+    if not len(cells.p):
+        return LossDistribution(step=1.0, start=0, masses=np.zeros(1), infinite=1.0)
+    step, p, q = cells.step, cells.p, cells.q
+    low = np.floor(cells.losses[:-1] / step)
+    high = np.maximum(np.ceil(cells.losses[1:] / step), low + 1)
     # Solve a + b = p and a e^{-low} + b e^{-high} = q for the two atoms of each cell.
     with np.errstate(divide="ignore", over="ignore"):
         at_high = np.clip((p - np.exp(np.log(q) + low * step)) / -np.expm1((low - high) * step), 0.0, p)
-    start, size = int(low.min()), int(high.max() - low.min()) + 1
-    masses = np.bincount((low - start).astype(int), p - at_high, size) + np.bincount((high - start).astype(int), at_high, size)
-    return LossDistribution(step=step, start=start, masses=masses, infinite=outside)
-
-
-def attainable_curve(
-    *, removed: int, inserted: int, sample_rate: float, sigma: float, steps: int, resolution: int = RESOLUTION
-) -> TradeoffCurve:
-    """Operating curve of a test that can be run on the outputs: the exact trade-off curve is at or below it."""
-    step, _, p, q, _ = _cells(removed, inserted, sample_rate, sigma, resolution)
-    kept = (p > SMALLEST) & (q > SMALLEST)
-    p, q = p[kept], q[kept]
-    if p.sum() <= WINDOW_TAIL:
-        # P and Q hardly overlap: only the trivial upper bound is left.
-        return TradeoffCurve(under_p=np.array([0.0, 1.0]), under_q=np.array([0.0, 1.0]))
-    index = np.rint(np.log(p / q) / step).astype(int)
-    start, size = index.min(), int(np.ptp(index)) + 1
-    p, q = np.bincount(index - start, p, size), np.bincount(index - start, q, size)
-    # The test never rejects when a step's loss is far out: its probabilities below are exact all the same.
-    start, (p, q), _ = _without_tails(start, p, [p, q], steps)
-    low, width = _window(step, start, p, steps)
-    low_q, width_q = _window(step, start, q, steps)
-    high = max(low + width, low_q + width_q)
-    low = min(low, low_q)
-    size = fft.next_fast_len(high - low, real=True)
-    under_p, under_q = (np.cumsum(_self_convolve(m, start, steps, low, size)[::-1]) for m in (p, q))
-    slack = _left_out(steps)
-    # The last test always rejects.
-    return TradeoffCurve(
-        under_p=np.concatenate([[0.0], np.minimum(under_p, 1.0), [1.0]]), under_q=np.concatenate([[0.0], np.minimum(under_q + slack, 1.0), [1.0]])
+    return LossDistribution(
+        step=step, start=int(low[0]), masses=_two_atoms(low.astype(int), high.astype(int), p, at_high), infinite=min(cells.outside, 1.0)
     )
 
 
-def _cells(removed, inserted, sample_rate, sigma, resolution):
-    """Grid step; losses at the cell edges [n+1], increasing; masses of the cells under P and Q [n]; P outside all cells."""
-    under_p = Mixture.of_units(removed, sample_rate, sigma, +1)
-    under_q = Mixture.of_units(inserted, sample_rate, sigma, -1)
+def attainable_curve(*, removed: int, inserted: int, sample_rate: float, sigma: float, steps: int) -> TradeoffCurve:
+    """Operating curve of a test that can be run on the outputs: the exact trade-off curve is at or below it.
 
-    def loss(x):
-        return under_p.log_ratio_to_noise(x) - under_q.log_ratio_to_noise(x)
+    The test rejects if any step's loss is beyond all cells, or if all are in cells and the sum of their losses is large, each
+    first rounded to one of the two grid points around it at random and without bias.
+    """
+    cells = _Cells.of_pair(removed, inserted, sample_rate, sigma, steps)
+    kept = (cells.p > SMALLEST) & (cells.q > SMALLEST)
+    p, q, slack = cells.p[kept], cells.q[kept], _left_out(steps)
+    under_p = under_q = np.zeros(0)
+    if len(p):
+        step, loss = cells.step, np.log(p / q)
+        while True:
+            low = np.floor(loss / step).astype(int)
+            above, start = loss / step - low, int(low.min())
+            on_grid = [_two_atoms(low - start, low - start + 1, masses, above * masses) for masses in (p, q)]
+            windows = [_window(step, start, masses, steps) for masses in on_grid]
+            first = min(first for first, _ in windows)
+            size = max(first + size for first, size in windows) - first
+            if size <= 2 * MAX_CELLS:
+                break
+            step *= 2 ** math.ceil(math.log2(size / MAX_CELLS))
+        size = fft.next_fast_len(size, real=True)
+        under_p, under_q = (np.cumsum(_self_convolve(masses, start, steps, first, size)[::-1]) for masses in on_grid)
+    # The first test never rejects beyond the cells either, the last one always rejects.
+    beyond_p, beyond_q = (-np.expm1(steps * _log1m(beyond)) for beyond in cells.beyond)
+    return TradeoffCurve(
+        under_p=np.concatenate([[0.0], np.clip(beyond_p + np.append(0.0, under_p) - slack, 0.0, 1.0), [1.0]]),
+        under_q=np.concatenate([[0.0], np.clip(beyond_q + np.append(0.0, under_q) + slack, 0.0, 1.0), [1.0]]),
+    )
 
-    # Where P has no mass the loss is minus infinity at worst, which costs no guarantee: only P's support is cut into cells.
-    coarse = np.linspace(*under_p.support(), 4001)
-    coarse_losses = loss(coarse)
-    masses, middle = under_p.masses(coarse), (coarse_losses[1:] + coarse_losses[:-1]) / 2
-    deviation = np.sqrt(masses @ (middle - masses @ middle / masses.sum()) ** 2)
-    span = coarse_losses[-1] - coarse_losses[0]
-    step = max(deviation / resolution, span / MAX_CELLS, LEAST_STEP)
-    # Edges a little before and after every grid value: each long cell lies between two neighbouring grid values, and only the
-    # short cells across a grid value are spread over two grid steps.
-    grid = np.arange(np.ceil(coarse_losses[0] / step), np.floor(coarse_losses[-1] / step) + 1) * step
-    at_grid = np.interp(grid, coarse_losses, coarse)
-    margin = 1e-3 * np.gradient(at_grid) if len(grid) > 1 else 1e-3 * np.ptp(coarse)
-    edges = np.unique(np.concatenate([coarse[[0, -1]], at_grid - margin, at_grid + margin]))
-    losses = np.maximum.accumulate(loss(edges))
-    return step, losses, under_p.masses(edges), under_q.masses(edges), under_p.tail_mass(edges)
+
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    """The real line in cells, and the grid of losses on which they are represented.
+
+    `losses` [n+1] at the cell edges, increasing; masses `p` and `q` [n] of the cells; `outside`, at least the probability under P
+    outside all cells; `beyond`, at most that above the last edge under P and at least that under Q.
+    """
+
+    step: float
+    losses: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
+    outside: float
+    beyond: tuple[float, float]
+
+    @classmethod
+    def of_pair(cls, removed: int, inserted: int, sample_rate: float, sigma: float, steps: int) -> "_Cells":
+        under_p = Mixture.of_units(removed, sample_rate, sigma, +1)
+        under_q = Mixture.of_units(inserted, sample_rate, sigma, -1)
+
+        def loss(x):
+            return under_p.log_ratio_to_noise(x) - under_q.log_ratio_to_noise(x)
+
+        # Where P has little mass the loss is minus infinity at worst, and where the loss is huge Q has no mass: no guarantee
+        # suffers if only what is left is cut into cells.
+        ends = under_p.support()
+        for _ in range(3):
+            coarse = np.linspace(*ends, COARSE_CELLS + 1)
+            losses, masses = np.maximum.accumulate(loss(coarse)), under_p.masses(coarse)
+            first = int(np.searchsorted(np.cumsum(masses), WINDOW_TAIL / steps))
+            last = COARSE_CELLS - int(np.searchsorted(np.cumsum(masses[::-1]), WINDOW_TAIL / steps))
+            last = min(last, int(np.searchsorted(losses, MOST_LOSS)))
+            if last <= first:
+                beyond = under_p.above(coarse[first]), under_q.above(coarse[first]) + LEFT_OUT
+                return cls(step=1.0, losses=np.zeros(1), p=np.zeros(0), q=np.zeros(0), outside=1.0, beyond=beyond)
+            ends = coarse[first], coarse[last]
+            if last - first > COARSE_CELLS / 2:
+                break
+        coarse, losses, masses = coarse[first : last + 1], losses[first : last + 1], masses[first:last]
+        size = _typical_size((losses[1:] + losses[:-1]) / 2, masses, steps)
+        step = _grid_step((losses[1:] + losses[:-1]) / 2, masses, losses[-1] - losses[0], size, steps)
+        # Edges a little before and after grid values: each long cell lies between two of them, and only the short cells across a
+        # grid value are spread over two grid steps. Where there is little mass not every grid value is an edge.
+        lengths = np.maximum(np.diff(losses), 1e-12 * step)
+        width = np.maximum(_widths(masses / lengths, lengths, (WIDENING * size) ** 2 / (4 * steps), MOST_WIDTH), step)
+        counted = np.concatenate([[0.0], np.cumsum(lengths / width)])
+        grid = np.unique(np.rint(np.interp(np.arange(counted[-1] + 1), counted, losses) / step)) * step
+        grid = grid[(grid >= losses[0]) & (grid <= losses[-1])]
+        at_grid = np.interp(grid, losses, coarse)
+        margin = 1e-3 * np.gradient(at_grid) if len(grid) > 1 else 1e-3 * np.ptp(coarse)
+        edges = np.unique(np.clip(np.concatenate([ends, at_grid - margin, at_grid + margin]), *ends))
+        return cls(
+            step=step,
+            losses=np.maximum.accumulate(loss(edges)),
+            p=under_p.masses(edges),
+            q=under_q.masses(edges),
+            outside=under_p.tail_mass(edges),
+            beyond=(under_p.above(edges[-1]), under_q.above(edges[-1]) + LEFT_OUT),
+        )
+
+
+def _typical_size(losses: np.ndarray, masses: np.ndarray, steps: int) -> float:
+    """Of the sum of `steps` losses with these masses [n]: its deviation with single losses cut at twice that size.
+
+    Rare large losses, which may carry the variance, do not hide the many small ones. At least LEAST_SCALE; at most MOST_SCALE as
+    long as P and Q overlap at all.
+    """
+    masses = masses / masses.sum()
+    squares = (losses - masses @ losses) ** 2
+    sizes = np.geomspace(LEAST_SCALE, 1e4, 60)
+    cut = np.array([masses @ np.minimum(squares, 4 * size**2) for size in sizes])
+    size = float(sizes[max(0, int(np.sum(steps * cut >= sizes**2)) - 1)])
+    return max(min(size, MOST_SCALE), size / 4)
+
+
+def _grid_step(losses: np.ndarray, masses: np.ndarray, span: float, size: float, steps: int) -> float:
+    """A grid that resolves the sum: splitting a loss l on a grid h adds about min(h^2/6, h |l|) to the variance of each step."""
+    candidates = size / RESOLUTION * 2.0 ** -np.arange(0, 24, 0.5)
+    added = np.minimum(candidates[:, None] ** 2 / 6, candidates[:, None] * np.abs(losses)) @ masses
+    return max(float(candidates[np.argmax(steps * added <= (WIDENING * size) ** 2)]), span / MAX_CELLS)
+
+
+def _widths(density: np.ndarray, lengths: np.ndarray, variance: float, most: float) -> np.ndarray:
+    """Widths w [n] of cells, as a function of the loss, the widest with integral density w^2/6 <= variance.
+
+    They grow at most half as fast as the distance, so that no cell reaches from an empty region into one with much mass.
+    """
+    roots = np.cbrt(np.maximum(density, SMALLEST))
+    width = np.minimum(np.sqrt(6 * variance / (roots @ lengths)) / roots, most)
+    half = (np.cumsum(lengths) - lengths / 2) / 2
+    rising = np.minimum.accumulate(width - half) + half
+    falling = np.minimum.accumulate((width + half)[::-1])[::-1] - half
+    return np.maximum(np.minimum(rising, falling), lengths.min())
+
+
+def _share_above(distance: np.ndarray, gap: np.ndarray) -> np.ndarray:
+    """Share of an atom, `distance` above the lower one of two losses that are `gap` apart, that the upper one gets: P and Q keep their mass."""
+    return np.clip(-np.expm1(-distance) / -np.expm1(-gap), 0.0, 1.0)
+
+
+def _two_atoms(low: np.ndarray, high: np.ndarray, masses: np.ndarray, at_high: np.ndarray) -> np.ndarray:
+    """The grid from low[0], the least index: `at_high` at the indices `high`, the rest of `masses` at `low`."""
+    start, size = low.min(), high.max() - low.min() + 1
+    return np.bincount(low - start, masses - at_high, size) + np.bincount(high - start, at_high, size)
+
+
+def _log1m(probability: float) -> float:
+    """log(1 - probability), minus infinity at 1."""
+    with np.errstate(divide="ignore"):
+        return float(np.log1p(-min(probability, 1.0)))
 
 
 def _left_out(steps: int) -> float:
     return 2 * WINDOW_TAIL + ROUNDING + steps * ROUNDING_PER_STEP
 
 
-def _without_tails(start: int, masses: np.ndarray, arrays: list[np.ndarray], steps: int) -> tuple[int, list[np.ndarray], float]:
-    """`arrays` without the ends of the grid where `masses` has little, the new first index, and the mass cut off.
-
-    Rare huge losses would make the window of the sum huge too.
-    """
-    negligible = WINDOW_TAIL / steps
-    first = int(np.searchsorted(np.cumsum(masses), negligible))
-    last = len(masses) - int(np.searchsorted(np.cumsum(masses[::-1]), negligible))
-    return start + first, [array[first:last] for array in arrays], float(masses[:first].sum() + masses[last:].sum())
-
-
 def _window(step: float, start: int, masses: np.ndarray, steps: int) -> tuple[int, int]:
     """(first index, length) of a window with all but WINDOW_TAIL of the T-fold sum on each side, by Chernoff's bound."""
-    losses = (start + np.arange(len(masses))) * step
-    mean = masses @ losses
-    deviation = max(np.sqrt(steps * (masses @ (losses - mean) ** 2)), step)
-    rates = np.geomspace(0.03, 60, 64) / deviation
-    with np.errstate(divide="ignore"):
-        log_masses = np.log(masses)
+    kept = np.flatnonzero(masses)
+    losses, log_masses = (start + kept) * step, np.log(masses[kept])
+    weights = masses[kept] / masses[kept].max()
+    weights /= weights.sum()
+    deviation = max(np.sqrt(steps * (weights @ (losses - weights @ losses) ** 2)), step)
 
-    def log_moment(rate):
-        exponents = log_masses + rate * losses
+    def end(log_rate, sign):
+        """The bound on the sum's distance in the direction `sign`, at one rate; convex in 1/rate."""
+        rate = np.exp(log_rate)
+        exponents = log_masses + sign * rate * losses
         largest = exponents.max()
-        return np.log(np.exp(exponents - largest).sum()) + largest
+        return (steps * (np.log(np.exp(exponents - largest).sum()) + largest) - np.log(WINDOW_TAIL)) / rate
 
-    reach = -np.log(WINDOW_TAIL)
-    high = min((steps * log_moment(rate) + reach) / rate for rate in rates)
-    low = max(-(steps * log_moment(-rate) + reach) / rate for rate in rates)
-    first = int(np.floor(max(low / step, steps * start)))
-    last = int(np.ceil(min(high / step, steps * (start + len(masses) - 1))))
-    return first, fft.next_fast_len(max(last - first, 0) + 1, real=True)
+    high, low = (_least(lambda x, sign=sign: end(x, sign), *np.log([1e-4 / deviation, 100 / deviation])) for sign in (+1, -1))
+    # If all masses together are tiny, the two ends may have passed each other, anywhere.
+    ends = steps * (start + int(kept[0])), steps * (start + int(kept[-1]))
+    first, last = int(np.clip(np.floor(-low / step), *ends)), int(np.clip(np.ceil(high / step), *ends))
+    return first, max(last - first, 0) + 1
+
+
+def _least(function, low: float, high: float) -> float:
+    """About the least value over [low, high] of a function that falls and then rises, by golden sections; always a value of it."""
+    ratio = (np.sqrt(5) - 1) / 2
+    a, b = high - ratio * (high - low), low + ratio * (high - low)
+    at_a, at_b = function(a), function(b)
+    for _ in range(14):
+        if at_a < at_b:
+            high, b, at_b = b, a, at_a
+            a = high - ratio * (high - low)
+            at_a = function(a)
+        else:
+            low, a, at_a = a, b, at_b
+            b = low + ratio * (high - low)
+            at_b = function(b)
+    return min(at_a, at_b)
 
 
 def _self_convolve(masses: np.ndarray, start: int, steps: int, first: int, size: int) -> np.ndarray:

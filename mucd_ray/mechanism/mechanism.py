@@ -7,7 +7,9 @@ from mucd_ray.errors import MucdError
 
 # Name of a unit -> its plural.
 UNITS = {"transition": "transitions", "trajectory": "trajectories"}
-# The range in which the accounting was tested.
+# The range in which the accounting was tested. Below the least rate a unit's whole effect, T q, drowns in the allowance for
+# floating-point error.
+LEAST_RATE = 1e-9
 LEAST_NOISE, MOST_NOISE, MOST_STEPS = 0.01, 1e9, 10_000_000
 
 
@@ -43,6 +45,8 @@ class Mechanism:
             raise MucdError(f"unit {self.unit!r} is unknown: use one of {', '.join(UNITS)}")
         if not 0 < self.sample_rate <= 1:
             raise MucdError(f"sample rate {self.sample_rate} is outside (0, 1]: it is the probability that a unit joins a batch")
+        if self.sample_rate < LEAST_RATE:
+            raise MucdError(f"sample rate {self.sample_rate} is below {LEAST_RATE:g}, the least that is accounted for: use larger batches")
         for name in ("noise_multiplier", "clip_norm", "normaliser"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):

@@ -11,7 +11,7 @@ GOOD = {"sample_rate": 0.1, "noise_multiplier": 2.0, "clip_norm": 1.0, "steps": 
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("sample_rate", 0.0), ("sample_rate", 1.01), ("sample_rate", math.nan), ("noise_multiplier", 0.0), ("noise_multiplier", -1.0),
+        ("sample_rate", 0.0), ("sample_rate", 1.01), ("sample_rate", math.nan), ("sample_rate", 9e-10), ("steps", 10_000_001), ("noise_multiplier", 0.009), ("noise_multiplier", 0.0), ("noise_multiplier", -1.0),
         ("noise_multiplier", math.inf), ("clip_norm", 0.0), ("steps", 0), ("steps", 1.5), ("normaliser", math.nan), ("unit", "batch"),
     ],
 )
