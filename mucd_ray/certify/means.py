@@ -18,8 +18,9 @@ from mucd_ray.errors import MucdError
 STAKES = np.array([1.0, 0.95, 0.8, *(0.5 ** np.arange(1, 8))])
 WEIGHTS = 1 / np.sqrt(np.arange(1, len(STAKES) + 1))
 LOG_WEIGHTS = np.log(WEIGHTS / WEIGHTS.sum())
-# Far above the error of any sum below, far below what matters.
+# Far above the errors of the sums below, far below what matters: of a bound, and of the logarithm of a gambler's wealth.
 ROUNDING = 1e-9
+WEALTH_ROUNDING = 1e-6
 
 
 def hoeffding(values, eta: float) -> float:
@@ -53,7 +54,7 @@ def betting(values, eta: float) -> float:
     (The capital process of Section 4, equation 14, for constant bets that are truncated at 1/m, mixed over a grid.)
     """
     values = _checked(values, eta)
-    needed = math.log(1 / eta) + ROUNDING
+    needed = math.log(1 / eta) + WEALTH_ROUNDING
 
     def excess(mean: float) -> float:
         """log of the largest wealth so far, over what is needed to refute `mean`."""

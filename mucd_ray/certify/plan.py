@@ -122,7 +122,7 @@ def plan(
     solve = _what_to_solve(solve, given)
     if solve != "instances":
         instances = INSTANCES if instances is None else check_count(instances, "instances")
-        if instances < least_instances(actions, eta, agreement):
+        if _vote_bounds(instances, actions, eta, agreement)[0] <= 0.5:
             raise MucdError(
                 f"{instances} instances cannot certify anything at eta {eta:g} and {actions} actions"
                 + (f" and an agreement of {agreement:g}" if agreement < 1 else "")

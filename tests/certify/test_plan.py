@@ -47,6 +47,19 @@ def test_too_few_instances_say_how_many_are_needed():
     assert top_two_bounds([[11, 0]], 0.001).top[0] > 0.5 >= top_two_bounds([[10, 0]], 0.001).top[0]
     with pytest.raises(MucdError, match="at least 11 are needed"):
         plan(units=1000, fraction=0.01, instances=5)
+    with pytest.raises(MucdError, match="an agreement of 0.8: at least"):
+        plan(units=1000, fraction=0.01, instances=20, agreement=0.8)
+
+
+@pytest.mark.parametrize("instances", range(30, 40))
+def test_a_number_of_instances_is_refused_only_if_its_own_vote_certifies_nothing(instances):
+    """A count is rounded down: 28 of 35 agree, and 28 of 36 as well."""
+    question = {"units": 100, "radius": 1, "threat": "insert", "agreement": 0.8, "instances": instances}
+    if top_two_bounds([[4 * instances // 5, instances - 4 * instances // 5]], 0.001).top[0] > 0.5:
+        assert plan(**question).radius >= 1
+    else:
+        with pytest.raises(MucdError, match="at least 35 are needed|at least 37 are needed"):
+            plan(**question)
 
 
 @pytest.mark.parametrize("changes", [
