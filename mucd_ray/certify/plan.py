@@ -149,7 +149,7 @@ def plan(
     return Plan(
         mechanism=mechanism,
         units=units,
-        radius=question.largest_radius(mechanism, instances, radius),
+        radius=question.largest_radius(mechanism, instances, radius, least=radius),
         fraction=float(fraction) if fraction is not None else radius / units,
         instances=instances,
         agreement=agreement,
@@ -296,16 +296,16 @@ class _Question:
             )
         return found
 
-    def largest_radius(self, mechanism: Mechanism, instances: int, start: int, quick: bool = False) -> int:
-        """A certified radius, at most one unit or 0.5 % below the largest, searched from `start` on; 0 if none."""
+    def largest_radius(self, mechanism: Mechanism, instances: int, start: int, *, least: int = 1, quick: bool = False) -> int:
+        """A certified radius, at least `least` and at most one unit or 0.5 % below the largest, searched from `start` on; 0 if none."""
 
         def certified(quick: bool):
             return lambda k: self.certifies(mechanism, radius=-k, instances=instances, quick=quick)
 
         # The least of the negative radii.
-        found = _least(certified(quick=True), -start, -self.units, -1, max(1, start // 1024))
+        found = _least(certified(quick=True), -start, -self.units, -least, max(1, start // 1024))
         if found is not None and not quick:
-            found = _least(certified(quick=False), found, found, -1, 1, gap=max(1, -found // 200))
+            found = _least(certified(quick=False), found, found, -least, 1, gap=max(1, -found // 200))
         return -(found or 0)
 
     def _guess(self, sigma: float) -> float:

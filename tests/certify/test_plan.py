@@ -164,8 +164,9 @@ def test_the_least_number_of_instances_is_the_edge(actions, eta, agreement):
 
 def test_a_plan_takes_seconds_at_most():
     start = time.process_time()
-    plan(units=100_000, fraction=0.01)
-    assert time.process_time() - start < 10
+    answer = plan(units=1_000_000, fraction=0.01)
+    assert time.process_time() - start < 15
+    assert 10_000 <= answer.radius < 10_100
 
 
 def test_the_frontier_is_certified_and_falls_with_the_signal():
