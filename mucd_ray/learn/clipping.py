@@ -9,8 +9,10 @@ inputs (Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679). On
 import torch
 from torch import Tensor
 
-# Rounding in the float32 norm and factor must not let a unit exceed the clip norm.
+# Rounding in the float32 norm and factor must not let a unit exceed the clip norm. A running sum of n squares may lose half a unit
+# in the last place with every term, or with every eight terms if these are summed first; an attacker can see to it that it does.
 ROUNDING = 4e-6
+ROUNDING_PER_TERM = 2.0**-26
 # Squares of components below 1e-19 vanish in float32; adding this makes the norm an upper bound even then.
 UNDERFLOW = 1e-30
 
@@ -26,11 +28,12 @@ def clip_factors(squared_norms: Tensor, clip_norm: float) -> Tensor:
 
 
 def squared_norms(deltas: list[Tensor], inputs: list[Tensor]) -> Tensor:
-    """Squared norm of each unit's vector from its deltas [..., out] and inputs [..., in], layer by layer -> [...]."""
+    """Squared norm of each unit's vector from its deltas [..., out] and inputs [..., in], layer by layer -> [...]; rounded up."""
     total = None
     for delta, layer_input in zip(deltas, inputs):
         weight_and_bias = row_squares(layer_input).add_(1.0)
-        part = row_squares(delta).add_(UNDERFLOW).mul_(weight_and_bias)
+        allowance = 1.0 + ROUNDING_PER_TERM * (layer_input.shape[-1] + delta.shape[-1])
+        part = row_squares(delta).add_(UNDERFLOW).mul_(weight_and_bias).mul_(allowance)
         total = part if total is None else total.add_(part)
     return total
 

@@ -137,8 +137,9 @@ def _squared_norms(memory, layers, vectors, scratch):
         of_x[:], of_delta[:] = ONE, UNDERFLOW
         add_column_squares(memory, layer.x, TILE, layer.stride, vectors, scratch + TILE)
         add_column_squares(memory, layer.delta, TILE, layer.height, vectors, scratch + 2 * TILE)
+        allowance = np.float32(1.0 + clipping.ROUNDING_PER_TERM * (layer.inputs + layer.outputs))
         for row in range(TILE):
-            total[row] += of_x[row] * of_delta[row]
+            total[row] += of_x[row] * of_delta[row] * allowance
 
 
 @compiled

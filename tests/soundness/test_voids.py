@@ -215,14 +215,10 @@ def test_one_unit_moves_the_sum_by_at_most_c_and_twice_c_if_replaced(
 
 
 @BOTH_ENGINES
-def test_how_far_float32_can_carry_a_norm_beyond_c(engine):
-    """The attacker's best: squares that a running float32 sum rounds away, one after the other.
-
-    Each lost term is below half a unit in the last place, so the norm comes out too small by less than (terms lost) 2^-25. The
-    margin `clipping.ROUNDING` pays for layers of up to 800 inputs; 4096 inputs exceed C by 0.001 %, and never by 0.004 %.
-    """
+def test_rounding_carries_no_norm_beyond_c(engine):
+    """The attacker's best: squares that a running float32 sum rounds away, one after the other. It stays below C in wide layers too."""
     worst = {}
-    for inputs in (32, 256, 800, 4096):
+    for inputs in (4, 32, 256, 800, 4096, 20_000):
         network, excess = Network(inputs=inputs, outputs=2), -1.0
         for first in (0.0, 0.5, 1.0, 1.01, 3.0, 30.0):
             for unit_roundings in (0.06, 0.12, 0.124, 0.25, 0.49, 0.5, 0.99, 1.0, 1.9):
@@ -233,8 +229,9 @@ def test_how_far_float32_can_carry_a_norm_beyond_c(engine):
                     alone = summed(engine, "bc", "discrete", network, np.zeros(network.parameter_count, np.float32), x, np.zeros(1, np.int64), 1e-3)
                     excess = max(excess, np.linalg.norm(alone) / 1e-3 - 1)
         worst[inputs] = excess
-    assert max(worst[inputs] for inputs in (32, 256, 800)) <= 0
-    assert worst[4096] <= 4e-5
+    assert max(worst.values()) <= 0
+    # And the margin for it costs no signal.
+    assert min(worst.values()) > -1e-3 and worst[4] > -1e-5
 
 
 @BOTH_ENGINES
@@ -363,7 +360,7 @@ def test_the_noise_of_training_is_normal_with_the_stated_scale(engine):
     """A million draws, read off trained parameters: batches are empty, so every released number is the noise alone."""
     network, sigma, clip_norm = Network(inputs=199, outputs=100), 3.0, 0.2
     x, targets = np.zeros((2, 199), np.float32), np.zeros(2, np.int64)
-    options = {"engine": engine, "network": network, "sample_rate": 1e-12, "noise_multiplier": sigma, "clip_norm": clip_norm, "normaliser": 1.0}
+    options = {"engine": engine, "network": network, "sample_rate": 1e-9, "noise_multiplier": sigma, "clip_norm": clip_norm, "normaliser": 1.0}
     options["learner"] = Learner(learning_rate=1.0)
     one = -trained(x, targets, range(50), steps=1, **options).astype(float)
     two = -trained(x, targets, range(50), steps=2, **options) - one
