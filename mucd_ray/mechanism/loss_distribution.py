@@ -80,6 +80,8 @@ class LossDistribution:
         if len(index) <= CURVE_POINTS:
             return self.losses, self.masses
         size = _typical_size(self.losses, self.masses, 1)
+        if (factor := int(size / (2 * RESOLUTION * self.step))) > 1:
+            return self.coarsened(factor)._thinned()
         width = _widths(self.masses / self.step, np.full(len(index), self.step), (WIDENING * size) ** 2 / 4, np.inf)
         # One atom is left per unit of the integral of 1/width.
         left = np.flatnonzero(np.diff(np.floor(np.cumsum(self.step / np.maximum(width, self.step))), prepend=-1.0))
@@ -200,11 +202,11 @@ class _Cells:
         # Where P has little mass the loss is minus infinity at worst, and where the loss is huge Q has no mass: no guarantee
         # suffers if only what is left is cut into cells.
         ends = under_p.support()
-        for _ in range(3):
-            coarse = np.linspace(*ends, COARSE_CELLS + 1)
+        for number in (COARSE_CELLS // 64, COARSE_CELLS, COARSE_CELLS):
+            coarse = np.linspace(*ends, number + 1)
             losses, masses = np.maximum.accumulate(loss(coarse)), under_p.masses(coarse)
             first = int(np.searchsorted(np.cumsum(masses), WINDOW_TAIL / steps))
-            last = COARSE_CELLS - int(np.searchsorted(np.cumsum(masses[::-1]), WINDOW_TAIL / steps))
+            last = number - int(np.searchsorted(np.cumsum(masses[::-1]), WINDOW_TAIL / steps))
             last = min(last, int(np.searchsorted(losses, MOST_LOSS)))
             if last <= first:
                 beyond = under_p.above(coarse[first]), under_q.above(coarse[first]) + LEFT_OUT
@@ -243,15 +245,16 @@ def _typical_size(losses: np.ndarray, masses: np.ndarray, steps: int) -> float:
     """
     masses = masses / masses.sum()
     squares = (losses - masses @ losses) ** 2
-    sizes = np.geomspace(LEAST_SCALE, 1e4, 60)
-    cut = np.array([masses @ np.minimum(squares, 4 * size**2) for size in sizes])
-    size = float(sizes[max(0, int(np.sum(steps * cut >= sizes**2)) - 1)])
-    return max(min(size, MOST_SCALE), size / 4)
+    low, high = LEAST_SCALE, 1e4
+    while high > 1.1 * low:
+        size = math.sqrt(low * high)
+        low, high = (size, high) if steps * (masses @ np.minimum(squares, 4 * size**2)) >= size**2 else (low, size)
+    return max(min(low, MOST_SCALE), low / 4)
 
 
 def _grid_step(losses: np.ndarray, masses: np.ndarray, span: float, size: float, steps: int) -> float:
     """A grid that resolves the sum: splitting a loss l on a grid h adds about min(h^2/6, h |l|) to the variance of each step."""
-    candidates = size / RESOLUTION * 2.0 ** -np.arange(0, 24, 0.5)
+    candidates = size / RESOLUTION * 2.0 ** -np.arange(0, 16, 0.5)
     added = np.minimum(candidates[:, None] ** 2 / 6, candidates[:, None] * np.abs(losses)) @ masses
     return max(float(candidates[np.argmax(steps * added <= (WIDENING * size) ** 2)]), span / MAX_CELLS)
 
