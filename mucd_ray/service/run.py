@@ -172,15 +172,18 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     run = str(store.path.resolve())
     slots, gpus = _slots(resources)
     size = resources.block or (GPU_BLOCK if gpus else CPU_BLOCK)
-    slots = max(1, min(slots, len(store.missing(numbers[-1], size)) or 1))
+    calls = len(store.missing(numbers[-1], size)) + (store.read_json("baselines.json") is None)
+    slots = max(1, min(slots, calls))
+    behaviour = float(discounted_returns(dataset, settings.discount).mean())
     pool = Pool(lambda: Trainer.options(num_cpus=1, num_gpus=gpus).remote(run, features, targets, expected), slots)
     certifier = Certifier.remote(run, vars(choices))
     try:
-        _prepare(store, settings, pool, dataset)
+        if store.states() is None:
+            pool.map([("choose_states", ())], lambda index, states: store.write_states(states))
         for instances in numbers:
             blocks = store.missing(instances, size)
             coordinator = Coordinator.remote(run, instances)
-            _train_blocks(pool, coordinator, certifier, blocks, instances)
+            _train_blocks(store, pool, coordinator, certifier, blocks, instances, behaviour)
             evidence = ray.get(coordinator.evidence.remote())
             if len(evidence.returns) != instances:
                 raise MucdError(f"only {len(evidence.returns)} of {instances} instances are stored: run the same command again")
@@ -202,15 +205,6 @@ def _tell_look(certificate: dict) -> None:
     print(f"look at {instances} instances: {goal['name']} certified at r = {goal['radius']} is {round_down(goal['certified'], 4)}, wanted {goal['wanted']:g}: {words}", file=sys.stderr)
 
 
-def _prepare(store: RunStore, settings: RunSettings, pool: Pool, dataset: OfflineDataset) -> None:
-    """The states to vote on, and the baselines, which act there too, where they are missing."""
-    if store.states() is None:
-        pool.map([("choose_states", ())], lambda index, states: store.write_states(states))
-    if store.read_json("baselines.json") is None:
-        behaviour = {"behaviour": float(discounted_returns(dataset, settings.discount).mean())}
-        pool.map([("baselines", ())], lambda index, value: store.write_json("baselines.json", value | behaviour))
-
-
 def discounted_returns(dataset: OfflineDataset, discount: float) -> np.ndarray:
     """Sum_t discount^t r_t of every trajectory, float64 [M]."""
     starts = dataset.trajectory_starts[:-1]
@@ -218,24 +212,30 @@ def discounted_returns(dataset: OfflineDataset, discount: float) -> np.ndarray:
     return np.add.reduceat(dataset.rewards * discount**steps, starts)
 
 
-def _train_blocks(pool, coordinator, certifier, blocks, instances) -> None:
+def _train_blocks(store, pool, coordinator, certifier, blocks, instances, behaviour) -> None:
+    """Train the blocks; beside them, on one trainer, the baselines if they are missing. `behaviour`: the data's mean return."""
     done = instances - sum(len(block) for block in blocks)
     finished = 0
+    # First, since no block takes as long.
+    aside = [] if store.read_json("baselines.json") else [("baselines", ())]
     with tqdm(total=instances, initial=done, unit="instance", desc="training", file=sys.stderr, dynamic_ncols=True) as bar:
         previews = []
 
-        def on_block(index, name):
+        def on_result(index, value):
             nonlocal finished
+            if index < len(aside):
+                store.write_json("baselines.json", value | {"behaviour": behaviour})
+                return
             finished += 1
-            coordinator.add.remote(name)
-            bar.update(len(blocks[index]))
+            coordinator.add.remote(value)
+            bar.update(len(blocks[index - len(aside)]))
             if finished % PREVIEW_EVERY == 0 and not previews:
                 previews.append(certifier.preview.remote(coordinator.evidence.remote()))
             if previews and ray.wait(previews, timeout=0)[0]:
                 preview = ray.get(previews.pop())
                 bar.set_postfix_str(f"mean return {preview['mean_return']:.4g}, half kept up to r = {preview['radius_keeping_half']}")
 
-        pool.map([("train", (block,)) for block in blocks], on_block)
+        pool.map([*aside, *(("train", (block,)) for block in blocks)], on_result)
 
 
 def _slots(resources: Resources) -> tuple[int, float]:
