@@ -26,7 +26,8 @@ ETA, INSTANCES, EXPERIMENTS, RADIUS = 0.1, 200, 300, 12
 # (q, sigma, T): one step with rare and with common poison and with weak noise, and several steps.
 REGIMES = {"rare": (0.03, 1.5, 1), "common": (0.3, 6.0, 1), "weak noise": (0.1, 0.7, 1), "steps": (0.1, 4.0, 6)}
 # Divergences of single steps take seconds.
-FAMILIES_TRIED = {"rare": SOUND, "common": SOUND[:1], "weak noise": [name for name in SOUND if not name.startswith("rdp")], "steps": SOUND}
+CHEAP = [name for name in SOUND if not name.startswith("rdp")]
+FAMILIES_TRIED = {"rare": [*CHEAP, "rdp"], "common": ["tradeoff"], "weak noise": CHEAP, "steps": SOUND}
 # Threat model -> what is inserted and removed at RADIUS.
 GROUPS = {
     "insert": [(RADIUS, 0)],
@@ -59,6 +60,12 @@ def guarantees(regime, threat, family="tradeoff"):
     return Guarantees(mechanism(*REGIMES[regime]), threat=threat, family=family)
 
 
+def certified(counts, bound):
+    """Where action 0 is certified against RADIUS changed units: what `certify_votes` finds at that radius, without the search for the largest."""
+    bounds, guarantee = top_two_bounds(counts, ETA), bound.at(RADIUS)
+    return (guarantee.lower(bounds.top) > guarantee.upper(bounds.runner_up)) & (bounds.action == 0)
+
+
 @EVERY_CASE
 def test_votes(regime, threat, group):
     """Two actions: the attack leaves the top action just under one half. To certify the radius of the attack is to be wrong."""
@@ -68,10 +75,11 @@ def test_votes(regime, threat, group):
     counts = np.stack([votes, INSTANCES - votes], axis=1)
     shares = {}
     for family in FAMILIES_TRIED[regime]:
-        certificate = certify_votes(counts, guarantees(regime, threat, family), eta=ETA, cap=RADIUS)
-        wrong = (certificate.radius >= RADIUS) & (certificate.action == 0)
+        wrong = certified(counts, guarantees(regime, threat, family))
         assert held(wrong)
         shares[family] = wrong.mean()
+    certificate = certify_votes(counts, guarantees(regime, threat), eta=ETA, cap=RADIUS)
+    assert np.mean((certificate.radius >= RADIUS) & (certificate.action == 0)) == shares["tradeoff"]
     # The exact family gives nothing away: it is wrong almost as often as its confidence allows, eta/2 for each of the two actions.
     if threat in ("insert", "remove") and REGIMES[regime][2] == 1:
         assert shares["tradeoff"] >= ETA / 8
@@ -89,8 +97,7 @@ def test_votes_among_three_actions(regime, threat, group):
     ranks = attacker.ranks(rng, (EXPERIMENTS, INSTANCES))
     counts = np.stack([(ranks <= top).sum(1), (ranks > top + middle).sum(1), ((ranks > top) & (ranks <= top + middle)).sum(1)], axis=1)
     for family in FAMILIES_TRIED[regime]:
-        certificate = certify_votes(counts, guarantees(regime, threat, family), eta=ETA, cap=RADIUS)
-        assert held((certificate.radius >= RADIUS) & (certificate.action == 0))
+        assert held(certified(counts, guarantees(regime, threat, family)))
 
 
 # Returns in [-3, 5] as functions of the rank: what speaks most for D earns most.
@@ -159,7 +166,7 @@ def test_probability_scores(regime, threat, group):
     slope = slopes[np.flatnonzero(truth < 0.5 - simulation_error(regime))[0]]
     y = score(slope)(attacker.ranks(rng, (INSTANCES, EXPERIMENTS)))
     evidence = histogram(levels(np.stack([y, 1 - y], axis=2), 0.0, 1.0))
-    for family in FAMILIES_TRIED[regime]:
+    for family in CHEAP if regime == "rare" else FAMILIES_TRIED[regime]:
         certificate = certify_scores(evidence, guarantees(regime, threat, family), eta=ETA, cap=RADIUS)
         assert held((certificate.radius >= RADIUS) & (certificate.action == 0))
 
@@ -234,9 +241,3 @@ def test_at_the_exact_truth_the_exact_family_is_tight_and_the_others_are_not_bro
                 assert np.all(claimed <= left + 1e-6)
                 if family == "tradeoff":
                     assert np.all(claimed >= left - 2e-4)
-
-
-def test_two_bounds_share_eta():
-    """What near-tight means above: with two actions a bound of eta is made of two of eta/2."""
-    bounds = top_two_bounds(np.array([[180, 20]]), ETA)
-    assert bounds.top[0] + bounds.runner_up[0] == pytest.approx(1.0)
