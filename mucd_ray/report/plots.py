@@ -178,7 +178,7 @@ def action_radii(*, scopes: dict[str, np.ndarray], units: int, unit: str, look=W
 
 
 def certified_share(*, scopes: dict[str, np.ndarray], accuracy: dict[str, np.ndarray], units: int, unit: str, look=WIDE) -> bytes:
-    """Share of all states that are certified at r, and that are certified with the right action.
+    """Share of all states that are certified at r, and that are certified with the reference's action.
 
     Args:
         scopes: certified radii [S] per label, -1 where the state is not certified.

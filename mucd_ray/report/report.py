@@ -166,8 +166,8 @@ def _actions(certificate: dict) -> list[FigureData]:
     scopes = {f"{SCOPES[key].lower()} ({_confidence(inputs)} %)": _radii(action[key]) for key in SCOPES}
     accuracy = {}
     if reference is not None:
-        right = np.array(action["action"]) == np.array(reference)
-        accuracy = {f"and right, {SCOPES[key].lower()}": np.where(right, _radii(action[key]), -1) for key in SCOPES}
+        agrees = np.array(action["action"]) == np.array(reference)
+        accuracy = {f"and as the reference, {SCOPES[key].lower()}": np.where(agrees, _radii(action[key]), -1) for key in SCOPES}
     arrays = {"scopes": scopes, "units": inputs["units"], "unit": UNITS[inputs["mechanism"]["unit"]]}
     states = f"{whole(action['states'])} state{'s' if action['states'] != 1 else ''}"
     alt = "; ".join(
@@ -175,7 +175,7 @@ def _actions(certificate: dict) -> list[FigureData]:
         f"largest {whole(action[key]['max_radius'])}"
         for key, name in SCOPES.items()
     )
-    right = "" if reference is None else " “And right” counts only states whose action is also the reference's: certified accuracy."
+    accuracy_note = "" if reference is None else " “As the reference”: certified accuracy, the states whose action is also the reference policy's."
     return [
         _both(
             certificate,
@@ -184,7 +184,7 @@ def _actions(certificate: dict) -> list[FigureData]:
             name="certified_share",
             title="Share of states certified at r",
             caption=f"Stability ratio: the share of the {states} at which the ensemble's action ({rule}) provably {stays} when up to r "
-            f"{arrays['unit']} are poisoned. States without a certificate count as not certified.{right}",
+            f"{arrays['unit']} are poisoned. States without a certificate count as not certified.{accuracy_note}",
             alt=f"Share of {states} certified against r. {alt}.",
         ),
         _both(
