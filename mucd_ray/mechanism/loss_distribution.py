@@ -3,9 +3,10 @@
 Formal guarantees. `pessimistic` splits every cell of the real line into two atoms on a grid of losses, with the cell's exact
 masses under P and under Q and losses that bracket the cell's: a mean-preserving spread of the likelihood ratio, so the
 discrete pair dominates the exact one (Doroshenko et al. 2022, arXiv 2207.04380, build theirs the same way) and so do its
-T-fold compositions. All probability that the computation leaves out (tails, FFT window, rounding) is added to the mass of
-infinite loss. `attainable_curve` goes the other way: it is the exact operating curve of a test that an attacker could run,
-which rounds each step's loss to the grid and thresholds the sum: for p up to 1 - 1e-9 no true guarantee can lie above it.
+T-fold compositions, coarser grids and thinned-out curves. All probability that the computation leaves out (tails, losses above
+MOST_LOSS, FFT window, rounding) is added to the mass of infinite loss. `attainable_curve` goes the other way: it is the exact
+operating curve of a test that an attacker could run, which rounds each step's loss to the grid at random and thresholds the sum,
+with the same allowances against the attacker: for p up to 1 - `_left_out(steps)` no true guarantee can lie above it.
 """
 
 import math
