@@ -355,7 +355,7 @@ def _add_mechanism(sub):
 
 
 def _add_accountant(sub):
-    sub.add_argument("--accountant", default="tradeoff", choices=["tradeoff", "rdp", "adp", "published"], help="outcomes guarantee; published is not sound")
+    sub.add_argument("--accountant", default="tradeoff", choices=["tradeoff", "rdp", "rdp-mirrored", "adp", "adp-group", "published"], help="outcomes guarantee; published is not sound")
 
 
 def _add_threat(sub):
