@@ -18,7 +18,7 @@ from mucd_ray.mechanism.mechanism import Mechanism
 # Splits of a symmetric difference are covered by at most this many groups; past it a group's bound is that of its union, which
 # costs at most r / SPLITS units of radius.
 SPLITS = 256
-RENYI_SPLITS = 128
+RENYI_SPLITS = 64
 # Sizes per octave of the pure groups from which chains are built.
 ANCHORS_PER_OCTAVE = 4
 ADP_GRID = 512
