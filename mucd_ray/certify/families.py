@@ -149,7 +149,8 @@ def _divergences(accountant: GroupAccountant, inserted: int, removed: int):
 def _divergence(loss: LossDistribution, steps: int) -> tuple[np.ndarray, float]:
     """eps [orders], T times the divergence of the part with finite loss, and the probability of infinite loss in T steps."""
     eps = steps * (loss.renyi_divergence(RENYI_ORDERS) + MOMENT_ROUNDING / (RENYI_ORDERS - 1))
-    return eps, -np.expm1(steps * np.log1p(-loss.infinite))
+    with np.errstate(divide="ignore"):
+        return eps, float(-np.expm1(steps * np.log1p(-min(loss.infinite, 1.0))))
 
 
 def _hoelder_below(eps: np.ndarray, infinite: float) -> Bound:

@@ -22,6 +22,11 @@ RENYI_SPLITS = 64
 # Sizes per octave of the pure groups from which chains are built.
 ANCHORS_PER_OCTAVE = 4
 ADP_GRID = 512
+# Chains that fall short of the pure splits by more than this are replaced by exact pairs; at how many even levels of p and of the
+# bound this is looked at, and how far from 0 and 1.
+SLACK = 5e-4
+GRID = 16
+LEAST_PROBABILITY = 1e-4
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,9 @@ class Guarantees:
 
     Every split of a symmetric difference is covered: the lower map is the least, the upper map the greatest over all splits. The
     two pure ones are accounted exactly. A mixed one is bounded, for `tradeoff` and `adp`, by composing pure curves along D ->
-    remove -> insert -> D' (trade-off functions compose); in all cases tried this bound is above the pure ones, which proves that
-    they are the worst, or at most 0.2 units below (docs/theorems.md). For `rdp` and `rdp-mirrored` mixed splits are accounted by
-    their own mixture pair. `adp-group` and `published` depend on the number of units alone.
+    remove -> insert -> D' (trade-off functions compose), and where that falls short of the pure ones by its own mixture pair or
+    that of a run of splits around it. For `rdp` and `rdp-mirrored` all mixed splits are accounted by the pairs of runs. `adp-group`
+    and `published` depend on the number of units alone. That a pure split is the worst is never assumed (docs/theorems.md).
     """
 
     def __init__(self, mechanism: Mechanism, *, threat: str = "symmetric", family: str = "tradeoff"):
@@ -139,7 +144,7 @@ class Guarantees:
 
     def _chained(self, radius: int) -> list[Pair]:
         chains = self._chains(radius)
-        return [mirrored(lambda p: chains(p).min(axis=0))] if chains else []
+        return self._refined(radius, mirrored(chains), SLACK) if chains else []
 
     def _chained_tangents(self, radius: int) -> list[Pair]:
         chains = self._chains(radius)
@@ -149,8 +154,64 @@ class Guarantees:
         grid = np.linspace(0.0, 1.0, ADP_GRID + 1)
         distance = grid - chains(grid)
         turn, total_variation = grid[np.argmax(distance, axis=1)], distance.max(axis=1) + 1 / ADP_GRID
-        pair = slopes_at_most_one(chains, turn[:, None], total_variation[:, None])
-        return [Pair(lambda p: pair.lower(p).min(axis=0), lambda p: pair.upper(p).max(axis=0))]
+        return self._refined(radius, slopes_at_most_one(chains, turn[:, None], total_variation[:, None]), SLACK + 1 / ADP_GRID)
+
+    def _refined(self, radius: int, chains: Pair, slack: float) -> list[Pair]:
+        """All mixed splits: by `chains`, [n] -> [groups, n], where these suffice, elsewhere also by exact pairs of runs of splits.
+
+        What is no lower than the pure splits, less `slack` and less 1/SPLITS of the radius, at the points of `_grid` suffices. This
+        decides how the splits are covered, and so how tight the bound is; that it holds does not depend on it.
+        """
+        groups = np.array(_cover(radius, SPLITS))
+        grid = self._grid(radius)
+        larger = radius + radius // SPLITS
+        pure = worst([self._pair(larger, 0), self._pair(0, larger)])
+        least, most = pure.lower(grid) - slack, pure.upper(grid) + slack
+        lower = chains.lower(grid)
+        # The grid is its own mirror image.
+        upper = 1.0 - lower[:, ::-1] if self.family == "tradeoff" else chains.upper(grid)
+        proved = np.all((lower >= least) & (upper <= most), axis=1)
+        runs = []
+
+        def cover(low: int, high: int):
+            """Of all that remove low..high units, the pair with the most inserted and the most removed ones dominates every one."""
+            exact = self._pair(radius - low, high)
+            rows = np.flatnonzero((groups[:, 0] <= high) & (groups[:, 1] >= low))
+            below = np.maximum(exact.lower(grid), lower[rows].min(axis=0))
+            above = np.minimum(exact.upper(grid), upper[rows].max(axis=0))
+            if high - low < max(1, radius // SPLITS) or np.all((below >= least) & (above <= most)):
+                runs.append((rows, exact))
+            else:
+                middle = (low + high) // 2
+                cover(low, middle)
+                cover(middle + 1, high)
+
+        edges = np.flatnonzero(np.diff(np.concatenate([[True], proved, [True]])))
+        for first, end in zip(edges[::2], edges[1::2], strict=True):
+            cover(int(groups[first, 0]), int(groups[end - 1, 1]))
+
+        # Where chains prove everything no rows are copied.
+        kept = slice(None) if proved.all() else proved
+
+        def lower_map(p):
+            values = chains.lower(p)
+            parts = [np.maximum(exact.lower(p), values[rows].min(axis=0)) for rows, exact in runs]
+            return np.minimum.reduce([values[kept].min(axis=0, initial=1.0), *parts])
+
+        def upper_map(p):
+            values = chains.upper(p)
+            parts = [np.minimum(exact.upper(p), values[rows].max(axis=0)) for rows, exact in runs]
+            return np.maximum.reduce([values[kept].max(axis=0, initial=0.0), *parts])
+
+        return [Pair(lower_map, upper_map)]
+
+    def _grid(self, radius: int) -> np.ndarray:
+        """Probabilities spread evenly, and so that the bounds of the pure splits are; with every p also 1 - p."""
+        even = np.linspace(0.0, 1.0, GRID + 1)
+        curves = self.accountant.curve(radius, 0), self.accountant.curve(0, radius)
+        p = np.concatenate([even, *(np.interp(even, curve.under_q, curve.under_p) for curve in curves)])
+        half = np.unique(np.clip(np.minimum(p, 1.0 - p), LEAST_PROBABILITY, 0.5))
+        return np.concatenate([half, 1.0 - half[::-1]])
 
     def _chains(self, radius: int):
         """The bounds of all mixed splits, by chains of pure curves: one function from p [n] to [splits, n]; None at r = 1."""

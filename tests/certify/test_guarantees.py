@@ -74,6 +74,28 @@ def test_a_symmetric_difference_covers_every_split_at_next_to_no_cost(q, sigma, 
         assert np.all(covered >= pure - 1e-6)
 
 
+# Few steps or weak noise: chains of pure curves are well below every exact split here.
+@pytest.mark.parametrize(
+    "q, sigma, steps, inserted_alone, symmetric",
+    [(0.00452, 0.867, 2, 308, 308), (0.00136, 1.58, 2, 1892, 1884), (0.00219, 0.668, 11, 168, 168), (0.033, 2.0, 1, 143, 143), (0.00135, 0.687, 191, 55, 55)],
+)
+def test_where_chains_are_weak_exact_pairs_keep_the_radius_of_the_pure_splits(q, sigma, steps, inserted_alone, symmetric):
+    guarantees = Guarantees(mechanism(q, sigma, steps), threat="symmetric")
+    assert guarantees.group(inserted_alone, 0).lower(0.99) > 0.5 >= guarantees.group(inserted_alone + 1, 0).lower(0.99)
+    for radius in (symmetric - 1, symmetric):
+        covered = guarantees.at(radius)
+        assert covered.lower(0.99) > 0.5 and covered.upper(0.01) < 0.5
+        assert np.all(np.diff(covered.lower(P)) >= -1e-9)
+        for removed in {0, 1, 2, 3, 7, radius // 10, radius // 3, radius // 2, radius - 2, radius}:
+            split = guarantees.group(radius - removed, removed)
+            assert np.all(covered.lower(P) <= split.lower(P) + 1e-4) and np.all(covered.upper(P) >= split.upper(P) - 1e-4)
+
+
+def test_the_probabilities_at_which_chains_are_judged_mirror_themselves():
+    grid = Guarantees(mechanism(0.01, 2.0, 10))._grid(60)
+    assert np.allclose(grid, 1 - grid[::-1], atol=1e-12) and grid[0] > 0 and len(grid) < 200
+
+
 def test_families_are_ordered_and_tradeoff_is_the_tightest():
     at = {name: Guarantees(mechanism(128 / 60000, 3.0, 1000), family=name).at(40) for name in FAMILIES}
     lower, upper = ({name: getattr(guarantee, side)(P) for name, guarantee in at.items()} for side in ("lower", "upper"))
