@@ -1,6 +1,7 @@
-"""The claim in words: what may change, how much, what stays true, with which probability. Every number is rounded to the safe side."""
+"""The claim in words: what may change, how much, what stays true, with which probability. Every claimed number is rounded to the safe side."""
 
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from fractions import Fraction
 
 from mucd_ray.certify.guarantees import READINGS, THREATS
 from mucd_ray.certify.looks import looks_up_to
@@ -38,25 +39,24 @@ def _policy(inputs, results, kind) -> list[str]:
     curve = policy["curve"]
     at = curve["radius"].index(half["radius"])
     return [
-        f"Policy level: for every D' with r = {half['radius']} ({round_down(100 * half['fraction'], 3)} % of D), the expected {what} of one trained "
-        f"instance is at least {round_down(half['bound'])} and at most {round_up(curve['ceiling'][at])}, and at least half of the instances earn "
-        f"{round_down(curve['quantiles']['0.5'][at])} or more ({episodes} {what} counts); on D itself the mean over {results['instances']} instances is "
+        f"Policy level: for every D' with r = {half['radius']} ({share(half['radius'], inputs['units'])} of D), the expected {what} of one trained "
+        f"instance is at least {round_down(half['bound'])}; it is at most {round_up(curve['ceiling'][at])}; and with probability at least 1/2 an instance "
+        f"earns {round_down(curve['quantiles']['0.5'][at])} or more ({episodes} {what} counts). On D itself the mean over {results['instances']} instances is "
         f"{policy['unpoisoned_mean']:.6g} and the least possible return {floor:.6g}. The same is listed for other r."
     ]
 
 
 def _discrete(action) -> list[str]:
     rule = {
-        "votes": "the action that most instances take stays the most probable one",
+        "votes": "the action with the most votes stays the most probable one",
         "scores": "the action with the largest mean probability score keeps the largest expected one",
     }[action["kind"]]
     sentences = []
     for scope, words in SCOPES.items():
         part = action[scope]
-        median = "none" if part["median_radius"] is None else f"{part['median_radius']:g}"
         sentences.append(
-            f"Action level, {words}: at {round_down(100 * part['certified_share'], 4)} % of {action['states']} states {rule} up to that state's radius, "
-            f"which is at least 1 (median {median}, largest {part['max_radius'] or 'none'})."
+            f"Action level, {words}: at {_certified(part['radius'])} of {action['states']} states {rule} up to that state's radius, "
+            f"which is at least 1 (median {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])})."
         )
     return sentences
 
@@ -65,13 +65,13 @@ def _continuous(action) -> list[str]:
     sentences = []
     for scope, words in SCOPES.items():
         parts = [
-            f"{round_up(100 * float(share), 3)} % of the action range at {round_down(100 * part['certified_share'], 4)} % of {action['states']} states "
-            f"(median r {'none' if part['median_radius'] is None else format(part['median_radius'], 'g')})"
-            for share, part in action[scope]["tolerance"].items()
+            f"{200 * Fraction(tolerance)} % of the action range wide at {_certified(part['radius'])} of {action['states']} states "
+            f"(median radius {_radius(part['median_radius'])})"
+            for tolerance, part in action[scope]["tolerance"].items()
         ]
         sentences.append(
-            f"Action level, {words}: in every dimension the median action of instances trained on D' lies in an interval around that of D, up to the state's "
-            f"radius, with a half-width of at most {', '.join(parts)}."
+            f"Action level, {words}: in every dimension the median actions of training on D and of training on any D' up to the state's radius lie in one "
+            f"interval, which is at most {'; '.join(parts)}."
         )
     return sentences
 
@@ -83,16 +83,20 @@ def _goal(inputs, goal) -> str:
 
 def _confidence(inputs, results) -> list[str]:
     def confidence(statements):
-        return f"{100 * (1 - statements * inputs['eta']):.12g} %"
+        return f"{round_down(max(0.0, 100 * (1 - statements * inputs['eta'])), 12)} %"
 
     parts = ["the lower bounds on returns for all r", "the upper bounds on returns for all r"]
-    together = "the lower bounds on returns hold"
+    together = [f"both together with probability at least {confidence(2)}"]
     if results["action"] is not None:
         parts += ["the actions at any one state", "the actions at all states"]
-        together = "the lower bounds on returns and the actions at all states hold together"
+        together = [
+            f"both bounds on returns together with probability at least {confidence(2)}",
+            f"the lower bounds on returns and the actions at all states with probability at least {confidence(2)}",
+            f"all of it with probability at least {confidence(3)}",
+        ]
     sentence = (
         f"With which probability, over the randomness of training: each of these statements by itself holds with probability at least {confidence(1)}: "
-        f"{'; '.join(parts)}; and {together} with probability at least {confidence(1 if results['action'] is None else 2)}."
+        f"{'; '.join(parts)}. {'; '.join(together).capitalize()}."
     )
     if inputs["looks"] == "fixed":
         return [sentence]
@@ -105,11 +109,26 @@ def _confidence(inputs, results) -> list[str]:
     ]
 
 
+def _certified(radii: list) -> str:
+    return share(sum(radius is not None and radius >= 1 for radius in radii), len(radii))
+
+
+def _radius(value) -> str:
+    """A radius, or the median of radii, which may end in .5."""
+    return "none" if value is None else f"{value:.1f}".removesuffix(".0")
+
+
+def share(count: int, total: int) -> str:
+    """count / total in percent, with four digits, never above it."""
+    exact = Fraction(100 * count, total)
+    return f"{Context(prec=4, rounding=ROUND_FLOOR).divide(Decimal(exact.numerator), Decimal(exact.denominator)).normalize():f} %"
+
+
 def round_down(value: float, digits: int = 6) -> str:
     """`value` with that many significant digits, never above it."""
-    return f"{Context(prec=digits, rounding=ROUND_FLOOR).create_decimal_from_float(float(value)).normalize():f}"
+    return f"{Context(prec=digits, rounding=ROUND_FLOOR).create_decimal_from_float(value + 0.0).normalize():f}"
 
 
 def round_up(value: float, digits: int = 6) -> str:
     """`value` with that many significant digits, never below it."""
-    return f"{Context(prec=digits, rounding=ROUND_CEILING).create_decimal_from_float(float(value)).normalize():f}"
+    return f"{Context(prec=digits, rounding=ROUND_CEILING).create_decimal_from_float(value + 0.0).normalize():f}"

@@ -16,6 +16,8 @@ from mucd_ray.mechanism.mechanism import Mechanism
 # A level is 0.5 % of the range.
 LEVELS = 200
 LARGEST = 2**53
+# Ranges of returns and actions: sums over them must not overflow, nor lose the digits in which a bound is rounded down.
+LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
 KEYS = {
     "mechanism", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "actions",
 }
@@ -90,8 +92,7 @@ def check_inputs(inputs: dict) -> None:
     if not 0 < inputs["discount"] <= 1:
         raise MucdError(f"discount {inputs['discount']} is outside (0, 1]")
     low, high = inputs["return_range"]
-    if not low < high:
-        raise MucdError(f"return range [{low}, {high}] must begin below its end")
+    _check_range("return range", low, high)
     if not inputs["returns"]:
         raise MucdError("there are no returns: train at least one instance first")
     for value in inputs["returns"]:
@@ -118,12 +119,19 @@ def _check_actions(actions, instances: int) -> None:
         for end in ("low", "high"):
             _check_real(end, actions[end], counts.shape[1])
         for low, high in zip(actions["low"], actions["high"], strict=True):
-            if not low < high:
-                raise MucdError(f"action range [{low}, {high}] must begin below its end")
+            _check_range("action range", low, high)
     elif actions["reference"] is not None:
         reference = _array("reference", actions["reference"], 1)
         if reference.shape != counts.shape[:1] or np.any(reference >= counts.shape[1]):
             raise MucdError(f"reference must hold one action below {counts.shape[1]} for each of the {len(counts)} states")
+
+
+def _check_range(name: str, low: float, high: float) -> None:
+    if not low < high:
+        raise MucdError(f"{name} [{low}, {high}] must begin below its end")
+    largest = max(abs(low), abs(high))
+    if largest > LARGEST_VALUE or high - low < LEAST_WIDTH * largest:
+        raise MucdError(f"{name} [{low}, {high}] must lie within +-{LARGEST_VALUE:g} and be wider than {LEAST_WIDTH:g} of its ends: shift or rescale it")
 
 
 def _array(name: str, values, dimensions: int) -> np.ndarray:

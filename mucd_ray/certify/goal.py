@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from mucd_ray.errors import MucdError
 
@@ -47,7 +48,8 @@ class Goal:
         return cls(match["name"], least, fraction)
 
     def radius(self, units: int) -> int:
-        return math.ceil(self.fraction * units)
+        """r; the fraction is read as it was written: 0.07 of 100 units are 7, not 8."""
+        return math.ceil(Fraction(str(self.fraction)) * units)
 
     def check(self, units: int, cap: int, *, discrete: bool) -> None:
         """Raise MucdError if no certificate of this dataset can meet the goal: a radius above `cap`, or actions that are not voted on."""

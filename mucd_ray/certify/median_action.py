@@ -5,6 +5,8 @@ act at or below t+, so every median of theirs is at most t+; likewise t- from th
 statistics of the instances' actions, and the order statistic depends on r and the number of instances alone.
 """
 
+import math
+
 import numpy as np
 
 from mucd_ray.certify.bands import order_statistic_band
@@ -42,24 +44,35 @@ class MedianActions:
 
     def interval(self, radius: int) -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) ends [S, d] as shares of the action range, 0 to 1; the whole range where nothing is certified."""
-        rank = self.rank(radius)
-        if rank > self.instances:
-            return np.zeros(self.cumulative.shape[:2]), np.ones(self.cumulative.shape[:2])
-        # Of each level's cell the outer end: the safe side.
-        return self._level(self.instances + 1 - rank) / self.levels, np.minimum(self._level(rank) + 1, self.levels) / self.levels
+        lower, upper = self._ends(radius)
+        return lower / self.levels, upper / self.levels
 
     def half_width(self, radius: int) -> np.ndarray:
         """Half-widths [S, d] as shares of the action range, at most 0.5."""
-        lower, upper = self.interval(radius)
-        return (upper - lower) / 2
+        lower, upper = self._ends(radius)
+        return (upper - lower) / (2 * self.levels)
 
     def radii(self, tolerance: float, cap: int) -> np.ndarray:
         """Largest r <= cap at which all dimensions' half-widths are at most `tolerance` of the range -> [S]; -1 where none."""
-        return largest_radii(lambda radius: (self.half_width(radius) <= tolerance).all(axis=1), cap)
+        widest = math.floor(2 * tolerance * self.levels + 1e-9)
+
+        def within(radius):
+            lower, upper = self._ends(radius)
+            return (upper - lower <= widest).all(axis=1)
+
+        return largest_radii(within, cap)
 
     def median(self) -> np.ndarray:
         """The median action of the instances on D, [S, d], as a share of the range: the middle of its level's cell."""
         return np.minimum(self._level((self.instances + 1) // 2) + 0.5, self.levels) / self.levels
+
+    def _ends(self, radius: int) -> tuple[np.ndarray, np.ndarray]:
+        """The interval's ends in levels, each the outer end of its level's cell: the safe side."""
+        rank = self.rank(radius)
+        if rank > self.instances:
+            shape = self.cumulative.shape[:2]
+            return np.zeros(shape, int), np.full(shape, self.levels)
+        return self._level(self.instances + 1 - rank), np.minimum(self._level(rank) + 1, self.levels)
 
     def _level(self, rank: int) -> np.ndarray:
         """Level of the rank-th smallest action, [S, d]."""

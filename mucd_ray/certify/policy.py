@@ -77,6 +77,8 @@ def mean_route_bound(mean: float, return_range: tuple[float, float], lower) -> f
 
 
 def radius_keeping(share: float, unpoisoned: float, band: ReturnBand, guarantees: Guarantees, cap: int) -> int:
-    """Largest r <= cap whose bound keeps `share` of the unpoisoned mean above the floor; -1 if not even r = 0 does."""
+    """Largest r <= cap whose bound keeps `share` of the unpoisoned mean above the floor; -1 if not even r = 0 does, or if there is nothing to keep."""
+    if unpoisoned <= band.floor:
+        return -1
     wanted = band.floor + share * (unpoisoned - band.floor)
     return int(largest_radii(lambda r: np.array([expected_return_bound(band, guarantees, r) >= wanted]), cap)[0])

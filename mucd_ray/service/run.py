@@ -16,7 +16,7 @@ from mucd_ray.certify.claim import round_down
 from mucd_ray.certify.confidence import check_eta
 from mucd_ray.certify.goal import Goal
 from mucd_ray.certify.looks import effective_eta, looks_up_to
-from mucd_ray.certify.plan import least_instances
+from mucd_ray.certify.calibration import least_instances
 from mucd_ray.certify.results import check_choices
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError

@@ -11,7 +11,8 @@ import numpy as np
 
 from mucd_ray.certify.claim import round_down
 from mucd_ray.certify.looks import effective_eta
-from mucd_ray.certify.plan import declared_size, plan
+from mucd_ray.certify.plan import plan
+from mucd_ray.certify.size import declared_size
 from mucd_ray.data.cards import EnvironmentCard, card_for, load_card
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.minari_io import load_dataset

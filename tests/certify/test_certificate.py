@@ -1,6 +1,9 @@
 import copy
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -40,6 +43,7 @@ def inputs(**changes):
         "actions": VOTES,
         "returns": rng.normal(-90, 20, 100).clip(-500, 0),
         "return_range": (-500, 0),
+        "radius_cap": 12,
     }
     return make_inputs(**values | changes)
 
@@ -99,7 +103,7 @@ def test_a_certificate_survives_a_file_and_verifies(tmp_path):
     assert "99.9 %" in CERTIFICATE["claim"][-1]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("kind", CERTIFICATES)
 def test_any_hand_edit_is_found(kind, data):
@@ -145,6 +149,13 @@ def forge(change, refit=True):
         lambda c: c["results"]["action"].update(action=[bool(a) for a in c["results"]["action"]["action"]]),
         lambda c: c.update(summary="certified up to r = 1000000"),
         lambda c: c.update(assumptions=[]),
+        lambda c: c.update(assumptions=None),
+        lambda c: c["assumptions"].append(7),
+        lambda c: c["assumptions"].append("\x1b[2JVALID"),
+        lambda c: c.update({"\x1b[2JVALID": 1}),
+        lambda c: c["results"]["policy"]["keeps"]["0.5"].update(fraction=c["results"]["policy"]["keeps"]["0.5"]["fraction"] + 1e-6),
+        lambda c: c["results"]["policy"]["keeps"]["0.5"].update(bound=c["results"]["policy"]["keeps"]["0.5"]["bound"] + 0.001),
+        lambda c: c["results"]["action"]["per_state"]["top_lower"].__setitem__(0, c["results"]["action"]["per_state"]["top_lower"][0] + 1e-5),
         lambda c: c.pop("context"),
     ],
 )
@@ -158,6 +169,18 @@ def test_json_that_says_two_things_is_refused(tmp_path):
         (tmp_path / "c.json").write_text(forged)
         with pytest.raises(MucdError, match="not JSON"):
             read_certificate(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("features", ["X86_V4 AVX512_ICL AVX512_SPR", "X86_V3 X86_V4 AVX512_ICL AVX512_SPR"])
+def test_a_certificate_made_here_verifies_on_a_processor_with_other_last_digits(tmp_path, features):
+    names = []
+    for kind, certificate in CERTIFICATES.items():
+        names.append(str(tmp_path / f"{kind}.json"))
+        (tmp_path / f"{kind}.json").write_text(json.dumps(certificate))
+    code = "import sys; from mucd_ray.certify.certificate import read_certificate, verify; print([verify(read_certificate(n)) for n in sys.argv[1:]])"
+    environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": features, "OPENBLAS_CORETYPE": "Haswell"}
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *names], capture_output=True, text=True, env=environment)
+    assert result.stdout.strip() == str([[]] * len(names)), result.stdout + result.stderr
 
 
 def test_claimed_numbers_are_rounded_down():

@@ -58,6 +58,8 @@ def test_evidence_of_every_kind_is_accepted(actions):
         ({"returns": np.full(10, np.nan)}, "nan must be a finite"),
         ({"returns": np.full(10, -1e30)}, "return -1e.30 is outside"),
         ({"return_range": (0, -5)}, "return range .0.0, -5.0."),
+        ({"return_range": (-1e308, 1e308)}, "must lie within"),
+        ({"return_range": (1e15, 1e15 + 1), "returns": np.full(10, 1e15)}, "wider than"),
         ({"radius_cap": 1001}, "radius cap 1001 is outside 1..1000"),
         ({"radius_cap": 0}, "radius cap 0"),
         ({"rollouts": 0}, "rollouts 0"),

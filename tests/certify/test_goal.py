@@ -27,6 +27,7 @@ def test_what_is_no_goal_is_refused_by_name(text):
 
 def test_a_fraction_is_rounded_up_to_whole_units():
     assert Goal.parse("return>=0.5@0.0101").radius(1000) == 11 and Goal.parse("return>=0.5@0").radius(1000) == 0
+    assert Goal.parse("return>=0.5@0.07").radius(100) == 7
 
 
 def test_goals_that_no_certificate_can_meet_are_refused_beforehand():

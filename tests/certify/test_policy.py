@@ -60,6 +60,8 @@ def test_radius_keeping_is_the_last_radius_that_keeps():
     wanted = -500 + 0.5 * (returns.mean() + 500)
     assert expected_return_bound(band, GAUSSIAN, radius) >= wanted > expected_return_bound(band, GAUSSIAN, radius + 1)
     assert radius_keeping(1.0, returns.mean(), band, GAUSSIAN, cap=10) == -1
+    nothing = return_band(np.full(500, -500.0), (-500, 0), eta=0.001, method="order-statistic")
+    assert radius_keeping(0.5, -500.0, nothing, GAUSSIAN, cap=10) == -1
 
 
 def test_quantiles_and_upper_bounds_cover_the_poisoned_returns():
