@@ -20,6 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     except MucdError as error:
         print(f"mucd: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"mucd: error: {error.strerror or error}: {error.filename or 'a file'}; mend this and run the same command again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("mucd: interrupted; run the same command again to continue", file=sys.stderr)
         return 130

@@ -97,7 +97,7 @@ def check_inputs(inputs: dict) -> None:
         raise MucdError("there are no returns: train at least one instance first")
     for value in inputs["returns"]:
         if not low <= value <= high:
-            raise MucdError(f"return {value} is outside the declared range [{low}, {high}]: declare a range that holds every return")
+            raise MucdError(f"return {value} is outside the declared range [{low}, {high}]: declare the true bounds of every possible return")
     if inputs["actions"] is not None:
         _check_actions(inputs["actions"], len(inputs["returns"]))
 

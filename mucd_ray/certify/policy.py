@@ -47,7 +47,7 @@ def return_band(returns: np.ndarray, return_range: tuple[float, float], *, eta: 
         raise MucdError("there are no returns: train at least one instance first")
     outside = ~((returns >= low) & (returns <= high))
     if outside.any():
-        raise MucdError(f"return {returns[outside][0]} is outside the declared range [{low}, {high}]: declare a range that holds every return")
+        raise MucdError(f"return {returns[outside][0]} is outside the declared range [{low}, {high}]: declare the true bounds of every possible return")
     returns = np.sort(returns)
     probability = 1.0 - BANDS[method](len(returns), eta)
     # Of equal returns the first has the highest bound, and the later ones say nothing more.

@@ -54,6 +54,11 @@ class EnvironmentCard:
     source: str
 
     def __post_init__(self):
+        if not isinstance(self.make_kwargs, dict) or not isinstance(self.source, str):
+            raise MucdError(f"card of {self.env_id}: make_kwargs must be an object and source a sentence")
+        for name in ("indices", "observation_shape"):
+            if not all(type(value) is int and 0 <= value < 1 << 31 for value in getattr(self, name)):
+                raise MucdError(f"card of {self.env_id}: {name} {getattr(self, name)} must be whole numbers from 0 on")
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
         size = self._entries(np.zeros(self.observation_shape)).size

@@ -1,5 +1,6 @@
 """A driver-side pool of trainers: one actor per slot, work requeued when an actor dies, start failures reported with their text."""
 
+import re
 from collections import Counter, deque
 from collections.abc import Callable
 
@@ -59,7 +60,8 @@ class Pool:
             raise error
         failures[index] += 1
         if failures[index] >= ATTEMPTS:
-            text = " ".join(str(error).split())
+            # The reason stands at the end of Ray's text, which is coloured.
+            text = " ".join(re.sub(r"\x1b\[[0-9;]*m|\^{2,}", "", str(error)).split())
             kind = "a trainer died" if isinstance(error, RayActorError) else "training failed"
-            raise MucdError(f"{kind} {ATTEMPTS} times at {call[0]}{call[1]}: {text[:500]}")
+            raise MucdError(f"{kind} {ATTEMPTS} times at {call[0]}{call[1]}: {text[-500:]}")
         waiting.append(index)

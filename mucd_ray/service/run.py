@@ -1,6 +1,8 @@
 """The driver: from settings and data to a finished run folder, on a local Ray or a cluster. Every step can be repeated."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import socket
@@ -94,6 +96,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
         MucdError: too few instances, a budget that is no look, another dataset, no resources, or training that keeps failing.
     """
     settings = store.settings()
+    store.secret()
     choices.check(settings)
     needed = least_instances(max(settings.actions, 2), effective_eta(choices.eta, choices.looks, instances))
     if instances < needed:
@@ -265,7 +268,7 @@ def _ray(resources: Resources):
     options = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises bare ones, too
         raise MucdError(f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}): start one, or leave the address out") from None
     try:
         yield
@@ -294,6 +297,10 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
         f"Environment card: {settings.card.source}",
         *settings.assumptions,
     ]
+    low, high = settings.return_range
+    notes.append(f"Every episode's return lies in the declared public range [{low:g}, {high:g}], on whatever data a policy was trained.")
+    if settings.states_sha256 is not None:
+        notes.append("The states were given by the user: the claim about actions holds if they were chosen independently of the instances that vote.")
     if not settings.columns:
         notes.append("The environment's actions are unbounded: there is no public grid on which to count them, and no action is certified.")
     return notes
@@ -329,6 +336,7 @@ def context(store: RunStore, settings: RunSettings) -> dict:
         "instances_looked_at": store.looks(),
         "learner": settings.to_dict()["learner"],
         "parameters": settings.network.parameter_count,
+        "card_sha256": hashlib.sha256(json.dumps(settings.to_dict()["card"], sort_keys=True).encode()).hexdigest(),
         "states_sha256": store.states_hash(),
         "states_chosen_by": f"{settings.held_out} held-out instances" if settings.states_sha256 is None else "the user's file",
         "software": {name: version(name) for name in ("mucd_ray", "numpy", "scipy", "torch", "ray", "gymnasium", "minari")},

@@ -86,12 +86,24 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         states=len(states) if states is not None else request.states,
         held_out=request.held_out,
         states_sha256=hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest() if states is not None else None,
-        assumptions=(how, request.chosen or (USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE)),
+        assumptions=(
+            how,
+            USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE,
+            *([] if _is_shipped(card) else [f"The environment card was given by the user. {CONDITIONAL}"]),
+            *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
+        ),
     )
     settings.radius_cap(choices.threat)
     choices.check(settings)
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
+
+
+def _is_shipped(card: EnvironmentCard) -> bool:
+    try:
+        return card == card_for(card.env_id)
+    except MucdError:
+        return False
 
 
 def _action_bounds(card: EnvironmentCard) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -145,9 +157,13 @@ def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:
         return None
     try:
         states = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise MucdError(f"states file {path} cannot be read ({error}): give a .npy array of observations") from None
-    if states.dtype.kind not in "fiub" or states.ndim < 1 or not len(states) or not np.isfinite(states).all():
+    if not isinstance(states, np.ndarray):
+        raise MucdError(f"states file {path} holds several arrays: give a .npy array of observations")
+    if states.ndim != 1 + len(card.observation_shape):
+        raise MucdError(f"states file {path} of shape {states.shape} must be a list of observations of shape {tuple(card.observation_shape)}")
+    if states.dtype.kind not in "fiub" or not len(states) or not np.isfinite(states).all():
         raise MucdError(f"states file {path} must hold at least one observation and finite numbers only")
     card.features(states)
     return states
@@ -194,6 +210,8 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
         "baselines": certificate["context"]["baselines"],
         "looks": inputs["looks"],
+        # A number of instances beside which others were asked for or looked at may have been chosen by results.
+        "conditional": inputs["looks"] == "fixed" and bool(set(store.targets()) - {results["instances"]} or store.looks()),
         "goal": results["goal"] and results["goal"] | {"text": inputs["goal"]},
     }
     if action:
@@ -243,6 +261,8 @@ def describe(summary: dict) -> str:
         )
     if not summary["sound"]:
         lines.insert(0, "NOT SOUND: published accounting, for comparison only")
+    if summary["conditional"]:
+        lines.append("on condition  that the number of instances was not chosen by looking at results; --looks anytime needs no such condition")
     return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
 
 

@@ -79,13 +79,13 @@ class RunSettings:
         if self.size_margin < 1:
             raise MucdError(
                 f"{self.units} units lie on the border between two rounded sizes, so that one unit more or less would change the mechanism: "
-                f"declare a size with --units {self.units}"
+                f"declare a size that does not depend on the data, for example --units {self.declared_size}"
             )
         return self.size_margin
 
     def size_note(self, threat: str) -> str:
         if self.size_margin is None:
-            return f"The size {self.declared_size} was declared by the user as a public constant."
+            return f"The size {self.declared_size} was declared by the user as a public constant. The claim holds if it was not computed from this dataset."
         note = f"The mechanism follows from the size {self.declared_size}, which is the number of units rounded to a public series; "
         if threat == "substitute":
             return note + "replacing units does not change it."

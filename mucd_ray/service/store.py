@@ -74,7 +74,7 @@ class RunStore:
         try:
             store.path.mkdir(parents=True, exist_ok=True)
             # What a start that was killed leaves behind: it comes before settings.json, which makes the folder a run.
-            foreign = any(name not in ("blocks", "targets", "looks", "secret") and not name.startswith(".tmp-") for name in os.listdir(store.path))
+            foreign = any(name not in ("blocks", "targets", "looks", "secret", "secret.sha256") and not name.startswith(".tmp-") for name in os.listdir(store.path))
             # Another process may have made it a run folder since the look above.
             if foreign and not store.exists():
                 raise MucdError(f"{store.path} is not empty and not a run folder: choose a new folder with --out")
@@ -82,6 +82,7 @@ class RunStore:
             (store.path / "targets").mkdir(exist_ok=True)
             (store.path / "looks").mkdir(exist_ok=True)
             store._first_write("secret", (secret or secrets.token_bytes(32)).hex().encode(), mode=0o600)
+            store._first_write("secret.sha256", _secret_hash((store.path / "secret").read_text()))
             store._first_write("settings.json", json.dumps(settings.to_dict(), indent=1).encode())
         except OSError as error:
             raise MucdError(f"run folder {store.path} cannot be written ({error.strerror}): choose another with --out") from None
@@ -115,16 +116,21 @@ class RunStore:
             status = os.stat(self.path / "secret")
             if status.st_mode & 0o077 or status.st_uid != os.geteuid():
                 raise MucdError(f"{self.path / 'secret'} is not private to this user: an attacker may know it; start a new run folder, or chmod 600 it if you are sure")
-            return bytes.fromhex((self.path / "secret").read_text())
+            text = (self.path / "secret").read_text()
+            if (self.path / "secret.sha256").read_bytes() != _secret_hash(text):
+                raise MucdError(f"{self.path / 'secret'} is not the one with which the run began: restore it, or start a new run folder")
+            return bytes.fromhex(text)
         except (OSError, ValueError) as error:
             raise MucdError(f"{self.path / 'secret'} cannot be read ({error}): without it the run cannot go on") from None
 
     def _check_same(self, settings: RunSettings, secret: bytes | None):
         differences = self.settings().differences(settings)
+        # Sentences follow from the other settings.
+        differences = [text for text in differences if not text.startswith("assumptions")] or differences
         if secret is not None and secret != self.secret():
             differences.append("seed: another one there")
         if differences:
-            raise MucdError(f"{self.path} holds a run with other settings ({'; '.join(differences[:3])}): use the same ones, or another --out")
+            raise MucdError(f"{self.path} holds a run with other settings ({'; '.join(differences[:3])}): use the same ones, or another --out; `mucd grow` adds instances, `mucd certify` takes another eta or threat")
 
     # targets, states and baselines
 
@@ -146,7 +152,7 @@ class RunStore:
         return self._numbers("looks")
 
     def _numbers(self, folder: str) -> list[int]:
-        return sorted(int(name) for name in os.listdir(self.path / folder) if name.isdigit())
+        return sorted(int(name) for name in os.listdir(self.path / folder) if name.isdigit() and int(name))
 
     def states(self) -> np.ndarray | None:
         path = self.path / "states.npy"
@@ -154,7 +160,7 @@ class RunStore:
             return None
         try:
             return np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise MucdError(f"{path} cannot be read ({error}): restore it; the votes belong to these states") from None
 
     def write_states(self, states: np.ndarray) -> np.ndarray:
@@ -181,7 +187,10 @@ class RunStore:
 
     def read_json(self, name: str):
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return json.loads(path.read_text(), parse_constant=_refuse_constant) if path.exists() else None
+        except ValueError as error:
+            raise MucdError(f"{path} cannot be read ({error}): delete it, and `mucd run` makes it again") from None
 
     def _first_write(self, name: str, content: bytes, mode: int = 0o644) -> None:
         with _temporary((self.path / name).parent) as temporary:
@@ -196,7 +205,7 @@ class RunStore:
         name = f"block-{block.first:08d}-{len(block.returns):06d}.safetensors"
         tensors = {f"parameters.{key}": value for key, value in block.parameters.items()}
         tensors |= {"returns": block.returns, "actions": block.actions, "levels": block.levels}
-        metadata = {"sha256": _digest(tensors), "run": self.identity, "states": self.states_hash()}
+        metadata = {"sha256": _digest(tensors, block.first), "run": self.identity, "states": self.states_hash()}
         with _temporary(self.blocks) as temporary:
             temporary.write_bytes(save(tensors, metadata))
             _link(temporary, self.blocks / name)
@@ -217,7 +226,7 @@ class RunStore:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
             first, count = (int(part) for part in BLOCK.match(name).groups())
-            if metadata.get("sha256") != _digest(tensors) or len(tensors["returns"]) != count:
+            if metadata.get("sha256") != _digest(tensors, first) or len(tensors["returns"]) != count:
                 raise ValueError("checksum")
         except (SafetensorError, ValueError, KeyError):
             os.replace(path, path.with_suffix(".damaged"))
@@ -251,6 +260,14 @@ class RunStore:
         return end
 
 
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is not a number")
+
+
+def _secret_hash(text: str) -> bytes:
+    return hashlib.sha256(b"mucd run secret " + text.encode()).hexdigest().encode()
+
+
 @contextlib.contextmanager
 def _temporary(folder: Path):
     path = folder / f".tmp-{os.getpid()}-{secrets.token_hex(8)}"
@@ -273,8 +290,9 @@ def _link(temporary: Path, final: Path) -> None:
     os.close(descriptor)
 
 
-def _digest(tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: dict[str, np.ndarray], first: int) -> str:
+    """Hash of a block's content and of the number of its first instance: a copy under another name is damaged."""
+    digest = hashlib.sha256(f"first {first};".encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"{name} {array.dtype.str} {array.shape};".encode())

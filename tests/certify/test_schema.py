@@ -46,7 +46,7 @@ def run_context():
         fingerprint="cd",
         units=1000,
         card=SimpleNamespace(env_id="Acrobot-v1"),
-        to_dict=lambda: {"learner": asdict(learner.Learner(learning_rate=0.1))},
+        to_dict=lambda: {"card": {}, "learner": asdict(learner.Learner(learning_rate=0.1))},
         network=SimpleNamespace(parameter_count=18),
         held_out=16,
         states_sha256=None,

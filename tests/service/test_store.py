@@ -127,3 +127,23 @@ def test_a_block_of_another_run_is_refused(store, tmp_path):
     (store.blocks / name).write_bytes((other.blocks / name).read_bytes())
     with pytest.raises(MucdError, match="another run"):
         store.read(name)
+
+
+def test_a_block_copied_to_other_instances_is_damaged(store):
+    """Otherwise the same instances would count twice as independent ones."""
+    name = store.commit(block(0, 4))
+    os.link(store.blocks / name, store.blocks / "block-00000004-000004.safetensors")
+    assert [list(part) for part in store.missing(8, 8)] == [[4, 5, 6, 7]]
+
+
+def test_another_secret_is_refused(store):
+    (store.path / "secret").write_text("07" * 32)
+    with pytest.raises(MucdError, match="not the one with which the run began"):
+        store.secret()
+
+
+@pytest.mark.parametrize("name, content, message", [("baselines.json", b'{"reference": [', "delete it"), ("baselines.json", b'{"a": NaN}', "NaN"), ("states.npy", b"", "restore it")])
+def test_damaged_side_files_are_named(store, name, content, message):
+    (store.path / name).write_bytes(content)
+    with pytest.raises(MucdError, match=f"{name}.*{message}"):
+        store.states() if name == "states.npy" else store.read_json(name)
