@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import sys
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +97,13 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     )
     settings.radius_cap(choices.threat)
     choices.check(settings)
+    wanted, cap = math.ceil(request.fraction * declared), settings.radius_cap(choices.threat)
+    if request.noise_multiplier is None and wanted > cap:
+        print(
+            f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
+            "ask for a smaller fraction, or declare a size with --units that does not depend on the data",
+            file=sys.stderr,
+        )
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
 
