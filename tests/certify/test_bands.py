@@ -1,7 +1,6 @@
 """Exact values where there are some, and coverage measured by simulation, point masses and ties included."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -86,14 +85,12 @@ def test_whoever_picks_the_best_of_several_looks_is_covered_by_the_shares_of_the
 @pytest.mark.parametrize("eta", [1e-10, 1e-3, 0.3])
 def test_huge_samples_and_tiny_eta(eta):
     samples = 100_000
-    start = time.process_time()
     for name, band in BANDS.items():
         bounds = band(samples, eta)
         assert bounds.shape == (samples,) and np.all(np.diff(bounds) >= 0) and 0 < bounds[0] and bounds[-1] <= 1, name
         # No band can beat the bound of one rank alone, nor need it be worse than a share of eta for each rank.
         k = np.array([1, 2, 10, 1000, 50_000, 100_000])
         assert np.all(bounds[k - 1] >= np.where(k == samples, 0, betainccinv(k, samples - k + 1, min(eta, 0.5))) - 1e-12)
-    assert time.process_time() - start < 15
     pinned = [1, 2, 10, 100]
     shares = betainccinv(pinned, samples - np.array(pinned) + 1, eta / samples)
     assert np.all(order_statistic_band(samples, eta)[np.array(pinned) - 1] <= shares * (1 + 1e-9))
