@@ -26,7 +26,8 @@ FORMAT = "mucd-certificate/2"
 # TOLERANCE + T * TOLERANCE_PER_STEP, of the return range or of 1; counts, radii and shares are the same everywhere.
 TOLERANCE = 1e-6
 TOLERANCE_PER_STEP = 1e-11
-RETURNS = re.compile(r"results\.(policy\.(unpoisoned|curve\.(bound|ceiling|quantiles)|keeps\..*\.bound)|goal\.certified)")
+RETURNS = re.compile(r"results\.(policy\.(unpoisoned|curve\.(bound|ceiling|quantiles)|keeps\..*\.bound))")
+GOAL = re.compile(r"results\.goal\.certified")
 PROBABILITIES = re.compile(r"results\.(action\..*\.(top_lower|runner_up_upper)|accounting\.(discretisation_error|splits\.bound))")
 KEYS = {"format", "claim", "inputs", "results", "assumptions", "context", "sha256"}
 # These are made by every certificate; further ones are about the run.
@@ -145,7 +146,8 @@ def verify(certificate: dict) -> list[str]:
         return [f"inputs: {type(error).__name__}: {error}"]
     tolerance = TOLERANCE + TOLERANCE_PER_STEP * inputs["mechanism"]["steps"]
     width = inputs["return_range"][1] - inputs["return_range"][0]
-    mismatches = _differences(results, certificate["results"], "results", {RETURNS: tolerance * width, PROBABILITIES: tolerance})
+    tolerances = {RETURNS: tolerance * width, PROBABILITIES: tolerance, GOAL: tolerance * _goal_scale(inputs, results, width)}
+    mismatches = _differences(results, certificate["results"], "results", tolerances)
     # Numbers that agree but for their last digits may be written differently: the words follow from the certificate's own.
     own = results if mismatches else certificate["results"]
     mismatches += _differences(claim_sentences(inputs, own), certificate["claim"], "claim", {})
@@ -156,6 +158,13 @@ def verify(certificate: dict) -> list[str]:
     if certificate["sha256"] != found_hash:
         mismatches.append("sha256: the content was changed after the certificate was made")
     return mismatches
+
+
+def _goal_scale(inputs: dict, results: dict, width: float) -> float:
+    """How far the goal's value moves if the bound on the return moves by the return range."""
+    name = results["goal"]["name"] if results["goal"] else None
+    above = results["policy"]["unpoisoned_mean"] - inputs["return_range"][0]
+    return {"absolute-return": width, "return": width / above if above > 0 else 0.0}.get(name, 0.0)
 
 
 def _differences(expected, found, path: str, tolerances: dict[re.Pattern, float]) -> list[str]:

@@ -82,7 +82,7 @@ class RunStore:
             (store.path / "targets").mkdir(exist_ok=True)
             (store.path / "looks").mkdir(exist_ok=True)
             store._first_write("secret", (secret or secrets.token_bytes(32)).hex().encode(), mode=0o600)
-            store._first_write("secret.sha256", _secret_hash((store.path / "secret").read_text()))
+            store._first_write("secret.sha256", _secret_hash((store.path / "secret").read_text()), mode=0o600)
             store._first_write("settings.json", json.dumps(settings.to_dict(), indent=1).encode())
         except OSError as error:
             raise MucdError(f"run folder {store.path} cannot be written ({error.strerror}): choose another with --out") from None

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mucd_ray.certify.certificate import content_hash, make_certificate, make_inputs, read_certificate, verify
-from mucd_ray.certify.claim import round_down, round_up
+from mucd_ray.certify.claim import claim_sentences, round_down, round_up
 from mucd_ray.certify.evidence import continuous_evidence, histogram, levels, scores_evidence, votes_evidence
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import Mechanism
@@ -161,6 +161,21 @@ def forge(change, refit=True):
 )
 def test_forged_certificates_with_a_fitting_hash_do_not_verify(change):
     assert forge(change)
+
+
+def test_a_wide_return_range_leaves_no_room_to_forge_shares():
+    """Bounds may differ by a share of the return range; what is no return must not profit from it."""
+    wide = inputs(returns=np.random.default_rng(4).uniform(9e5, 1e6, 100), return_range=(0, 1e6), goal="return>=0.99@0.005")
+    honest = make_certificate(wide, assumptions=[], context={})
+    assert verify(honest) == [] and not honest["results"]["goal"]["met"]
+    for path, amount in ((("goal", "certified"), 1e-3), (("policy", "keeps", "0.5", "fraction"), 1e-3), (("accounting", "discretisation_error"), -1e-3)):
+        forged = copy.deepcopy(honest)
+        where = forged["results"]
+        for key in path[:-1]:
+            where = where[key]
+        where[path[-1]] += amount
+        forged["claim"] = claim_sentences(forged["inputs"], forged["results"])
+        assert verify(forged | {"sha256": content_hash(forged)})
 
 
 def test_json_that_says_two_things_is_refused(tmp_path):
