@@ -229,7 +229,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
 
 
 def _median_at(curve: dict, radius: int) -> float | None:
-    """The return that at least half of the instances earn at this radius."""
+    """The bound on the median return under D' at this radius."""
     return curve["quantiles"]["0.5"][curve["radius"].index(radius)] if radius >= 0 else None
 
 
@@ -256,7 +256,7 @@ def describe(summary: dict) -> str:
         if entry["radius"] >= 0:
             lines.append(
                 f"certified: keeps {100 * float(share):.0f} % up to r = {entry['radius']} {kind} ({round_down(100 * entry['fraction'], 3)} %), "
-                f"expected return at least {round_down(entry['bound'], 5)}, half of the instances at least {round_down(entry['median'], 5)}"
+                f"expected return at least {round_down(entry['bound'], 5)}, median at least {round_down(entry['median'], 5)}"
             )
         else:
             lines.append(f"certified: keeping {100 * float(share):.0f} % is not certified at any r")
@@ -288,7 +288,7 @@ def _radius(radius: float | None) -> str:
 def _describe_actions(part: dict, name: str) -> list[str]:
     if "tolerance" in part:
         return [
-            f"certified median actions ({name}): within {100 * float(share):g} % of the range at {round_down(100 * entry['certified_share'], 4)} % of states, "
+            f"certified median actions ({name}): in an interval {200 * float(share):g} % of the range wide at {round_down(100 * entry['certified_share'], 4)} % of states, "
             f"median r = {_radius(entry['median_radius'])}, largest {_radius(entry['max_radius'])}"
             for share, entry in part["tolerance"].items()
         ]

@@ -228,3 +228,14 @@ def test_published_claims_that_any_radius_is_harmless_without_subsampling():
     unsound = Guarantees(mechanism(1.0, 10.0, 1), family="published")
     assert np.allclose(unsound.at(1).lower(P), unsound.at(10_000).lower(P))
     assert Guarantees(mechanism(1.0, 10.0, 1)).at(10_000).lower(0.99) < 1e-9
+
+
+@pytest.mark.parametrize("threat", THREATS)
+@pytest.mark.parametrize("q, sigma, steps, radius", [(0.0512, 80.45, 50, 100), (0.002, 3.0, 5000, 20), (0.033, 2.0, 1, 70)])
+def test_an_attack_stays_within_one_percent_above_the_default_bound(threat, q, sigma, steps, radius):
+    guarantees = Guarantees(mechanism(q, sigma, steps), threat=threat)
+    assert 0 <= guarantees.discretisation_error(radius) < 2e-3
+    groups = {"insert": [(radius, 0)], "remove": [(0, radius)], "substitute": [(radius, radius)]}.get(threat, [(radius, 0), (0, radius)])
+    p = np.linspace(0.02, 0.99, 98)
+    attained = np.minimum.reduce([guarantees.accountant.attainable(*group)(p) for group in groups])
+    assert np.all(attained - guarantees.at(radius).lower(p) < 0.01 * p)
