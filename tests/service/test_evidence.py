@@ -146,7 +146,7 @@ def test_continuous_actions_are_certified_from_end_to_end(local_ray, pendulum, t
     assert inputs["return_range"] == list(card_for("Pendulum-v1").discounted_range(0.95))
     assert action["per_state"]["tolerance"]["0.25"]["certified_share"] > 0
     text = describe(summary)
-    assert "within 25 % of the range" in text and "discount 0.95" in text and "2 episodes each" in text
+    assert "in an interval 50 % of the range wide" in text and "discount 0.95" in text and "2 episodes each" in text
     with pytest.raises(MucdError, match="needs discrete actions"):
         execute(request, str(tmp_path / "other"), choices=Choices(inference="scores"))
     with pytest.raises(MucdError, match="continuous"):
