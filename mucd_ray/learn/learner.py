@@ -1,15 +1,46 @@
-"""How parameters move: the algorithm, the network's hidden layers and the optimiser, as plain data."""
+"""How parameters move: the algorithm and its constants, the hidden layers, the optimiser and the local update, as plain data."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.losses import ALGORITHMS
+from mucd_ray.learn.algorithms import NAMES
 
 BETA1, BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalUpdate:
+    """What one trajectory does with the current parameters before its update is clipped (DP-FedAvg, McMahan et al. 2018).
+
+    Attributes:
+        cap: most transitions of a trajectory that one step looks at. Of a longer one, `cap` evenly spaced transitions from a random
+            start take part, drawn anew in every step; each is as likely as any other.
+        steps: gradient steps on the mean loss of these transitions. The update is the sum of their gradients.
+        learning_rate: of these steps; with one step it has no effect.
+        min_return: trajectories with a smaller undiscounted return count as zero, or None. A public threshold on the unit's own return.
+
+    Raises:
+        MucdError: a field is outside its range.
+    """
+
+    cap: int = 200
+    steps: int = 1
+    learning_rate: float = 0.1
+    min_return: float | None = None
+
+    def __post_init__(self):
+        for name in ("cap", "steps"):
+            if getattr(self, name) < 1 or int(getattr(self, name)) != getattr(self, name):
+                raise MucdError(f"{name} {getattr(self, name)} of the local update must be a whole number, at least 1")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise MucdError(f"local learning rate {self.learning_rate} must be a finite number above 0")
+        if self.min_return is not None and not math.isfinite(self.min_return):
+            raise MucdError(f"least return {self.min_return} must be a finite number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,32 +50,43 @@ class Learner:
     Everything the optimiser does to the noisy sums is post-processing: it costs no privacy and moves no certificate.
 
     Attributes:
-        algorithm: a name in `losses.ALGORITHMS`.
-        hidden: widths of the hidden layers; () is a linear policy.
+        algorithm: a name in the registry `algorithms`.
+        constants: the algorithm's own public numbers by name (`Algorithm.constants`); defaults for those left out.
+        hidden: widths of the hidden layers; () is a linear policy or a linear value function.
+        random_features: number of public random Fourier features that replace the observation's features; 0 for none.
+        bandwidth: distance of observations over which these features change.
         optimiser: "sgd" or "adam" (beta 0.9 and 0.999).
         learning_rate: above 0.
         momentum: of SGD, in [0, 1).
         average: share in [0, 1] of the final iterates whose mean is released (Polyak averaging); 0 releases the last one.
+        local: what a trajectory does; not read where units are transitions.
 
     Raises:
         MucdError: a field is outside its range.
     """
 
     algorithm: str = "bc"
+    constants: Mapping[str, float] = field(default_factory=dict)
     hidden: tuple[int, ...] = ()
+    random_features: int = 0
+    bandwidth: float = 1.0
     optimiser: str = "sgd"
     learning_rate: float
     momentum: float = 0.0
     average: float = 0.0
+    local: LocalUpdate = LocalUpdate()
 
     def __post_init__(self):
         object.__setattr__(self, "hidden", tuple(int(width) for width in self.hidden))
-        if self.algorithm not in ALGORITHMS:
-            raise MucdError(f"algorithm {self.algorithm!r} is unknown: use one of {', '.join(ALGORITHMS)}")
+        object.__setattr__(self, "constants", dict(self.constants))
+        if self.algorithm not in NAMES:
+            raise MucdError(f"algorithm {self.algorithm!r} is unknown: use one of {', '.join(NAMES)}")
         if self.optimiser not in OPTIMISERS:
             raise MucdError(f"optimiser {self.optimiser!r} is unknown: use one of {', '.join(OPTIMISERS)}")
         if any(width < 1 for width in self.hidden):
             raise MucdError(f"hidden layers {self.hidden} must all have at least 1 unit")
+        if self.random_features < 0 or not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):
+            raise MucdError(f"random features {self.random_features} must be 0 or more and their bandwidth {self.bandwidth} finite and above 0")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise MucdError(f"learning rate {self.learning_rate} must be a finite number above 0")
         if not 0 <= self.momentum < 1:

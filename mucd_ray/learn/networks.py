@@ -40,6 +40,39 @@ class Network:
         return sum((inputs + 1) * outputs for inputs, outputs in self.layers)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RandomFeatures:
+    """Public random Fourier features (Rahimi and Recht 2007): sqrt(2 / count) cos(W s + b), which fill the unit ball whatever s is.
+
+    A linear function of them approximates a smooth function of s, while its gradient has a bounded norm and few parameters.
+    W and b follow from the fields alone, never from data.
+
+    Attributes:
+        inputs, count: width of s and number of features.
+        bandwidth: standard deviation of W is 1 / bandwidth.
+    """
+
+    inputs: int
+    count: int
+    bandwidth: float
+
+    def __post_init__(self):
+        generator = np.random.Generator(np.random.Philox(key=self.count, counter=[self.inputs, 0, 0, 0]))
+        object.__setattr__(self, "weight", generator.standard_normal((self.inputs, self.count)) / self.bandwidth)
+        object.__setattr__(self, "phase", generator.uniform(0.0, 2 * math.pi, self.count))
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """float32 [..., inputs] -> float32 [..., count]; each row by itself, non-finite rows give non-finite features.
+
+        Terms are added input by input, since the rounding of a matrix product may depend on the number of rows.
+        """
+        total = np.broadcast_to(self.phase, (*features.shape[:-1], self.count)).copy()
+        with np.errstate(invalid="ignore"):
+            for index in range(self.inputs):
+                total += features[..., index, None] * self.weight[index]
+            return (np.cos(total) * math.sqrt(2 / self.count)).astype(np.float32)
+
+
 def initial_parameters(network: Network, generator: np.random.Generator) -> np.ndarray:
     """Initial flat parameters of one instance, float32 [parameter_count], in the order of `layer_views`.
 

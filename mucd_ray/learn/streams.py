@@ -8,7 +8,7 @@ import numpy as np
 
 from mucd_ray.errors import MucdError
 
-INITIALISE, NOISE, SAMPLE, ROLLOUT = range(4)
+INITIALISE, NOISE, SAMPLE, ROLLOUT, SUBSET = range(5)
 SECRET_BYTES = 16
 
 # log((1 + s) / (1 - s)) = s (2 + z (... )), z = s^2, |s| < 0.172, to 2^-58: coefficients of fdlibm's log, highest power first.
@@ -143,3 +143,24 @@ def poisson_sample(generator: np.random.Generator, units: int, sample_rate: floa
             return parts[0] if len(parts) == 1 else np.concatenate(parts)
         parts.append(indices)
         last = indices[-1]
+
+
+def subset_purpose(unit: int) -> int:
+    """Purpose of the stream that chooses among one unit's transitions: SUBSET in the lowest byte, the unit above it."""
+    return SUBSET | unit << 8
+
+
+def spread_rows(length: int, cap: int, uniform: float) -> np.ndarray:
+    """Positions int64 of min(length, cap) of a unit's `length` transitions: all, or evenly spaced ones from a random start.
+
+    Systematic sampling: floor((uniform + j) length / cap), j = 0 ... cap - 1, with `uniform` in [0, 1) includes every position with
+    probability cap / length.
+    """
+    if length <= cap:
+        return np.arange(length)
+    return np.minimum(((np.arange(cap) + uniform) * (length / cap)).astype(np.int64), length - 1)
+
+
+def uniform(word: int) -> float:
+    """A number in [0, 1) of 53 bits from one 64-bit word."""
+    return (int(word) >> 11) * 2.0**-53

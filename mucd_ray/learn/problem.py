@@ -1,0 +1,107 @@
+"""What is learned: a learner on the features and actions of one environment, with the shapes of all its networks."""
+
+import functools
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.algorithm import Algorithm, Tower
+from mucd_ray.learn.algorithms import algorithm_for
+from mucd_ray.learn.learner import Learner
+from mucd_ray.learn.networks import Network, RandomFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Public shapes of one run.
+
+    Attributes:
+        learner: the algorithm and how its parameters move.
+        inputs: width of an observation's features.
+        actions: number of discrete actions, or of continuous dimensions.
+        discrete: which of both.
+        action_bounds: public (low [k], high [k]) of continuous actions; the learner sees them scaled to [-1, 1]. None if unbounded.
+
+    Raises:
+        MucdError: the algorithm does not fit the actions, or one of its constants is unknown, outside its range or missing.
+    """
+
+    learner: Learner
+    inputs: int
+    actions: int
+    discrete: bool
+    action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def __post_init__(self):
+        missing = [name for name, value in self.constants.items() if value is None]
+        if missing:
+            raise MucdError(f"algorithm {self.learner.algorithm!r} needs the constant {missing[0]}: {self.algorithm.constants[missing[0]].meaning}")
+        takes_actions = any(tower.takes_action for tower in self.algorithm.towers(self.actions, self.constants))
+        if takes_actions and self.action_bounds is None:
+            raise MucdError(f"algorithm {self.learner.algorithm!r} needs an action space with finite bounds: use bc where there are none")
+
+    @functools.cached_property
+    def algorithm(self) -> Algorithm:
+        return algorithm_for(self.learner.algorithm, self.discrete)
+
+    @functools.cached_property
+    def constants(self) -> dict[str, float]:
+        return self.algorithm.filled(self.learner.constants)
+
+    @functools.cached_property
+    def embedding(self) -> RandomFeatures | None:
+        """The public map from features to what networks take, or None."""
+        learner = self.learner
+        return RandomFeatures(inputs=self.inputs, count=learner.random_features, bandwidth=learner.bandwidth) if learner.random_features else None
+
+    @functools.cached_property
+    def networks(self) -> tuple[tuple[Tower, Network], ...]:
+        """Every tower and its network, in the order of their parameters."""
+        width = self.learner.random_features or self.inputs
+        return tuple(
+            (tower, Network(inputs=width + self.actions * tower.takes_action, outputs=tower.outputs, hidden=self.learner.hidden))
+            for tower in self.algorithm.towers(self.actions, self.constants)
+        )
+
+    @property
+    def network(self) -> Network:
+        """That of the tower that acts."""
+        return next(network for tower, network in self.networks if tower.name == self.algorithm.policy)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(network.parameter_count for _, network in self.networks)
+
+    def embed(self, features: np.ndarray) -> np.ndarray:
+        """Features as the networks take them, float32 [..., d] -> [..., d']; each row on its own."""
+        return features if self.embedding is None else self.embedding(features)
+
+    def scaled_actions(self, actions: np.ndarray) -> np.ndarray:
+        """Recorded actions [N, k] as losses see them: scaled so that the bounds become -1 and 1."""
+        if self.action_bounds is None:
+            return actions.astype(np.float32)
+        low, high = (np.array(bound) for bound in self.action_bounds)
+        return ((actions - (low + high) / 2) / ((high - low) / 2)).astype(np.float32)
+
+    def preferences(self, outputs: np.ndarray) -> np.ndarray:
+        """The acting tower's outputs [..., O] -> one score per discrete action [..., A], or the unclipped action [..., k] of the environment."""
+        preferred = self.algorithm.head(outputs, self.actions, self.constants)
+        if self.discrete or self.action_bounds is None:
+            return preferred
+        low, high = (np.array(bound) for bound in self.action_bounds)
+        return (low + high) / 2 + preferred * ((high - low) / 2)
+
+
+def action_shape(space: gymnasium.Space) -> tuple[int, bool]:
+    """(number of discrete actions, True) or (continuous dimensions, False).
+
+    Raises:
+        MucdError: the space is neither Discrete nor Box.
+    """
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return int(space.n), True
+    if isinstance(space, gymnasium.spaces.Box):
+        return int(np.prod(space.shape)), False
+    raise MucdError(f"action space {space} is not supported: Discrete and Box are")

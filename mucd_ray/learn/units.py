@@ -1,0 +1,99 @@
+"""The dataset as a learner reads it: one row per transition, and which rows belong to a unit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mucd_ray.data.cards import EnvironmentCard
+from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.problem import Problem
+
+ARRAYS = ("features", "next_features", "actions", "rewards", "keeps", "starts", "lengths")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Units:
+    """N transitions of U units. Never written to.
+
+    Attributes:
+        unit: "transition" or "trajectory".
+        features: float32 [N, d], what networks take; a non-finite row makes its unit count as zero.
+        next_features: float32 [N, d], or [0, d] where the algorithm does not look ahead.
+        actions: int64 [N] counted from 0, or float32 [N, k] as `Problem.scaled_actions` gives them.
+        rewards, keeps: float32 [N]: reward over the card's public scale; 0 where the episode terminated, else 1.
+        starts, lengths: int64 [U]: unit u has the rows starts[u] ... starts[u] + lengths[u] - 1. A length of 0 is a unit whose vector is
+            always zero.
+
+    Raises:
+        MucdError: arrays of unequal length or of the wrong type.
+    """
+
+    unit: str
+    features: np.ndarray
+    next_features: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    keeps: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    def __post_init__(self):
+        rows = len(self.features)
+        if not rows or not len(self.starts):
+            raise MucdError("there are no transitions to learn from: give at least one")
+        if self.features.ndim != 2 or any(getattr(self, name).dtype != np.float32 for name in ("features", "next_features", "rewards", "keeps")):
+            raise MucdError(f"features are {self.features.dtype} {self.features.shape}: float32 [N, d] is wanted, as for next features, rewards and keeps")
+        if len(self.next_features) not in (0, rows) or any(len(getattr(self, name)) != rows for name in ("actions", "rewards", "keeps")):
+            raise MucdError(f"{rows} feature rows, {len(self.actions)} actions, {len(self.rewards)} rewards: give one of each per transition")
+        if len(self.starts) != len(self.lengths) or self.starts.min() < 0 or self.lengths.min() < 0 or (self.starts + self.lengths).max() > rows:
+            raise MucdError(f"the units' rows leave the {rows} transitions: give starts and lengths inside")
+
+    def __len__(self) -> int:
+        """U, the number of units."""
+        return len(self.starts)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything but the name of the unit, by name."""
+        return {name: getattr(self, name) for name in ARRAYS}
+
+    @classmethod
+    def transitions(cls, features, actions, *, next_features=None, rewards=None, keeps=None) -> "Units":
+        """Every row its own unit; what is left out is zero rewards, no next features, no end of an episode."""
+        rows = len(features)
+        return cls(
+            unit="transition", features=features, next_features=features[:0] if next_features is None else next_features, actions=actions,
+            rewards=np.zeros(rows, np.float32) if rewards is None else rewards, keeps=np.ones(rows, np.float32) if keeps is None else keeps,
+            starts=np.arange(rows), lengths=np.ones(rows, np.int64),
+        )
+
+
+def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem, unit: str) -> Units:
+    """The dataset's units: everything is a public function of one transition, or of one trajectory where that is the unit.
+
+    Raises:
+        MucdError: a least return is wanted of transitions: one changed reward would then move all transitions of its trajectory.
+    """
+    local, starts = problem.learner.local, dataset.trajectory_starts
+    if unit == "transition":
+        if local.min_return is not None:
+            raise MucdError("a least return needs --unit trajectory: one changed reward moves the return of every transition of a trajectory")
+        starts, lengths = np.arange(len(dataset)), np.ones(len(dataset), np.int64)
+    else:
+        lengths = np.diff(starts)
+        if local.min_return is not None:
+            lengths = np.where(dataset.trajectory_returns >= local.min_return, lengths, 0)
+        starts = starts[:-1]
+    features = problem.embed(card.features(dataset.observations))
+    with np.errstate(over="ignore"):
+        rewards = (dataset.rewards / card.reward_scale).astype(np.float32)
+    return Units(
+        unit=unit,
+        features=features,
+        next_features=problem.embed(card.features(dataset.next_observations)) if problem.algorithm.looks_ahead else features[:0],
+        actions=dataset.actions - int(dataset.action_space.start) if problem.discrete else problem.scaled_actions(dataset.actions),
+        rewards=rewards,
+        keeps=(~dataset.terminations).astype(np.float32),
+        starts=starts.astype(np.int64),
+        lengths=lengths.astype(np.int64),
+    )
