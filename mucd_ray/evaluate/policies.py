@@ -6,6 +6,7 @@ import torch
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.networks import Network, stacked_layers
+from mucd_ray.learn.problem import Problem
 
 
 class StackedPolicies:
@@ -14,13 +15,14 @@ class StackedPolicies:
     Args:
         network: the shape of every policy.
         parameters: {"0.weight": [P, in, out], "0.bias": [P, out], ...}.
+        problem: what was learned: features are embedded and outputs read as it says. None for plain networks.
 
     Raises:
         MucdError: the parameters are not those of `network`.
     """
 
-    def __init__(self, network: Network, parameters: dict[str, torch.Tensor]):
-        self.network = network
+    def __init__(self, network: Network, parameters: dict[str, torch.Tensor], problem: Problem | None = None):
+        self.network, self.problem = network, problem
         self._layers = []
         for weight, bias in stacked_layers(network, parameters):
             # One contiguous [P, out] array per input, see `outputs`.
@@ -31,14 +33,14 @@ class StackedPolicies:
         return len(self._layers[0][1])
 
     def outputs(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """Network outputs [S, out] of policy index[s] at features[s]: float32 [S, inputs], int [S] -> float32.
+        """What policy index[s] prefers at features[s]: scores [S, A] or actions [S, k]; float32 [S, inputs], int [S] -> floats.
 
         An index of shape [1] means the same policy everywhere.
 
         Terms are added input by input. A matrix product may round differently from one batch size to the next, and a rollout
         must not depend on which other environments run beside it.
         """
-        x = features
+        x = features if self.problem is None else self.problem.embed(features)
         # Parameters may be anything: what they overflow to is read by the functions below.
         with np.errstate(over="ignore", invalid="ignore"):
             for layer, (weight, bias) in enumerate(self._layers):
@@ -48,7 +50,7 @@ class StackedPolicies:
                 for column, by_input in zip(x.T, weight):
                     total += column[:, None] * by_input[index]
                 x = total
-        return x
+            return x if self.problem is None else self.problem.preferences(x)
 
     def act(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Greedy action, counted from 0, of policy index[s] at features[s] -> int64 [S]; see `greedy_actions`."""
@@ -60,12 +62,12 @@ class StackedPolicies:
 
 
 def greedy_actions(outputs: np.ndarray) -> np.ndarray:
-    """Network outputs [..., A] -> the preferred action, counted from 0, int64 [...]; ties go to the lowest, as do outputs that are not finite."""
+    """Scores [..., A] -> the preferred action, counted from 0, int64 [...]; ties go to the lowest, as do outputs that are not finite."""
     return np.where(np.isfinite(outputs).all(-1), outputs.argmax(-1), 0)
 
 
 def softmax_probabilities(outputs: np.ndarray) -> np.ndarray:
-    """Network outputs [..., A] -> probabilities of the actions, float64 [..., A]; 0 for every action where an output is not finite."""
+    """Scores [..., A] -> probabilities of the actions, float64 [..., A]; 0 for every action where an output is not finite."""
     finite = np.isfinite(outputs).all(-1, keepdims=True)
     logits = np.where(finite, outputs, 0.0).astype(np.float64)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
@@ -73,14 +75,14 @@ def softmax_probabilities(outputs: np.ndarray) -> np.ndarray:
 
 
 def clipped_actions(action_space: gymnasium.spaces.Box, outputs: np.ndarray) -> np.ndarray:
-    """Network outputs [..., k] -> actions [..., k] within the bounds, in the space's dtype; not finite outputs give the lower bound, or 0 without one."""
+    """Unclipped actions [..., k] -> actions [..., k] within the bounds, in the space's dtype; not finite outputs give the lower bound, or 0 without one."""
     low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
     finite = np.isfinite(outputs).all(-1, keepdims=True)
     return np.clip(np.where(finite, outputs, np.where(np.isfinite(low), low, 0.0)), low, high).astype(action_space.dtype)
 
 
 def environment_actions(action_space: gymnasium.Space, outputs: np.ndarray) -> np.ndarray:
-    """Network outputs [S, out] as actions of the environment: the greedy one, or the clipped mean.
+    """What policies prefer [S, out] as actions of the environment: the greedy one, or the clipped one.
 
     Raises:
         MucdError: the space is neither Discrete nor Box.

@@ -10,8 +10,8 @@ import torch
 from mucd_ray.data.cards import EnvironmentCard, check_discount
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import StackedPolicies, environment_actions
-from mucd_ray.learn.losses import policy_outputs
 from mucd_ray.learn.networks import Network
+from mucd_ray.learn.problem import action_shape
 
 Progress = Callable[[int], None]
 
@@ -170,7 +170,7 @@ def constant_returns(card: EnvironmentCard, action_space: gymnasium.Space, episo
         MucdError: the action space is not supported.
     """
     constants = _constants(action_space)
-    outputs = policy_outputs(action_space)
+    outputs, _ = action_shape(action_space)
     network = Network(inputs=len(card.indices), outputs=outputs)
     biases = torch.tensor(np.stack(list(constants.values())), dtype=torch.float32)
     parameters = {"0.weight": torch.zeros(len(biases), network.inputs, outputs), "0.bias": biases}
@@ -183,7 +183,7 @@ def _constants(action_space: gymnasium.Space) -> dict[str, np.ndarray]:
     """Network outputs [out] of each constant action."""
     if isinstance(action_space, gymnasium.spaces.Discrete):
         return {str(int(action_space.start) + action): np.eye(int(action_space.n))[action] for action in range(int(action_space.n))}
-    policy_outputs(action_space)
+    action_shape(action_space)
     low, high = action_space.low.flatten(), action_space.high.flatten()
     bounded = np.isfinite(low) & np.isfinite(high)
     centre = np.where(bounded, (np.where(bounded, low, 0) + np.where(bounded, high, 0)) / 2, 0.0)

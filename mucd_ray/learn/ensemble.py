@@ -62,6 +62,11 @@ def train_block(
         flat = _train_fused(problem, mechanism, units, instances, streams, progress)
     else:
         flat = _train_torch(problem, mechanism, units, instances, streams, device, block, progress)
+    return acting_parameters(problem, flat)
+
+
+def acting_parameters(problem: Problem, flat: Tensor) -> dict[str, Tensor]:
+    """Released form of the tower that acts, from flat parameters [P, >= parameter_count] of all towers."""
     start = 0
     for tower, network in problem.networks:
         if tower.name == problem.algorithm.policy:

@@ -1,52 +1,49 @@
-"""The non-private learner: the same network and loss, plain minibatch Adam. A baseline, covered by no certificate."""
+"""The non-private learner: the same algorithm and networks, plain minibatch Adam. A baseline, covered by no certificate."""
 
 import numpy as np
 import torch
 
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.ensemble import acting_parameters
 from mucd_ray.learn.learner import Adam, Learner
-from mucd_ray.learn.losses import loss_for, output_deltas
-from mucd_ray.learn.networks import Network, as_module, initial_parameters, named_parameters
+from mucd_ray.learn.problem import Problem
+from mucd_ray.learn.stacked import RowGradients, UnitsOnDevice, Workspace, initial_flat
+from mucd_ray.learn.units import Units
 
 
 def train_nonprivate(
-    *,
-    network: Network,
-    algorithm: str,
-    features: np.ndarray,
-    actions: np.ndarray,
-    seeds: list[int],
-    steps: int = 2000,
-    batch: int = 512,
-    learning_rate: float = 0.01,
+    *, problem: Problem, units: Units, seeds: list[int], steps: int = 2000, batch: int = 512, learning_rate: float = 0.01
 ) -> dict[str, torch.Tensor]:
-    """Train one policy per seed on minibatches drawn with replacement; the mean of the last half of the iterates is kept.
+    """Train one policy per seed on minibatches of transitions drawn with replacement; the mean of the last half of the iterates is kept.
 
     Args:
-        features: float32 [N, inputs]; actions: as `losses.training_targets` gives them; never written to.
+        units: of either kind; never written to. Transitions of units that count as zero (length 0) are left out.
         seeds: public seeds, one policy each.
 
     Returns:
         Parameters stacked [len(seeds), ...], as from `train_block`.
+
+    Raises:
+        MucdError: no unit has a transition.
     """
-    loss, learner = loss_for(algorithm, actions), Learner(optimiser="adam", learning_rate=learning_rate)
-    flat = torch.stack([_train(network, loss, learner, features, actions, seed, steps, batch) for seed in seeds])
-    return named_parameters(network, flat)
-
-
-def _train(network, loss, learner, features, actions, seed, steps, batch) -> torch.Tensor:
-    rng = np.random.default_rng(seed)
-    module = as_module(network, initial_parameters(network, rng))
-    parameters = torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()
-    optimiser, deltas_of = Adam(learner, parameters), output_deltas(loss)
-    total = torch.zeros_like(parameters, dtype=torch.float64)
-    for step in range(steps):
-        rows = rng.integers(len(features), size=min(batch, len(features)))
-        outputs = module(torch.from_numpy(features[rows]))
-        # The loss is a sum over units, so its gradient by the parameters follows from the units' deltas.
-        deltas = deltas_of(outputs.detach(), torch.from_numpy(actions[rows])) / len(rows)
-        gradients = torch.autograd.grad(outputs, list(module.parameters()), deltas)
-        optimiser.step(parameters, torch.nn.utils.parameters_to_vector(gradients), step)
-        torch.nn.utils.vector_to_parameters(parameters, module.parameters())
-        if step >= steps // 2:
-            total += parameters
-    return (total / (steps - steps // 2)).to(torch.float32)
+    ends = np.cumsum(units.lengths)
+    if not ends[-1]:
+        raise MucdError(f"none of {len(units)} {units.unit} units has a transition to learn from: lower the least return")
+    allowed = np.arange(ends[-1]) + np.repeat(units.starts - ends + units.lengths, units.lengths)
+    data, generators = UnitsOnDevice(units, torch.device("cpu")), [np.random.default_rng(seed) for seed in seeds]
+    parameters = torch.from_numpy(np.stack([initial_flat(problem, generator) for generator in generators]))
+    target, total = parameters.clone(), torch.zeros_like(parameters, dtype=torch.float64)
+    gradient, workspace = torch.zeros_like(parameters), Workspace(torch.device("cpu"))
+    optimiser = Adam(Learner(optimiser="adam", learning_rate=learning_rate), parameters)
+    size = min(batch, len(allowed))
+    with torch.no_grad():
+        for step in range(steps):
+            rows = data.gather([allowed[generator.integers(len(allowed), size=size)] for generator in generators])
+            weights = (torch.arange(rows.x.shape[1]) < size).to(torch.float32).expand(len(seeds), -1) / size
+            RowGradients(problem, parameters, target, rows, workspace).weighted_sum(weights, gradient)
+            optimiser.step(parameters, gradient, step)
+            if problem.algorithm.has_target:
+                target.lerp_(parameters, problem.constants["target_rate"])
+            if step >= steps // 2:
+                total += parameters
+    return acting_parameters(problem, (total / (steps - steps // 2)).to(torch.float32))

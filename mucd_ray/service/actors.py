@@ -14,6 +14,7 @@ from mucd_ray.certify.evidence import LEVELS, continuous_evidence, histogram, sc
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.policy import radius_keeping, return_band
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.units import ARRAYS, Units
 from mucd_ray.service.store import RunStore
 
 # Coordinator and certifier take no GPU and must not see one.
@@ -31,11 +32,12 @@ def data_hash(arrays) -> str:
 class Trainer:
     """Trains blocks of instances on its assigned device and commits them to the run folder."""
 
-    def __init__(self, run: str, features, targets, expected_hash: str):
+    def __init__(self, run: str, expected_hash: str, *arrays):
         self.store = RunStore.open(run)
         self.settings, self.secret = self.store.settings(), self.store.secret()
         # Zero-copy views of the object store: an in-place write by anybody would change them for everybody.
-        self.data, self.expected_hash = (features, targets), expected_hash
+        self.units = Units(unit=self.settings.mechanism.unit, **dict(zip(ARRAYS, arrays, strict=True)))
+        self.expected_hash = expected_hash
         self._check_data()
         self.device = "cuda" if ray.get_gpu_ids() else "cpu"
 
@@ -43,22 +45,22 @@ class Trainer:
         """Train, vote, roll out, commit; returns the block's name."""
         from mucd_ray.service.work import train_and_evaluate
 
-        block = train_and_evaluate(self.settings, self.secret, *self.data, self.store.states(), instances, self.device)
+        block = train_and_evaluate(self.settings, self.secret, self.units, self.store.states(), instances, self.device)
         self._check_data()
         return self.store.commit(block)
 
     def choose_states(self) -> np.ndarray:
         from mucd_ray.service.work import choose_states
 
-        return choose_states(self.settings, self.secret, *self.data, self.device)
+        return choose_states(self.settings, self.secret, self.units, self.device)
 
     def baselines(self) -> dict:
         from mucd_ray.service.work import baselines
 
-        return baselines(self.settings, *self.data, self.store.states())
+        return baselines(self.settings, self.units, self.store.states())
 
     def _check_data(self):
-        if data_hash(self.data) != self.expected_hash:
+        if data_hash(self.units.arrays().values()) != self.expected_hash:
             raise MucdError("the shared training data was changed while the run was going on: start the run again")
 
 

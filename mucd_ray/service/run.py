@@ -22,7 +22,7 @@ from mucd_ray.certify.calibration import least_instances
 from mucd_ray.certify.results import check_choices
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.losses import training_targets
+from mucd_ray.learn.units import Units, make_units
 from mucd_ray.service.actors import Certifier, Coordinator, Tally, Trainer, certificate_of, data_hash
 from mucd_ray.service.pool import Pool
 from mucd_ray.service.settings import RunSettings
@@ -78,9 +78,18 @@ class Choices:
             Goal.parse(self.goal).check(settings.units, settings.radius_cap(self.threat), discrete=bool(settings.actions))
 
 
-def training_arrays(settings: RunSettings, dataset: OfflineDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 [N, d] and the losses' targets, [N] or [N, k]."""
-    return settings.card.features(dataset.observations), training_targets(dataset.action_space, dataset.actions)
+def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
+    """The data as the learner reads it; says on standard error how many trajectories are longer than the cap."""
+    cap, longer = settings.learner.local.cap, 0
+    if settings.mechanism.unit == "trajectory":
+        longer = int((np.diff(dataset.trajectory_starts) > cap).sum())
+    if longer:
+        print(
+            f"mucd: {longer} of {dataset.trajectories} trajectories have more than {cap} transitions: of each, {cap} chosen at random take part in a step "
+            "(a larger --cap takes more, at the price of time)",
+            file=sys.stderr,
+        )
+    return make_units(dataset, settings.card, settings.problem, settings.mechanism.unit)
 
 
 def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Choices, resources: Resources, states=None) -> dict:
@@ -168,17 +177,17 @@ def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: 
 
 def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict:
     """Train up to each of `numbers` in turn and certify, until the goal is met or the last is done."""
-    arrays = training_arrays(settings, dataset)
+    arrays = training_units(settings, dataset).arrays().values()
     expected = data_hash(arrays)
     # The driver owns the data: what a worker puts dies with the worker.
-    features, targets = (ray.put(array) for array in arrays)
+    arrays = [ray.put(array) for array in arrays]
     run = str(store.path.resolve())
     slots, gpus = _slots(resources)
     size = resources.block or (GPU_BLOCK if gpus else CPU_BLOCK)
     calls = len(store.missing(numbers[-1], size)) + (store.read_json("baselines.json") is None)
     slots = max(1, min(slots, calls))
     behaviour = float(discounted_returns(dataset, settings.discount).mean())
-    pool = Pool(lambda: Trainer.options(num_cpus=1, num_gpus=gpus).remote(run, features, targets, expected), slots)
+    pool = Pool(lambda: Trainer.options(num_cpus=1, num_gpus=gpus).remote(run, expected, *arrays), slots)
     certifier = Certifier.remote(run, vars(choices))
     try:
         if store.states() is None:
@@ -335,7 +344,7 @@ def context(store: RunStore, settings: RunSettings) -> dict:
         "instances_asked_for": store.targets(),
         "instances_looked_at": store.looks(),
         "learner": settings.to_dict()["learner"],
-        "parameters": settings.network.parameter_count,
+        "parameters": settings.problem.parameter_count,
         "card_sha256": hashlib.sha256(json.dumps(settings.to_dict()["card"], sort_keys=True).encode()).hexdigest(),
         "states_sha256": store.states_hash(),
         "states_chosen_by": f"{settings.held_out} held-out instances" if settings.states_sha256 is None else "the user's file",

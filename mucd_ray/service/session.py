@@ -4,8 +4,7 @@ import hashlib
 import json
 import math
 import sys
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gymnasium
@@ -19,8 +18,9 @@ from mucd_ray.data.cards import EnvironmentCard, card_for, load_card
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.learner import Learner
-from mucd_ray.learn.losses import policy_outputs
+from mucd_ray.learn.algorithms import algorithm_for
+from mucd_ray.learn.learner import Learner, LocalUpdate
+from mucd_ray.learn.problem import action_shape
 from mucd_ray.mechanism.mechanism import UNITS, Mechanism
 from mucd_ray.report.report import write_report
 from mucd_ray.service.run import Choices, Resources, certify, train
@@ -31,6 +31,7 @@ from mucd_ray.service.store import RunStore
 DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=30.0, average=0.5)
 DEFAULT_CLIP_NORM = 0.1
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
+LOCAL_NOTE = "Of a trajectory with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
 CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
@@ -45,6 +46,7 @@ class Request:
     dataset: str
     instances: int = 1000
     card: EnvironmentCard | None = None
+    unit: str = "transition"
     fraction: float = 0.01
     units: int | None = None
     sample_rate: float | None = None
@@ -64,23 +66,24 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     """(settings, the user's states or None). Nothing but the number of units is read from the dataset, and that only rounded."""
     card = request.card or card_for(_environment_of(dataset))
     card.check(dataset)
-    discrete = isinstance(dataset.action_space, gymnasium.spaces.Discrete)
-    actions = int(dataset.action_space.n) if discrete else 0
+    actions, discrete = action_shape(dataset.action_space)
+    learner = with_value_range(request.learner or DEFAULT_LEARNER, card, discrete)
+    size = dataset.trajectories if request.unit == "trajectory" else len(dataset)
     states = _states(request.states_file, card)
     if request.units is not None and request.units < 2:
         raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
-    declared, margin = declared_size(len(dataset)) if request.units is None else (request.units, None)
-    mechanism, how = _mechanism(request, choices, declared, max(actions, 2))
+    declared, margin = declared_size(size) if request.units is None else (request.units, None)
+    mechanism, how = _mechanism(request, choices, declared, actions if discrete else 2)
     settings = RunSettings(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint(),
-        units=len(dataset),
+        units=size,
         card=card,
-        actions=actions,
+        actions=actions if discrete else 0,
+        dimensions=0 if discrete else actions,
         action_bounds=_action_bounds(card),
-        outputs=policy_outputs(dataset.action_space),
         mechanism=mechanism,
-        learner=request.learner or DEFAULT_LEARNER,
+        learner=learner,
         declared_size=declared,
         size_margin=margin,
         rollouts=request.rollouts,
@@ -91,6 +94,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         assumptions=(
             how,
             USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE,
+            *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" else []),
             *([] if _is_shipped(card) else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
@@ -106,6 +110,17 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         )
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
+
+
+def with_value_range(learner: Learner, card: EnvironmentCard, discrete: bool) -> Learner:
+    """The learner with its constants v_min and v_max, where it has them and they were not given: the public range of discounted sums of scaled rewards."""
+    algorithm = algorithm_for(learner.algorithm, discrete)
+    constants = algorithm.filled(learner.constants)
+    lacking = [name for name in ("v_min", "v_max") if name in constants and constants[name] is None]
+    if not lacking:
+        return learner
+    bounds = dict(zip(("v_min", "v_max"), (bound / card.reward_scale for bound in card.discounted_range(constants["discount"]))))
+    return replace(learner, constants=learner.constants | {name: bounds[name] for name in lacking})
 
 
 def _is_shipped(card: EnvironmentCard) -> bool:
@@ -140,7 +155,7 @@ def _mechanism(request: Request, choices: Choices, declared: int, actions: int) 
         if request.sample_rate is None or request.steps is None:
             raise MucdError("--noise-multiplier needs --sample-rate and --steps beside it; or leave it out, and it is planned from --fraction")
         mechanism = Mechanism(
-            sample_rate=request.sample_rate, noise_multiplier=request.noise_multiplier, clip_norm=clip_norm,
+            unit=request.unit, sample_rate=request.sample_rate, noise_multiplier=request.noise_multiplier, clip_norm=clip_norm,
             steps=request.steps, normaliser=request.sample_rate * declared,
         )
         return mechanism, f"The mechanism was given by the user. {CONDITIONAL}"
@@ -149,11 +164,7 @@ def _mechanism(request: Request, choices: Choices, declared: int, actions: int) 
         units=declared, fraction=request.fraction, instances=request.instances, eta=eta, actions=actions, threat=choices.threat,
         accountant="tradeoff", sample_rate=request.sample_rate, **({} if request.steps is None else {"steps": request.steps}),
     )
-    planned = answer.mechanism
-    mechanism = Mechanism(
-        sample_rate=planned.sample_rate, noise_multiplier=planned.noise_multiplier, clip_norm=clip_norm,
-        steps=planned.steps, normaliser=planned.normaliser,
-    )
+    mechanism = replace(answer.mechanism, unit=request.unit, clip_norm=clip_norm)
     given = [name for name in ("sample_rate", "steps", "clip_norm") if getattr(request, name) is not None]
     return mechanism, (
         f"The mechanism was planned from the declared size {declared}, the wanted fraction {request.fraction:g}, {request.instances} instances and "
@@ -185,7 +196,7 @@ def execute(request: Request, out: str, *, choices: Choices = Choices(), resourc
     secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
     if seed is not None:
         note = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
-        settings = RunSettings(**{**vars(settings), "assumptions": (*settings.assumptions, note)})
+        settings = replace(settings, assumptions=(*settings.assumptions, note))
     store = RunStore.create_or_open(out, settings, secret)
     return finish(store, train(store, dataset, request.instances, choices, resources, states))
 
@@ -302,16 +313,10 @@ def _describe_actions(part: dict, name: str) -> list[str]:
 
 
 def start_run(options, out) -> int:
-    defaults = DEFAULT_LEARNER
-    given = {
-        "algorithm": options.algorithm,
-        "hidden": None if options.hidden is None else _widths(options.hidden),
-        "optimiser": options.optimiser,
-        "learning_rate": options.learning_rate,
-        "momentum": options.momentum,
-        "average": options.average,
-    }
-    given = {key: value for key, value in given.items() if value is not None}
+    names = ("algorithm", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
+    given = {name: getattr(options, name) for name in names}
+    given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
+    given = {name: value for name, value in given.items() if value is not None}
     request = Request(
         dataset=options.dataset,
         instances=options.instances,
@@ -322,7 +327,8 @@ def start_run(options, out) -> int:
         noise_multiplier=options.noise_multiplier,
         steps=options.steps,
         clip_norm=options.clip_norm,
-        learner=Learner(**{**vars(defaults), **given}) if given else None,
+        learner=replace(DEFAULT_LEARNER, **given) if given else None,
+        unit=options.unit,
         chosen=options.chosen,
         rollouts=options.rollouts,
         discount=options.discount,
@@ -382,6 +388,26 @@ def _resources(options) -> Resources:
     return Resources(
         address=options.address, actors=options.actors, block=options.instances_per_actor, device=options.device, gpus_per_actor=options.gpus_per_actor
     )
+
+
+def _constants(given: list[str] | None) -> dict[str, float] | None:
+    """["alpha=2", ...] -> {"alpha": 2.0, ...}."""
+    constants = {}
+    for text in given or []:
+        name, _, value = text.partition("=")
+        try:
+            constants[name] = float(value)
+        except ValueError:
+            raise MucdError(f"--constant {text!r} must be NAME=NUMBER, such as alpha=2") from None
+    return constants or None
+
+
+def _local_update(options) -> LocalUpdate | None:
+    given = {"cap": options.cap, "steps": options.local_steps, "learning_rate": options.local_learning_rate, "min_return": options.min_return}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and options.unit == "transition":
+        raise MucdError("--cap, --local-steps, --local-learning-rate and --min-return are about trajectories: add --unit trajectory")
+    return LocalUpdate(**given) if given else None
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -1,13 +1,14 @@
 """What a run is: everything its instances depend on, as one JSON file."""
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 
 from mucd_ray.data.cards import EnvironmentCard
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.learner import Learner
-from mucd_ray.learn.networks import Network
+from mucd_ray.learn.learner import Learner, LocalUpdate
+from mucd_ray.learn.problem import Problem
 from mucd_ray.mechanism.mechanism import Mechanism
 
 
@@ -18,9 +19,8 @@ class RunSettings:
     Attributes:
         dataset, fingerprint, units: name, content hash and number of units of the dataset.
         card: the environment's public facts.
-        actions: number of discrete actions, or 0 for continuous ones (then there are no votes).
+        actions, dimensions: number of discrete actions, or of dimensions of continuous ones (then there are no votes); the other is 0.
         action_bounds: public (low [d], high [d]) of continuous actions, from the card's environment; None if discrete or unbounded.
-        outputs: width of the policy network's output.
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
         mechanism, learner: how an instance is trained.
         declared_size: the public size from which constants of the mechanism may follow.
@@ -35,8 +35,8 @@ class RunSettings:
     units: int
     card: EnvironmentCard
     actions: int
+    dimensions: int
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None
-    outputs: int
     mechanism: Mechanism
     learner: Learner
     declared_size: int
@@ -53,10 +53,15 @@ class RunSettings:
             if getattr(self, name) < 1:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1")
         self.card.discounted_range(self.discount)
+        self.problem
 
-    @property
-    def network(self) -> Network:
-        return Network(inputs=len(self.card.indices), outputs=self.outputs, hidden=self.learner.hidden)
+    @functools.cached_property
+    def problem(self) -> Problem:
+        """What is learned."""
+        return Problem(
+            learner=self.learner, inputs=len(self.card.indices), actions=self.actions or self.dimensions, discrete=bool(self.actions),
+            action_bounds=self.action_bounds,
+        )
 
     @property
     def return_range(self) -> tuple[float, float]:
@@ -101,7 +106,7 @@ class RunSettings:
             | {
                 "card": EnvironmentCard.from_dict(values["card"]),
                 "mechanism": Mechanism(**values["mechanism"]),
-                "learner": Learner(**values["learner"]),
+                "learner": Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])}),
                 "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),
                 "assumptions": tuple(values["assumptions"]),
             }

@@ -11,6 +11,7 @@ from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, prob
 from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.nonprivate import train_nonprivate
 from mucd_ray.learn.streams import ROLLOUT, Streams
+from mucd_ray.learn.units import Units
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import Block
 
@@ -20,13 +21,13 @@ STATES_PER_HELD_OUT = 64
 BASELINE_SEEDS = range(16)
 
 
-def train_and_evaluate(settings: RunSettings, secret: bytes, features, targets, states: np.ndarray, instances: range, device: str) -> Block:
+def train_and_evaluate(settings: RunSettings, secret: bytes, units: Units, states: np.ndarray, instances: range, device: str) -> Block:
     """Train instances, record what they do at `states` and play their episodes.
 
     Raises:
         MucdError: a return outside the declared range, so that no certificate could be based on it.
     """
-    policies, parameters = _train(settings, secret, features, targets, instances, device)
+    policies, parameters = _train(settings, secret, units, instances, device)
     returns = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount)
     check_returns(settings, returns)
     at_states = settings.card.features(states)
@@ -55,24 +56,22 @@ def check_returns(settings: RunSettings, returns: np.ndarray) -> None:
         )
 
 
-def choose_states(settings: RunSettings, secret: bytes, features, targets, device: str) -> np.ndarray:
+def choose_states(settings: RunSettings, secret: bytes, units: Units, device: str) -> np.ndarray:
     """States [S, *observation_shape] met by held-out instances, which do not vote: independent of every vote."""
     instances = range(HELD_OUT, HELD_OUT + settings.held_out)
-    policies, _ = _train(settings, secret, features, targets, instances, device)
+    policies, _ = _train(settings, secret, units, instances, device)
     _, kept = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT)
     kept = kept.reshape(-1, *kept.shape[2:])
     rng = np.random.default_rng(settings.states)
     return kept[rng.choice(len(kept), size=settings.states, replace=len(kept) < settings.states)]
 
 
-def baselines(settings: RunSettings, features, targets, states: np.ndarray) -> dict:
+def baselines(settings: RunSettings, units: Units, states: np.ndarray) -> dict:
     """Unprotected policies: mean returns of the same learner without privacy, and of every constant action; and `reference`, the
     action that most of the former prefer at each state [S] (the lowest of ties; None if actions are continuous)."""
     seeds = list(BASELINE_SEEDS)
-    parameters = train_nonprivate(
-        network=settings.network, algorithm=settings.learner.algorithm, features=features, actions=targets, seeds=seeds
-    )
-    policies = StackedPolicies(settings.network, parameters)
+    problem = settings.problem
+    policies = StackedPolicies(problem.network, train_nonprivate(problem=problem, units=units, seeds=seeds), problem)
     returns = rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount)
     environment = settings.card.make()
     constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount)
@@ -82,18 +81,12 @@ def baselines(settings: RunSettings, features, targets, states: np.ndarray) -> d
     return {"non_private": float(returns.mean()), "best_constant_action": best, "best_constant_return": constants[best], "reference": reference}
 
 
-def _train(settings, secret, features, targets, instances, device):
+def _train(settings, secret, units, instances, device):
+    problem = settings.problem
     parameters = train_block(
-        network=settings.network,
-        learner=settings.learner,
-        mechanism=settings.mechanism,
-        features=features,
-        actions=targets,
-        instances=instances,
-        streams=Streams(secret),
-        device=device,
+        problem=problem, mechanism=settings.mechanism, units=units, instances=instances, streams=Streams(secret), device=device
     )
-    return StackedPolicies(settings.network, parameters), {name: tensor.numpy() for name, tensor in parameters.items()}
+    return StackedPolicies(problem.network, parameters, problem), {name: tensor.numpy() for name, tensor in parameters.items()}
 
 
 def _rollout_seeds(secret: bytes, instances: range, rollouts: int) -> np.ndarray:
