@@ -16,7 +16,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.streams import ROLLOUT, Streams
 from mucd_ray.service.actors import Tally, certificate_of
-from mucd_ray.service.run import Choices, Resources, assumptions, certify, discounted_returns, training_arrays
+from mucd_ray.service.run import Choices, Resources, assumptions, certify, discounted_returns, training_units
 from mucd_ray.service.session import Request, describe, execute, make_settings
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.work import choose_states, train_and_evaluate
@@ -30,14 +30,14 @@ def cartpole(recordings):
     dataset = load_dataset(recordings["cartpole"])
     request = Request(dataset=recordings["cartpole"], instances=20, steps=5, states=9, held_out=2)
     settings, _ = make_settings(request, dataset, Choices())
-    arrays = training_arrays(settings, dataset)
-    return settings, arrays, choose_states(settings, SECRET, *arrays, "cpu")
+    units = training_units(settings, dataset)
+    return settings, units, choose_states(settings, SECRET, units, "cpu")
 
 
 def block_of(cartpole, instances, **changes):
-    settings, arrays, states = cartpole
+    settings, units, states = cartpole
     settings = dataclasses.replace(settings, **changes)
-    return train_and_evaluate(settings, SECRET, *arrays, states, instances, "cpu")
+    return train_and_evaluate(settings, SECRET, units, states, instances, "cpu")
 
 
 def store_of(settings, states, block, folder):
@@ -88,10 +88,10 @@ def test_votes_and_scores_are_two_certificates_of_the_same_instances(cartpole, t
 
 def test_instances_that_overflow_are_counted_as_the_lowest_action(cartpole, tmp_path):
     """Nothing may be dropped: which instances overflow depends on the data."""
-    settings, arrays, states = cartpole
+    settings, units, states = cartpole
     settings = dataclasses.replace(settings, learner=Learner(learning_rate=1e45))
     with np.errstate(all="ignore"):
-        block = train_and_evaluate(settings, SECRET, *arrays, states, range(12), "cpu")
+        block = train_and_evaluate(settings, SECRET, units, states, range(12), "cpu")
     broken = ~np.isfinite(block.parameters["0.weight"]).all((1, 2))
     assert broken.any(), "no instance overflowed"
     assert not block.actions[broken].any() and not block.levels[broken].any() and np.isfinite(block.returns).all()

@@ -14,7 +14,7 @@ from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.service.actors import Tally
 from mucd_ray.service.pool import Pool
-from mucd_ray.service.run import Choices, Resources, certify, train, training_arrays
+from mucd_ray.service.run import Choices, Resources, certify, train, training_units
 from mucd_ray.service.session import Request, describe, execute, make_settings
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import Block, RunStore
@@ -33,10 +33,10 @@ def reference(recordings, tmp_path_factory):
     dataset = load_dataset(recordings["cartpole"])
     settings, _ = make_settings(request(recordings["cartpole"]), dataset, Choices())
     store = RunStore.create_or_open(tmp_path_factory.mktemp("reference") / "run", settings, secret=b"s" * 32)
-    arrays = training_arrays(settings, dataset)
-    states = store.write_states(choose_states(settings, store.secret(), *arrays, "cpu"))
-    store.commit(train_and_evaluate(settings, store.secret(), *arrays, states, range(INSTANCES), "cpu"))
-    store.write_json("baselines.json", baselines(settings, *arrays, states))
+    units = training_units(settings, dataset)
+    states = store.write_states(choose_states(settings, store.secret(), units, "cpu"))
+    store.commit(train_and_evaluate(settings, store.secret(), units, states, range(INSTANCES), "cpu"))
+    store.write_json("baselines.json", baselines(settings, units, states))
     store.add_target(INSTANCES)
     return store, certify(store, Choices())
 

@@ -15,7 +15,7 @@ from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import Block, RunStore
 
 SETTINGS = RunSettings(
-    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, action_bounds=None, outputs=2, declared_size=100, size_margin=None,
+    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=100, size_margin=None,
     mechanism=Mechanism(sample_rate=0.1, noise_multiplier=3.0, clip_norm=1.0, steps=5, normaliser=10.0), learner=Learner(learning_rate=1.0),
 )
 

@@ -15,7 +15,7 @@ from mucd_ray.cli import main
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.service.actors import Tally
-from mucd_ray.service.run import Choices, Resources, certify, train, training_arrays
+from mucd_ray.service.run import Choices, Resources, certify, train, training_units
 from mucd_ray.service.session import Request, make_settings
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.work import choose_states, train_and_evaluate
@@ -35,9 +35,9 @@ def reference(recordings, tmp_path_factory):
     request = Request(dataset=recordings["cartpole"], instances=250, steps=8, states=6, held_out=2, rollouts=2, discount=0.97)
     settings, _ = make_settings(request, dataset, Choices())
     store = RunStore.create_or_open(tmp_path_factory.mktemp("reference") / "run", settings, secret=SECRET)
-    arrays = training_arrays(settings, dataset)
-    states = store.write_states(choose_states(settings, SECRET, *arrays, "cpu"))
-    store.commit(train_and_evaluate(settings, SECRET, *arrays, states, range(250), "cpu"))
+    units = training_units(settings, dataset)
+    states = store.write_states(choose_states(settings, SECRET, units, "cpu"))
+    store.commit(train_and_evaluate(settings, SECRET, units, states, range(250), "cpu"))
     store.write_json("baselines.json", {"reference": [1] * 6})  # the real ones take longest
     certified = {look: certify(store, anytime(0.001), look)["results"]["goal"]["certified"] for look in LOOKS}
     assert certified[100] < certified[160] < certified[250], certified
