@@ -14,7 +14,8 @@ from mucd_ray.data.minari_io import local_datasets
 from mucd_ray.data.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.examples import CERTIFIED_SEED, EXAMPLES
-from mucd_ray.service.session import describe, execute
+from mucd_ray.service.session import execute
+from mucd_ray.service.summary import describe
 
 
 def main() -> int:

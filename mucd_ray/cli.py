@@ -88,25 +88,25 @@ def record(options, out):
 
 
 def run(options, out):
-    from mucd_ray.service.session import start_run
+    from mucd_ray.service.commands import start_run
 
     return start_run(options, out)
 
 
 def grow(options, out):
-    from mucd_ray.service.session import grow_run
+    from mucd_ray.service.commands import grow_run
 
     return grow_run(options, out)
 
 
 def certify(options, out):
-    from mucd_ray.service.session import certify_run
+    from mucd_ray.service.commands import certify_run
 
     return certify_run(options, out)
 
 
 def report(options, out):
-    from mucd_ray.service.session import report_run
+    from mucd_ray.service.commands import report_run
 
     report_run(options, out)
 

@@ -341,6 +341,7 @@ def context(store: RunStore, settings: RunSettings) -> dict:
     return {
         "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "environment": settings.card.env_id},
         "baselines": baselines and {key: value for key, value in baselines.items() if key != "reference"},
+        "normalised": _references(settings),
         "instances_asked_for": store.targets(),
         "instances_looked_at": store.looks(),
         "learner": settings.to_dict()["learner"],
@@ -350,3 +351,11 @@ def context(store: RunStore, settings: RunSettings) -> dict:
         "states_chosen_by": f"{settings.held_out} held-out instances" if settings.states_sha256 is None else "the user's file",
         "software": {name: version(name) for name in ("mucd_ray", "numpy", "scipy", "torch", "ray", "gymnasium", "minari")},
     }
+
+
+def _references(settings: RunSettings) -> dict | None:
+    """Returns that count as 0 and as 100 in normalised scores, as the card states them; None for discounted returns or without them."""
+    card = settings.card
+    if settings.discount < 1 or card.random_return is None or card.expert_return is None:
+        return None
+    return {"random": card.random_return, "expert": card.expert_return}

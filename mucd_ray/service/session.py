@@ -1,31 +1,28 @@
-"""From what a user asks for to settings, and from a finished run to what the user sees."""
+"""From what a user asks for to the settings of a run, and the whole of a run."""
 
 import hashlib
-import json
 import math
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import gymnasium
 import numpy as np
 
-from mucd_ray.certify.claim import round_down
 from mucd_ray.certify.looks import effective_eta
 from mucd_ray.certify.plan import plan
 from mucd_ray.certify.size import declared_size
-from mucd_ray.data.cards import EnvironmentCard, card_for, load_card
+from mucd_ray.data.cards import EnvironmentCard, card_for
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithms import algorithm_for
-from mucd_ray.learn.learner import Learner, LocalUpdate
+from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.problem import action_shape
-from mucd_ray.mechanism.mechanism import UNITS, Mechanism
-from mucd_ray.report.report import write_report
-from mucd_ray.service.run import Choices, Resources, certify, train
+from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.service.run import Choices, Resources, train
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import RunStore
+from mucd_ray.service.summary import finish
 
 # Chosen on simulator recordings (Acrobot, CartPole) with seeds that no shipped example certifies.
 DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=30.0, average=0.5)
@@ -34,9 +31,6 @@ DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chose
 LOCAL_NOTE = "Of a trajectory with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
 CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
-
-
-SCOPES = {"per_state": "each state", "family_wise": "all states"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +113,7 @@ def with_value_range(learner: Learner, card: EnvironmentCard, discrete: bool) ->
     lacking = [name for name in ("v_min", "v_max") if name in constants and constants[name] is None]
     if not lacking:
         return learner
-    bounds = dict(zip(("v_min", "v_max"), (bound / card.reward_scale for bound in card.discounted_range(constants["discount"]))))
+    bounds = dict(zip(("v_min", "v_max"), (bound / getattr(card, "reward_scale", 1.0) for bound in card.discounted_range(constants["discount"]))))
     return replace(learner, constants=learner.constants | {name: bounds[name] for name in lacking})
 
 
@@ -199,219 +193,3 @@ def execute(request: Request, out: str, *, choices: Choices = Choices(), resourc
         settings = replace(settings, assumptions=(*settings.assumptions, note))
     store = RunStore.create_or_open(out, settings, secret)
     return finish(store, train(store, dataset, request.instances, choices, resources, states))
-
-
-def finish(store: RunStore, certificate: dict) -> dict:
-    """Report and summary of a certified run."""
-    write_report(store.path)
-    summary = summarise(store, certificate)
-    store.write_json("summary.json", summary)
-    return summary
-
-
-def summarise(store: RunStore, certificate: dict) -> dict:
-    results, inputs = certificate["results"], certificate["inputs"]
-    policy, action = results["policy"], results.get("action")
-    summary = {
-        "run": str(store.path),
-        "certificate": str(store.path / "certificate.json"),
-        "report": str(store.path / "report.html"),
-        "instances": results["instances"],
-        "units": inputs["units"],
-        "unit": inputs["mechanism"]["unit"],
-        "threat": inputs["threat"],
-        "accountant": inputs["accountant"],
-        "sound": results["sound"],
-        "eta": inputs["eta"],
-        "signal_budget": results["signal_budget"],
-        "unpoisoned_mean": policy["unpoisoned_mean"],
-        "rollouts": inputs["rollouts"],
-        "discount": inputs["discount"],
-        "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
-        "baselines": certificate["context"]["baselines"],
-        "looks": inputs["looks"],
-        # A number of instances beside which others were asked for or looked at may have been chosen by results.
-        "conditional": inputs["looks"] == "fixed" and bool(set(store.targets()) - {results["instances"]} or store.looks()),
-        "goal": results["goal"] and results["goal"] | {"text": inputs["goal"]},
-    }
-    if action:
-        summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
-    return summary
-
-
-def _median_at(curve: dict, radius: int) -> float | None:
-    """The bound on the median return under D' at this radius."""
-    return curve["quantiles"]["0.5"][curve["radius"].index(radius)] if radius >= 0 else None
-
-
-def _action_summary(part: dict) -> dict:
-    """Shares of the states that are certified at r >= 1, and their radii; for continuous actions by tolerance."""
-    keys = ("certified_share", "median_radius", "max_radius")
-    if "tolerance" in part:
-        return {"tolerance": {share: {key: entry[key] for key in keys} for share, entry in part["tolerance"].items()}}
-    accuracy, at = part["curve"]["certified_accuracy"], part["curve"]["radius"].index(1)
-    return {key: part[key] for key in keys} | {"certified_accuracy": None if accuracy is None else accuracy[at]}
-
-
-def describe(summary: dict) -> str:
-    """The summary for people."""
-    kind, baselines = UNITS[summary["unit"]], summary["baselines"] or {}
-    lines = [
-        f"{summary['instances']} instances; {summary['units']} {kind}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}"
-        + (", at all looks together" if summary["looks"] == "anytime" else ""),
-        f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
-    ]
-    names = {"non_private": "without privacy", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
-    lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
-    for share, entry in summary["keeps"].items():
-        if entry["radius"] >= 0:
-            lines.append(
-                f"certified: keeps {100 * float(share):.0f} % up to r = {entry['radius']} {kind} ({round_down(100 * entry['fraction'], 3)} %), "
-                f"expected return at least {round_down(entry['bound'], 5)}, median at least {round_down(entry['median'], 5)}"
-            )
-        else:
-            lines.append(f"certified: keeping {100 * float(share):.0f} % is not certified at any r")
-    for scope, name in SCOPES.items() if "action" in summary else ():
-        lines += _describe_actions(summary["action"][scope], name)
-    if summary["goal"]:
-        goal = summary["goal"]
-        lines.append(
-            f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {summary['instances']} instances; certified at r = {goal['radius']} is "
-            f"{round_down(goal['certified'], 4)}, wanted {goal['wanted']:g}"
-        )
-    if not summary["sound"]:
-        lines.insert(0, "NOT SOUND: published accounting, for comparison only")
-    if summary["conditional"]:
-        lines.append("on condition  that the number of instances was not chosen by looking at results; --looks anytime needs no such condition")
-    return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
-
-
-def _episodes(summary: dict) -> str:
-    parts = [f"{summary['rollouts']} episodes each"] if summary["rollouts"] > 1 else []
-    parts += [f"discount {summary['discount']:g}"] if summary["discount"] < 1 else []
-    return f"  ({', '.join(parts)})" if parts else ""
-
-
-def _radius(radius: float | None) -> str:
-    return "none" if radius is None else f"{radius:g}"
-
-
-def _describe_actions(part: dict, name: str) -> list[str]:
-    if "tolerance" in part:
-        return [
-            f"certified median actions ({name}): in an interval {200 * float(share):g} % of the range wide at {round_down(100 * entry['certified_share'], 4)} % of states, "
-            f"median r = {_radius(entry['median_radius'])}, largest {_radius(entry['max_radius'])}"
-            for share, entry in part["tolerance"].items()
-        ]
-    line = f"certified actions ({name}): stable at {round_down(100 * part['certified_share'], 4)} % of states, median r = {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}"
-    if part["certified_accuracy"] is not None:
-        line += f"; certified and as without privacy at {round_down(100 * part['certified_accuracy'], 4)} %"
-    return [line]
-
-
-# The commands of the command line
-
-
-def start_run(options, out) -> int:
-    names = ("algorithm", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
-    given = {name: getattr(options, name) for name in names}
-    given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
-    given = {name: value for name, value in given.items() if value is not None}
-    request = Request(
-        dataset=options.dataset,
-        instances=options.instances,
-        card=load_card(options.card) if options.card else None,
-        fraction=options.fraction,
-        units=options.units,
-        sample_rate=options.sample_rate,
-        noise_multiplier=options.noise_multiplier,
-        steps=options.steps,
-        clip_norm=options.clip_norm,
-        learner=replace(DEFAULT_LEARNER, **given) if given else None,
-        unit=options.unit,
-        chosen=options.chosen,
-        rollouts=options.rollouts,
-        discount=options.discount,
-        states=options.states,
-        states_file=options.states_file,
-        held_out=options.held_out,
-    )
-    return _print(execute(request, options.out, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
-
-
-def grow_run(options, out) -> int:
-    store = RunStore.open(options.run)
-    choices, resources = _choices(options), _resources(options)
-    dataset = load_dataset(store.settings().dataset)
-    return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
-
-
-def certify_run(options, out) -> int:
-    store = RunStore.open(options.run)
-    return _print(finish(store, certify(store, _choices(options))), options, out)
-
-
-def report_run(options, out) -> None:
-    store = RunStore.open(options.run)
-    if not (Path(options.run) / "certificate.json").exists():
-        raise MucdError(f"{options.run} has no certificate.json: make it with `mucd certify {options.run}`")
-    path = write_report(store.path)
-    out(json.dumps({"report": str(path)}) if options.json else str(path))
-
-
-def _print(summary: dict, options, out) -> int:
-    """Exit status: 1 if training went on for a goal and the budget ended without it."""
-    out(json.dumps(summary) if options.json else describe(summary))
-    if summary["goal"] is None or summary["goal"]["met"]:
-        return 0
-    print(
-        f"mucd: goal {summary['goal']['text']} is not met with {summary['instances']} instances: go on with `mucd grow {summary['run']} --until ... --instances N`",
-        file=sys.stderr,
-    )
-    return 1
-
-
-def _choices(options) -> Choices:
-    """Those of `run` and `grow` have `until`, those of `certify` have `looks`."""
-    goal = getattr(options, "until", None)
-    looks = getattr(options, "looks", "fixed" if goal is None else "anytime")
-    return Choices(
-        eta=options.eta, threat=options.threat, accountant=options.accountant, band=options.band, inference=options.inference, looks=looks, goal=goal
-    )
-
-
-def _resources(options) -> Resources:
-    for name in ("instances_per_actor", "actors"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise MucdError(f"--{name.replace('_', '-')} {value} must be at least 1")
-    return Resources(
-        address=options.address, actors=options.actors, block=options.instances_per_actor, device=options.device, gpus_per_actor=options.gpus_per_actor
-    )
-
-
-def _constants(given: list[str] | None) -> dict[str, float] | None:
-    """["alpha=2", ...] -> {"alpha": 2.0, ...}."""
-    constants = {}
-    for text in given or []:
-        name, _, value = text.partition("=")
-        try:
-            constants[name] = float(value)
-        except ValueError:
-            raise MucdError(f"--constant {text!r} must be NAME=NUMBER, such as alpha=2") from None
-    return constants or None
-
-
-def _local_update(options) -> LocalUpdate | None:
-    given = {"cap": options.cap, "steps": options.local_steps, "learning_rate": options.local_learning_rate, "min_return": options.min_return}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given and options.unit == "transition":
-        raise MucdError("--cap, --local-steps, --local-learning-rate and --min-return are about trajectories: add --unit trajectory")
-    return LocalUpdate(**given) if given else None
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise MucdError(f"--hidden {text!r} must be whole numbers with commas between, such as 64,64") from None

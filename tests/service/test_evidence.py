@@ -17,8 +17,9 @@ from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.streams import ROLLOUT, Streams
 from mucd_ray.service.actors import Tally, certificate_of
 from mucd_ray.service.run import Choices, Resources, assumptions, certify, discounted_returns, training_units
-from mucd_ray.service.session import Request, describe, execute, make_settings
+from mucd_ray.service.session import Request, execute, make_settings
 from mucd_ray.service.store import RunStore
+from mucd_ray.service.summary import describe
 from mucd_ray.service.work import choose_states, train_and_evaluate
 
 SECRET = b"s" * 32

@@ -15,7 +15,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.service.actors import Tally
 from mucd_ray.service.pool import Pool
 from mucd_ray.service.run import Choices, Resources, certify, train, training_units
-from mucd_ray.service.session import Request, describe, execute, make_settings
+from mucd_ray.service.session import Request, execute, make_settings
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import Block, RunStore
 from mucd_ray.service.work import baselines, choose_states, train_and_evaluate

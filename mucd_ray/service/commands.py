@@ -1,0 +1,121 @@
+"""The bodies of the commands `run`, `grow`, `certify` and `report`: from options to a run folder and what is printed."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from mucd_ray.data.cards import load_card
+from mucd_ray.data.minari_io import load_dataset
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import LocalUpdate
+from mucd_ray.report.report import write_report
+from mucd_ray.service.run import Choices, Resources, certify, train
+from mucd_ray.service.session import DEFAULT_LEARNER, Request, execute
+from mucd_ray.service.store import RunStore
+from mucd_ray.service.summary import describe, finish
+
+
+def start_run(options, out) -> int:
+    names = ("algorithm", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
+    given = {name: getattr(options, name) for name in names}
+    given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
+    given = {name: value for name, value in given.items() if value is not None}
+    request = Request(
+        dataset=options.dataset,
+        instances=options.instances,
+        card=load_card(options.card) if options.card else None,
+        fraction=options.fraction,
+        units=options.units,
+        sample_rate=options.sample_rate,
+        noise_multiplier=options.noise_multiplier,
+        steps=options.steps,
+        clip_norm=options.clip_norm,
+        learner=replace(DEFAULT_LEARNER, **given) if given else None,
+        unit=options.unit,
+        chosen=options.chosen,
+        rollouts=options.rollouts,
+        discount=options.discount,
+        states=options.states,
+        states_file=options.states_file,
+        held_out=options.held_out,
+    )
+    return _print(execute(request, options.out, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
+
+
+def grow_run(options, out) -> int:
+    store = RunStore.open(options.run)
+    choices, resources = _choices(options), _resources(options)
+    dataset = load_dataset(store.settings().dataset)
+    return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
+
+
+def certify_run(options, out) -> int:
+    store = RunStore.open(options.run)
+    return _print(finish(store, certify(store, _choices(options))), options, out)
+
+
+def report_run(options, out) -> None:
+    store = RunStore.open(options.run)
+    if not (Path(options.run) / "certificate.json").exists():
+        raise MucdError(f"{options.run} has no certificate.json: make it with `mucd certify {options.run}`")
+    path = write_report(store.path)
+    out(json.dumps({"report": str(path)}) if options.json else str(path))
+
+
+def _print(summary: dict, options, out) -> int:
+    """Exit status: 1 if training went on for a goal and the budget ended without it."""
+    out(json.dumps(summary) if options.json else describe(summary))
+    if summary["goal"] is None or summary["goal"]["met"]:
+        return 0
+    print(
+        f"mucd: goal {summary['goal']['text']} is not met with {summary['instances']} instances: go on with `mucd grow {summary['run']} --until ... --instances N`",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _choices(options) -> Choices:
+    """Those of `run` and `grow` have `until`, those of `certify` have `looks`."""
+    goal = getattr(options, "until", None)
+    looks = getattr(options, "looks", "fixed" if goal is None else "anytime")
+    return Choices(
+        eta=options.eta, threat=options.threat, accountant=options.accountant, band=options.band, inference=options.inference, looks=looks, goal=goal
+    )
+
+
+def _resources(options) -> Resources:
+    for name in ("instances_per_actor", "actors"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise MucdError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    return Resources(
+        address=options.address, actors=options.actors, block=options.instances_per_actor, device=options.device, gpus_per_actor=options.gpus_per_actor
+    )
+
+
+def _constants(given: list[str] | None) -> dict[str, float] | None:
+    """["alpha=2", ...] -> {"alpha": 2.0, ...}."""
+    constants = {}
+    for text in given or []:
+        name, _, value = text.partition("=")
+        try:
+            constants[name] = float(value)
+        except ValueError:
+            raise MucdError(f"--constant {text!r} must be NAME=NUMBER, such as alpha=2") from None
+    return constants or None
+
+
+def _local_update(options) -> LocalUpdate | None:
+    given = {"cap": options.cap, "steps": options.local_steps, "learning_rate": options.local_learning_rate, "min_return": options.min_return}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and options.unit == "transition":
+        raise MucdError("--cap, --local-steps, --local-learning-rate and --min-return are about trajectories: add --unit trajectory")
+    return LocalUpdate(**given) if given else None
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise MucdError(f"--hidden {text!r} must be whole numbers with commas between, such as 64,64") from None

@@ -1,0 +1,123 @@
+"""What a user sees of a certified run: the summary as data and as text."""
+
+from mucd_ray.certify.claim import round_down
+from mucd_ray.mechanism.mechanism import UNITS
+from mucd_ray.report.report import write_report
+from mucd_ray.service.store import RunStore
+
+SCOPES = {"per_state": "each state", "family_wise": "all states"}
+
+
+def finish(store: RunStore, certificate: dict) -> dict:
+    """Report and summary of a certified run."""
+    write_report(store.path)
+    summary = summarise(store, certificate)
+    store.write_json("summary.json", summary)
+    return summary
+
+
+def summarise(store: RunStore, certificate: dict) -> dict:
+    results, inputs = certificate["results"], certificate["inputs"]
+    policy, action = results["policy"], results.get("action")
+    summary = {
+        "run": str(store.path),
+        "certificate": str(store.path / "certificate.json"),
+        "report": str(store.path / "report.html"),
+        "instances": results["instances"],
+        "units": inputs["units"],
+        "unit": inputs["mechanism"]["unit"],
+        "threat": inputs["threat"],
+        "accountant": inputs["accountant"],
+        "sound": results["sound"],
+        "eta": inputs["eta"],
+        "signal_budget": results["signal_budget"],
+        "unpoisoned_mean": policy["unpoisoned_mean"],
+        "rollouts": inputs["rollouts"],
+        "discount": inputs["discount"],
+        "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
+        "baselines": certificate["context"]["baselines"],
+        "normalised": normalised_score(policy["unpoisoned_mean"], certificate["context"]["normalised"]),
+        "looks": inputs["looks"],
+        # A number of instances beside which others were asked for or looked at may have been chosen by results.
+        "conditional": inputs["looks"] == "fixed" and bool(set(store.targets()) - {results["instances"]} or store.looks()),
+        "goal": results["goal"] and results["goal"] | {"text": inputs["goal"]},
+    }
+    if action:
+        summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
+    return summary
+
+
+def normalised_score(value: float, references: dict | None) -> float | None:
+    """100 (value - random) / (expert - random), as in D4RL (Fu et al. 2020); None without references."""
+    return references and 100 * (value - references["random"]) / (references["expert"] - references["random"])
+
+
+def _median_at(curve: dict, radius: int) -> float | None:
+    """The bound on the median return under D' at this radius."""
+    return curve["quantiles"]["0.5"][curve["radius"].index(radius)] if radius >= 0 else None
+
+
+def _action_summary(part: dict) -> dict:
+    """Shares of the states that are certified at r >= 1, and their radii; for continuous actions by tolerance."""
+    keys = ("certified_share", "median_radius", "max_radius")
+    if "tolerance" in part:
+        return {"tolerance": {share: {key: entry[key] for key in keys} for share, entry in part["tolerance"].items()}}
+    accuracy, at = part["curve"]["certified_accuracy"], part["curve"]["radius"].index(1)
+    return {key: part[key] for key in keys} | {"certified_accuracy": None if accuracy is None else accuracy[at]}
+
+
+def describe(summary: dict) -> str:
+    """The summary for people."""
+    kind, baselines = UNITS[summary["unit"]], summary["baselines"] or {}
+    lines = [
+        f"{summary['instances']} instances; {summary['units']} {kind}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}"
+        + (", at all looks together" if summary["looks"] == "anytime" else ""),
+        f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
+    ]
+    names = {"non_private": "without privacy", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
+    lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
+    for share, entry in summary["keeps"].items():
+        if entry["radius"] >= 0:
+            lines.append(
+                f"certified: keeps {100 * float(share):.0f} % up to r = {entry['radius']} {kind} ({round_down(100 * entry['fraction'], 3)} %), "
+                f"expected return at least {round_down(entry['bound'], 5)}, median at least {round_down(entry['median'], 5)}"
+            )
+        else:
+            lines.append(f"certified: keeping {100 * float(share):.0f} % is not certified at any r")
+    for scope, name in SCOPES.items() if "action" in summary else ():
+        lines += _describe_actions(summary["action"][scope], name)
+    if summary["goal"]:
+        goal = summary["goal"]
+        lines.append(
+            f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {summary['instances']} instances; certified at r = {goal['radius']} is "
+            f"{round_down(goal['certified'], 4)}, wanted {goal['wanted']:g}"
+        )
+    if not summary["sound"]:
+        lines.insert(0, "NOT SOUND: published accounting, for comparison only")
+    if summary["conditional"]:
+        lines.append("on condition  that the number of instances was not chosen by looking at results; --looks anytime needs no such condition")
+    return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
+
+
+def _episodes(summary: dict) -> str:
+    parts = [f"normalised score {summary['normalised']:.1f}"] if summary["normalised"] is not None else []
+    parts += [f"{summary['rollouts']} episodes each"] if summary["rollouts"] > 1 else []
+    parts += [f"discount {summary['discount']:g}"] if summary["discount"] < 1 else []
+    return f"  ({', '.join(parts)})" if parts else ""
+
+
+def _radius(radius: float | None) -> str:
+    return "none" if radius is None else f"{radius:g}"
+
+
+def _describe_actions(part: dict, name: str) -> list[str]:
+    if "tolerance" in part:
+        return [
+            f"certified median actions ({name}): in an interval {200 * float(share):g} % of the range wide at {round_down(100 * entry['certified_share'], 4)} % of states, "
+            f"median r = {_radius(entry['median_radius'])}, largest {_radius(entry['max_radius'])}"
+            for share, entry in part["tolerance"].items()
+        ]
+    line = f"certified actions ({name}): stable at {round_down(100 * part['certified_share'], 4)} % of states, median r = {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}"
+    if part["certified_accuracy"] is not None:
+        line += f"; certified and as without privacy at {round_down(100 * part['certified_accuracy'], 4)} %"
+    return [line]
