@@ -18,6 +18,7 @@ from mucd_ray.service.run import Choices, Resources, certify, train, training_un
 from mucd_ray.service.session import Request, execute, make_settings
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import Block, RunStore
+from mucd_ray.service.summary import describe
 from mucd_ray.service.work import baselines, choose_states, train_and_evaluate
 
 INSTANCES = 40
