@@ -72,7 +72,7 @@ class Constant:
 Loss = Callable[[Tensor, Tensor, Transition, Constants], Tensor]
 # The loss' derivative by the outputs for the fused engine, in the part of Python that Numba compiles: delta(outputs float32 [O],
 # context float32 [K], action, reward, keep, constants float32 in the order of `Algorithm.constants`, deltas float32 [O]) writes
-# deltas. NaN among the outputs must give NaN.
+# deltas. Where the loss' derivative has a non-finite component, so has delta, and only there: both engines count that unit as zero.
 Delta = Callable[..., None]
 
 
@@ -138,6 +138,11 @@ def huber(error: Tensor) -> Tensor:
     """Huber's loss with threshold 1: quadratic near 0, slope 1 beyond."""
     size = error.abs()
     return torch.where(size <= 1.0, 0.5 * error * error, size - 0.5)
+
+
+def pick(rows: Tensor, index: Tensor) -> Tensor:
+    """Row `index` (integer scalar) of rows [A, ...] -> [...]; unlike plain indexing it runs under vmap."""
+    return rows.gather(0, index.expand(1, *rows.shape[1:]))[0]
 
 
 def output_deltas(loss: Loss, constants: Constants) -> Callable[[Tensor, Tensor, Transition], Tensor]:

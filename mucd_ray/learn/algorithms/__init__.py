@@ -2,15 +2,21 @@
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithm import Algorithm
-from mucd_ray.learn.algorithms import bc, dqn
+from mucd_ray.learn.algorithms import bc, c51, cql, dqn, iql, qr_dqn, td3_bc
 
 DISCRETE: dict[str, Algorithm] = {
     "bc": bc.DISCRETE,
     "dqn": dqn.DQN,
     "double-dqn": dqn.DOUBLE_DQN,
+    "cql": cql.DISCRETE,
+    "c51": c51.DISCRETE,
+    "qr-dqn": qr_dqn.DISCRETE,
+    "iql": iql.DISCRETE,
 }
 CONTINUOUS: dict[str, Algorithm] = {
     "bc": bc.CONTINUOUS,
+    "iql": iql.CONTINUOUS,
+    "td3-bc": td3_bc.CONTINUOUS,
 }
 NAMES = tuple(dict.fromkeys([*DISCRETE, *CONTINUOUS]))
 

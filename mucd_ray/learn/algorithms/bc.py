@@ -30,7 +30,7 @@ def negative_log_likelihood_delta(outputs, context, action, reward, keep, consta
     top = outputs[0]
     for output in outputs:
         top = max(top, output)
-    total = outputs[0] - outputs[0]
+    total = top - top
     for index in range(len(outputs)):
         deltas[index] = exponential(outputs[index] - top)
         total += deltas[index]
