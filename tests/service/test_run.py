@@ -1,5 +1,6 @@
 """The whole service on a real local Ray: actors that are killed, runs that go on, results that do not depend on either."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -16,7 +17,6 @@ from mucd_ray.service.actors import Tally
 from mucd_ray.service.pool import Pool
 from mucd_ray.service.run import Choices, Resources, certify, train, training_units
 from mucd_ray.service.session import Request, execute, make_settings
-from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import Block, RunStore
 from mucd_ray.service.summary import describe
 from mucd_ray.service.work import baselines, choose_states, train_and_evaluate
@@ -188,7 +188,7 @@ def test_a_threat_chosen_later_does_not_escape_the_size_margin(recordings, tmp_p
         assert str(settings.size_margin) in settings.size_note(threat)
     declared, _ = make_settings(request(recordings["cartpole"], units=3000), dataset, Choices())
     assert declared.radius_cap("symmetric") == len(dataset)
-    edge = RunSettings(**{**vars(settings), "size_margin": 0})
+    edge = dataclasses.replace(settings, size_margin=0)
     with pytest.raises(MucdError, match="--units"):
         edge.radius_cap("symmetric")
 

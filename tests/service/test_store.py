@@ -1,6 +1,7 @@
 import os
 import stat
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_writers_at_the_same_moment_agree(tmp_path, attempt):
 
 
 def test_foreign_and_different_folders_are_refused_untouched(store, tmp_path):
-    other = RunSettings(**{**vars(SETTINGS), "units": 101})
+    other = replace(SETTINGS, units=101)
     with pytest.raises(MucdError, match="units: 100 there, 101 now"):
         RunStore.create_or_open(store.path, other)
     with pytest.raises(MucdError, match="seed"):
@@ -122,7 +123,7 @@ def test_a_secret_that_others_can_read_is_refused(store):
 
 
 def test_a_block_of_another_run_is_refused(store, tmp_path):
-    other = RunStore.create_or_open(tmp_path / "other", RunSettings(**{**vars(SETTINGS), "units": 101}))
+    other = RunStore.create_or_open(tmp_path / "other", replace(SETTINGS, units=101))
     name = other.commit(block(0, 2))
     (store.blocks / name).write_bytes((other.blocks / name).read_bytes())
     with pytest.raises(MucdError, match="another run"):
