@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numba.extending import overload
 
-from mucd_ray.learn.losses import exponential
+from mucd_ray.learn.algorithms.bc import exponential
 from mucd_ray.learn.simd import bits_as_float32, bits_as_float64, float32_bits, float64_bits
 from mucd_ray.learn.streams import LOG_SERIES, LOG_TWO, SQRT_HALF
 
@@ -100,6 +100,12 @@ def poisson_sample(key, purpose, step, instance, units, sample_rate, sample):
                 return sample, size
             sample[size] = last
             size += 1
+
+
+@compiled
+def uniform(word):
+    """`streams.uniform`."""
+    return np.float64(word >> np.uint64(11)) * 2.0**-53
 
 
 _STEP, _QUARTER, _PER_QUARTER = np.float32(2.0 * np.pi * 2.0**-24), np.float32(2.0**22), np.float32(2.0**-22)

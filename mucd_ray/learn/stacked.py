@@ -150,8 +150,13 @@ def _local_updates(problem: Problem, parameters: Tensor, target: Tensor, batch: 
     local = problem.learner.local
     mean = _is_row(batch) / torch.as_tensor(batch.counts, device=parameters.device, dtype=torch.float32)[:, None]
     updates, gradient = torch.zeros_like(parameters), torch.zeros_like(parameters)
+    padding = (mean == 0.0)[..., None]
     for step in range(local.steps):
-        RowGradients(problem, parameters, target, batch, workspace).weighted_sum(mean, gradient)
+        gradients = RowGradients(problem, parameters, target, batch, workspace)
+        for delta in gradients.deltas:
+            # Rows of padding hold what another unit left there, and zero times its NaN would be NaN.
+            delta.masked_fill_(padding, 0.0)
+        gradients.weighted_sum(mean, gradient)
         updates.add_(gradient)
         if step < local.steps - 1:
             parameters.sub_(gradient.mul_(local.learning_rate))
@@ -205,7 +210,10 @@ class RowGradients:
             self.inputs += of_tower
 
     def weighted_sum(self, weights: Tensor, out: Tensor) -> Tensor:
-        """Sum over rows of weights [G, B] times the rows' gradients, into the flat `out` [G, stride]. Uses the deltas up."""
+        """Sum over rows of weights [G, B] times the rows' gradients, into the flat `out` [G, stride]. Uses the deltas up.
+
+        Deltas of rows of weight 0 must be finite, those of padding too.
+        """
         layers = [layer for of_tower in tower_layers(self.problem, out).values() for layer in of_tower]
         for (weight, bias), delta, x in zip(layers, self.deltas, self.inputs):
             delta.mul_(weights[..., None])

@@ -1,0 +1,386 @@
+"""The parts of one step of the fused engine: passes over one instance's `memory`, compiled by Numba.
+
+`memory` is one float32 array with everything an instance needs. Rows of the batch are lanes: a layer's activations are [width, TILE],
+so that norms, clipping and activation functions run on whole vectors of rows and products read the weights [out, in] as stored.
+Parameters, target copy, gradient and optimiser state are blocks of `Plan.size` floats with the same layout.
+"""
+
+import math
+from collections import namedtuple
+
+import numba
+import numpy as np
+
+from mucd_ray.learn import clipping
+from mucd_ray.learn import streams as purposes
+from mucd_ray.learn.fused_random import compiled, philox, standard_normals
+from mucd_ray.learn.learner import ADAM_EPSILON, BETA1, BETA2
+from mucd_ray.learn.networks import Network
+from mucd_ray.learn.simd import (
+    LANES,
+    add_bias,
+    add_bias_and_rectify,
+    add_column_squares,
+    add_row_sums,
+    address,
+    keep_where_positive,
+    multiply,
+    scale_or_clear,
+    transpose,
+)
+
+# Rows of a tile: four vectors. A layer's activations then fit the first-level cache at width 64.
+TILE = 64
+CLIP_SHRINK, UNDERFLOW = np.float32(1.0 - clipping.ROUNDING), np.float32(clipping.UNDERFLOW)
+ZERO, ONE = np.float32(0.0), np.float32(1.0)
+NOISE = np.uint64(purposes.NOISE)
+
+# Where a layer's arrays start: weight [outputs, stride] and bias [height] within a block of parameters; x [stride, TILE], its
+# transpose rows [TILE, stride] and delta [height, TILE] in memory. `stride` and `height` are `inputs` and `outputs` rounded up to
+# whole vectors, and the surplus is always zero. `flat` is where its weight starts in a flat vector in the order of
+# `networks.layer_views`.
+LAYER = np.dtype([
+    (name, np.int64) for name in ("inputs", "outputs", "stride", "height", "flat", "weight", "bias", "x", "rows", "delta")
+])
+# An evaluation of the network that enters the loss as a constant: of its target copy or not, at the next observation or not.
+EVALUATION = np.dtype([("target", np.bool_), ("next", np.bool_)])
+
+# What is read of `units.Units`.
+Data = namedtuple("Data", "features next_features actions rewards keeps starts lengths")
+# Public numbers of the run, then the starts in memory: blocks of parameters (current ones start at 0), then buffers.
+Plan = namedtuple(
+    "Plan",
+    "steps sample_rate noise_scale clip_norm normaliser adam learning_rate momentum averaged target_rate cap local_steps local_rate "
+    "size gradient first second target local local_gradient update "
+    "next_x next_rows outputs context noise scratch",
+)
+
+
+def _up(length: int) -> int:
+    return -(-length // LANES) * LANES
+
+
+def layout(network: Network, evaluations: int) -> tuple[np.ndarray, dict[str, int], int]:
+    """(layers [L] of LAYER, starts of the other arrays by their names in `Plan`, floats in memory)."""
+    layers = np.zeros(len(network.layers), LAYER)
+    end = flat = 0
+
+    def take(floats: int) -> int:
+        nonlocal end
+        start, end = end, end + _up(floats)
+        return start
+
+    for layer, (inputs, outputs) in zip(layers, network.layers):
+        layer["inputs"], layer["outputs"], layer["flat"] = inputs, outputs, flat
+        layer["stride"], layer["height"] = _up(inputs), _up(outputs)
+        layer["weight"], layer["bias"] = take(outputs * layer["stride"]), take(outputs)
+        flat += (inputs + 1) * outputs
+    size = end
+    blocks = ("gradient", "first", "second", "target", "local", "local_gradient", "update")
+    starts = {"size": size, **{name: take(size) for name in blocks}}
+    starts["noise"] = take(flat + 2 * 64)
+    for layer in layers:
+        layer["x"], layer["rows"] = take(layer["stride"] * TILE), take(TILE * layer["stride"])
+        layer["delta"] = take(layer["height"] * TILE)
+    starts["next_x"], starts["next_rows"] = take(layers[0]["stride"] * TILE), take(TILE * layers[0]["stride"])
+    starts["outputs"], starts["context"] = take(network.outputs * TILE), take(network.outputs * evaluations * TILE)
+    starts["scratch"] = take(3 * TILE)
+    return layers, starts, end
+
+
+@compiled
+def matrix(memory, start, rows):
+    """View [rows, TILE]."""
+    return numba.carray(address(memory, start), (rows, TILE))
+
+
+@compiled
+def _unpack(memory, start, layers, flat, scale):
+    """Write scale * flat, in the order of `networks.layer_views`, to the layers' weights and biases in the block at `start`."""
+    for layer in layers:
+        for row in range(layer.outputs):
+            target, source = start + layer.weight + row * layer.stride, layer.flat + row * layer.inputs
+            to, what = memory[target : target + layer.inputs], flat[source : source + layer.inputs]
+            for column in range(layer.inputs):
+                to[column] = scale * what[column]
+        source = layer.flat + layer.inputs * layer.outputs
+        to, what = memory[start + layer.bias : start + layer.bias + layer.outputs], flat[source : source + layer.outputs]
+        for row in range(layer.outputs):
+            to[row] = scale * what[row]
+
+
+@compiled
+def start_training(memory, plan, total):
+    """Optimiser state zero, target copy equal to the parameters."""
+    memory[plan.first : plan.first + plan.size] = ZERO
+    memory[plan.second : plan.second + plan.size] = ZERO
+    memory[plan.target : plan.target + plan.size] = memory[: plan.size]
+    total[:] = 0.0
+
+
+@compiled
+def loss_operands(memory, layers, evaluations, plan):
+    """(outputs [O, TILE], context [K, TILE], deltas [O, TILE]) of the tile that is worked on."""
+    outputs = layers[-1].outputs
+    context = matrix(memory, plan.context, outputs * len(evaluations))
+    return matrix(memory, plan.outputs, outputs), context, matrix(memory, layers[-1].delta, outputs)
+
+
+@compiled
+def add_noise(memory, layers, plan, key, step, instance, words):
+    """The step's Gaussian noise, with which the gradient buffer begins."""
+    noise = memory[plan.noise : plan.noise + 2 * len(words)]
+    philox(key, 1, NOISE, step, instance, words)
+    standard_normals(words, noise)
+    _unpack(memory, plan.gradient, layers, noise, np.float32(plan.noise_scale))
+
+
+@compiled
+def tiles_of(size):
+    """Number of tiles for `size` rows."""
+    return -(-size // TILE)
+
+
+@compiled
+def tile_of(size, tile, tiles):
+    """Range of rows of a tile. Tiles have nearly equal numbers of whole vectors: a tile of few rows would leave most lanes empty."""
+    vectors = -(-size // LANES)
+    return vectors * tile // tiles * LANES, min(vectors * (tile + 1) // tiles * LANES, size)
+
+
+@compiled
+def gather(memory, layers, evaluations, plan, data, rows):
+    """Copy the rows' observations, and the next ones if they are read, into the tile -> vectors in use."""
+    vectors = -(-len(rows) // LANES)
+    _gather(memory, layers[0], data.features, rows, vectors, layers[0].rows, layers[0].x)
+    for evaluation in evaluations:
+        if evaluation.next:
+            _gather(memory, layers[0], data.next_features, rows, vectors, plan.next_rows, plan.next_x)
+            break
+    return vectors
+
+
+@compiled
+def _gather(memory, layer, features, chosen, vectors, rows_start, x_start):
+    """Copy the chosen rows to `rows_start` and, transposed, to `x_start`; lanes up to the next whole vector become zero."""
+    rows = numba.carray(address(memory, rows_start), (TILE, layer.stride))
+    for row in range(len(chosen)):
+        at = features[chosen[row]]
+        for column in range(layer.inputs):
+            rows[row, column] = at[column]
+    for row in range(len(chosen), vectors * LANES):
+        rows[row, :] = ZERO
+    transpose(memory, rows_start, layer.stride, vectors * LANES, layer.stride, x_start, TILE)
+
+
+@compiled
+def forward(memory, layers, parameters, x, vectors, outputs):
+    """The network's outputs at `outputs` from the rows at `x`; hidden activations go to the layers' `x`."""
+    for index in range(len(layers)):
+        layer, hidden = layers[index], index < len(layers) - 1
+        source, target = layer.x if index else x, layers[index + 1].x if hidden else outputs
+        multiply(
+            memory, parameters + layer.weight, layer.stride, 1, source, TILE, layer.inputs, target, TILE, layer.outputs, vectors, False
+        )
+        if hidden:
+            add_bias_and_rectify(memory, target, TILE, layer.outputs, vectors, parameters + layer.bias, 1)
+        else:
+            add_bias(memory, target, TILE, layer.outputs, vectors, parameters + layer.bias, 1)
+
+
+@compiled
+def evaluate(memory, layers, evaluations, plan, parameters, vectors):
+    """All evaluations into `plan.context`, then the network itself into `plan.outputs`, whose activations stay for `backward`."""
+    for index in range(len(evaluations)):
+        evaluation = evaluations[index]
+        forward(
+            memory, layers, plan.target if evaluation.target else parameters, plan.next_x if evaluation.next else layers[0].x, vectors,
+            plan.context + index * layers[-1].outputs * TILE,
+        )
+    forward(memory, layers, parameters, layers[0].x, vectors, plan.outputs)
+
+
+@compiled
+def spoil_non_finite(memory, layers, evaluations, plan):
+    """Make a row's first delta NaN where an output or a part of its context is not finite: what a loss does there may depend on rounding."""
+    outputs = layers[-1].outputs
+    first, bad = matrix(memory, layers[-1].delta, 1)[0], matrix(memory, plan.scratch, 1)[0]
+    bad[:] = ZERO
+    for start, count in ((plan.outputs, outputs), (plan.context, outputs * len(evaluations))):
+        values = matrix(memory, start, count)
+        for index in range(count):
+            for row in range(TILE):
+                bad[row] += values[index, row] * ZERO
+    for row in range(TILE):
+        first[row] += bad[row]
+
+
+@compiled
+def backward(memory, layers, parameters, vectors):
+    """Deltas of all layers from the last layer's: back through the weights, and on where the ReLU was open."""
+    for index in range(len(layers) - 1, 0, -1):
+        layer, below = layers[index], layers[index - 1]
+        multiply(
+            memory, parameters + layer.weight, 1, layer.stride, layer.delta, TILE, layer.outputs, below.delta, TILE, layer.inputs,
+            vectors, False,
+        )
+        keep_where_positive(memory, below.delta, TILE, layer.inputs, vectors, layer.x, TILE)
+
+
+@compiled
+def squared_norms(memory, layers, vectors, scratch):
+    """`clipping.squared_norms` of the tile's rows, into the first of three vectors [TILE] at `scratch`."""
+    sums = matrix(memory, scratch, 3)
+    total, of_x, of_delta = sums[0], sums[1], sums[2]
+    total[:] = ZERO
+    for layer in layers:
+        of_x[:], of_delta[:] = ONE, UNDERFLOW
+        add_column_squares(memory, layer.x, TILE, layer.stride, vectors, scratch + TILE)
+        add_column_squares(memory, layer.delta, TILE, layer.height, vectors, scratch + 2 * TILE)
+        allowance = np.float32(1.0 + clipping.ROUNDING_PER_TERM * (layer.inputs + layer.outputs))
+        for row in range(TILE):
+            total[row] += of_x[row] * of_delta[row] * allowance
+
+
+@compiled
+def clip_rows(memory, layers, norms, rows, vectors, clip_norm):
+    """From the squared norms at `norms`, scale the deltas of the first `rows` lanes as `clipping.clip_factors` says; clear all values of non-finite rows and of other lanes."""
+    bound, clean = np.float32(clip_norm) * CLIP_SHRINK, True
+    factors = matrix(memory, norms, 1)[0]
+    for row in range(TILE):
+        squared_norm = factors[row]
+        finite = row < rows and squared_norm < np.float32(np.inf)
+        clean = clean and (finite or row >= rows)
+        factors[row] = min(bound / np.float32(math.sqrt(squared_norm)), ONE) if finite else ZERO
+    for layer in layers:
+        scale_or_clear(memory, layer.delta, TILE, layer.outputs, vectors, norms, 0)
+    if not clean:
+        for row in range(TILE):
+            factors[row] = ONE if factors[row] > ZERO else ZERO
+        for layer in layers:
+            scale_or_clear(memory, layer.x, TILE, layer.inputs, vectors, norms, 0)
+        transpose(memory, layers[0].x, TILE, layers[0].stride, vectors * LANES, layers[0].rows, layers[0].stride)
+
+
+@compiled
+def add_gradients(memory, layers, rows, vectors, gradient):
+    """Add the sum over the tile's rows of delta times input to the block at `gradient`, layer by layer."""
+    for index in range(len(layers)):
+        layer = layers[index]
+        if index:
+            transpose(memory, layer.x, TILE, layer.stride, vectors * LANES, layer.rows, layer.stride)
+        multiply(
+            memory, layer.delta, TILE, 1, layer.rows, layer.stride, rows,
+            gradient + layer.weight, layer.stride, layer.outputs, layer.stride // LANES, True,
+        )
+        for unit in range(0, layer.outputs, LANES):
+            add_row_sums(memory, layer.delta + unit * TILE, TILE, vectors, gradient + layer.bias + unit)
+
+
+@compiled
+def start_update(memory, plan):
+    """Clear the update of a trajectory -> where the parameters lie that it moves for itself: one local step does not move any."""
+    memory[plan.update : plan.update + plan.size] = ZERO
+    memory[plan.local_gradient : plan.local_gradient + plan.size] = ZERO
+    if plan.local_steps == 1:
+        return 0
+    memory[plan.local : plan.local + plan.size] = memory[: plan.size]
+    return plan.local
+
+
+@compiled
+def average_deltas(memory, layers, rows, count):
+    """Divide the last layer's deltas by `count`, the rows of the trajectory; zero in the tile's other lanes."""
+    deltas, factor = matrix(memory, layers[-1].delta, layers[-1].outputs), ONE / np.float32(count)
+    for output in range(layers[-1].outputs):
+        for row in range(TILE):
+            deltas[output, row] = deltas[output, row] * factor if row < rows else ZERO
+
+
+@compiled
+def move_locally(memory, plan):
+    """Add the local gradient to the update, move the local parameters, and clear the gradient."""
+    size, rate = plan.size, np.float32(plan.local_rate)
+    local, gradient = memory[plan.local : plan.local + size], memory[plan.local_gradient : plan.local_gradient + size]
+    update = memory[plan.update : plan.update + size]
+    for i in range(size):
+        update[i] += gradient[i]
+        local[i] -= rate * gradient[i]
+        gradient[i] = ZERO
+
+
+@compiled
+def add_clipped(memory, plan):
+    """Add the update to the gradient, clipped as a whole to `plan.clip_norm` as `clipping.clip_factors` says; zero if it is not finite."""
+    size = plan.size
+    update, gradient = memory[plan.update : plan.update + size], memory[plan.gradient : plan.gradient + size]
+    squared_norm = 0.0
+    for i in range(size):
+        squared_norm += np.float64(update[i]) * np.float64(update[i])
+    if squared_norm < np.inf:
+        factor = np.float32(min(plan.clip_norm * (1.0 - clipping.ROUNDING) / math.sqrt(squared_norm), 1.0))
+        for i in range(size):
+            gradient[i] += factor * update[i]
+
+
+@compiled
+def move(memory, plan, step, total):
+    """The optimiser's step with the noisy sum, the target copy's, and the sum of the iterates to average."""
+    size = plan.size
+    x, gradient = memory[:size], memory[plan.gradient : plan.gradient + size]
+    first, second = memory[plan.first : plan.first + size], memory[plan.second : plan.second + size]
+    if plan.adam:
+        _adam(x, first, second, gradient, plan, step)
+    else:
+        _sgd(x, first, gradient, plan)
+    if plan.target_rate:
+        target, rate = memory[plan.target : plan.target + size], np.float32(plan.target_rate)
+        for i in range(size):
+            target[i] += (x[i] - target[i]) * rate
+    if step >= plan.steps - plan.averaged:
+        for i in range(size):
+            total[i] += x[i]
+
+
+@compiled
+def finish_training(memory, plan, total):
+    """The released parameters: the mean of the averaged iterates, or the last ones."""
+    if plan.averaged:
+        for i in range(plan.size):
+            memory[i] = np.float32(total[i] / plan.averaged)
+
+
+@compiled
+def _sgd(x, velocity, gradient, plan):
+    """`learner.Sgd`."""
+    normaliser, rate, momentum = np.float32(plan.normaliser), np.float32(plan.learning_rate), np.float32(plan.momentum)
+    for i in range(len(x)):
+        velocity[i] = velocity[i] * momentum + gradient[i] / normaliser
+        x[i] -= velocity[i] * rate
+
+
+@compiled
+def _adam(x, first, second, gradient, plan, step):
+    """`learner.Adam`, operation by operation."""
+    normaliser, epsilon = np.float32(plan.normaliser), np.float32(ADAM_EPSILON)
+    keep_first, keep_second = np.float32(BETA1), np.float32(BETA2)
+    new_first, new_second = np.float32(1 - BETA1), np.float32(1 - BETA2)
+    correction = np.float32(1 / (1 - BETA2 ** (step + 1)))
+    rate = np.float32(plan.learning_rate / (1 - BETA1 ** (step + 1)))
+    for i in range(len(x)):
+        g = gradient[i] / normaliser
+        first[i] = first[i] * keep_first + g * new_first
+        second[i] = second[i] * keep_second + g * g * new_second
+        x[i] -= first[i] / (np.float32(math.sqrt(second[i] * correction)) + epsilon) * rate
+
+
+@compiled
+def spread_rows(start, length, cap, uniform, rows):
+    """`streams.spread_rows`, shifted by `start`, into rows int64 [>= min(length, cap)] -> how many."""
+    if length <= cap:
+        for i in range(length):
+            rows[i] = start + i
+        return length
+    for i in range(cap):
+        rows[i] = start + min(np.int64((i + uniform) * (length / cap)), length - 1)
+    return cap
