@@ -1,0 +1,95 @@
+"""The random streams of `streams` in torch, for engines whose data live on a GPU: the same Philox words, made where they are used.
+
+Torch has no unsigned 64-bit product; words are int64 with the same bits, whose products wrap around as unsigned ones do.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mucd_ray.learn.streams import LOG_SERIES, LOG_TWO, SQRT_HALF
+
+
+def _signed(word: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit integer."""
+    return (word & (1 << 64) - 1) - ((word >> 63 & 1) << 64)
+
+
+# Philox4x64-10 (Salmon et al. 2011): multipliers and key increments.
+_M0, _M1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157
+_W0, _W1 = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
+_LOW = 0xFFFFFFFF
+
+
+def _upper(a: Tensor) -> Tensor:
+    """The upper 32 bits of unsigned words."""
+    return (a >> 32) & _LOW
+
+
+def _product(constant: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(upper, lower) 64 bits of constant * b, from products of 32-bit halves, none of which overflows."""
+    a0, a1 = constant & _LOW, constant >> 32
+    b0, b1 = b & _LOW, _upper(b)
+    # a1 * b0 may reach 2^64 - 2^33 + 1 and only wraps its sign; adding less than 2^32 does not carry out of 64 bits.
+    middle, other = a1 * b0 + _upper(a0 * b0), a0 * b1
+    carry = _upper((other & _LOW) + (middle & _LOW))
+    return a1 * b1 + _upper(middle) + _upper(other) + carry, b * _signed(constant)
+
+
+def philox(key: tuple[int, int], blocks: int, purpose: int, step: int, instances: Tensor) -> Tensor:
+    """The first 4 * blocks words of every instance's stream: int64 [P] -> int64 [P, 4 * blocks], bits of `Streams.generator(...).random_raw`."""
+    c0 = torch.arange(1, blocks + 1, device=instances.device).expand(len(instances), blocks)
+    c1, c2 = torch.full_like(c0, _signed(purpose)), torch.full_like(c0, _signed(step))
+    c3 = instances[:, None].expand(len(instances), blocks)
+    k0, k1 = key
+    for _ in range(10):
+        upper0, lower0 = _product(_M0, c0)
+        upper1, lower1 = _product(_M1, c2)
+        c0, c1, c2, c3 = upper1 ^ c1 ^ _signed(k0), lower1, upper0 ^ c3 ^ _signed(k1), lower0
+        k0, k1 = k0 + _W0, k1 + _W1
+    return torch.stack([c0, c1, c2, c3], -1).flatten(1)
+
+
+def standard_normals(words: Tensor) -> Tensor:
+    """`streams.standard_normals`: int64 [..., n] -> float32 [..., 2n]."""
+    radius = (((words >> 24) & (1 << 40) - 1) + 1).to(torch.float32).mul_(2.0**-40).log_().mul_(-2.0).sqrt_()
+    angle = (words & 0xFFFFFF).to(torch.float32).mul_(2.0 * math.pi * 2.0**-24)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], -1)
+
+
+def gaussian_noise(key: tuple[int, int], count: int, purpose: int, step: int, instances: Tensor) -> Tensor:
+    """`streams.gaussian_noise` of these streams: float32 [P, count]."""
+    return standard_normals(philox(key, -(-count // 64) * 8, purpose, step, instances))[:, :count]
+
+
+def exponentials(words: Tensor) -> Tensor:
+    """`streams.exponentials`: int64 -> float64. A compiler that fuses products and sums may round the last bit otherwise."""
+    mantissa, exponent = torch.frexp((((words >> 11) & (1 << 53) - 1) + 1).to(torch.float64))
+    s = (mantissa - SQRT_HALF) / (mantissa + SQRT_HALF)
+    z = s * s
+    series = LOG_SERIES[0] * z
+    for coefficient in LOG_SERIES[1:]:
+        series = (series + coefficient) * z
+    series = (series + 2.0) * s
+    return torch.clamp((53.5 - exponent.to(torch.float64)) * LOG_TWO - series, min=0.0)
+
+
+def poisson_samples(key: tuple[int, int], purpose: int, step: int, instances: Tensor, units: int, sample_rate: float) -> tuple[Tensor, Tensor]:
+    """`streams.poisson_sample` of every instance: (indices int64 [P, B], counts int64 [P]); indices beyond a count are 0."""
+    if sample_rate >= 1.0:
+        everything = torch.arange(units, device=instances.device).expand(len(instances), units)
+        return everything, torch.full((len(instances),), units, device=instances.device)
+    expected = units * sample_rate
+    blocks = int((expected + 6.0 * math.sqrt(expected) + 19.0) / 4.0)
+    while True:
+        gaps = exponentials(philox(key, blocks, purpose, step, instances)).mul_(-1.0 / math.log1p(-sample_rate)).clamp_(max=float(units))
+        indices = (gaps.to(torch.int64) + 1).cumsum(1) - 1
+        if bool((indices[:, -1] >= units).all()):
+            break
+        # Longer streams begin with the same words.
+        blocks *= 2
+    inside = indices < units
+    counts = inside.sum(1)
+    width = max(int(counts.max()), 1)
+    return indices[:, :width].masked_fill(~inside[:, :width], 0), counts
