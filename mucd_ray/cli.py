@@ -66,25 +66,58 @@ def progress_bar(what: str, unit: str):
 
 
 def record(options, out):
-    from mucd_ray.data.behaviours import behaviour_catalogue
-    from mucd_ray.data.record import record as record_dataset
-
     if options.list:
-        rows = behaviour_catalogue()
-        out(json.dumps(rows) if options.json else "\n".join("  ".join(f"{k}={v}" for k, v in row.items()) for row in rows))
-        return 0
-    if not options.environment or not options.dataset:
-        raise MucdError("record needs an environment and --dataset ID, for example: mucd record Acrobot-v1 --dataset acrobot/mixed-v0")
+        return _list_recordings(options, out)
     with progress_bar("recording", "transition") as progress:
-        summary = record_dataset(
-            options.environment, options.behaviour, options.transitions, options.seed, options.dataset,
-            tuple(options.noise) if options.noise else None, overwrite=options.overwrite, progress=progress,
-        )
+        if options.recipe:
+            from mucd_ray.data.recipes import make
+
+            if options.environment or options.dataset:
+                raise MucdError(f"--recipe {options.recipe} names a whole dataset: leave out the environment and --dataset")
+            summary = make(options.recipe, overwrite=options.overwrite, progress=progress)
+        else:
+            from mucd_ray.data.record import record as record_dataset
+
+            if not options.environment or not options.dataset:
+                raise MucdError("record needs an environment and --dataset ID, for example: mucd record Acrobot-v1 --dataset acrobot/mixed-v0, or --recipe ID")
+            summary = record_dataset(
+                options.environment, options.behaviour, options.transitions, options.seed, options.dataset,
+                tuple(options.noise) if options.noise else None, overwrite=options.overwrite, progress=progress,
+            )
     text = (
         f"{summary['dataset_id']}: {summary['transitions']} transitions in {summary['trajectories']} trajectories of {summary['env_id']}, "
         f"mean return {summary['mean_return']:.2f}\nin {summary['path']}"
     )
+    if options.recipe:
+        declared = summary["declared_checksum"]
+        told = "none is declared" if declared is None else "as declared" if declared == summary["checksum"] else f"declared is {declared}"
+        text += f"\nchecksum {summary['checksum']} ({told})"
+        if declared not in (None, summary["checksum"]):
+            print(
+                f"mucd: {options.recipe} is not byte for byte the declared one: Box2D, MuJoCo and other floating-point results differ across processors and "
+                "versions; the dataset is sound, but figures published for this recipe may differ slightly",
+                file=sys.stderr,
+            )
     out(json.dumps(summary) if options.json else text)
+
+
+def _list_recordings(options, out):
+    from mucd_ray.data.behaviours import behaviour_catalogue
+    from mucd_ray.data.recipes import recipe_catalogue
+
+    recipes, behaviours = recipe_catalogue(), behaviour_catalogue()
+    if options.json:
+        out(json.dumps({"recipes": recipes, "behaviours": behaviours}))
+        return
+    rows = [("recipe", "environment", "behaviour", "transitions", "mean return", "seconds", "MB")]
+    for recipe in recipes:
+        known = ("?" if recipe[name] is None else f"{recipe[name]:{form}}" for name, form in (("mean_return", ".1f"), ("seconds", ".0f"), ("megabytes", ".0f")))
+        rows.append((recipe["dataset"], recipe["env_id"], recipe["behaviour"], f"{recipe['size'] or recipe['transitions']:,}", *known))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) if n < 3 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths))) for row in rows]
+    lines += ["", "? not made here yet; make one with `mucd record --recipe ID`", "", "behaviours (noise levels, of which each episode draws one):"]
+    lines += [f"{row['name']}, {row['env_id']}: {row['description']} ({', '.join(f'{level:g}' for level in row['noise'])})" for row in behaviours]
+    out("\n".join(lines))
 
 
 def run(options, out):
@@ -257,11 +290,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("record", record, "Record a real Minari dataset with a named behaviour policy.", "mucd record Acrobot-v1 --dataset acrobot/mixed-v0")
     sub.add_argument("environment", nargs="?", help="Gymnasium id")
-    sub.add_argument("--list", action="store_true", help="list environments and behaviours")
+    sub.add_argument("--list", action="store_true", help="list the recipes (with size, mean return and time to make) and the behaviours")
+    sub.add_argument("--recipe", metavar="ID", help="make this listed dataset, exactly")
     sub.add_argument("--dataset", help="Minari id to write, such as acrobot/mixed-v0")
     sub.add_argument("--behaviour", help="behaviour policy (default: the environment's first)")
     sub.add_argument("--transitions", type=int, default=20_000, help="at least this many, in whole episodes")
-    sub.add_argument("--noise", type=float, nargs="+", help="probabilities of a random action, one drawn per episode (default: the behaviour's)")
+    sub.add_argument("--noise", type=float, nargs="+", help="noise levels, one drawn per episode: probability of a random action or, for continuous actions, standard deviation in half ranges (default: the behaviour's)")
     sub.add_argument("--seed", type=int, default=0, help="seed of behaviour and environment")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing dataset of this id")
 

@@ -76,7 +76,7 @@ def test_plan_plots_the_frontier(capfd, tmp_path):
 def test_verify_accepts_the_true_and_rejects_the_edited(capfd, tmp_path):
     inputs = make_inputs(
         mechanism=Mechanism(sample_rate=0.1, noise_multiplier=20.0, clip_norm=1.0, steps=10, normaliser=1.0),
-        units=500, actions=votes_evidence(np.array([[40, 0]])), returns=np.arange(40.0), return_range=(0, 50),
+        units=500, radius_cap=20, actions=votes_evidence(np.array([[40, 0]])), returns=np.arange(40.0), return_range=(0, 50),
     )
     certificate = make_certificate(inputs, assumptions=[], context={})
     path = tmp_path / "certificate.json"

@@ -18,7 +18,7 @@ class OfflineDataset:
 
     Attributes:
         name: Minari id or the user's label.
-        env_id: Gymnasium id of the environment that was recorded, if known.
+        env_id, env_kwargs: Gymnasium id of the environment that was recorded and the arguments of its `make`, if known.
         observations, next_observations: [N, *observation_shape], dtype as recorded.
         actions: int64 [N] for a Discrete space (values as the space declares them, `start` included), float32 [N, k] for a Box.
         rewards: float64 [N].
@@ -38,11 +38,12 @@ class OfflineDataset:
     trajectory_starts: np.ndarray
     action_space: gym.Space
     observation_space: gym.Space
+    env_kwargs: dict | None = None
 
     @classmethod
     def from_arrays(
         cls, *, observations, next_observations, actions, rewards, terminations, truncations, action_space, observation_space,
-        trajectory_starts=None, name="arrays", env_id=None,
+        trajectory_starts=None, name="arrays", env_id=None, env_kwargs=None,
     ) -> "OfflineDataset":
         """Build and validate a dataset from flat arrays (shapes as in the class).
 
@@ -58,6 +59,7 @@ class OfflineDataset:
         dataset = cls(
             name=name,
             env_id=env_id,
+            env_kwargs=env_kwargs,
             observations=np.asarray(observations),
             next_observations=np.asarray(next_observations),
             actions=_as_declared(np.asarray(actions), action_space),
@@ -132,6 +134,8 @@ class OfflineDataset:
         array = getattr(self, name)
         if array.dtype.kind not in "fiub":
             raise MucdError(f"dataset {self.name}: {name} have dtype {array.dtype}: give numbers")
+        if array.dtype.kind != "f":
+            return
         bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
         if bad.any():
             raise MucdError(

@@ -1,22 +1,46 @@
 """Making Gymnasium environments by id."""
 
+import importlib
+import warnings
+
 import gymnasium as gym
 
 from mucd_ray.errors import MucdError
 
+# What an environment's id starts with: (the module it needs, the extra of this package that installs it).
+EXTRAS = {
+    "ALE/": ("ale_py", "atari"),
+    **dict.fromkeys(("LunarLander", "BipedalWalker", "CarRacing"), ("Box2D", "box2d")),
+    **dict.fromkeys(
+        ("Ant-", "HalfCheetah-", "Hopper-", "Humanoid", "Inverted", "Pusher-", "Reacher-", "Swimmer-", "Walker2d-"), ("mujoco", "mujoco")
+    ),
+    "highway-": ("highway_env", "highway"),
+}
+
 
 def make_environment(env_id: str, **kwargs) -> gym.Env:
-    """A fresh environment; Atari ids ("ALE/...") register themselves on first use.
+    """A fresh environment; the package that an id needs is imported on first use.
 
     Raises:
-        MucdError: Gymnasium does not know the id or refuses the arguments.
+        MucdError: the package is not installed, or Gymnasium does not know the id or refuses the arguments.
     """
-    if env_id.startswith("ALE/"):
-        import ale_py  # imported here: the emulator is not needed by anyone else
-
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-        gym.register_envs(ale_py)
+    for prefix, (module, extra) in EXTRAS.items():
+        if env_id.startswith(prefix):
+            _set_up(env_id, module, extra)
     try:
         return gym.make(env_id, disable_env_checker=True, **kwargs)
     except (gym.error.Error, TypeError, ImportError) as error:
         raise MucdError(f"environment {env_id!r} cannot be made ({error}): give an installed Gymnasium id and its arguments") from error
+
+
+def _set_up(env_id: str, module: str, extra: str) -> None:
+    try:
+        package = importlib.import_module(module)
+    except ImportError as error:
+        raise MucdError(f"environment {env_id!r} needs {module}, which is not installed ({error}): pip install 'mucd_ray[{extra}]'") from error
+    if module == "ale_py":
+        package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
+        gym.register_envs(package)
+    # Without a handler MuJoCo writes every warning to a file in the working folder; each environment made would add one on its own XML.
+    if module == "mujoco" and package.get_mju_user_warning() is None:
+        package.set_mju_user_warning(lambda text: None if "deprecated" in text else warnings.warn(f"MuJoCo: {text}", stacklevel=2))

@@ -45,6 +45,7 @@ def load_dataset(dataset_id: str) -> OfflineDataset:
     return OfflineDataset.from_arrays(
         name=dataset_id,
         env_id=spec.id if spec else None,
+        env_kwargs=dict(spec.kwargs) if spec else None,
         observations=joined("observations", slice(None, -1)),
         next_observations=joined("observations", slice(1, None)),
         actions=joined("actions"),

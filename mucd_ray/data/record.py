@@ -46,7 +46,7 @@ def record(
         transitions: at least this many, in whole episodes.
         seed: a whole number, at least 0.
         dataset_id: Minari id "(namespace/)name-v0".
-        noise: probabilities of a uniformly random action, instead of the behaviour's own levels.
+        noise: noise levels (see `Behaviour`), instead of the behaviour's own.
         overwrite: replace an existing dataset of this id.
         progress: called as progress(transitions so far, wanted) after each episode.
     Returns:
@@ -59,9 +59,9 @@ def record(
     if transitions < 1 or seed < 0:
         raise MucdError(f"transitions {transitions} and seed {seed}: give at least 1 transition and a seed of at least 0")
     if not levels or not all(0 <= level <= 1 for level in levels):
-        raise MucdError(f"noise {levels} must be one or more probabilities in [0, 1]")
+        raise MucdError(f"noise {levels} must be one or more levels in [0, 1]")
     namespace, path = _target(dataset_id, overwrite)
-    environment = card_for(env_id).make()
+    environment = card_for(env_id, make_kwargs=chosen.make_kwargs).make()
     try:
         episodes, drawn = _episodes(environment, chosen, levels, transitions, seed, progress)
         _write(environment, chosen, episodes, drawn, dataset_id, namespace, path, overwrite)
@@ -126,7 +126,7 @@ def _episode(environment: gym.Env, policy, seed: int) -> EpisodeBuffer:
     return EpisodeBuffer(
         seed=seed,
         observations=np.stack(observations),
-        actions=np.array(actions, np.int64),
+        actions=np.array(actions),
         rewards=np.array(rewards, np.float64),
         terminations=flags[0],
         truncations=flags[1],
@@ -135,6 +135,8 @@ def _episode(environment: gym.Env, policy, seed: int) -> EpisodeBuffer:
 
 def _write(environment, behaviour, episodes, drawn, dataset_id, namespace, path, overwrite) -> None:
     """Write into a hidden folder beside the target, then rename: the id never shows a part of a dataset."""
+    continuous = isinstance(environment.action_space, gym.spaces.Box)
+    noise = "standard deviation of Gaussian noise, in half ranges of an action," if continuous else "probability of a uniformly random action"
     try:
         if namespace and namespace not in list_local_namespaces():
             create_namespace(namespace)
@@ -148,7 +150,7 @@ def _write(environment, behaviour, episodes, drawn, dataset_id, namespace, path,
                 "dataset_id": dataset_id,
                 "minari_version": minari.__version__,
                 "algorithm_name": behaviour.name,
-                "description": f"{behaviour.description}; probability of a uniformly random action per episode: {sorted(set(drawn))}",
+                "description": f"{behaviour.description}; {noise} per episode: {sorted(set(drawn))}",
             })
             storage.update_episodes(episodes)
             storage.update_episode_metadata([{"noise": level} for level in drawn])

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from mucd_ray.data.cards import EnvironmentCard, check_discount
+from mucd_ray.data.card import EnvironmentCard, check_discount
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import StackedPolicies, environment_actions
 from mucd_ray.learn.networks import Network
@@ -25,7 +25,8 @@ def rollout_returns(
     progress: Progress | None = None,
     discount: float = 1.0,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-    """Return sum_t discount^t r_t of each policy: of one episode, or the mean over m episodes.
+    """Return sum_t discount^t r_t of each policy: of one episode, or the mean over m episodes; every episode's return is clipped first
+    where the card says so (`clip_returns`).
 
     Each episode starts with its own seed in its own environment, so results depend neither on `slots` nor on which policies
     are evaluated together.
@@ -56,9 +57,9 @@ def rollout_returns(
         raise MucdError(f"{seeds.shape[1]} episodes per policy: give at least one seed each, and exactly one where states are kept")
     episodes, owners = seeds.reshape(-1), np.repeat(np.arange(len(policies)), seeds.shape[1])
     if not keep_states and card.env_id in NATIVE and not card.make_kwargs:
-        return means(NATIVE[card.env_id](policies, card, episodes, owners, progress, discount), seeds.shape)
+        return means(card.clipped(NATIVE[card.env_id](policies, card, episodes, owners, progress, discount)), seeds.shape)
     returns, kept = slot_queue(policies, card, episodes, owners, slots, keep_states, progress, discount)
-    returns = means(returns, seeds.shape)
+    returns = means(card.clipped(returns), seeds.shape)
     return (returns, kept) if keep_states else returns
 
 

@@ -35,45 +35,58 @@ def test_non_finite_entries_stay_non_finite_and_huge_ones_are_clipped():
     assert np.isnan(card_for("ALE/Freeway-v5").features(ram)).tolist() == [[True] * 3, [False] * 3]
 
 
-@pytest.mark.parametrize("env_id", CARDS)
-def test_shipped_cards_fit_their_environments(env_id):
-    card = card_for(env_id)
+def title(card):
+    return " ".join([card.env_id, *map(str, card.make_kwargs.values())])
+
+
+@pytest.mark.parametrize("card", CARDS, ids=title)
+def test_shipped_cards_fit_their_environments(card):
     environment = card.make()
     assert environment.observation_space.shape == card.observation_shape
     environment.action_space.seed(0)
     batch = [environment.reset(seed=0)[0]]
-    for _ in range(8):
+    for _ in range(4):
         batch.append(environment.step(environment.action_space.sample())[0])
     features = card.features(np.stack(batch))
-    assert features.shape == (9, len(card.indices)) and np.abs(features).max() <= card.clip
-    np.testing.assert_array_equal(features[7], card.features(batch[7]))  # every observation on its own
+    assert features.shape == (5, len(card.indices)) and np.abs(features).max() <= card.clip
+    np.testing.assert_array_equal(features[3], card.features(batch[3]))  # every observation on its own
     assert EnvironmentCard.from_dict(json.loads(json.dumps(card.to_dict()))) == card
+    assert card_for(card.env_id, card.observation_shape, environment.action_space) is card
     environment.close()
 
 
-@pytest.mark.parametrize("env_id", CARDS)
+@pytest.mark.parametrize("card", CARDS, ids=title)
 @pytest.mark.parametrize("noise", [0.3, 1.0])
-def test_shipped_bounds_hold_real_episodes(env_id, noise):
-    """Behaviours with noise, or random actions: rewards, lengths, returns and discounted returns stay within what the card declares."""
-    card = card_for(env_id)
+def test_shipped_bounds_hold_real_episodes(card, noise):
+    """Behaviours with noise: rewards, lengths, returns and discounted returns stay within what the card declares."""
     environment = card.make()
-    environment.action_space.seed(1)
-    behaviour = next((behaviour for behaviour in BEHAVIOURS.values() if behaviour.env_id == env_id), None)
-    for seed in range(2 if env_id.startswith("ALE") else 10):
-        policy = behaviour.policy(noise, environment.action_space, np.random.default_rng(seed)) if behaviour else lambda _: environment.action_space.sample()
+    behaviour = next(behaviour for behaviour in BEHAVIOURS.values() if behaviour.env_id == card.env_id and behaviour.make_kwargs in (None, card.make_kwargs))
+    for seed in range(1 if card.env_id.startswith(("ALE", "highway", "HalfCheetah")) else 10):
+        policy = behaviour.policy(noise, environment.action_space, np.random.default_rng(seed))
         observation, _ = environment.reset(seed=seed)
         rewards, done = [], False
         while not done:
             observation, reward, terminated, truncated, _ = environment.step(policy(observation))
             rewards, done = [*rewards, float(reward)], terminated or truncated
-        assert card.reward_range[0] <= min(rewards) and max(rewards) <= card.reward_range[1]
         assert len(rewards) <= card.max_episode_steps
+        if card.clip_returns:
+            assert card.reward_range is None
+            continue
+        assert card.reward_range[0] <= min(rewards) and max(rewards) <= card.reward_range[1]
         for discount in (1.0, 0.99, 0.5):
             low, high = card.discounted_range(discount)
             assert low <= np.sum(rewards * discount ** np.arange(len(rewards))) <= high
     if environment.spec.max_episode_steps is not None:
         assert card.max_episode_steps == environment.spec.max_episode_steps
     environment.close()
+
+
+def test_clipped_returns_stay_in_the_public_range():
+    card = dataclasses.replace(CARD, clip_returns=True)
+    np.testing.assert_array_equal(card.clipped(np.array([-3.0, 0.25, 7.0, np.nan, np.inf, -np.inf])), [0, 0.25, 1, 0, 1, 0])
+    assert card.discounted_range(0.9) == card.discounted_range(1.0) == (0.0, 1.0)
+    returns = np.array([-3.0, 7.0])
+    assert CARD.clipped(returns) is returns
 
 
 @settings(deadline=None)
@@ -132,6 +145,9 @@ def test_card_file_round_trip(tmp_path):
         (json.dumps({**CARD.to_dict(), "reward_range": [1, 0]}), "reward range"),
         (json.dumps({**CARD.to_dict(), "reward_range": [0, float("inf")]}), "reward range"),
         (json.dumps({**CARD.to_dict(), "reward_range": 3}), "wrong type or shape"),
+        (json.dumps({**CARD.to_dict(), "clip_returns": 1}), "clip_returns 1"),
+        (json.dumps({**CARD.to_dict(), "reward_scale": 0.0}), "reward_scale 0.0"),
+        (json.dumps({**CARD.to_dict(), "reward_scale": "big"}), "wrong type or shape"),
         (json.dumps({**CARD.to_dict(), "max_episode_steps": 0}), "max_episode_steps 0"),
         (json.dumps({**CARD.to_dict(), "max_episode_steps": 2.5}), "max_episode_steps 2.5"),
         (json.dumps({**CARD.to_dict(), "transform": "pca"}), "transform 'pca' is unknown"),
@@ -149,6 +165,8 @@ def test_bad_card_files_are_named(tmp_path, text, message):
 def test_unknown_environments_are_named():
     with pytest.raises(MucdError, match="MountainCar-v0.*CartPole-v1, Acrobot-v1, ALE/Freeway-v5.*--card"):
         card_for("MountainCar-v0")
+    with pytest.raises(MucdError, match="HalfCheetah-v4.*HalfCheetah-v5 is another version.*--card"):
+        card_for("HalfCheetah-v4")
     with pytest.raises(MucdError, match="NoSuchGame-v7"):
         dataclasses.replace(CARD, env_id="NoSuchGame-v7").make()
     with pytest.raises(MucdError, match="do not end in"):
@@ -162,6 +180,11 @@ def test_dataset_and_card_must_match(cartpole, arrays):
         card_for("Acrobot-v1").check(dataset)
     with pytest.raises(MucdError, match="observations of shape"):
         card_for("CartPole-v1").check(OfflineDataset.from_arrays(**arrays))
+    for other in ({"env_id": "CartPole-v0"}, {"env_kwargs": {"sutton_barto_reward": True}}):
+        found = dataclasses.replace(dataset, **other)
+        with pytest.raises(MucdError, match="CartPole-v0, not in CartPole-v1: record it again.*--card|sutton_barto_reward=True, the card makes it with no sutton_barto_reward: record.*--card"):
+            card_for("CartPole-v1").check(found)
+    card_for("CartPole-v1").check(dataclasses.replace(dataset, env_kwargs={"render_mode": "rgb_array"}))
     three_actions = dataclasses.replace(dataset, action_space=gym.spaces.Discrete(3))
     with pytest.raises(MucdError, match="declares actions in"):
         card_for("CartPole-v1").check(three_actions)

@@ -1,3 +1,4 @@
+import functools
 import io
 import json
 import shutil
@@ -70,6 +71,7 @@ ACTIONS = {
 
 
 def evidence(**changes):
+    """A symmetric threat, the default, takes ten times as long to certify as threat="insert"."""
     rng = np.random.default_rng(changes.pop("seed", 0))
     votes = np.array([rng.multinomial(POLICIES, p) for p in rng.dirichlet([1.0, 0.2, 0.2], 40)] + [[80, 80, 0]])
     defaults = {
@@ -87,9 +89,15 @@ def shown(text):
     return float(text.removesuffix(" %").replace(",", ""))
 
 
+@functools.cache
+def certificate_of(inputs, assumptions, context):
+    """A certificate of these JSON texts, as a JSON text: many tests show the same one."""
+    return json.dumps(make_certificate(json.loads(inputs), assumptions=json.loads(assumptions), context=json.loads(context)))
+
+
 def write_run(folder, *, context=CONTEXT, assumptions=ASSUMPTIONS, baselines=None, **changes):
     folder.mkdir(exist_ok=True)
-    certificate = make_certificate(make_inputs(**evidence(**changes)), assumptions=assumptions, context=context)
+    certificate = json.loads(certificate_of(*map(json.dumps, (make_inputs(**evidence(**changes)), assumptions, context))))
     (folder / "certificate.json").write_text(json.dumps(certificate))
     if baselines is not None:
         (folder / "baselines.json").write_text(json.dumps(baselines))
@@ -138,7 +146,7 @@ def test_the_page_holds_the_certificates_numbers_and_nothing_from_elsewhere(tmp_
 
 
 def test_every_route_and_every_split_is_shown_and_the_claimed_and_the_worst_are_marked(tmp_path):
-    certificate = write_run(tmp_path, actions=None)
+    certificate = write_run(tmp_path, actions=None, radius_cap=300)
     page = Page(write_report(tmp_path).read_text())
     policy, splits = certificate["results"]["policy"], certificate["results"]["accounting"]["splits"]
     half = policy["curve"]["radius"].index(policy["keeps"]["0.5"]["radius"])
@@ -173,7 +181,7 @@ def test_scores_and_continuous_actions_have_their_own_tables_and_figures(tmp_pat
 
 @pytest.mark.parametrize("goal, verdict", [("return>=0.5@0.01", "met"), ("return>=90%@5%", "not met")])
 def test_goals_and_looks_are_shown(tmp_path, goal, verdict):
-    certificate = write_run(tmp_path, actions=None, goal=goal, looks="anytime", rollouts=5, discount=0.99)
+    certificate = write_run(tmp_path, actions=None, goal=goal, looks="anytime", rollouts=5, discount=0.99, threat="insert")
     page = Page(write_report(tmp_path).read_text())
     results = certificate["results"]
     at = page.texts.index(f"Goal {goal}")
@@ -194,7 +202,7 @@ def test_figures_show_what_the_certificate_spends_and_claims(tmp_path, monkeypat
 
     for name in ("return_bound", "poisoned_return", "certified_share", "return_distribution"):
         spy(name)
-    certificate = write_run(tmp_path, looks="anytime")
+    certificate = write_run(tmp_path, looks="anytime", threat="insert")
     write_report(tmp_path)
     inputs, results = certificate["inputs"], certificate["results"]
     curve = results["policy"]["curve"]
@@ -221,7 +229,7 @@ def test_figures_show_what_the_certificate_spends_and_claims(tmp_path, monkeypat
 def test_plots_are_pictures_and_follow_the_data(tmp_path):
     pictures = []
     for name, seed in (("a", 0), ("again", 0), ("other", 1)):
-        write_run(tmp_path / name, seed=seed)
+        write_run(tmp_path / name, seed=seed, threat="insert")
         write_report(tmp_path / name)
         pictures.append({path.name: path.read_bytes() for path in (tmp_path / name / "plots").iterdir()})
     first, again, other = pictures
@@ -247,7 +255,7 @@ def test_an_unsound_certificate_is_shown_as_one(tmp_path):
 def test_texts_are_escaped(tmp_path):
     evil = "<script>alert('x')</script>"
     context = {"dataset": {"name": evil, "environment": evil}, evil: {evil: evil}, "software": {evil: evil}}
-    write_run(tmp_path, context=context, assumptions=[evil], actions=None, baselines={"best_constant_action": evil, "best_constant_return": -500})
+    write_run(tmp_path, context=context, assumptions=[evil], actions=None, threat="insert", baselines={"best_constant_action": evil, "best_constant_return": -500})
     page = Page(write_report(tmp_path).read_text())
     assert "script" not in {tag for tag, _ in page.tags}
     assert sum(evil in text for text in page.texts) >= 7
@@ -255,7 +263,7 @@ def test_texts_are_escaped(tmp_path):
 
 def test_certificates_of_nothing(tmp_path):
     # No actions, no baselines at all.
-    write_run(tmp_path / "policy", actions=None, context={}, assumptions=[], band="dkw")
+    write_run(tmp_path / "policy", actions=None, context={}, assumptions=[], band="dkw", threat="insert")
     page = Page(write_report(tmp_path / "policy").read_text())
     assert "actions" not in page.tables and "software" not in page.tables and len(page.loads) == 6
     assert {path.name for path in (tmp_path / "policy/plots").iterdir()} == {"return_bound.png", "poisoned_return.png", "returns.png"}
@@ -276,7 +284,7 @@ def test_certificates_of_nothing(tmp_path):
 
 
 def test_a_certificate_that_was_edited_or_is_missing_leaves_the_old_report(tmp_path):
-    certificate = write_run(tmp_path, actions=None)
+    certificate = write_run(tmp_path, actions=None, threat="insert")
     report = write_report(tmp_path)
     before = report.read_bytes()
     certificate["results"]["policy"]["keeps"]["0.5"]["bound"] += 50
