@@ -79,8 +79,8 @@ CONSTANTS = {
     **VALUE_CONSTANTS,
     "expectile": Constant(default=0.7, low=0.5, high=1.0, meaning="expectile of Q over the data's actions that V learns"),
     "beta": Constant(default=3.0, low=0.0, high=1e6, meaning="how strongly the policy prefers actions of high advantage"),
-    "max_weight": Constant(default=100.0, low=1e-3, high=1e6, meaning="greatest weight of a transition in the policy's loss"),
-    "policy_weight": Constant(default=1.0, low=0.0, high=1e6, meaning="weight of the policy's loss beside those of Q and V, within one clip"),
+    "max_weight": Constant(default=10.0, low=1e-3, high=1e6, meaning="greatest weight of a transition in the policy's loss"),
+    "policy_weight": Constant(default=0.1, low=0.0, high=1e6, meaning="weight of the policy's loss beside those of Q and V, within one clip"),
 }
 RELEASED = "Gradient of the sum of this transition's critic, value and policy losses by all parameters, clipped as one vector."
 DISCRETE = Algorithm(
