@@ -2,7 +2,8 @@
 
 Layout: the parameters of instance p are one row of a flat tensor [P, stride], with layer views [P, out, in] into it. Element-wise
 work runs on the whole block. On the CPU matrix products run instance by instance on exactly the sampled rows, because the rounding
-of a batched or padded product may depend on its neighbours; so an instance's parameters are bit-identical in every block.
+of a batched or padded product may depend on its neighbours; so an instance's parameters are bit-identical in every block. On a GPU
+products are batched and padded, and samples and noise are drawn there, from the same streams.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mucd_ray.learn import device_random
+from mucd_ray.learn import device_random
 from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.algorithm import Transition, output_deltas
 from mucd_ray.learn.clipping import clip_factors, squared_norms
@@ -32,12 +35,15 @@ Layers = list[tuple[Tensor, Tensor]]
 
 
 class Batch(NamedTuple):
-    """Sampled rows of G groups, padded to B: x [G, B, d], next_x [G, B, d] or [G, B, 0], transition of [G, B, ...], counts [G] on the host."""
+    """Sampled rows of G groups, padded to B: x [G, B, d], next_x [G, B, d] or [G, B, 0], transition of [G, B, ...], counts [G].
+
+    Counts are a tensor where products are padded, too, and plain numbers where they take exactly the rows that count.
+    """
 
     x: Tensor
     next_x: Tensor
     transition: Transition
-    counts: Sequence[int]
+    counts: Sequence[int] | Tensor
 
 
 def train_stacked(
@@ -51,17 +57,14 @@ def train_stacked(
     averaged = learner.averaged_steps(mechanism.steps)
     total = torch.zeros_like(parameters, dtype=torch.float64) if averaged else None
     summed, workspace = torch.zeros_like(parameters), Workspace(device)
-    clipped = clipped_transitions if units.unit == "transition" else clipped_trajectories
+    draws = (DrawsOnDevice if units.padded else Draws)(streams, instances, units, mechanism.sample_rate, learner.local.cap)
+    if units.unit == "transition":
+        draw, clipped = draws.transitions, clipped_transitions
+    else:
+        draw, clipped = draws.trajectories, clipped_trajectories
     for step in range(mechanism.steps):
-        samples = [
-            poisson_sample(streams.borrow(instance, step, purposes.SAMPLE), len(units), mechanism.sample_rate)
-            for instance in instances
-        ]
-        rows = units.rows(samples, [(instance, step) for instance in instances], problem.learner.local.cap, streams)
-        clipped(problem, parameters, target, units, rows, mechanism.clip_norm, out=summed, workspace=workspace)
-        generators = (streams.borrow(instance, step, purposes.NOISE) for instance in instances)
-        noise = torch.from_numpy(gaussian_noise(generators, summed.shape[1])).to(device)
-        noisy = noise.mul_(mechanism.noise_multiplier * mechanism.clip_norm).add_(summed)
+        clipped(problem, parameters, target, units, draw(step), mechanism.clip_norm, out=summed, workspace=workspace)
+        noisy = draws.noise(step, summed.shape[1]).mul_(mechanism.noise_multiplier * mechanism.clip_norm).add_(summed)
         optimiser.step(parameters, noisy.div_(mechanism.normaliser), step)
         if problem.algorithm.has_target:
             # See the optimisers: no fused multiply-add.
@@ -93,20 +96,20 @@ def tower_layers(problem: Problem, flat: Tensor) -> dict[str, Layers]:
 
 
 def clipped_transitions(
-    problem: Problem, parameters: Tensor, target: Tensor, units: "UnitsOnDevice", rows: list[list[np.ndarray]], clip_norm: float,
+    problem: Problem, parameters: Tensor, target: Tensor, units: "UnitsOnDevice", rows: list[list[np.ndarray]] | Batch, clip_norm: float,
     *, out: Tensor, workspace: "Workspace",
 ) -> Tensor:
     """Sum over the sampled transitions of each instance of their gradients, each clipped to norm `clip_norm`, into `out`.
 
     Args:
         parameters, target: flat [P, stride], see `tower_layers`.
-        rows: for each instance, one array of a single row for each sampled unit.
+        rows: for each instance, the rows of the sampled transitions, as one array or several; or their batch.
         out: flat tensor like `parameters` to write into; its tail beyond parameter_count is left alone.
 
     Formal guarantee: adding or removing one unit, whatever it contains, moves a row of the result by at most `clip_norm` in L2 norm,
     up to float32 rounding of the sum.
     """
-    batch = units.gather([np.concatenate(of_instance) if of_instance else np.zeros(0, np.int64) for of_instance in rows])
+    batch = rows if isinstance(rows, Batch) else units.gather([np.concatenate(parts) if parts else np.zeros(0, np.int64) for parts in rows])
     gradients = RowGradients(problem, parameters, target, batch, workspace)
     norms = squared_norms(gradients.deltas, gradients.inputs)
     factors = clip_factors(norms, clip_norm)
@@ -124,6 +127,9 @@ def clipped_trajectories(
     *, out: Tensor, workspace: "Workspace",
 ) -> Tensor:
     """As `clipped_transitions` for trajectories (DP-FedAvg): the sum of their local updates, each clipped as a whole.
+
+    Args:
+        rows: for each instance, the rows of each sampled trajectory that take part.
 
     A local update is the sum over the local steps of the mean gradient of the trajectory's chosen transitions, at parameters that the
     trajectory moves for itself alone. One with a non-finite component, or without transitions, counts as zero.
@@ -189,7 +195,7 @@ class RowGradients:
 
     def __init__(self, problem: Problem, parameters: Tensor, target: Tensor, batch: Batch, workspace: "Workspace"):
         self.problem, self.batch, self.workspace = problem, batch, workspace
-        self.multiply, self.sum_outer, self.rows_of = _operations(batch.counts, parameters.device)
+        self.multiply, self.sum_outer, self.rows_of = _operations(batch.counts)
         layers, target_layers = tower_layers(problem, parameters), tower_layers(problem, target)
         context = [self._evaluate(e, target_layers if e.target else layers) for e in problem.algorithm.context]
         outputs, inputs = [], []
@@ -259,13 +265,13 @@ class RowGradients:
         return deltas
 
 
-def _operations(counts: Sequence[int], device: torch.device):
-    """The three operations on padded tensors [G, B, n] whose first counts[g] rows matter, as they are best done on `device`.
+def _operations(counts: Sequence[int] | Tensor):
+    """The three operations on padded tensors [G, B, n] whose first counts[g] rows matter, see `Batch`.
 
-    `rows_of(x)` is what the other two take: on the CPU views of the rows that matter, since making a view from Python costs as much
+    `rows_of(x)` is what the other two take: unless padded, views of the rows that matter, since making a view from Python costs as much
     as a small product. `multiply(a, b, out)` sets out[g] = a[g] @ b[g]; `sum_outer(delta, x, out)` sets out[g] = delta[g]^T x[g].
     """
-    if device.type != "cpu":
+    if isinstance(counts, Tensor):
         return _multiply_padded, _sum_outer_padded, lambda x: x
     sizes = {}
 
@@ -311,21 +317,16 @@ def _round_up(length: int) -> int:
 class UnitsOnDevice:
     """The units as this engine reads them: rows are copied by index, the caller's arrays are never written to."""
 
-    def __init__(self, units: Units, device: torch.device):
+    def __init__(self, units: Units, device: torch.device, padded: bool | None = None):
+        """`padded`: see the module; None chooses for the device."""
         self.units, self.unit, self.device = units, units.unit, device
+        self.padded = device.type != "cpu" if padded is None else padded
         self.arrays = (units.features, units.next_features, units.actions, units.rewards, units.keeps)
-        if device.type != "cpu":
+        if self.padded:
             self.tensors = tuple(torch.tensor(array, device=device) for array in self.arrays)
 
     def __len__(self) -> int:
         return len(self.units)
-
-    def rows(self, samples: list[np.ndarray], steps: list[tuple[int, int]], cap: int, streams: Streams) -> list[list[np.ndarray]]:
-        """Which rows of every sampled unit take part, for each instance: `samples` are its units, `steps` are (instance, step)."""
-        if self.unit == "transition":
-            return [[sample] for sample in samples]
-        starts, lengths = self.units.starts, self.units.lengths
-        return [[starts[unit] + _chosen(int(lengths[unit]), cap, streams, *at, int(unit)) for unit in sample] for sample, at in zip(samples, steps)]
 
     def gather(self, groups: Sequence[np.ndarray]) -> Batch:
         """The rows of every group, padded by its own first row (row 0 where it is empty)."""
@@ -334,23 +335,60 @@ class UnitsOnDevice:
         for row, group in zip(index, groups):
             row[:] = group[0] if len(group) else 0
             row[: len(group)] = group
-        if self.device.type == "cpu":
-            x, next_x, *transition = (
-                torch.from_numpy(np.take(array, index, axis=0)) if len(array) else torch.zeros(*index.shape, 0) for array in self.arrays
-            )
-        else:
-            on_device = torch.from_numpy(index).to(self.device)
-            x, next_x, *transition = (
-                tensor[on_device] if len(tensor) else torch.zeros(*index.shape, 0, device=self.device) for tensor in self.tensors
-            )
+        if self.padded:
+            return self.take(torch.from_numpy(index).to(self.device), torch.tensor(counts, device=self.device))
+        x, next_x, *transition = (
+            torch.from_numpy(np.take(array, index, axis=0)) if len(array) else torch.zeros(*index.shape, 0) for array in self.arrays
+        )
+        return Batch(x, next_x, Transition(*transition), counts)
+
+    def take(self, index: Tensor, counts: Tensor) -> Batch:
+        """The rows index [G, B] on the device, of which counts [G] matter."""
+        x, next_x, *transition = (tensor[index] if len(tensor) else self.tensors[0].new_zeros(*index.shape, 0) for tensor in self.tensors)
         return Batch(x, next_x, Transition(*transition), counts)
 
 
-def _chosen(length: int, cap: int, streams: Streams, instance: int, step: int, unit: int) -> np.ndarray:
-    if length <= cap:
-        return np.arange(length)
-    word = streams.borrow(instance, step, subset_purpose(unit)).bit_generator.random_raw()
-    return spread_rows(length, cap, uniform(word))
+class Draws:
+    """The randomness of a block's steps: which rows take part, and the noise."""
+
+    def __init__(self, streams: Streams, instances: Sequence[int], units: UnitsOnDevice, sample_rate: float, cap: int):
+        self.streams, self.instances, self.units, self.sample_rate, self.cap = streams, instances, units, sample_rate, cap
+
+    def transitions(self, step: int) -> Batch:
+        return self.units.gather([self._sample(instance, step) for instance in self.instances])
+
+    def trajectories(self, step: int) -> list[list[np.ndarray]]:
+        """For each instance, the rows of each sampled trajectory that take part."""
+        return [[self._rows(instance, step, int(unit)) for unit in self._sample(instance, step)] for instance in self.instances]
+
+    def noise(self, step: int, count: int) -> Tensor:
+        """N(0, 1) draws float32 [P, count]."""
+        generators = (self.streams.borrow(instance, step, purposes.NOISE) for instance in self.instances)
+        return torch.from_numpy(gaussian_noise(generators, count))
+
+    def _sample(self, instance: int, step: int) -> np.ndarray:
+        return poisson_sample(self.streams.borrow(instance, step, purposes.SAMPLE), len(self.units), self.sample_rate)
+
+    def _rows(self, instance: int, step: int, unit: int) -> np.ndarray:
+        start, length = int(self.units.units.starts[unit]), int(self.units.units.lengths[unit])
+        if length <= self.cap:
+            return np.arange(start, start + length)
+        word = self.streams.borrow(instance, step, subset_purpose(unit)).bit_generator.random_raw()
+        return start + spread_rows(length, self.cap, uniform(word))
+
+
+class DrawsOnDevice(Draws):
+    """The same draws, made on the device; which transitions of a trajectory take part is still chosen on the host."""
+
+    def __init__(self, streams, instances, units, sample_rate, cap):
+        super().__init__(streams, instances, units, sample_rate, cap)
+        self.key, self.numbers = tuple(int(word) for word in streams.key), torch.tensor(instances, device=units.device)
+
+    def transitions(self, step: int) -> Batch:
+        return self.units.take(*device_random.poisson_samples(self.key, purposes.SAMPLE, step, self.numbers, len(self.units), self.sample_rate))
+
+    def noise(self, step: int, count: int) -> Tensor:
+        return device_random.gaussian_noise(self.key, count, purposes.NOISE, step, self.numbers)
 
 
 class Workspace:

@@ -113,7 +113,7 @@ def with_value_range(learner: Learner, card: EnvironmentCard, discrete: bool) ->
     lacking = [name for name in ("v_min", "v_max") if name in constants and constants[name] is None]
     if not lacking:
         return learner
-    bounds = dict(zip(("v_min", "v_max"), (bound / getattr(card, "reward_scale", 1.0) for bound in card.discounted_range(constants["discount"]))))
+    bounds = dict(zip(("v_min", "v_max"), (bound / card.reward_scale for bound in card.discounted_range(constants["discount"]))))
     return replace(learner, constants=learner.constants | {name: bounds[name] for name in lacking})
 
 
