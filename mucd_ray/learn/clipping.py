@@ -15,16 +15,19 @@ ROUNDING = 4e-6
 ROUNDING_PER_TERM = 2.0**-26
 # Squares of components below 1e-19 vanish in float32; adding this makes the norm an upper bound even then.
 UNDERFLOW = 1e-30
+# Below 1e-38 float32 has ever fewer digits, and a rounded factor might let a unit exceed the clip norm.
+LEAST_FACTOR = 1e-37
 
 
 def clip_factors(squared_norms: Tensor, clip_norm: float) -> Tensor:
-    """min(1, clip_norm / norm) per unit, zero where the norm is not finite: [...] -> [...].
+    """min(1, clip_norm / norm) per unit, zero where the norm is not finite or exceeds 1e37 clip norms: [...] -> [...].
 
     Formal guarantee: factor * (a unit's vector) has norm at most `clip_norm`, or the factor is zero. A unit with NaN, inf or
     overflowing components thus counts as the zero vector, provided that its rows are zeroed too (zero times NaN is NaN).
     """
     factors = torch.clamp(clip_norm * (1.0 - ROUNDING) / torch.sqrt(squared_norms), max=1.0)
-    return torch.where(torch.isfinite(squared_norms), factors, 0.0)
+    # No comparison with NaN is true.
+    return torch.where(factors >= LEAST_FACTOR, factors, 0.0)
 
 
 def squared_norms(deltas: list[Tensor], inputs: list[Tensor]) -> Tensor:

@@ -1,0 +1,125 @@
+"""Small problems and made-up units for the tests of the learn room and of soundness; any engine's clipped sum."""
+
+import numpy as np
+import pytest
+import torch
+
+from mucd_ray.learn.algorithms import CONTINUOUS, DISCRETE
+from mucd_ray.learn.ensemble import fused_trains, train_block
+from mucd_ray.learn.learner import Learner, LocalUpdate
+from mucd_ray.learn.problem import Problem
+from mucd_ray.learn.stacked import UnitsOnDevice, Workspace, clipped_trajectories, clipped_transitions
+from mucd_ray.learn.streams import Streams
+from mucd_ray.learn.units import Units
+from mucd_ray.mechanism.mechanism import Mechanism
+
+STREAMS = Streams(b"the secret of these tests")
+INPUTS, ACTIONS = 5, 3
+CPU = torch.device("cpu")
+# Compiling a kernel takes ten seconds: the quick tests keep to one algorithm of each kind.
+QUICK = {("bc", True), ("bc", False), ("dqn", True), ("iql", False)}
+LOSSES = [(name, True) for name in DISCRETE] + [(name, False) for name in CONTINUOUS]
+
+
+def problem(algorithm="bc", discrete=True, *, inputs=INPUTS, actions=ACTIONS, cap=200, local_steps=1, local_rate=0.1, **learner) -> Problem:
+    constants = {"v_min": -3.0, "v_max": 3.0, "atoms": 7} if algorithm == "c51" else {}
+    local = LocalUpdate(cap=cap, steps=local_steps, learning_rate=local_rate)
+    return Problem(
+        learner=Learner(algorithm=algorithm, constants=constants, local=local, **{"learning_rate": 0.3} | learner), inputs=inputs, actions=actions,
+        discrete=discrete, action_bounds=None if discrete else ((-1.0,) * actions, (1.0,) * actions),
+    )
+
+
+def cases(units=("transition", "trajectory"), hidden=None):
+    """Marks a test with every (engine, algorithm, discrete, unit) that trains differently; all but a few are slow."""
+    params = []
+    for algorithm, discrete in LOSSES:
+        for unit in units:
+            for engine in ("torch", "fused"):
+                if engine == "fused" and not fused_trains(problem(algorithm, discrete)):
+                    continue
+                # Behaviour cloning of continuous actions differs from that of discrete ones in the loss alone.
+                quick = (algorithm, discrete) in QUICK and (engine, discrete, unit) != ("fused", False, "trajectory")
+                name = f"{engine}-{algorithm}-{'discrete' if discrete else 'continuous'}-{unit}"
+                params.append(pytest.param(engine, algorithm, discrete, unit, id=name, marks=() if quick else pytest.mark.slow))
+    return pytest.mark.parametrize("engine,algorithm,discrete,unit", params)
+
+
+def transitions(problem: Problem, rows: int, rng) -> Units:
+    """Random transitions: every fifth ends its episode."""
+    features, following = rng.standard_normal((2, rows, problem.inputs)).astype(np.float32)
+    if problem.discrete:
+        actions = rng.integers(0, problem.actions, rows)
+    else:
+        actions = rng.uniform(-1, 1, (rows, problem.actions)).astype(np.float32)
+    return Units.transitions(
+        features, actions, next_features=following if problem.algorithm.looks_ahead else None,
+        rewards=rng.standard_normal(rows).astype(np.float32), keeps=(np.arange(rows) % 5 != 4).astype(np.float32),
+    )
+
+
+def trajectories(problem: Problem, lengths, rng) -> Units:
+    """Random trajectories of these lengths, one after the other."""
+    lengths = np.array(lengths, np.int64)
+    arrays = transitions(problem, int(lengths.sum()), rng).arrays()
+    return Units(unit="trajectory", **arrays | {"starts": np.cumsum(lengths) - lengths, "lengths": lengths})
+
+
+def made_up(unit: str, problem: Problem, count: int, rng, longest: int = 7) -> Units:
+    """`count` units; trajectories have 1 to `longest` transitions."""
+    return transitions(problem, count, rng) if unit == "transition" else trajectories(problem, rng.integers(1, longest + 1, count), rng)
+
+
+def rows_of(units: Units, unit: int) -> slice:
+    return slice(units.starts[unit], units.starts[unit] + units.lengths[unit])
+
+
+def take(units: Units, chosen) -> Units:
+    """The data set of these units, in this order; one may be taken several times."""
+    rows = np.concatenate([np.arange(units.starts[u], units.starts[u] + units.lengths[u]) for u in chosen])
+    lengths = units.lengths[list(chosen)]
+    arrays = {name: array[rows] if len(array) else array for name, array in units.arrays().items() if name not in ("starts", "lengths")}
+    return Units(unit=units.unit, **arrays, starts=np.cumsum(lengths) - lengths, lengths=lengths)
+
+
+def changed(units: Units, unit: int, *, action=None, **values) -> Units:
+    """A copy in which all rows of one unit have these values, broadcast: features=nan, rewards=1e30, ..."""
+    arrays = {name: array.copy() for name, array in units.arrays().items()}
+    if action is not None:
+        values["actions"] = action
+    for name, value in values.items():
+        if len(arrays[name]):
+            arrays[name][rows_of(units, unit)] = value
+    return Units(unit=units.unit, **arrays)
+
+
+def clipped_sum(engine: str, problem: Problem, flat: np.ndarray, units: Units, clip_norm: float, workspace: Workspace | None = None) -> np.ndarray:
+    """The engine's clipped sum over all units at the parameters `flat`, which are the target's too, without noise: float64 [parameter_count]."""
+    if not len(units):
+        return np.zeros(problem.parameter_count)
+    if engine == "fused":
+        from mucd_ray.learn import fused
+
+        return fused.clipped_sum(problem, flat, units, clip_norm).astype(float)
+    parameters, data = torch.zeros(1, -(-problem.parameter_count // 32) * 32), UnitsOnDevice(units, CPU)
+    parameters[0, : problem.parameter_count] = torch.from_numpy(flat)
+    rows = data.rows([np.arange(len(units))], [(0, 0)], problem.learner.local.cap, Streams(bytes(16)))
+    clipped = clipped_transitions if units.unit == "transition" else clipped_trajectories
+    with torch.no_grad():
+        result = clipped(
+            problem, parameters, parameters.clone(), data, rows, clip_norm, out=torch.zeros_like(parameters), workspace=workspace or Workspace(CPU)
+        )
+    return result[0, : problem.parameter_count].double().numpy()
+
+
+def random_parameters(problem: Problem, rng, scale: float = 0.3) -> np.ndarray:
+    return (scale * rng.standard_normal(problem.parameter_count)).astype(np.float32)
+
+
+def trained(problem: Problem, units: Units, instances, *, engine="torch", streams=STREAMS, block=None, **plan) -> np.ndarray:
+    """Acting parameters [P, n] of instances."""
+    plan = {"sample_rate": 0.1, "noise_multiplier": 1.0, "clip_norm": 0.5, "steps": 6, "normaliser": 20.0} | plan
+    result = train_block(
+        problem=problem, mechanism=Mechanism(unit=units.unit, **plan), units=units, instances=instances, streams=streams, engine=engine, block=block,
+    )
+    return np.concatenate([tensor.numpy().reshape(len(instances), -1) for tensor in result.values()], axis=1)
