@@ -8,7 +8,7 @@ from mucd_ray.learn.algorithms import CONTINUOUS, DISCRETE
 from mucd_ray.learn.ensemble import fused_trains, train_block
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
-from mucd_ray.learn.stacked import UnitsOnDevice, Workspace, clipped_trajectories, clipped_transitions
+from mucd_ray.learn.stacked import Draws, DrawsOnDevice, UnitsOnDevice, Workspace, clipped_trajectories, clipped_transitions
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.mechanism import Mechanism
@@ -30,16 +30,17 @@ def problem(algorithm="bc", discrete=True, *, inputs=INPUTS, actions=ACTIONS, ca
     )
 
 
-def cases(units=("transition", "trajectory"), hidden=None):
+def cases(engines=("torch", "fused")):
     """Marks a test with every (engine, algorithm, discrete, unit) that trains differently; all but a few are slow."""
     params = []
     for algorithm, discrete in LOSSES:
-        for unit in units:
-            for engine in ("torch", "fused"):
+        for unit in ("transition", "trajectory"):
+            for engine in engines:
                 if engine == "fused" and not fused_trains(problem(algorithm, discrete)):
                     continue
                 # Behaviour cloning of continuous actions differs from that of discrete ones in the loss alone.
                 quick = (algorithm, discrete) in QUICK and (engine, discrete, unit) != ("fused", False, "trajectory")
+                quick &= engine != "padded" or algorithm == "dqn"
                 name = f"{engine}-{algorithm}-{'discrete' if discrete else 'continuous'}-{unit}"
                 params.append(pytest.param(engine, algorithm, discrete, unit, id=name, marks=() if quick else pytest.mark.slow))
     return pytest.mark.parametrize("engine,algorithm,discrete,unit", params)
@@ -93,22 +94,24 @@ def changed(units: Units, unit: int, *, action=None, **values) -> Units:
     return Units(unit=units.unit, **arrays)
 
 
-def clipped_sum(engine: str, problem: Problem, flat: np.ndarray, units: Units, clip_norm: float, workspace: Workspace | None = None) -> np.ndarray:
-    """The engine's clipped sum over all units at the parameters `flat`, which are the target's too, without noise: float64 [parameter_count]."""
+def clipped_sum(engine: str, problem: Problem, flat: np.ndarray, units: Units, clip_norm: float) -> np.ndarray:
+    """An engine's clipped sum over all units at the parameters `flat`, which are the target's too, without noise: float64 [parameter_count].
+
+    Engine "padded" is the torch engine as on a GPU.
+    """
     if not len(units):
         return np.zeros(problem.parameter_count)
     if engine == "fused":
         from mucd_ray.learn import fused
 
         return fused.clipped_sum(problem, flat, units, clip_norm).astype(float)
-    parameters, data = torch.zeros(1, -(-problem.parameter_count // 32) * 32), UnitsOnDevice(units, CPU)
+    parameters, data = torch.zeros(1, -(-problem.parameter_count // 32) * 32), UnitsOnDevice(units, CPU, padded=engine == "padded")
     parameters[0, : problem.parameter_count] = torch.from_numpy(flat)
-    rows = data.rows([np.arange(len(units))], [(0, 0)], problem.learner.local.cap, Streams(bytes(16)))
+    draws = (DrawsOnDevice if data.padded else Draws)(Streams(bytes(16)), [0], data, 1.0, problem.learner.local.cap)
+    rows = (draws.transitions if units.unit == "transition" else draws.trajectories)(0)
     clipped = clipped_transitions if units.unit == "transition" else clipped_trajectories
     with torch.no_grad():
-        result = clipped(
-            problem, parameters, parameters.clone(), data, rows, clip_norm, out=torch.zeros_like(parameters), workspace=workspace or Workspace(CPU)
-        )
+        result = clipped(problem, parameters, parameters.clone(), data, rows, clip_norm, out=torch.zeros_like(parameters), workspace=Workspace(CPU))
     return result[0, : problem.parameter_count].double().numpy()
 
 

@@ -14,7 +14,7 @@ from mucd_ray.learn.networks import as_module, layer_views
 from mucd_ray.learn.stacked import UnitsOnDevice, Workspace, clipped_trajectories, clipped_transitions
 
 ONE_NETWORK = pytest.mark.parametrize("engine,algorithm,discrete", [
-    (engine, algorithm, discrete) for engine in ("torch", "fused") for algorithm, discrete in (("bc", True), ("bc", False), ("dqn", True))
+    (engine, algorithm, discrete) for engine in ("torch", "padded", "fused") for algorithm, discrete in (("bc", True), ("bc", False), ("dqn", True))
 ])
 HIDDEN = [(), (16, 9), (32,)]
 
@@ -45,10 +45,11 @@ def test_agrees_with_opacus_per_sample_gradients(engine, algorithm, discrete, un
     assert np.abs(clipped_sum(engine, asked, flat, units, clip_norm) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("hidden", [(), (16, 9)], ids=str)
 @pytest.mark.parametrize("unit", ["transition", "trajectory"])
 @pytest.mark.parametrize("algorithm,discrete", [("dqn", True), ("bc", False), ("td3-bc", False), ("iql", False)])
-def test_no_unit_reaches_another_through_padding_or_memory(algorithm, discrete, unit, hidden):
+def test_no_unit_reaches_another_through_padding_or_memory(algorithm, discrete, unit, hidden, padded):
     """Every unit as an instance of its own, in one workspace that broken units have used before: vectors are bit for bit those in fresh memory."""
     asked, rng = problem(algorithm, discrete, hidden=hidden, local_steps=2), np.random.default_rng(4)
     units = made_up(unit, asked, 12, rng, longest=70)
@@ -60,7 +61,7 @@ def test_no_unit_reaches_another_through_padding_or_memory(algorithm, discrete, 
     def vectors(data, rows, workspace):
         out = torch.full_like(flat, np.nan)
         with torch.no_grad():
-            clipped(asked, flat, flat, UnitsOnDevice(data, CPU), rows, 0.5, out=out, workspace=workspace)
+            clipped(asked, flat, flat, UnitsOnDevice(data, CPU, padded=padded), rows, 0.5, out=out, workspace=workspace)
         return out[:, : asked.parameter_count].numpy()
 
     clean, workspace = vectors(units, rows, Workspace(CPU)), Workspace(CPU)
@@ -87,7 +88,7 @@ ANY = st.one_of(
 )
 
 
-@cases()
+@cases(("torch", "padded", "fused"))
 @settings(max_examples=60, deadline=None)
 @given(
     hidden=st.sampled_from(HIDDEN), features=ANY, following=ANY, reward=ANY, log_scale=st.integers(-12, 4), log_clip=st.integers(-6, 3),
@@ -119,7 +120,7 @@ def test_the_norm_is_that_of_the_whole_vector(engine, algorithm, discrete, unit)
         start += network.parameter_count
 
 
-@pytest.mark.parametrize("engine", ["torch", "fused"])
+@pytest.mark.parametrize("engine", ["torch", "padded", "fused"])
 def test_a_trajectory_adds_one_vector_however_long_it_is(engine):
     """Of length 0: none. Up to and beyond the cap: one of norm C, the mean over the rows that take part. Gradients that cancel: none."""
     asked, rng = problem("bc", cap=9), np.random.default_rng(5)
@@ -140,7 +141,7 @@ def test_a_trajectory_adds_one_vector_however_long_it_is(engine):
     assert np.abs(clipped_sum(engine, two, np.zeros(two.parameter_count, np.float32), cancelling, 0.5)).max() < 1e-3
 
 
-@pytest.mark.parametrize("engine", ["torch", "fused"])
+@pytest.mark.parametrize("engine", ["torch", "padded", "fused"])
 @pytest.mark.parametrize("hidden", [(), (16, 9)], ids=str)
 def test_a_local_update_that_diverges_counts_as_no_unit(engine, hidden):
     """Squared error with a local rate of 1e6 overflows within a few steps; without it the same units count."""
@@ -151,7 +152,7 @@ def test_a_local_update_that_diverges_counts_as_no_unit(engine, hidden):
     assert clipped_sum(engine, tame, flat, units, 0.5).any()
 
 
-@pytest.mark.parametrize("engine", ["torch", "fused"])
+@pytest.mark.parametrize("engine", ["torch", "padded", "fused"])
 def test_the_largest_numbers_exceed_the_clip_norm_by_no_rounding(engine):
     """A finite update of norm 1e38 and more would need a factor below float32's normal range, where rounding may add a third to a norm."""
     asked, rng = problem("bc"), np.random.default_rng(7)
