@@ -54,7 +54,7 @@ def train_block(
     Raises:
         MucdError: shapes, action values, the mechanism's unit or the engine do not fit.
     """
-    _check(problem, mechanism, units)
+    check(problem, mechanism, units)
     if engine not in ENGINES:
         raise MucdError(f"engine {engine!r} is unknown: use one of {', '.join(ENGINES)}")
     device, instances = torch.device(device), list(instances)
@@ -124,7 +124,7 @@ def _block_size(problem: Problem, rows: float) -> int:
     return max(1, min(CPU_BLOCK, int(CPU_BLOCK_FLOATS / (max(rows, 1.0) * widest))))
 
 
-def _check(problem: Problem, mechanism: Mechanism, units: Units) -> None:
+def check(problem: Problem, mechanism: Mechanism, units: Units) -> None:
     if mechanism.unit != units.unit:
         raise MucdError(f"the mechanism's unit is a {mechanism.unit}, the data has units of one {units.unit}: make both the same")
     width, rows = problem.learner.random_features or problem.inputs, len(units.features)

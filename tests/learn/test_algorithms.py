@@ -51,7 +51,7 @@ def random_units(discrete, rows, seed=0, lengths=None):
 def clipped(problem, parameters, target, units, chosen, clip_norm):
     """The clipped sum over the units `chosen` of one instance, [parameter_count]; parameters and target [parameter_count]."""
     device = UnitsOnDevice(units, torch.device("cpu"))
-    rows = device.rows([np.array(chosen, np.int64)], [(0, 0)], problem.learner.local.cap, STREAMS)
+    rows = [[np.arange(units.starts[unit], units.starts[unit] + units.lengths[unit]) for unit in chosen]]
     stride = -(-problem.parameter_count // 32) * 32
     flat, flat_target, out = (F.pad(x, (0, stride - len(x)))[None].clone() for x in (parameters, target, torch.zeros(0)))
     sum_of = clipped_transitions if units.unit == "transition" else clipped_trajectories
