@@ -6,7 +6,7 @@ Binom(inserted, q), in units of C, from noise of standard deviation sigma; other
 their likelihood ratio (Neyman and Pearson), and every output of a policy is a function of that rank.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,9 +14,10 @@ from scipy.special import logsumexp, ndtr
 from scipy.stats import binom
 
 from mucd_ray.learn.ensemble import train_block
-from mucd_ray.learn.learner import Learner
-from mucd_ray.learn.networks import Network
+from mucd_ray.learn.learner import Learner, LocalUpdate
+from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
+from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.mechanism import Mechanism
 
 TABLE = 20_001
@@ -125,24 +126,32 @@ class Canaries:
     Canaries have no features, so their whole clipped gradient lies on the two biases, along one line whatever the parameters are: one
     recorded action pushes one way, the other action the other way. Ordinary units have large features; their clipped gradients hardly
     touch the biases. The auditor looks at the difference of the two biases, which adds up the noisy sums of all steps.
+
+    With `length` > 1 the units are trajectories of so many transitions, two of which take part in a step, and make two local steps.
     """
 
     mechanism: Mechanism = Mechanism(sample_rate=0.2, noise_multiplier=2.0, clip_norm=0.1, steps=5, normaliser=10.0)
     ordinary: int = 40
+    length: int = 1
 
-    def dataset(self, pushing: int, pulling: int, feature: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    def dataset(self, pushing: int, pulling: int, feature: float = 0.0) -> Units:
         """Ordinary units, and canaries of which `pushing` raise and `pulling` lower what the auditor looks at."""
         rng, count = np.random.default_rng(0), self.ordinary
         canaries = pushing + pulling
         features = np.vstack([100 * rng.normal(size=(count, 2)), np.full((canaries, 2), feature)]).astype(np.float32)
-        return features, np.r_[np.arange(count) % 2, np.ones(pushing), np.zeros(pulling)].astype(np.int64)
+        actions = np.r_[np.arange(count) % 2, np.ones(pushing), np.zeros(pulling)].astype(np.int64)
+        if self.length == 1:
+            return Units.transitions(features, actions)
+        rows = Units.transitions(features.repeat(self.length, axis=0), actions.repeat(self.length)).arrays()
+        starts = np.arange(count + canaries) * self.length
+        return Units(unit="trajectory", **rows | {"starts": starts, "lengths": np.full(len(starts), self.length)})
 
-    def train(self, dataset, instances: int, secret: bytes, engine: str = "fused") -> np.ndarray:
+    def train(self, units: Units, instances: int, secret: bytes, engine: str = "fused") -> np.ndarray:
         """What the auditor looks at, of every instance: [instances]."""
-        features, actions = dataset
+        learner = Learner(learning_rate=0.01, local=LocalUpdate(cap=2, steps=2))
         parameters = train_block(
-            network=Network(inputs=2, outputs=2), learner=Learner(learning_rate=0.01), mechanism=self.mechanism, features=features,
-            actions=actions, instances=range(instances), streams=Streams(secret * 32), engine=engine,
+            problem=Problem(learner=learner, inputs=2, actions=2, discrete=True), mechanism=replace(self.mechanism, unit=units.unit), units=units,
+            instances=range(instances), streams=Streams(secret * 32), engine=engine,
         )
         bias = parameters["0.bias"].numpy()
         return bias[:, 1] - bias[:, 0]

@@ -22,11 +22,13 @@ ETA = 1e-4
 ONE_STEP = {"sample_rate": 0.3, "noise_multiplier": 1.5, "clip_norm": 0.1, "steps": 1, "normaliser": 10.0}
 # Canaries that D has and that push one way, and canaries that D' has and that push the other way.
 MIXED = [(10, 0), (0, 10), (5, 5), (3, 7)]
+# Transitions, and trajectories of three transitions.
+LENGTHS = [1, 3]
 
 
 @cache
-def trained(pushing, pulling, secret, feature=0.0, instances=INSTANCES, engine="fused"):
-    attack = Canaries()
+def trained(pushing, pulling, secret, feature=0.0, instances=INSTANCES, engine="fused", length=1):
+    attack = Canaries(length=length)
     return attack.train(attack.dataset(pushing, pulling, feature), instances, secret, engine)
 
 
@@ -52,10 +54,13 @@ def test_the_attack_stays_within_the_claim_and_comes_near_it(threat, p):
     assert after < p - 0.3
 
 
+@pytest.mark.parametrize("length,engine", [(1, "fused"), (3, "fused"), pytest.param(3, "torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("removed,inserted", MIXED)
-def test_a_mixed_group_stays_within_the_exact_bound_of_its_split_and_within_symmetric(removed, inserted):
+def test_a_mixed_group_stays_within_the_exact_bound_of_its_split_and_within_symmetric(removed, inserted, length, engine):
     """D has `removed` canaries that D' lacks, D' has as many of the other direction as are inserted: both shifts add up."""
-    under_d, under_d_prime = trained(removed, 0, b"d"), trained(0, inserted, b"e")
+    under_d, under_d_prime = (
+        trained(*group, secret, engine=engine, length=length) for group, secret in (((removed, 0), b"d"), ((0, inserted), b"e"))
+    )
     guarantees = Guarantees(Canaries().mechanism, threat="symmetric")
     exact, symmetric = guarantees.group(inserted, removed), guarantees.at(removed + inserted)
     shifts, strengths = [], []
@@ -102,8 +107,9 @@ def test_one_step_is_attained_at_every_probability():
         assert np.mean(under_d_prime >= event) <= exact.lower(p) + 0.035
 
 
-def test_units_that_are_not_numbers_move_nothing():
-    clean, broken = trained(0, 0, b"a"), trained(CANARIES, 0, b"c", feature=np.nan)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_units_that_are_not_numbers_move_nothing(length):
+    clean, broken = trained(0, 0, b"a", length=length), trained(CANARIES, 0, b"c", feature=np.nan, length=length)
     for p in (0.2, 0.5, 0.8):
         share = np.mean(broken <= np.quantile(clean, p))
         assert abs(share - p) < 5 * np.sqrt(2 * p * (1 - p) / INSTANCES)
@@ -119,12 +125,13 @@ def test_the_published_rule_does_not_survive_the_real_engine():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("removed,inserted", MIXED)
-def test_a_large_audit(removed, inserted, engine):
+def test_a_large_audit(removed, inserted, engine, length):
     """40,000 instances: the margins shrink to 0.01, and the attained shift must come within 4 % of the claimed total variation."""
     instances = 40_000 if engine == "fused" else 20_000
-    under_d, under_d_prime = (trained(*group, secret, 0.0, instances, engine) for group, secret in (((removed, 0), b"j"), ((0, inserted), b"k")))
+    under_d, under_d_prime = (trained(*group, secret, 0.0, instances, engine, length) for group, secret in (((removed, 0), b"j"), ((0, inserted), b"k")))
     exact = Guarantees(Canaries().mechanism).group(inserted, removed)
     shifts = []
     for p in (0.05, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.998):
