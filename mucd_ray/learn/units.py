@@ -26,7 +26,7 @@ class Units:
             always zero.
 
     Raises:
-        MucdError: arrays of unequal length or of the wrong type.
+        MucdError: arrays of unequal length or of the wrong type, or a transition that belongs to two units.
     """
 
     unit: str
@@ -48,6 +48,17 @@ class Units:
             raise MucdError(f"{rows} feature rows, {len(self.actions)} actions, {len(self.rewards)} rewards: give one of each per transition")
         if len(self.starts) != len(self.lengths) or self.starts.min() < 0 or self.lengths.min() < 0 or (self.starts + self.lengths).max() > rows:
             raise MucdError(f"the units' rows leave the {rows} transitions: give starts and lengths inside")
+        if self.next_features.shape[1:] != self.features.shape[1:]:
+            raise MucdError(f"next features of shape {self.next_features.shape} must be as wide as features of shape {self.features.shape}")
+        if self.unit == "transition" and not (np.array_equal(self.starts, np.arange(rows)) and np.all(self.lengths == 1)):
+            raise MucdError("units of one transition must be all rows in their order: use Units.transitions")
+        if self._rows_are_shared():
+            raise MucdError("a transition belongs to two units, so that changing it would move two clipped vectors: give trajectories that do not overlap")
+
+    def _rows_are_shared(self) -> bool:
+        starts, lengths = self.starts[self.lengths > 0], self.lengths[self.lengths > 0]
+        order = np.argsort(starts)
+        return bool(np.any(starts[order][1:] < (starts + lengths)[order][:-1]))
 
     def __len__(self) -> int:
         """U, the number of units."""

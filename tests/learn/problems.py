@@ -8,7 +8,7 @@ from mucd_ray.learn.algorithms import CONTINUOUS, DISCRETE
 from mucd_ray.learn.ensemble import fused_trains, train_block
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
-from mucd_ray.learn.stacked import Draws, DrawsOnDevice, UnitsOnDevice, Workspace, clipped_trajectories, clipped_transitions
+from mucd_ray.learn.stacked import Draws, DrawsOnDevice, UnitsOnDevice, Workspace, clipped_trajectories, clipped_transitions, train_stacked
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.mechanism import Mechanism
@@ -17,7 +17,7 @@ STREAMS = Streams(b"the secret of these tests")
 INPUTS, ACTIONS = 5, 3
 CPU = torch.device("cpu")
 # Compiling a kernel takes ten seconds: the quick tests keep to one algorithm of each kind.
-QUICK = {("bc", True), ("bc", False), ("dqn", True), ("iql", False)}
+QUICK = {("bc", True), ("bc", False), ("dqn", True), ("iql", False), ("td3-bc", False)}
 LOSSES = [(name, True) for name in DISCRETE] + [(name, False) for name in CONTINUOUS]
 
 
@@ -83,6 +83,13 @@ def take(units: Units, chosen) -> Units:
     return Units(unit=units.unit, **arrays, starts=np.cumsum(lengths) - lengths, lengths=lengths)
 
 
+def joined(*parts: Units) -> Units:
+    """The data sets one after the other."""
+    arrays = {name: np.concatenate([part.arrays()[name] for part in parts]) for name in parts[0].arrays()}
+    offsets = np.cumsum([0, *(len(part.features) for part in parts[:-1])])
+    return Units(unit=parts[0].unit, **arrays | {"starts": np.concatenate([part.starts + offset for part, offset in zip(parts, offsets)])})
+
+
 def changed(units: Units, unit: int, *, action=None, **values) -> Units:
     """A copy in which all rows of one unit have these values, broadcast: features=nan, rewards=1e30, ..."""
     arrays = {name: array.copy() for name, array in units.arrays().items()}
@@ -119,10 +126,24 @@ def random_parameters(problem: Problem, rng, scale: float = 0.3) -> np.ndarray:
     return (scale * rng.standard_normal(problem.parameter_count)).astype(np.float32)
 
 
-def trained(problem: Problem, units: Units, instances, *, engine="torch", streams=STREAMS, block=None, **plan) -> np.ndarray:
+PLAN = {"sample_rate": 0.1, "noise_multiplier": 1.0, "clip_norm": 0.5, "steps": 6, "normaliser": 20.0}
+
+
+def trained(problem: Problem, units: Units, instances, *, engine="torch", block=None, **plan) -> np.ndarray:
     """Acting parameters [P, n] of instances."""
-    plan = {"sample_rate": 0.1, "noise_multiplier": 1.0, "clip_norm": 0.5, "steps": 6, "normaliser": 20.0} | plan
-    result = train_block(
-        problem=problem, mechanism=Mechanism(unit=units.unit, **plan), units=units, instances=instances, streams=streams, engine=engine, block=block,
-    )
+    mechanism = Mechanism(**{"unit": units.unit} | PLAN | plan)
+    result = train_block(problem=problem, mechanism=mechanism, units=units, instances=instances, streams=STREAMS, engine=engine, block=block)
     return np.concatenate([tensor.numpy().reshape(len(instances), -1) for tensor in result.values()], axis=1)
+
+
+def released(problem: Problem, units: Units, instances, *, engine="torch", **plan) -> np.ndarray:
+    """Parameters [P, parameter_count] of all networks of instances, those that do not act too."""
+    mechanism = Mechanism(**{"unit": units.unit} | PLAN | plan)
+    if engine == "fused":
+        from mucd_ray.learn.fused import FusedTrainer
+
+        trainer = FusedTrainer(problem, mechanism, units, STREAMS)
+        return np.array([trainer.train(instance) for instance in instances])
+    with torch.no_grad():
+        flat = train_stacked(problem, mechanism, UnitsOnDevice(units, CPU), instances, STREAMS)
+    return flat[:, : problem.parameter_count].numpy()
