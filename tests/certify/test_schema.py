@@ -45,9 +45,10 @@ def run_context():
         dataset="acrobot/größe-v0",
         fingerprint="cd",
         units=1000,
-        card=SimpleNamespace(env_id="Acrobot-v1"),
-        to_dict=lambda: {"card": {}, "learner": asdict(learner.Learner(learning_rate=0.1))},
-        network=SimpleNamespace(parameter_count=18),
+        card=SimpleNamespace(env_id="Acrobot-v1", random_return=-499.0, expert_return=-79.0),
+        discount=1.0,
+        to_dict=lambda: {"card": {}, "learner": asdict(learner.Learner(learning_rate=0.1, algorithm="dqn", constants={"discount": 0.9}))},
+        problem=SimpleNamespace(parameter_count=18),
         held_out=16,
         states_sha256=None,
     )
