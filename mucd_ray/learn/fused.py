@@ -28,9 +28,9 @@ from mucd_ray.learn.fused_step import (
     add_clipped,
     add_gradients,
     add_noise,
-    average_deltas,
+    average,
     backward,
-    clip_rows,
+    clip,
     evaluate,
     finish_training,
     gather,
@@ -40,7 +40,6 @@ from mucd_ray.learn.fused_step import (
     move_locally,
     spoil_non_finite,
     spread_rows,
-    squared_norms,
     start_training,
     start_update,
     tile_of,
@@ -79,9 +78,8 @@ def _transition_kernel(delta: Callable) -> Callable:
                     delta(outputs[:, row], context[:, row], data.actions[unit], data.rewards[unit], data.keeps[unit], constants, deltas[:, row])
                 spoil_non_finite(memory, layers, evaluations, plan)
                 backward(memory, layers, 0, vectors)
-                squared_norms(memory, layers, vectors, plan.scratch)
-                clip_rows(memory, layers, plan.scratch, end - start, vectors, plan.clip_norm)
-                add_gradients(memory, layers, end - start, vectors, plan.gradient)
+                clip(memory, layers, plan, end - start, vectors)
+                add_gradients(memory, layers, plan, end - start, vectors, plan.gradient)
             move(memory, plan, step, total)
         finish_training(memory, plan, total)
 
@@ -94,7 +92,7 @@ def _trajectory_kernel(delta: Callable) -> Callable:
     def train(memory, layers, evaluations, plan, data, constants, key, instance, words, total):
         start_training(memory, plan, total)
         outputs, context, deltas = loss_operands(memory, layers, evaluations, plan)
-        sample, rows, word = np.empty(0, np.int64), np.empty(plan.cap, np.int64), np.empty(4, np.uint64)
+        sample, rows, word = np.empty(0, np.int64), np.empty(plan.cap, np.int64), np.empty(32, np.uint64)
         for step in range(plan.steps):
             add_noise(memory, layers, plan, key, np.uint64(step), instance, words)
             sample, size = poisson_sample(key, SAMPLE, np.uint64(step), instance, len(data.starts), plan.sample_rate, sample)
@@ -114,9 +112,9 @@ def _trajectory_kernel(delta: Callable) -> Callable:
                             at = rows[start + row]
                             delta(outputs[:, row], context[:, row], data.actions[at], data.rewards[at], data.keeps[at], constants, deltas[:, row])
                         spoil_non_finite(memory, layers, evaluations, plan)
-                        average_deltas(memory, layers, end - start, count)
                         backward(memory, layers, parameters, vectors)
-                        add_gradients(memory, layers, end - start, vectors, plan.local_gradient)
+                        average(memory, plan, end - start, count)
+                        add_gradients(memory, layers, plan, end - start, vectors, plan.local_gradient)
                     move_locally(memory, plan)
                 add_clipped(memory, plan)
             move(memory, plan, step, total)

@@ -3,54 +3,77 @@
 import math
 
 import numpy as np
-from numba import njit
-from numba.extending import overload
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
 
 from mucd_ray.learn.algorithms.bc import exponential
 from mucd_ray.learn.simd import bits_as_float32, bits_as_float64, float32_bits, float64_bits
 from mucd_ray.learn.streams import LOG_SERIES, LOG_TWO, SQRT_HALF
 
 # Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): multipliers and key increments.
-_M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
-_W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
-_HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+_M0, _M1, _W0, _W1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157, 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
+# Blocks of four words that are made at once, one in each 64-bit lane of a vector.
+BLOCKS = 8
+_WORDS, _INT = ir.VectorType(ir.IntType(64), BLOCKS), ir.IntType(64)
 
 compiled = njit(error_model="numpy")
 
 
-@compiled
-def _high_product(a, b):
-    """The upper 64 bits of the product of two uint64, from products of halves: unlike a 128-bit product it has vector instructions."""
-    a0, a1, b0, b1 = a & _LOW, a >> _HALF, b & _LOW, b >> _HALF
-    middle, other = a1 * b0 + ((a0 * b0) >> _HALF), a0 * b1
-    return a1 * b1 + (middle >> _HALF) + (other >> _HALF) + (((other & _LOW) + (middle & _LOW)) >> _HALF)
+def _all_lanes(value: int) -> ir.Constant:
+    return ir.Constant(_WORDS, [value] * BLOCKS)
 
 
-@compiled
-def _round(c0, c1, c2, c3, k0, k1):
-    return _high_product(_M1, c2) ^ c1 ^ k0, _M1 * c2, _high_product(_M0, c0) ^ c3 ^ k1, _M0 * c0
+def _product(builder, multiplier: int, x):
+    """(upper, lower) 64 bits of multiplier * x from products of halves, which unlike a 128-bit product have vector instructions."""
+    low, half = _all_lanes(0xFFFFFFFF), _all_lanes(32)
+    m0, m1, x0, x1 = _all_lanes(multiplier & 0xFFFFFFFF), _all_lanes(multiplier >> 32), builder.and_(x, low), builder.lshr(x, half)
+    lowest = builder.mul(m0, x0)
+    middle = builder.add(builder.mul(m1, x0), builder.lshr(lowest, half))
+    other = builder.add(builder.mul(m0, x1), builder.and_(middle, low))
+    upper = builder.add(builder.add(builder.mul(m1, x1), builder.lshr(middle, half)), builder.lshr(other, half))
+    return upper, builder.or_(builder.shl(other, half), builder.and_(lowest, low))
+
+
+@intrinsic
+def _philox(typing, words, start, key0, key1, counter, purpose, step, instance):
+    """words[start : start + 4 * BLOCKS] from Philox at counters (counter, purpose, step, instance), (counter + 1, ...), ..."""
+    signature = types.void(words, types.intp, *[types.uint64] * 6)
+
+    def generate(context, builder, signature, arguments):
+        words, start, *numbers = arguments
+        base = builder.gep(context.make_array(signature.args[0])(context, builder, words).data, [start])
+
+        def shuffle(a, b, lanes):
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), BLOCKS), lanes))
+
+        def in_all_lanes(value):
+            return shuffle(builder.insert_element(_all_lanes(0), value, ir.IntType(32)(0)), _all_lanes(0), [0] * BLOCKS)
+
+        k0, k1, c0, c1, c2, c3 = (in_all_lanes(number) for number in numbers)
+        c0 = builder.add(c0, ir.Constant(_WORDS, list(range(BLOCKS))))
+        for _ in range(10):
+            (upper0, lower0), (upper1, lower1) = _product(builder, _M0, c0), _product(builder, _M1, c2)
+            c0, c1, c2, c3 = builder.xor(builder.xor(upper1, c1), k0), lower1, builder.xor(builder.xor(upper0, c3), k1), lower0
+            k0, k1 = builder.add(k0, _all_lanes(_W0)), builder.add(k1, _all_lanes(_W1))
+        # From one vector for each word of a block to one block after the other.
+        for half in range(2):
+            pairs = [lane for i in range(4) for lane in (4 * half + i, BLOCKS + 4 * half + i)]
+            first, second = shuffle(c0, c1, pairs), shuffle(c2, c3, pairs)
+            for quarter in range(2):
+                lanes = [4 * quarter + lane for lane in (0, 1, 8, 9, 2, 3, 10, 11)]
+                target = builder.gep(base, [_INT((2 * half + quarter) * BLOCKS)])
+                builder.store(shuffle(first, second, lanes), builder.bitcast(target, _WORDS.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return signature, generate
 
 
 @compiled
 def philox(key, first, purpose, step, instance, words):
-    """Fill `words` uint64 [4n] with Philox blocks at counters (first, purpose, step, instance), (first + 1, ...), ..."""
-    k0, k1 = key[0], key[1]
-    for block in range(len(words) // 4):
-        # Ten rounds, written out so that the loop over blocks is the innermost one and runs on vectors.
-        c0, c1, c2, c3 = _round(np.uint64(first) + np.uint64(block), purpose, step, instance, k0, k1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + _W0, k1 + _W1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + np.uint64(2) * _W0, k1 + np.uint64(2) * _W1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + np.uint64(3) * _W0, k1 + np.uint64(3) * _W1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + np.uint64(4) * _W0, k1 + np.uint64(4) * _W1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + np.uint64(5) * _W0, k1 + np.uint64(5) * _W1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + np.uint64(6) * _W0, k1 + np.uint64(6) * _W1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + np.uint64(7) * _W0, k1 + np.uint64(7) * _W1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + np.uint64(8) * _W0, k1 + np.uint64(8) * _W1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + np.uint64(9) * _W0, k1 + np.uint64(9) * _W1)
-        words[4 * block] = c0
-        words[4 * block + 1] = c1
-        words[4 * block + 2] = c2
-        words[4 * block + 3] = c3
+    """Fill `words` uint64 [32 n] with Philox blocks at counters (first, purpose, step, instance), (first + 1, ...), ..."""
+    for block in range(0, len(words) // 4, BLOCKS):
+        _philox(words, 4 * block, key[0], key[1], np.uint64(first + block), purpose, step, instance)
 
 
 @compiled
@@ -82,7 +105,7 @@ def poisson_sample(key, purpose, step, instance, units, sample_rate, sample):
         return sample, units
     scale = -1.0 / math.log1p(-sample_rate)
     expected = units * sample_rate
-    chunk = 4 * int((expected + 6.0 * math.sqrt(expected) + 19.0) / 4.0)
+    chunk = 32 * int((expected + 6.0 * math.sqrt(expected) + 47.0) / 32.0)
     words, gaps = np.empty(chunk, np.uint64), np.empty(chunk, np.float64)
     last, size, first = -1, 0, 1
     while True:

@@ -17,30 +17,34 @@ from mucd_ray.learn.fused_random import compiled, philox, standard_normals
 from mucd_ray.learn.learner import ADAM_EPSILON, BETA1, BETA2
 from mucd_ray.learn.networks import Network
 from mucd_ray.learn.simd import (
+    ADD,
+    BIAS,
     LANES,
-    add_bias,
-    add_bias_and_rectify,
+    RECTIFY,
+    WHERE_POSITIVE,
     add_column_squares,
     add_row_sums,
     address,
-    keep_where_positive,
     multiply,
     scale_or_clear,
     transpose,
+    transpose_scaled,
 )
 
 # Rows of a tile: four vectors. A layer's activations then fit the first-level cache at width 64.
 TILE = 64
 CLIP_SHRINK, UNDERFLOW = np.float32(1.0 - clipping.ROUNDING), np.float32(clipping.UNDERFLOW)
+LEAST_FACTOR = np.float32(clipping.LEAST_FACTOR)
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 NOISE = np.uint64(purposes.NOISE)
 
-# Where a layer's arrays start: weight [outputs, stride] and bias [height] within a block of parameters; x [stride, TILE], its
-# transpose rows [TILE, stride] and delta [height, TILE] in memory. `stride` and `height` are `inputs` and `outputs` rounded up to
+# Where a layer's arrays start: weight [outputs, stride] and bias [height] within a block of parameters; x [stride, TILE], delta
+# [height, TILE] and column sums of their squares [TILE] in memory. `stride` and `height` are `inputs` and `outputs` rounded up to
 # whole vectors, and the surplus is always zero. `flat` is where its weight starts in a flat vector in the order of
 # `networks.layer_views`.
 LAYER = np.dtype([
-    (name, np.int64) for name in ("inputs", "outputs", "stride", "height", "flat", "weight", "bias", "x", "rows", "delta")
+    (name, np.int64)
+    for name in ("inputs", "outputs", "stride", "height", "flat", "weight", "bias", "x", "delta", "x_squares", "delta_squares")
 ])
 # An evaluation of the network that enters the loss as a constant: of its target copy or not, at the next observation or not.
 EVALUATION = np.dtype([("target", np.bool_), ("next", np.bool_)])
@@ -52,7 +56,7 @@ Plan = namedtuple(
     "Plan",
     "steps sample_rate noise_scale clip_norm normaliser adam learning_rate momentum averaged target_rate cap local_steps local_rate "
     "size gradient first second target local local_gradient update "
-    "next_x next_rows outputs context noise scratch",
+    "next_x rows outputs context noise squares factors",
 )
 
 
@@ -80,11 +84,13 @@ def layout(network: Network, evaluations: int) -> tuple[np.ndarray, dict[str, in
     starts = {"size": size, **{name: take(size) for name in blocks}}
     starts["noise"] = take(flat + 2 * 64)
     for layer in layers:
-        layer["x"], layer["rows"] = take(layer["stride"] * TILE), take(TILE * layer["stride"])
-        layer["delta"] = take(layer["height"] * TILE)
-    starts["next_x"], starts["next_rows"] = take(layers[0]["stride"] * TILE), take(TILE * layers[0]["stride"])
+        layer["x"], layer["delta"] = take(layer["stride"] * TILE), take(layer["height"] * TILE)
+    starts["rows"] = take(TILE * max(layers["stride"]))
+    starts["next_x"] = take(layers[0]["stride"] * TILE)
     starts["outputs"], starts["context"] = take(network.outputs * TILE), take(network.outputs * evaluations * TILE)
-    starts["scratch"] = take(3 * TILE)
+    starts["factors"], starts["squares"] = take(TILE), end
+    for layer in layers:
+        layer["x_squares"], layer["delta_squares"] = take(TILE), take(TILE)
     return layers, starts, end
 
 
@@ -152,10 +158,10 @@ def tile_of(size, tile, tiles):
 def gather(memory, layers, evaluations, plan, data, rows):
     """Copy the rows' observations, and the next ones if they are read, into the tile -> vectors in use."""
     vectors = -(-len(rows) // LANES)
-    _gather(memory, layers[0], data.features, rows, vectors, layers[0].rows, layers[0].x)
+    _gather(memory, layers[0], data.features, rows, vectors, plan.rows, layers[0].x)
     for evaluation in evaluations:
         if evaluation.next:
-            _gather(memory, layers[0], data.next_features, rows, vectors, plan.next_rows, plan.next_x)
+            _gather(memory, layers[0], data.next_features, rows, vectors, plan.rows, plan.next_x)
             break
     return vectors
 
@@ -166,6 +172,7 @@ def _gather(memory, layer, features, chosen, vectors, rows_start, x_start):
     rows = numba.carray(address(memory, rows_start), (TILE, layer.stride))
     for row in range(len(chosen)):
         at = features[chosen[row]]
+        rows[row, :] = ZERO
         for column in range(layer.inputs):
             rows[row, column] = at[column]
     for row in range(len(chosen), vectors * LANES):
@@ -174,18 +181,16 @@ def _gather(memory, layer, features, chosen, vectors, rows_start, x_start):
 
 
 @compiled
-def forward(memory, layers, parameters, x, vectors, outputs):
-    """The network's outputs at `outputs` from the rows at `x`; hidden activations go to the layers' `x`."""
+def _forward(memory, layers, parameters, x, vectors, outputs):
+    """The network's outputs at `outputs` from the rows at `x`; hidden activations go to the layers' `x`, which adds to `x_squares`."""
+    last = len(layers) - 1
     for index in range(len(layers)):
-        layer, hidden = layers[index], index < len(layers) - 1
-        source, target = layer.x if index else x, layers[index + 1].x if hidden else outputs
+        layer, above = layers[index], layers[min(index + 1, last)]
         multiply(
-            memory, parameters + layer.weight, layer.stride, 1, source, TILE, layer.inputs, target, TILE, layer.outputs, vectors, False
+            memory, parameters + layer.weight, layer.stride, 1, layer.x if index else x, TILE, layer.inputs,
+            above.x if index < last else outputs, TILE, layer.outputs, vectors,
+            RECTIFY if index < last else BIAS, parameters + layer.bias, 1, above.x_squares,
         )
-        if hidden:
-            add_bias_and_rectify(memory, target, TILE, layer.outputs, vectors, parameters + layer.bias, 1)
-        else:
-            add_bias(memory, target, TILE, layer.outputs, vectors, parameters + layer.bias, 1)
 
 
 @compiled
@@ -193,18 +198,19 @@ def evaluate(memory, layers, evaluations, plan, parameters, vectors):
     """All evaluations into `plan.context`, then the network itself into `plan.outputs`, whose activations stay for `backward`."""
     for index in range(len(evaluations)):
         evaluation = evaluations[index]
-        forward(
+        _forward(
             memory, layers, plan.target if evaluation.target else parameters, plan.next_x if evaluation.next else layers[0].x, vectors,
             plan.context + index * layers[-1].outputs * TILE,
         )
-    forward(memory, layers, parameters, layers[0].x, vectors, plan.outputs)
+    matrix(memory, plan.squares, 2 * len(layers))[:] = ZERO
+    _forward(memory, layers, parameters, layers[0].x, vectors, plan.outputs)
 
 
 @compiled
 def spoil_non_finite(memory, layers, evaluations, plan):
     """Make a row's first delta NaN where an output or a part of its context is not finite: what a loss does there may depend on rounding."""
     outputs = layers[-1].outputs
-    first, bad = matrix(memory, layers[-1].delta, 1)[0], matrix(memory, plan.scratch, 1)[0]
+    first, bad = matrix(memory, layers[-1].delta, 1)[0], matrix(memory, plan.factors, 1)[0]
     bad[:] = ZERO
     for start, count in ((plan.outputs, outputs), (plan.context, outputs * len(evaluations))):
         values = matrix(memory, start, count)
@@ -222,59 +228,61 @@ def backward(memory, layers, parameters, vectors):
         layer, below = layers[index], layers[index - 1]
         multiply(
             memory, parameters + layer.weight, 1, layer.stride, layer.delta, TILE, layer.outputs, below.delta, TILE, layer.inputs,
-            vectors, False,
+            vectors, WHERE_POSITIVE, layer.x, TILE, below.delta_squares,
         )
-        keep_where_positive(memory, below.delta, TILE, layer.inputs, vectors, layer.x, TILE)
 
 
 @compiled
-def squared_norms(memory, layers, vectors, scratch):
-    """`clipping.squared_norms` of the tile's rows, into the first of three vectors [TILE] at `scratch`."""
-    sums = matrix(memory, scratch, 3)
-    total, of_x, of_delta = sums[0], sums[1], sums[2]
-    total[:] = ZERO
+def clip(memory, layers, plan, rows, vectors):
+    """`clipping.clip_factors` of the tile's first `rows` lanes to `plan.factors`, zero in other lanes; deltas of rows that do not count become zero.
+
+    The other factor of such a row's gradient, its inputs, is cleared where `add_gradients` scales it.
+    """
+    first, last = layers[0], layers[-1]
+    add_column_squares(memory, first.x, TILE, first.stride, vectors, first.x_squares)
+    add_column_squares(memory, last.delta, TILE, last.height, vectors, last.delta_squares)
+    factors = matrix(memory, plan.factors, 1)[0]
+    factors[:] = ZERO
     for layer in layers:
-        of_x[:], of_delta[:] = ONE, UNDERFLOW
-        add_column_squares(memory, layer.x, TILE, layer.stride, vectors, scratch + TILE)
-        add_column_squares(memory, layer.delta, TILE, layer.height, vectors, scratch + 2 * TILE)
+        of_x, of_delta = matrix(memory, layer.x_squares, 1)[0], matrix(memory, layer.delta_squares, 1)[0]
         allowance = np.float32(1.0 + clipping.ROUNDING_PER_TERM * (layer.inputs + layer.outputs))
         for row in range(TILE):
-            total[row] += of_x[row] * of_delta[row] * allowance
-
-
-@compiled
-def clip_rows(memory, layers, norms, rows, vectors, clip_norm):
-    """From the squared norms at `norms`, scale the deltas of the first `rows` lanes as `clipping.clip_factors` says; clear all values of non-finite rows and of other lanes."""
-    bound, clean = np.float32(clip_norm) * CLIP_SHRINK, True
-    factors = matrix(memory, norms, 1)[0]
+            factors[row] += (of_x[row] + ONE) * (of_delta[row] + UNDERFLOW) * allowance
+    bound, clean = np.float32(plan.clip_norm) * CLIP_SHRINK, True
     for row in range(TILE):
         squared_norm = factors[row]
-        finite = row < rows and squared_norm < np.float32(np.inf)
-        clean = clean and (finite or row >= rows)
-        factors[row] = min(bound / np.float32(math.sqrt(squared_norm)), ONE) if finite else ZERO
-    for layer in layers:
-        scale_or_clear(memory, layer.delta, TILE, layer.outputs, vectors, norms, 0)
+        factor = min(bound / np.float32(math.sqrt(squared_norm)), ONE)
+        counts = row < rows and squared_norm < np.float32(np.inf) and factor >= LEAST_FACTOR
+        clean = clean and (counts or row >= rows)
+        factors[row] = factor if counts else ZERO
     if not clean:
+        for layer in layers:
+            scale_or_clear(memory, layer.delta, TILE, layer.outputs, vectors, plan.factors)
+        # The deltas are scaled already.
         for row in range(TILE):
             factors[row] = ONE if factors[row] > ZERO else ZERO
-        for layer in layers:
-            scale_or_clear(memory, layer.x, TILE, layer.inputs, vectors, norms, 0)
-        transpose(memory, layers[0].x, TILE, layers[0].stride, vectors * LANES, layers[0].rows, layers[0].stride)
 
 
 @compiled
-def add_gradients(memory, layers, rows, vectors, gradient):
-    """Add the sum over the tile's rows of delta times input to the block at `gradient`, layer by layer."""
+def average(memory, plan, rows, count):
+    """As `clip`, factors that only divide by `count`, the rows of a trajectory."""
+    factors = matrix(memory, plan.factors, 1)[0]
+    for row in range(TILE):
+        factors[row] = ONE / np.float32(count) if row < rows else ZERO
+
+
+@compiled
+def add_gradients(memory, layers, plan, rows, vectors, gradient):
+    """Add the sum over the tile's rows of factor times delta times input to the block at `gradient`, layer by layer."""
     for index in range(len(layers)):
         layer = layers[index]
-        if index:
-            transpose(memory, layer.x, TILE, layer.stride, vectors * LANES, layer.rows, layer.stride)
+        transpose_scaled(memory, layer.x, TILE, layer.stride, vectors * LANES, plan.rows, layer.stride, plan.factors)
         multiply(
-            memory, layer.delta, TILE, 1, layer.rows, layer.stride, rows,
-            gradient + layer.weight, layer.stride, layer.outputs, layer.stride // LANES, True,
+            memory, layer.delta, TILE, 1, plan.rows, layer.stride, rows,
+            gradient + layer.weight, layer.stride, layer.outputs, layer.stride // LANES, ADD,
         )
         for unit in range(0, layer.outputs, LANES):
-            add_row_sums(memory, layer.delta + unit * TILE, TILE, vectors, gradient + layer.bias + unit)
+            add_row_sums(memory, layer.delta + unit * TILE, TILE, vectors, plan.factors, gradient + layer.bias + unit)
 
 
 @compiled
@@ -286,15 +294,6 @@ def start_update(memory, plan):
         return 0
     memory[plan.local : plan.local + plan.size] = memory[: plan.size]
     return plan.local
-
-
-@compiled
-def average_deltas(memory, layers, rows, count):
-    """Divide the last layer's deltas by `count`, the rows of the trajectory; zero in the tile's other lanes."""
-    deltas, factor = matrix(memory, layers[-1].delta, layers[-1].outputs), ONE / np.float32(count)
-    for output in range(layers[-1].outputs):
-        for row in range(TILE):
-            deltas[output, row] = deltas[output, row] * factor if row < rows else ZERO
 
 
 @compiled
@@ -317,8 +316,9 @@ def add_clipped(memory, plan):
     squared_norm = 0.0
     for i in range(size):
         squared_norm += np.float64(update[i]) * np.float64(update[i])
-    if squared_norm < np.inf:
-        factor = np.float32(min(plan.clip_norm * (1.0 - clipping.ROUNDING) / math.sqrt(squared_norm), 1.0))
+    factor = min(plan.clip_norm * (1.0 - clipping.ROUNDING) / math.sqrt(squared_norm), 1.0) if squared_norm < np.inf else 0.0
+    if factor >= clipping.LEAST_FACTOR:
+        factor = np.float32(factor)
         for i in range(size):
             gradient[i] += factor * update[i]
 
@@ -353,22 +353,22 @@ def finish_training(memory, plan, total):
 @compiled
 def _sgd(x, velocity, gradient, plan):
     """`learner.Sgd`."""
-    normaliser, rate, momentum = np.float32(plan.normaliser), np.float32(plan.learning_rate), np.float32(plan.momentum)
+    scale, rate, momentum = np.float32(1 / plan.normaliser), np.float32(plan.learning_rate), np.float32(plan.momentum)
     for i in range(len(x)):
-        velocity[i] = velocity[i] * momentum + gradient[i] / normaliser
+        velocity[i] = velocity[i] * momentum + gradient[i] * scale
         x[i] -= velocity[i] * rate
 
 
 @compiled
 def _adam(x, first, second, gradient, plan, step):
-    """`learner.Adam`, operation by operation."""
-    normaliser, epsilon = np.float32(plan.normaliser), np.float32(ADAM_EPSILON)
+    """`learner.Adam`, operation by operation but for the division by the normaliser: divisions are what this loop waits for."""
+    scale, epsilon = np.float32(1 / plan.normaliser), np.float32(ADAM_EPSILON)
     keep_first, keep_second = np.float32(BETA1), np.float32(BETA2)
     new_first, new_second = np.float32(1 - BETA1), np.float32(1 - BETA2)
     correction = np.float32(1 / (1 - BETA2 ** (step + 1)))
     rate = np.float32(plan.learning_rate / (1 - BETA1 ** (step + 1)))
     for i in range(len(x)):
-        g = gradient[i] / normaliser
+        g = gradient[i] * scale
         first[i] = first[i] * keep_first + g * new_first
         second[i] = second[i] * keep_second + g * g * new_second
         x[i] -= first[i] / (np.float32(math.sqrt(second[i] * correction)) + epsilon) * rate

@@ -68,16 +68,21 @@ def address(typing, memory, offset):
     return signature, generate
 
 
+# What becomes of a product: added to C; or plus a bias for each row, into C; that rectified; or kept where another matrix is positive.
+# The last two add the squares of what they store to column sums, group by group of a tile's rows (see `clipping.ROUNDING_PER_TERM`).
+ADD, BIAS, RECTIFY, WHERE_POSITIVE = range(4)
+
+
 def _product_tile(rows: int, vectors: int):
-    """One tile of C = A B or C += A B: `rows` rows and `vectors` vectors of columns."""
+    """One tile of a product: `rows` rows and `vectors` vectors of columns."""
 
     @intrinsic
-    def tile(typing, memory, a, a_row, a_depth, b, b_depth, depth, c, c_row, accumulate):
-        signature = types.void(memory, *[types.intp] * 8, types.boolean)
+    def tile(typing, memory, a, a_row, a_depth, b, b_depth, depth, c, c_row, finish, other, other_row, squares):
+        signature = types.void(memory, *[types.intp] * 12)
 
         def generate(context, builder, signature, arguments):
             scalar, vector = _addressing(context, builder, signature, arguments[0])
-            a, a_row, a_depth, b, b_depth, depth, c, c_row, accumulate = arguments[1:]
+            a, a_row, a_depth, b, b_depth, depth, c, c_row, finish, other, other_row, squares = arguments[1:]
             multiply_add = _multiply_add(builder)
 
             def element(start, row, stride, column=0):
@@ -93,21 +98,54 @@ def _product_tile(rows: int, vectors: int):
                     for v in range(vectors):
                         total = builder.call(multiply_add, [left, right[v], builder.load(sums[row][v])])
                         builder.store(total, sums[row][v])
-            with builder.if_else(accumulate) as (add, replace):
-                for branch, adds in ((add, True), (replace, False)):
-                    with branch:
-                        for row in range(rows):
-                            for v in range(vectors):
-                                target = vector(element(c, row, c_row, LANES * v))
-                                total = builder.load(sums[row][v])
-                                if adds:
-                                    total = builder.fadd(builder.load(target, align=4), total)
-                                builder.store(total, target, align=4)
+
+            def finished(kind, value, row, v):
+                if kind == ADD:
+                    return builder.fadd(builder.load(vector(element(c, row, c_row, LANES * v)), align=4), value)
+                if kind == WHERE_POSITIVE:
+                    return _where_positive(builder, value, builder.load(vector(element(other, row, other_row, LANES * v)), align=4))
+                total = builder.fadd(value, _in_all_lanes(builder, builder.load(scalar(element(other, row, other_row)))))
+                return total if kind == BIAS else _rectified(builder, total)
+
+            blocks = {kind: builder.append_basic_block() for kind in (ADD, BIAS, RECTIFY, WHERE_POSITIVE)}
+            end = builder.append_basic_block()
+            switch = builder.switch(finish, blocks[ADD])
+            for kind, block in blocks.items():
+                if kind != ADD:
+                    switch.add_case(_INT(kind), block)
+                builder.position_at_end(block)
+                for v in range(vectors):
+                    group = _ZEROS
+                    for row in range(rows):
+                        value = finished(kind, builder.load(sums[row][v]), row, v)
+                        builder.store(value, vector(element(c, row, c_row, LANES * v)), align=4)
+                        if kind in (RECTIFY, WHERE_POSITIVE):
+                            group = builder.call(multiply_add, [value, value, group])
+                    if kind in (RECTIFY, WHERE_POSITIVE):
+                        address = vector(builder.add(squares, _INT(LANES * v)))
+                        builder.store(builder.fadd(builder.load(address, align=4), group), address, align=4)
+                builder.branch(end)
+            builder.position_at_end(end)
             return context.get_dummy_value()
 
         return signature, generate
 
     return tile
+
+
+# Comparisons are ordered: false for NaN, which therefore passes a ReLU and its derivative, and never passes a factor of zero.
+
+
+def _rectified(builder, value):
+    return builder.select(builder.fcmp_ordered("<", value, _ZEROS), _ZEROS, value)
+
+
+def _where_positive(builder, value, activation):
+    return builder.select(builder.fcmp_ordered("<=", activation, _ZEROS), _ZEROS, value)
+
+
+def _scaled_or_cleared(builder, value, factor):
+    return builder.select(builder.fcmp_ordered(">", factor, _ZEROS), builder.fmul(value, factor), _ZEROS)
 
 
 _wide, _wide_single = _product_tile(WIDE_ROWS, 4), _product_tile(1, 4)
@@ -124,12 +162,18 @@ def _product_columns(tile, single, height):
     """
 
     @njit(forceinline=True)
-    def columns(memory, a, a_row, a_depth, b, b_depth, depth, c, c_row, rows, accumulate):
+    def columns(memory, a, a_row, a_depth, b, b_depth, depth, c, c_row, rows, finish, other, other_row, squares):
         full = rows - rows % height
         for row in range(0, full, height):
-            tile(memory, a + row * a_row, a_row, a_depth, b, b_depth, depth, c + row * c_row, c_row, accumulate)
+            tile(
+                memory, a + row * a_row, a_row, a_depth, b, b_depth, depth, c + row * c_row, c_row,
+                finish, other + row * other_row, other_row, squares,
+            )
         for row in range(full, rows):
-            single(memory, a + row * a_row, a_row, a_depth, b, b_depth, depth, c + row * c_row, c_row, accumulate)
+            single(
+                memory, a + row * a_row, a_row, a_depth, b, b_depth, depth, c + row * c_row, c_row,
+                finish, other + row * other_row, other_row, squares,
+            )
 
     return columns
 
@@ -141,46 +185,58 @@ _columns_1 = _product_columns(_one, _one_single, NARROW_ROWS)
 
 
 @njit
-def multiply(memory, a, a_row, a_depth, b, b_depth, depth, c, c_row, rows, vectors, accumulate):
-    """C = A B, or C += A B if `accumulate`, with A [rows, depth], B [depth, LANES * vectors], C [rows, LANES * vectors].
+def multiply(memory, a, a_row, a_depth, b, b_depth, depth, c, c_row, rows, vectors, finish, other=0, other_row=0, squares=0):
+    """C = finish(A B) with A [rows, depth], B [depth, LANES * vectors], C [rows, LANES * vectors].
 
-    Element (i, k) of A is memory[a + i * a_row + k * a_depth]; rows of B and C are contiguous and b_depth, c_row apart.
+    Element (i, k) of A is memory[a + i * a_row + k * a_depth]; rows of B and C are contiguous and b_depth, c_row apart. `other` has a
+    number (BIAS, RECTIFY) or a row of vectors (WHERE_POSITIVE) for each row; `squares` are column sums [LANES * vectors].
     """
     for v in range(0, vectors, WIDEST):
-        width, start, target = min(WIDEST, vectors - v), b + LANES * v, c + LANES * v
+        width, start, target, column = min(WIDEST, vectors - v), b + LANES * v, c + LANES * v, squares + LANES * v
+        beside = other + LANES * v if finish == WHERE_POSITIVE else other
         if width == 4:
-            _columns_4(memory, a, a_row, a_depth, start, b_depth, depth, target, c_row, rows, accumulate)
+            _columns_4(memory, a, a_row, a_depth, start, b_depth, depth, target, c_row, rows, finish, beside, other_row, column)
         elif width == 3:
-            _columns_3(memory, a, a_row, a_depth, start, b_depth, depth, target, c_row, rows, accumulate)
+            _columns_3(memory, a, a_row, a_depth, start, b_depth, depth, target, c_row, rows, finish, beside, other_row, column)
         elif width == 2:
-            _columns_2(memory, a, a_row, a_depth, start, b_depth, depth, target, c_row, rows, accumulate)
+            _columns_2(memory, a, a_row, a_depth, start, b_depth, depth, target, c_row, rows, finish, beside, other_row, column)
         else:
-            _columns_1(memory, a, a_row, a_depth, start, b_depth, depth, target, c_row, rows, accumulate)
+            _columns_1(memory, a, a_row, a_depth, start, b_depth, depth, target, c_row, rows, finish, beside, other_row, column)
 
 
-@intrinsic
-def _transpose_block(typing, memory, source, source_row, target, target_row):
-    """Transpose of LANES x LANES floats: four rounds that exchange the halves of pairs of rows."""
-    signature = types.void(memory, *[types.intp] * 4)
+def _transpose_block(scaled: bool):
+    """Transpose of LANES x LANES floats: four rounds that exchange the halves of pairs of rows; columns scaled or cleared if `scaled`."""
 
-    def generate(context, builder, signature, arguments):
-        _, vector = _addressing(context, builder, signature, arguments[0])
-        source, source_row, target, target_row = arguments[1:]
+    @intrinsic
+    def block(typing, memory, source, source_row, target, target_row, factors):
+        signature = types.void(memory, *[types.intp] * 5)
 
-        def row_of(start, stride, row):
-            return vector(builder.add(start, builder.mul(stride, _INT(row))))
+        def generate(context, builder, signature, arguments):
+            _, vector = _addressing(context, builder, signature, arguments[0])
+            source, source_row, target, target_row, factors = arguments[1:]
 
-        rows = [builder.load(row_of(source, source_row, row), align=4) for row in range(LANES)]
-        for half, (upper, lower) in _EXCHANGES.items():
+            def row_of(start, stride, row):
+                return vector(builder.add(start, builder.mul(stride, _INT(row))))
+
+            rows = [builder.load(row_of(source, source_row, row), align=4) for row in range(LANES)]
+            if scaled:
+                factor = builder.load(vector(factors), align=4)
+                rows = [_scaled_or_cleared(builder, row, factor) for row in rows]
+            for half, (upper, lower) in _EXCHANGES.items():
+                for row in range(LANES):
+                    if not row & half:
+                        a, b = rows[row], rows[row + half]
+                        rows[row], rows[row + half] = _shuffle(builder, a, b, upper), _shuffle(builder, a, b, lower)
             for row in range(LANES):
-                if not row & half:
-                    a, b = rows[row], rows[row + half]
-                    rows[row], rows[row + half] = _shuffle(builder, a, b, upper), _shuffle(builder, a, b, lower)
-        for row in range(LANES):
-            builder.store(rows[row], row_of(target, target_row, row), align=4)
-        return context.get_dummy_value()
+                builder.store(rows[row], row_of(target, target_row, row), align=4)
+            return context.get_dummy_value()
 
-    return signature, generate
+        return signature, generate
+
+    return block
+
+
+_plain_block, _scaled_block = _transpose_block(scaled=False), _transpose_block(scaled=True)
 
 
 @njit
@@ -188,66 +244,37 @@ def transpose(memory, source, source_row, rows, columns, target, target_row):
     """Target [columns, rows] = transpose of source [rows, columns]; rows and columns are multiples of LANES."""
     for row in range(0, rows, LANES):
         for column in range(0, columns, LANES):
-            _transpose_block(
-                memory, source + row * source_row + column, source_row, target + column * target_row + row, target_row
+            _plain_block(memory, source + row * source_row + column, source_row, target + column * target_row + row, target_row, 0)
+
+
+@njit
+def transpose_scaled(memory, source, source_row, rows, columns, target, target_row, factors):
+    """The same with column i of source times the factor at factors + i; zero, whatever it holds, where that is zero."""
+    for row in range(0, rows, LANES):
+        for column in range(0, columns, LANES):
+            _scaled_block(
+                memory, source + row * source_row + column, source_row, target + column * target_row + row, target_row, factors + column
             )
 
 
-def _elementwise(operation, scalar_operand: bool):
-    """An intrinsic (memory, values, values_row, rows, vectors, other, other_row) that sets values = operation(values, other).
+@intrinsic
+def scale_or_clear(typing, memory, values, values_row, rows, vectors, factors):
+    """Values [rows, LANES * vectors] times the factors [LANES * vectors] of their columns; zero, whatever they hold, where that is zero."""
+    signature = types.void(memory, *[types.intp] * 5)
 
-    `other` has a vector for each vector of values, or one number for each row; other_row = 0 repeats its first row.
-    """
+    def generate(context, builder, signature, arguments):
+        _, vector = _addressing(context, builder, signature, arguments[0])
+        values, values_row, rows, vectors, factors = arguments[1:]
+        with cgutils.for_range(builder, rows) as row:
+            start = builder.add(values, builder.mul(row.index, values_row))
+            with cgutils.for_range(builder, vectors) as v:
+                column = builder.mul(v.index, _INT(LANES))
+                factor = builder.load(vector(builder.add(factors, column)), align=4)
+                target = vector(builder.add(start, column))
+                builder.store(_scaled_or_cleared(builder, builder.load(target, align=4), factor), target, align=4)
+        return context.get_dummy_value()
 
-    @intrinsic
-    def apply(typing, memory, values, values_row, rows, vectors, other, other_row):
-        signature = types.void(memory, *[types.intp] * 6)
-
-        def generate(context, builder, signature, arguments):
-            scalar, vector = _addressing(context, builder, signature, arguments[0])
-            values, values_row, rows, vectors, other, other_row = arguments[1:]
-            with cgutils.for_range(builder, rows) as row:
-                start = builder.add(values, builder.mul(row.index, values_row))
-                other_start = builder.add(other, builder.mul(row.index, other_row))
-                with cgutils.for_range(builder, vectors) as v:
-                    column = builder.mul(v.index, _INT(LANES))
-                    if scalar_operand:
-                        operand = _in_all_lanes(builder, builder.load(scalar(other_start)))
-                    else:
-                        operand = builder.load(vector(builder.add(other_start, column)), align=4)
-                    target = vector(builder.add(start, column))
-                    builder.store(operation(builder, builder.load(target, align=4), operand), target, align=4)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return apply
-
-
-# Comparisons are ordered: false for NaN, which therefore passes a ReLU and its derivative, and never passes a factor of zero.
-
-
-def _add(builder, value, bias):
-    return builder.fadd(value, bias)
-
-
-def _add_and_rectify(builder, value, bias):
-    total = builder.fadd(value, bias)
-    return builder.select(builder.fcmp_ordered("<", total, _ZEROS), _ZEROS, total)
-
-
-def _where_positive(builder, value, activation):
-    return builder.select(builder.fcmp_ordered("<=", activation, _ZEROS), _ZEROS, value)
-
-
-def _scale_or_clear(builder, value, factor):
-    return builder.select(builder.fcmp_ordered(">", factor, _ZEROS), builder.fmul(value, factor), _ZEROS)
-
-
-add_bias = _elementwise(_add, scalar_operand=True)
-add_bias_and_rectify = _elementwise(_add_and_rectify, scalar_operand=True)
-keep_where_positive = _elementwise(_where_positive, scalar_operand=False)
-scale_or_clear = _elementwise(_scale_or_clear, scalar_operand=False)
+    return signature, generate
 
 
 @intrinsic
@@ -282,19 +309,24 @@ def add_column_squares(typing, memory, source, source_row, rows, vectors, target
 
 
 @intrinsic
-def add_row_sums(typing, memory, source, source_row, vectors, target):
-    """target [LANES] += sum over the columns of source [LANES, LANES * vectors]: vectors added in turn, then a transpose that adds."""
-    signature = types.void(memory, *[types.intp] * 4)
+def add_row_sums(typing, memory, source, source_row, vectors, factors, target):
+    """target [LANES] += sum over columns of source [LANES, LANES * vectors], scaled or cleared by the columns' factors.
+
+    Vectors are added in turn, then by a transpose that adds.
+    """
+    signature = types.void(memory, *[types.intp] * 5)
 
     def generate(context, builder, signature, arguments):
         _, vector = _addressing(context, builder, signature, arguments[0])
-        source, source_row, vectors, target = arguments[1:]
+        source, source_row, vectors, factors, target = arguments[1:]
         sums = [cgutils.alloca_once_value(builder, _ZEROS) for _ in range(LANES)]
         with cgutils.for_range(builder, vectors) as loop:
-            column = builder.add(source, builder.mul(loop.index, _INT(LANES)))
+            offset = builder.mul(loop.index, _INT(LANES))
+            factor = builder.load(vector(builder.add(factors, offset)), align=4)
+            column = builder.add(source, offset)
             for row in range(LANES):
                 part = builder.load(vector(builder.add(column, builder.mul(source_row, _INT(row)))), align=4)
-                builder.store(builder.fadd(builder.load(sums[row]), part), sums[row])
+                builder.store(builder.fadd(builder.load(sums[row]), _scaled_or_cleared(builder, part, factor)), sums[row])
         rows = [builder.load(total) for total in sums]
         for half, (upper, lower) in _EXCHANGES.items():
             rows = [
