@@ -15,7 +15,7 @@ class Recipe:
     """A dataset that `mucd record --recipe` makes.
 
     Attributes:
-        dataset, behaviour, transitions, seed: arguments of `mucd_ray.data.record.record`, with the behaviour's own noise levels.
+        dataset, behaviour, transitions, seed, frames: arguments of `mucd_ray.data.record.record`, with the behaviour's own noise levels.
         checksum: `OfflineDataset.fingerprint()`; None if it has not been made yet, like the numbers below. Environments that compute in floating
             point may give others on other processors.
         size: its number of transitions, in whole episodes.
@@ -28,6 +28,7 @@ class Recipe:
     behaviour: str
     transitions: int
     seed: int = 2026
+    frames: bool = False
     checksum: str | None = None
     size: int | None = None
     mean_return: float | None = None
@@ -70,9 +71,17 @@ RECIPES = {
             dataset="halfcheetah/mixed-v0", behaviour="halfcheetah-run", transitions=50_000, size=50_000,
             checksum="41b5c283d00efe495a82169095780f01a1d102c34ffd21c6081664794048eada", mean_return=1681.55, seconds=5, megabytes=10.5,
         ),
-        Recipe(dataset="freeway/mixed-v0", behaviour="freeway-lookahead", transitions=50_000),
-        Recipe(dataset="breakout/mixed-v0", behaviour="breakout-follow", transitions=50_000),
+        Recipe(
+            dataset="freeway/mixed-v0", behaviour="freeway-lookahead", transitions=50_000, size=51_200,
+            checksum="93cc02737b012c59c86bce7faf4210e40ae5001c99dfb49fb9c98da864cdb5c3", mean_return=17.84, seconds=35, megabytes=7.8,
+        ),
+        Recipe(
+            dataset="breakout/mixed-v0", behaviour="breakout-follow", transitions=50_000, size=50_142,
+            checksum="3190219409e9c75947e90babda68acbcf1a8b157042c0cfc3d95de4515b64440", mean_return=32.83, seconds=28, megabytes=8.3,
+        ),
         Recipe(dataset="highway/mixed-v0", behaviour="highway-drive", transitions=10_000),
+        Recipe(dataset="freeway/frames-v0", behaviour="freeway-lookahead", transitions=10_000, frames=True),
+        Recipe(dataset="breakout/frames-v0", behaviour="breakout-follow", transitions=10_000, frames=True),
         Recipe(dataset="freeway/large-v0", behaviour="freeway-lookahead", transitions=2_000_000),
         Recipe(dataset="breakout/large-v0", behaviour="breakout-follow", transitions=2_000_000),
         Recipe(dataset="halfcheetah/large-v0", behaviour="halfcheetah-run", transitions=2_000_000),
@@ -91,7 +100,9 @@ def make(dataset_id: str, *, overwrite: bool = False, progress: Callable[[int, i
     if dataset_id not in RECIPES:
         raise MucdError(f"no recipe makes a dataset {dataset_id!r}: use one of {', '.join(RECIPES)}")
     recipe = RECIPES[dataset_id]
-    summary = record(recipe.env_id, recipe.behaviour, recipe.transitions, recipe.seed, recipe.dataset, overwrite=overwrite, progress=progress)
+    summary = record(
+        recipe.env_id, recipe.behaviour, recipe.transitions, recipe.seed, recipe.dataset, frames=recipe.frames, overwrite=overwrite, progress=progress
+    )
     size = sum(file.stat().st_size for file in Path(summary["path"]).rglob("*") if file.is_file())
     return summary | {"checksum": load_dataset(dataset_id).fingerprint(), "declared_checksum": recipe.checksum, "megabytes": round(size / 1e6, 1)}
 
