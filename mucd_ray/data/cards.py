@@ -211,14 +211,16 @@ CARDS = (
         observation_shape=(5, 5),
         transform="highway-gaps",
         indices=tuple(range(7)),
-        center=(0.0,) * 7,
-        scale=(1.0,) * 7,
+        center=(0.24, -0.23, -0.24, -0.066, 0.33, 0.34, 0.0),
+        scale=(0.25, 0.55, 0.55, 0.058, 0.052, 0.27, 0.005),
         clip=3.0,
         return_range=(0.0, 30.0),
         reward_range=(0.0, 1.0),
         max_episode_steps=30,
+        random_return=9.0,
+        expert_return=22.5,
         source="Features: room and speed in the lanes around the vehicle, by a public reading of the observation (mucd_ray/data/highway.py). "
-        f"{_SCALES} {_REFERENCES.format(100)} Returns: rewards are normalised into [0, 1], one a second for 30 seconds.",
+        f"{_SCALES} {_REFERENCES.format(40)} Returns: rewards are normalised into [0, 1], one a second for 30 seconds.",
     ),
 )
 
@@ -235,7 +237,7 @@ def _of_frames(card: EnvironmentCard) -> EnvironmentCard:
         center=(0.0,) * size,
         scale=(255.0,) * size,
         clip=1.0,
-        source=f"Features: grey levels / 255 of the last four frames, oldest first (mucd_ray/data/frames.py). Returns and references: {card.source}",
+        source=f"Features: grey levels / 255 of the last four frames, oldest first (mucd_ray/data/frames.py).{card.source.partition(_SCALES)[2]}",
     )
 
 

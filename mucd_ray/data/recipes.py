@@ -80,8 +80,14 @@ RECIPES = {
             checksum="3190219409e9c75947e90babda68acbcf1a8b157042c0cfc3d95de4515b64440", mean_return=32.83, seconds=28, megabytes=8.3,
         ),
         Recipe(dataset="highway/mixed-v0", behaviour="highway-drive", transitions=10_000),
-        Recipe(dataset="freeway/frames-v0", behaviour="freeway-lookahead", transitions=10_000, frames=True),
-        Recipe(dataset="breakout/frames-v0", behaviour="breakout-follow", transitions=10_000, frames=True),
+        Recipe(
+            dataset="freeway/frames-v0", behaviour="freeway-lookahead", transitions=10_000, frames=True, size=10_240,
+            checksum="c0bcf79554ebfd7c96716d27490882a02d74ef8e23d737ecb1a253ad1de106c5", mean_return=17.80, seconds=12, megabytes=80.1,
+        ),
+        Recipe(
+            dataset="breakout/frames-v0", behaviour="breakout-follow", transitions=10_000, frames=True, size=10_138,
+            checksum="c98133f2ceb1d168fcc97c444c652e9f608048c874569344d264562fa294e774", mean_return=35.64, seconds=11, megabytes=78.2,
+        ),
         Recipe(dataset="freeway/large-v0", behaviour="freeway-lookahead", transitions=2_000_000),
         Recipe(dataset="breakout/large-v0", behaviour="breakout-follow", transitions=2_000_000),
         Recipe(dataset="halfcheetah/large-v0", behaviour="halfcheetah-run", transitions=2_000_000),
