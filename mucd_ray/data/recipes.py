@@ -79,7 +79,10 @@ RECIPES = {
             dataset="breakout/mixed-v0", behaviour="breakout-follow", transitions=50_000, size=50_142,
             checksum="3190219409e9c75947e90babda68acbcf1a8b157042c0cfc3d95de4515b64440", mean_return=32.83, seconds=28, megabytes=8.3,
         ),
-        Recipe(dataset="highway/mixed-v0", behaviour="highway-drive", transitions=10_000),
+        Recipe(
+            dataset="highway/mixed-v0", behaviour="highway-drive", transitions=10_000, size=10_022,
+            checksum="a51fc14fb8eb10f21d2ecafe1639a724d0e8f464fc3fff7f535b0d767b052e48", mean_return=14.58, seconds=300, megabytes=9.4,
+        ),
         Recipe(
             dataset="freeway/frames-v0", behaviour="freeway-lookahead", transitions=10_000, frames=True, size=10_240,
             checksum="c0bcf79554ebfd7c96716d27490882a02d74ef8e23d737ecb1a253ad1de106c5", mean_return=17.80, seconds=12, megabytes=80.1,
