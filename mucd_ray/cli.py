@@ -82,7 +82,7 @@ def record(options, out):
                 raise MucdError("record needs an environment and --dataset ID, for example: mucd record Acrobot-v1 --dataset acrobot/mixed-v0, or --recipe ID")
             summary = record_dataset(
                 options.environment, options.behaviour, options.transitions, options.seed, options.dataset,
-                tuple(options.noise) if options.noise else None, overwrite=options.overwrite, progress=progress,
+                tuple(options.noise) if options.noise else None, frames=options.frames, overwrite=options.overwrite, progress=progress,
             )
     text = (
         f"{summary['dataset_id']}: {summary['transitions']} transitions in {summary['trajectories']} trajectories of {summary['env_id']}, "
@@ -297,6 +297,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--transitions", type=int, default=20_000, help="at least this many, in whole episodes")
     sub.add_argument("--noise", type=float, nargs="+", help="noise levels, one drawn per episode: probability of a random action or, for continuous actions, standard deviation in half ranges (default: the behaviour's)")
     sub.add_argument("--seed", type=int, default=0, help="seed of behaviour and environment")
+    sub.add_argument("--frames", action="store_true", help="of an Atari game, store small grey frames instead of RAM")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing dataset of this id")
 
     sub = command("run", run, "Train an ensemble on a dataset, certify it and write a run folder.", "mucd run acrobot/mixed-v0 --out runs/acrobot --fraction 0.01")

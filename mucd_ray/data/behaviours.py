@@ -105,7 +105,7 @@ BEHAVIOURS = {
             controllers=(breakout.follow,),
         ),
         Behaviour(
-            name="highway-drive", env_id="highway-fast-v0", description="fast on a free lane, changes lanes or brakes behind others; about X without noise",
+            name="highway-drive", env_id="highway-fast-v0", description="fast on a free lane, changes lanes or brakes behind others; about 22 without noise",
             controllers=(highway.drive,),
         ),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
-from mucd_ray.data import breakout, freeway, highway
+from mucd_ray.data import breakout, frames, freeway, highway
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments import make_environment
 from mucd_ray.errors import MucdError
@@ -20,6 +20,11 @@ TRANSFORMS = {
     "highway-gaps": highway.gaps,
 }
 
+# Public wrappers of an environment that a card may name.
+WRAPPERS = {"atari-frames": frames.AtariFrames}
+
+_ENTRIES_AT_A_TIME = 1 << 22
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentCard:
@@ -27,6 +32,7 @@ class EnvironmentCard:
 
     Attributes:
         env_id, make_kwargs: arguments of `gymnasium.make`.
+        wrapper: name of a public wrapper in `WRAPPERS` that the environment is put into, or None.
         observation_shape: shape of one observation.
         transform: name of a public function in `TRANSFORMS` that replaces each observation first, or None.
         indices: entries of the flattened (transformed) observation that are the policy's features, [d].
@@ -47,6 +53,7 @@ class EnvironmentCard:
 
     env_id: str
     make_kwargs: dict = dataclasses.field(default_factory=dict)
+    wrapper: str | None = None
     observation_shape: tuple[int, ...]
     transform: str | None = None
     indices: tuple[int, ...]
@@ -70,6 +77,10 @@ class EnvironmentCard:
                 raise MucdError(f"card of {self.env_id}: {name} {getattr(self, name)} must be whole numbers from 0 on")
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
+        if self.wrapper is not None and self.wrapper not in WRAPPERS:
+            raise MucdError(f"card of {self.env_id}: wrapper {self.wrapper!r} is unknown: use one of {', '.join(WRAPPERS)} or none")
+        if self.wrapper is not None and not self.env_id.startswith("ALE/"):
+            raise MucdError(f"card of {self.env_id}: wrapper {self.wrapper!r} is for Atari games: leave it out")
         size = self._entries(np.zeros(self.observation_shape)).size
         if not self.indices or not len(self.indices) == len(self.center) == len(self.scale):
             lengths = f"{len(self.indices)}, {len(self.center)} and {len(self.scale)}"
@@ -105,7 +116,15 @@ class EnvironmentCard:
         lead = observations.ndim - len(shape)
         if lead < 0 or observations.shape[lead:] != shape:
             raise MucdError(f"observations of shape {observations.shape} do not end in {shape}, the shape of {self.env_id}: use this environment's card")
-        entries = self._entries(observations)[..., list(self.indices)].astype(np.float64)
+        rows = observations.reshape(-1, *shape)
+        features = np.empty((len(rows), len(self.indices)), np.float32)
+        step = max(1, _ENTRIES_AT_A_TIME // max(math.prod(shape), len(self.indices)))
+        for start in range(0, len(rows), step):  # temporaries are much larger than bytes
+            features[start : start + step] = self._row_features(rows[start : start + step])
+        return features.reshape(*observations.shape[:lead], len(self.indices))
+
+    def _row_features(self, rows: np.ndarray) -> np.ndarray:
+        entries = self._entries(rows)[:, list(self.indices)].astype(np.float64)
         with np.errstate(over="ignore"):
             scaled = (entries - np.array(self.center)) / np.array(self.scale)
         return np.where(np.isfinite(entries), np.clip(scaled, -self.clip, self.clip), entries).astype(np.float32)
@@ -155,7 +174,8 @@ class EnvironmentCard:
 
     def make(self) -> gym.Env:
         """A fresh environment."""
-        return make_environment(self.env_id, **self.make_kwargs)
+        environment = make_environment(self.env_id, **self.make_kwargs)
+        return environment if self.wrapper is None else WRAPPERS[self.wrapper](environment)
 
     def check(self, dataset: OfflineDataset) -> None:
         """Raise MucdError unless the dataset was recorded in this environment: same id and arguments (if known), observation shape, action space."""

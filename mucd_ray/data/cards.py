@@ -1,22 +1,26 @@
 """The shipped environment cards."""
 
+import dataclasses
+
 import gymnasium as gym
 
 from mucd_ray.data.card import EnvironmentCard, check_discount, load_card, other_version
+from mucd_ray.data.frames import SIDE, STACK
 from mucd_ray.errors import MucdError
 
 __all__ = ["CARDS", "EnvironmentCard", "card_for", "check_discount", "load_card"]
 
 
 def card_for(
-    env_id: str, observation_shape: tuple[int, ...] | None = None, action_space: gym.Space | None = None, make_kwargs: dict | None = None
+    env_id: str, observation_shape: tuple[int, ...] | None = None, action_space: gym.Space | None = None, make_kwargs: dict | None = None,
+    wrapper: str | None = None,
 ) -> EnvironmentCard:
     """The shipped card of an environment; where it has several, the first that fits what else is given (or the first of all, if none does).
 
     Args:
         env_id: Gymnasium id.
         observation_shape, action_space: of the dataset, say.
-        make_kwargs: the card's arguments of `gymnasium.make`.
+        make_kwargs, wrapper: the card's.
     Raises:
         MucdError: none is shipped.
     """
@@ -35,6 +39,7 @@ def card_for(
         return (
             (observation_shape is None or tuple(observation_shape) == card.observation_shape)
             and (make_kwargs is None or make_kwargs == card.make_kwargs)
+            and (wrapper is None or wrapper == card.wrapper)
             and (action_space is None or action_space == _action_space(card))
         )
 
@@ -206,13 +211,34 @@ CARDS = (
         observation_shape=(5, 5),
         transform="highway-gaps",
         indices=tuple(range(7)),
-        center=(0.0,) * 7,
-        scale=(1.0,) * 7,
+        center=(0.24, -0.23, -0.24, -0.066, 0.33, 0.34, 0.0),
+        scale=(0.25, 0.55, 0.55, 0.058, 0.052, 0.27, 0.005),
         clip=3.0,
         return_range=(0.0, 30.0),
         reward_range=(0.0, 1.0),
         max_episode_steps=30,
+        random_return=9.0,
+        expert_return=22.5,
         source="Features: room and speed in the lanes around the vehicle, by a public reading of the observation (mucd_ray/data/highway.py). "
-        f"{_SCALES} {_REFERENCES.format(100)} Returns: rewards are normalised into [0, 1], one a second for 30 seconds.",
+        f"{_SCALES} {_REFERENCES.format(40)} Returns: rewards are normalised into [0, 1], one a second for 30 seconds.",
     ),
 )
+
+
+def _of_frames(card: EnvironmentCard) -> EnvironmentCard:
+    """The same game seen as frames: entries / 255, row by row of [4, 42, 42]."""
+    size = STACK * SIDE * SIDE
+    return dataclasses.replace(
+        card,
+        wrapper="atari-frames",
+        observation_shape=(STACK, SIDE, SIDE),
+        transform=None,
+        indices=tuple(range(size)),
+        center=(0.0,) * size,
+        scale=(255.0,) * size,
+        clip=1.0,
+        source=f"Features: grey levels / 255 of the last four frames, oldest first (mucd_ray/data/frames.py).{card.source.partition(_SCALES)[2]}",
+    )
+
+
+CARDS += tuple(_of_frames(card) for card in CARDS if card.env_id.startswith("ALE/"))

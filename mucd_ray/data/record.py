@@ -19,6 +19,7 @@ from minari.storage import get_dataset_path
 
 from mucd_ray.data.behaviours import Behaviour, behaviour_for
 from mucd_ray.data.cards import card_for
+from mucd_ray.data.frames import AtariFrames
 from mucd_ray.errors import MucdError
 
 _ASIDE = ".mucd-record-"  # hidden names: Minari does not list them
@@ -32,6 +33,7 @@ def record(
     dataset_id: str,
     noise: tuple[float, ...] | None = None,
     *,
+    frames: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
@@ -47,6 +49,7 @@ def record(
         seed: a whole number, at least 0.
         dataset_id: Minari id "(namespace/)name-v0".
         noise: noise levels (see `Behaviour`), instead of the behaviour's own.
+        frames: store small grey frames of an Atari game (mucd_ray/data/frames.py); the behaviour acts on the emulator's RAM all the same.
         overwrite: replace an existing dataset of this id.
         progress: called as progress(transitions so far, wanted) after each episode.
     Returns:
@@ -61,7 +64,10 @@ def record(
     if not levels or not all(0 <= level <= 1 for level in levels):
         raise MucdError(f"noise {levels} must be one or more levels in [0, 1]")
     namespace, path = _target(dataset_id, overwrite)
-    environment = card_for(env_id, make_kwargs=chosen.make_kwargs).make()
+    card = card_for(env_id, make_kwargs=chosen.make_kwargs, wrapper="atari-frames" if frames else None)
+    if frames and card.wrapper != "atari-frames":
+        raise MucdError(f"{env_id} has no recording of frames: leave out --frames, or choose an Atari game")
+    environment = card.make()
     try:
         episodes, drawn = _episodes(environment, chosen, levels, transitions, seed, progress)
         _write(environment, chosen, episodes, drawn, dataset_id, namespace, path, overwrite)
@@ -115,8 +121,9 @@ def _episodes(environment: gym.Env, behaviour: Behaviour, levels, transitions: i
 def _episode(environment: gym.Env, policy, seed: int) -> EpisodeBuffer:
     observation, _ = environment.reset(seed=seed)
     observations, actions, rewards, ended = [observation], [], [], (False, False)
+    sees_ram = isinstance(environment, AtariFrames)
     while not any(ended):
-        actions.append(policy(observation))
+        actions.append(policy(environment.unwrapped.ale.getRAM() if sees_ram else observation))
         observation, reward, *ended, _ = environment.step(actions[-1])
         observations.append(observation)
         rewards.append(reward)

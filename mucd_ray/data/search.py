@@ -1,4 +1,4 @@
-"""Linear controllers by random search: the recipe behind the weights in halfcheetah.json. `python -m mucd_ray.data.search FILE`.
+"""Linear controllers by random search: the recipe behind the weights in halfcheetah.json. `python -m mucd_ray.data.search FILE` (80 s).
 
 Augmented random search (Mania, Guy, Recht 2018, "Simple random search provides a competitive approach to reinforcement learning",
 algorithm 2, V2-t): every round tries opposite perturbations of the weights for one episode each, and steps along the best of them.

@@ -37,9 +37,10 @@ def test_radii_agree_with_a_linear_search_and_respect_the_cap():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_more_agreement_never_certifies_less(family):
     counts = np.array([[k, 400 - k, 0] for k in range(200, 401, 25)])
-    certificate = certify_votes(counts, guarantees(q=0.05, sigma=4.0, steps=50, family=family), eta=0.01, cap=1000)
+    bounds = guarantees(q=0.05, sigma=4.0, steps=50, family=family)
+    certificate = certify_votes(counts, bounds, eta=0.01, cap=1000)
     assert certificate.radius[0] == ABSTAIN and np.all(np.diff(certificate.radius) >= 0) and certificate.radius[-1] > 0
-    stricter = certify_votes(counts, guarantees(q=0.05, sigma=4.0, steps=50, family=family), eta=0.0001, cap=1000)
+    stricter = certify_votes(counts, bounds, eta=0.0001, cap=1000)
     assert np.all(stricter.radius <= certificate.radius)
 
 

@@ -82,7 +82,7 @@ def test_whoever_picks_the_best_of_several_looks_is_covered_by_the_shares_of_the
     assert failed(lambda n: eta) > binom.isf(1e-6, runs, eta)
 
 
-@pytest.mark.parametrize("eta", [1e-10, 1e-3, 0.3])
+@pytest.mark.parametrize("eta", [1e-10, pytest.param(1e-3, marks=pytest.mark.slow), pytest.param(0.3, marks=pytest.mark.slow)])
 def test_huge_samples_and_tiny_eta(eta):
     samples = 100_000
     for name, band in BANDS.items():

@@ -1,5 +1,6 @@
 """One contract that every outcomes guarantee passes, and the attack that breaks `published` and never breaks ours."""
 
+import functools
 import json
 
 import numpy as np
@@ -77,7 +78,10 @@ def test_a_symmetric_difference_covers_every_split_at_next_to_no_cost(q, sigma, 
 # Few steps or weak noise: chains of pure curves are well below every exact split here.
 @pytest.mark.parametrize(
     "q, sigma, steps, inserted_alone, symmetric",
-    [(0.00452, 0.867, 2, 308, 308), (0.00136, 1.58, 2, 1892, 1884), (0.00219, 0.668, 11, 168, 168), (0.033, 2.0, 1, 143, 143), (0.00135, 0.687, 191, 55, 55)],
+    [
+        (0.00136, 1.58, 2, 1892, 1884), (0.033, 2.0, 1, 143, 143), (0.00135, 0.687, 191, 55, 55),
+        pytest.param(0.00452, 0.867, 2, 308, 308, marks=pytest.mark.slow), pytest.param(0.00219, 0.668, 11, 168, 168, marks=pytest.mark.slow),
+    ],  # fmt: skip
 )
 def test_where_chains_are_weak_exact_pairs_keep_the_radius_of_the_pure_splits(q, sigma, steps, inserted_alone, symmetric):
     guarantees = Guarantees(mechanism(q, sigma, steps), threat="symmetric")
@@ -109,7 +113,7 @@ def test_families_are_ordered_and_tradeoff_is_the_tightest():
 )
 def test_radii_of_a_nearly_unanimous_vote(family, radius):
     guarantees = Guarantees(mechanism(128 / 60000, 3.0, 1000), family=family)
-    holds = [guarantees.at(r).lower(0.99) > guarantees.at(r).upper(0.01) for r in (radius - 1, radius, radius + 1, radius + 2)]
+    holds = [guarantees.at(r).lower(0.99) > guarantees.at(r).upper(0.01) for r in (radius - 1, radius + 2)]
     assert holds[0] and not holds[-1]
 
 
@@ -182,15 +186,10 @@ def test_without_subsampling_the_guarantee_is_the_gaussian_closed_form():
     assert np.allclose(guarantees.at(6).lower(inner), norm.cdf(norm.ppf(inner) - 6 * 10 / 50), atol=2e-4)
 
 
-@pytest.mark.parametrize("q, sigma, steps, radius", [(0.033, 2.0, 1, 70), (1.0, 20.0, 1, 30), (0.02, 3.0, 30, 60)])
-@pytest.mark.parametrize("threat", ["insert", "remove"])
-def test_attainable_worst_case(q, sigma, steps, radius, threat):
-    """Radius units that all contribute +C on one coordinate; the attacker's event is a threshold on the likelihood ratio.
-
-    Simulated, not computed: the batches are drawn, the noisy sums are drawn, and the share of runs in the event is counted.
-    """
+@functools.cache
+def simulated_statistics(q, sigma, steps, radius, runs):
+    """The log likelihood ratio of the noisy sums, [runs] without and [runs] with `radius` units that contribute +C on one coordinate."""
     rng = np.random.default_rng(7)
-    runs = 400_000
     clean = rng.normal(0.0, sigma, (runs, steps))
     poisoned = rng.binomial(radius, q, (runs, steps)) + rng.normal(0.0, sigma, (runs, steps))
     k = np.arange(radius + 1)
@@ -201,7 +200,18 @@ def test_attainable_worst_case(q, sigma, steps, radius, threat):
         log_ratio = np.log(np.exp((table[:, None] * k - k**2 / 2) / sigma**2) @ weights)
         return np.interp(x, table, log_ratio).sum(axis=1)
 
-    s_clean, s_poisoned = statistic(clean), statistic(poisoned)
+    return statistic(clean), statistic(poisoned)
+
+
+@pytest.mark.parametrize("q, sigma, steps, radius", [(0.033, 2.0, 1, 70), (1.0, 20.0, 1, 30), (0.02, 3.0, 30, 60)])
+@pytest.mark.parametrize("threat", ["insert", "remove"])
+def test_attainable_worst_case(q, sigma, steps, radius, threat):
+    """Radius units that all contribute +C on one coordinate; the attacker's event is a threshold on the likelihood ratio.
+
+    Simulated, not computed: the batches are drawn, the noisy sums are drawn, and the share of runs in the event is counted.
+    """
+    runs = 400_000
+    s_clean, s_poisoned = simulated_statistics(q, sigma, steps, radius, runs)
     # Under D the event is likely, under D' the attacker makes it as unlikely as possible.
     under_d, under_d_prime = (s_clean, s_poisoned) if threat == "insert" else (-s_poisoned, -s_clean)
     ours = Guarantees(mechanism(q, sigma, steps), threat=threat)

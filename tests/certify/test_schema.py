@@ -61,6 +61,7 @@ def certificates():
     base = {
         "mechanism": Mechanism(sample_rate=0.05, noise_multiplier=30.0, clip_norm=0.1, steps=40, normaliser=50.0),
         "units": 1000,
+        "radius_cap": 12,
         "returns": rng.normal(-90, 20, POLICIES).clip(-500, 0),
         "return_range": (-500, 0),
     }

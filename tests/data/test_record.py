@@ -7,6 +7,7 @@ import minari
 import numpy as np
 import pytest
 
+from mucd_ray.data.cards import card_for
 from mucd_ray.data.minari_io import load_dataset, local_datasets
 from mucd_ray.data.record import record
 from mucd_ray.errors import MucdError
@@ -48,6 +49,24 @@ def test_atari_ram_is_kept_as_bytes(minari_root):
     assert set(summary["return_by_noise"]) == {"0.1"} and summary["mean_return"] > 21
     record("ALE/Freeway-v5", None, 1, 0, "freeway-v1", noise=(0.1,))
     assert load_dataset("freeway-v1").fingerprint() == dataset.fingerprint()
+
+
+def test_frames_show_the_episode_that_the_ram_controller_plays(minari_root):
+    ram, frames = (record("ALE/Breakout-v5", None, 1, 3, f"breakout-v{n}", noise=(0.6,), frames=bool(n)) for n in range(2))
+    assert ram["transitions"] == frames["transitions"]
+    seen, played = load_dataset("breakout-v1"), load_dataset("breakout-v0")
+    np.testing.assert_array_equal(seen.actions, played.actions)
+    np.testing.assert_array_equal(seen.rewards, played.rewards)
+    assert seen.observations.dtype == np.uint8 and seen.observations.shape[1:] == (4, 42, 42)
+    np.testing.assert_array_equal(seen.observations[5, 1:], seen.observations[6, :3])
+    np.testing.assert_array_equal(seen.observations[:, 3][1:], seen.next_observations[:-1, 3])
+    card = card_for("ALE/Breakout-v5", seen.observations.shape[1:], seen.action_space)
+    card.check(seen)
+    np.testing.assert_array_equal(card.features(seen.observations[:9]), (seen.observations[:9] / 255).astype(np.float32).reshape(9, -1))
+    assert card_for("ALE/Breakout-v5", played.observations.shape[1:], played.action_space).wrapper is None
+    assert minari.load_dataset("breakout-v1").recover_environment().observation_space.shape == (4, 42, 42)
+    with pytest.raises(MucdError, match="CartPole-v1 has no recording of frames"):
+        record("CartPole-v1", None, 1, 0, "x-v0", frames=True)
 
 
 def test_existing_id_is_kept_unless_replaced(cartpole):

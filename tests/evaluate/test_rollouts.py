@@ -161,3 +161,36 @@ def test_what_does_not_fit_is_refused():
         rollout_returns(StackedPolicies(network, parameters), CARTPOLE, [1, 2, 3], discount=0.0)
     with pytest.raises(MucdError, match="Network"):
         StackedPolicies(Network(inputs=5, outputs=2), parameters)
+
+
+CONTINUOUS = [card_for("Pendulum-v1"), card_for("LunarLander-v3", make_kwargs={"continuous": True}), card_for("InvertedPendulum-v5")]
+
+
+@pytest.mark.parametrize("card", [*CONTINUOUS, card_for("LunarLander-v3")], ids=lambda card: f"{card.env_id}{card.make_kwargs or ''}")
+def test_returns_with_continuous_actions_do_not_depend_on_slots_and_are_those_of_the_plain_loop(card):
+    environment = card.make()
+    discrete = isinstance(environment.action_space, gymnasium.spaces.Discrete)
+    outputs = int(environment.action_space.n) if discrete else environment.action_space.shape[0]
+    network, parameters = random_policies(5, card=card, outputs=outputs)
+    policies, seeds = StackedPolicies(network, parameters), np.arange(40, 45)
+    returns = rollout_returns(policies, card, seeds, slots=5)
+    for slots in (1, 3):
+        assert np.array_equal(rollout_returns(policies, card, seeds, slots=slots), returns)
+    for policy, seed in enumerate(seeds):
+        observation, total, done = environment.reset(seed=int(seed))[0], 0.0, False
+        while not done:
+            action = policies.outputs(card.features(observation)[None], np.array([policy]))[0]
+            action = int(action.argmax()) if discrete else np.clip(action, environment.action_space.low, environment.action_space.high)
+            observation, reward, terminated, truncated, _ = environment.step(action)
+            total, done = total + float(reward), terminated or truncated
+        assert returns[policy] == np.clip(total, *card.return_range)
+
+
+def test_every_episode_is_clipped_before_the_mean_where_the_card_says_so():
+    network, parameters = random_policies(3)
+    policies, seeds = StackedPolicies(network, parameters), np.array([[5, 6, 7], [8, 5, 9], [10, 11, 12]])
+    clipped = dataclasses.replace(CARTPOLE, return_range=(15.0, 30.0), clip_returns=True)
+    plain = np.stack([rollout_returns(policies, CARTPOLE, seeds[:, column]) for column in range(3)], axis=1)
+    assert plain.min() < 15 and plain.max() > 30
+    for card in (clipped, dataclasses.replace(clipped, make_kwargs={"sutton_barto_reward": False})):  # the native path, and the slot queue
+        np.testing.assert_allclose(rollout_returns(policies, card, seeds), np.clip(plain, 15, 30).mean(1))

@@ -20,14 +20,14 @@ from mucd_ray.service.run import Choices, Resources, assumptions, certify, disco
 from mucd_ray.service.session import Request, execute, make_settings
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import describe
-from mucd_ray.service.work import choose_states, train_and_evaluate
+from mucd_ray.service.work import baselines, choose_states, train_and_evaluate
 
 SECRET = b"s" * 32
 
 
 @pytest.fixture(scope="module")
 def cartpole(recordings):
-    """(settings, training arrays, states) of a small run."""
+    """(settings, units, states) of a small run."""
     dataset = load_dataset(recordings["cartpole"])
     request = Request(dataset=recordings["cartpole"], instances=20, steps=5, states=9, held_out=2)
     settings, _ = make_settings(request, dataset, Choices())
@@ -136,9 +136,24 @@ def pendulum(recordings):
     return "pendulum/test-v0"
 
 
-def test_continuous_actions_are_certified_from_end_to_end(local_ray, pendulum, tmp_path):
-    request = Request(dataset=pendulum, instances=40, steps=8, states=6, held_out=2, fraction=0.005, rollouts=2, discount=0.95)
-    summary = execute(request, str(tmp_path / "run"), resources=Resources(block=20), seed=4)
+@pytest.mark.parametrize("on_ray", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_continuous_actions_are_certified_from_end_to_end(request, monkeypatch, pendulum, tmp_path, on_ray):
+    """Without Ray the instances and two policies' baselines are made here, and the same command has only to certify them."""
+    wanted = Request(dataset=pendulum, instances=40, steps=8, states=6, held_out=2, fraction=0.005, rollouts=2, discount=0.95)
+    if on_ray:
+        request.getfixturevalue("local_ray")
+    else:
+        dataset = load_dataset(pendulum)
+        settings, _ = make_settings(wanted, dataset, Choices())
+        store = RunStore.create_or_open(tmp_path / "run", settings, secret=SECRET)
+        units = training_units(settings, dataset)
+        states = store.write_states(choose_states(settings, SECRET, units, "cpu"))
+        store.commit(train_and_evaluate(settings, SECRET, units, states, range(40), "cpu"))
+        monkeypatch.setattr("mucd_ray.service.work.BASELINE_SEEDS", range(2))
+        store.write_json("baselines.json", baselines(settings, units, states))
+        assert store.read_json("baselines.json")["reference"] is None
+        monkeypatch.setattr("mucd_ray.service.run._ray", None)
+    summary = execute(wanted, str(tmp_path / "run"), resources=Resources(block=20), seed=4 if on_ray else None)
     certificate = read_certificate(summary["certificate"])
     assert verify(certificate) == []
     inputs, action = certificate["inputs"], certificate["results"]["action"]
@@ -149,9 +164,9 @@ def test_continuous_actions_are_certified_from_end_to_end(local_ray, pendulum, t
     text = describe(summary)
     assert "in an interval 50 % of the range wide" in text and "discount 0.95" in text and "2 episodes each" in text
     with pytest.raises(MucdError, match="needs discrete actions"):
-        execute(request, str(tmp_path / "other"), choices=Choices(inference="scores"))
+        execute(wanted, str(tmp_path / "other"), choices=Choices(inference="scores"))
     with pytest.raises(MucdError, match="continuous"):
-        execute(dataclasses.replace(request, instances=100), str(tmp_path / "other"), choices=Choices(looks="anytime", goal="actions>=0.5@0.001"))
+        execute(dataclasses.replace(wanted, instances=100), str(tmp_path / "other"), choices=Choices(looks="anytime", goal="actions>=0.5@0.001"))
     assert not (tmp_path / "other").exists()
     # Without public bounds there is no grid on which to count actions.
     store = RunStore.open(tmp_path / "run")

@@ -1,7 +1,9 @@
 """The whole service on a real local Ray: actors that are killed, runs that go on, results that do not depend on either."""
 
 import dataclasses
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from mucd_ray.certify.certificate import verify
+from mucd_ray.certify.certificate import read_certificate, verify
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.service.actors import Tally
@@ -21,55 +23,86 @@ from mucd_ray.service.store import Block, RunStore
 from mucd_ray.service.summary import describe
 from mucd_ray.service.work import baselines, choose_states, train_and_evaluate
 
-INSTANCES = 40
+FIRST, INSTANCES, SEED = 25, 40, 4
+SECRET = hashlib.sha256(f"mucd seed {SEED}".encode()).digest()
 
 
 def request(dataset, **changes):
-    return Request(**{"dataset": dataset, "instances": INSTANCES, "fraction": 0.01, "steps": 8, "states": 12, "held_out": 3} | changes)
+    return Request(**{"dataset": dataset, "instances": FIRST, "fraction": 0.01, "steps": 8, "states": 12, "held_out": 3} | changes)
 
 
 @pytest.fixture(scope="module")
 def reference(recordings, tmp_path_factory):
-    """(store, certificate) of the same run made without Ray, in one process: what every other way must reproduce."""
+    """The same run made without Ray, in one process, but for the baselines, which take longest: what every other way must reproduce."""
     dataset = load_dataset(recordings["cartpole"])
     settings, _ = make_settings(request(recordings["cartpole"]), dataset, Choices())
-    store = RunStore.create_or_open(tmp_path_factory.mktemp("reference") / "run", settings, secret=b"s" * 32)
+    store = RunStore.create_or_open(tmp_path_factory.mktemp("reference") / "run", settings, secret=SECRET)
     units = training_units(settings, dataset)
-    states = store.write_states(choose_states(settings, store.secret(), units, "cpu"))
-    store.commit(train_and_evaluate(settings, store.secret(), units, states, range(INSTANCES), "cpu"))
-    store.write_json("baselines.json", baselines(settings, units, states))
-    store.add_target(INSTANCES)
-    return store, certify(store, Choices())
-
-
-def new_run(reference, folder, baselines=True):
-    """An empty run with the settings of the reference, and its baselines, which take longest."""
-    store = RunStore.create_or_open(folder / "run", reference[0].settings(), secret=b"s" * 32)
-    if baselines:
-        store.write_json("baselines.json", reference[0].read_json("baselines.json"))
+    states = store.write_states(choose_states(settings, SECRET, units, "cpu"))
+    store.commit(train_and_evaluate(settings, SECRET, units, states, range(INSTANCES), "cpu"))
     return store
 
 
-def assert_same(store, reference):
-    ours, theirs = Tally(store, INSTANCES).evidence(), Tally(reference[0], INSTANCES).evidence()
+@pytest.fixture(scope="module")
+def on_ray(local_ray, recordings, tmp_path_factory):
+    """(folder, summary) of `mucd run` on Ray. Whoever changes the folder copies it."""
+    folder = tmp_path_factory.mktemp("on_ray") / "run"
+    return folder, execute(request(recordings["cartpole"]), str(folder), resources=Resources(block=7), seed=SEED)
+
+
+def new_run(reference, folder):
+    """An empty run with the settings of the reference, and baselines."""
+    store = RunStore.create_or_open(folder / "run", reference.settings(), secret=SECRET)
+    store.write_json("baselines.json", {"reference": [1] * 12})
+    return store
+
+
+def assert_same(store, reference, instances=INSTANCES):
+    ours, theirs = Tally(store, instances).evidence(), Tally(reference, instances).evidence()
+    assert len(ours.returns) == instances
     for name in ("votes", "histogram", "returns"):
         assert np.array_equal(getattr(ours, name), getattr(theirs, name))
-    assert np.array_equal(store.states(), reference[0].states())
+    assert np.array_equal(store.states(), reference.states())
 
 
-def test_a_run_on_ray_equals_the_run_in_one_process(local_ray, recordings, reference, tmp_path):
-    store = new_run(reference, tmp_path, baselines=False)
-    certificate = train(store, load_dataset(recordings["cartpole"]), INSTANCES, Choices(), Resources(block=7))
-    assert_same(store, reference)
-    assert certificate["results"] == reference[1]["results"] and verify(certificate) == []
+def test_mucd_run_on_ray_equals_the_run_in_one_process(on_ray, recordings, reference, tmp_path):
+    folder, summary = on_ray
+    store, certificate = RunStore.open(folder), read_certificate(folder / "certificate.json")
+    assert_same(store, reference, FIRST)
+    alone = RunStore.open(shutil.copytree(reference.path, tmp_path / "alone"))
+    alone.write_json("baselines.json", store.read_json("baselines.json"))
+    alone.add_target(FIRST)
+    assert certificate["results"] == certify(alone, Choices())["results"] and verify(certificate) == []
     assert set(certificate["context"]["baselines"]) == {"non_private", "behaviour", "best_constant_action", "best_constant_return"}
     assert len(certificate["inputs"]["actions"]["reference"]) == 12 and 0 <= certificate["results"]["action"]["agreement"] <= 1
+    assert {"certificate.json", "report.html", "settings.json", "summary.json", "states.npy"} <= set(os.listdir(folder))
+    assert summary["instances"] == FIRST and summary["goal"] is None and 0 <= summary["action"]["per_state"]["certified_accuracy"] <= 1
+    text = describe(summary)
+    assert "as without privacy at" in text and "goal" not in text and "None" not in text
+    with pytest.raises(MucdError, match="other settings"):
+        execute(request(recordings["cartpole"], states=13), str(folder), seed=SEED)
+    again = execute(request(recordings["cartpole"]), str(folder), seed=SEED)
+    assert again["unpoisoned_mean"] == summary["unpoisoned_mean"]
 
 
-def test_killed_trainers_and_damaged_blocks_cost_nothing(local_ray, recordings, reference, tmp_path, monkeypatch):
-    """Every third block kills its trainer with SIGKILL after the commit; then a stored block is damaged and the run is repeated."""
+@pytest.mark.slow
+def test_baselines_on_ray_are_those_of_one_process(on_ray, recordings, reference):
+    store, units = RunStore.open(on_ray[0]), training_units(reference.settings(), load_dataset(recordings["cartpole"]))
+    found = store.read_json("baselines.json")
+    found.pop("behaviour")
+    assert found == baselines(reference.settings(), units, reference.states())
+
+
+def test_baselines_do_not_depend_on_chance(recordings, reference, monkeypatch):
+    monkeypatch.setattr("mucd_ray.service.work.BASELINE_SEEDS", range(1))
+    units = training_units(reference.settings(), load_dataset(recordings["cartpole"]))
+    first, again = (baselines(reference.settings(), units, reference.states()) for _ in range(2))
+    assert first == again and first["best_constant_return"] < first["non_private"] <= 500 and set(first["reference"]) <= {0, 1}
+
+
+def test_killed_trainers_cost_nothing(local_ray, recordings, reference, tmp_path, monkeypatch):
+    """Every third block kills a trainer at its work with SIGKILL."""
     store = new_run(reference, tmp_path)
-    dataset = load_dataset(recordings["cartpole"])
     made = []
     original = Pool.map
 
@@ -83,27 +116,23 @@ def test_killed_trainers_and_damaged_blocks_cost_nothing(local_ray, recordings, 
         original(pool, calls, result)
 
     monkeypatch.setattr(Pool, "map", map_with_murder)
-    train(store, dataset, INSTANCES, Choices(), Resources(block=4))
+    train(store, load_dataset(recordings["cartpole"]), INSTANCES, Choices(), Resources(block=8))
     assert made, "no trainer was killed"
     assert_same(store, reference)
-    monkeypatch.undo()
-    path = store.blocks / store.names()[2]
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
-    train(store, dataset, INSTANCES, Choices(), Resources(block=9))
-    assert_same(store, reference)
 
 
-def test_growing_keeps_every_instance_and_owns_up_to_the_first_look(local_ray, recordings, reference, tmp_path):
-    store = new_run(reference, tmp_path)
+def test_growing_keeps_every_instance_mends_damage_and_owns_up_to_the_first_look(on_ray, recordings, reference, tmp_path):
+    store = RunStore.open(shutil.copytree(on_ray[0], tmp_path / "run"))
     dataset = load_dataset(recordings["cartpole"])
-    train(store, dataset, 25, Choices(), Resources(block=25))
-    kept = {name: (store.blocks / name).read_bytes() for name in store.names()}
-    grown = train(store, dataset, INSTANCES, Choices(), Resources(block=6))
+    damaged, *names = store.names()[::-1]
+    (store.blocks / damaged).write_bytes((store.blocks / damaged).read_bytes()[:-1] + b"?")
+    kept = {name: (store.blocks / name).read_bytes() for name in names}
+    grown = train(store, dataset, INSTANCES, Choices(), Resources(block=9))
     assert_same(store, reference)
-    assert all((store.blocks / name).read_bytes() == content for name, content in kept.items())
-    assert grown["context"]["instances_asked_for"] == [25, INSTANCES] and "also for 25" in " ".join(grown["assumptions"])
+    assert len(kept) == 3 and all((store.blocks / name).read_bytes() == content for name, content in kept.items())
+    assert grown["context"]["instances_asked_for"] == [FIRST, INSTANCES] and f"also for {FIRST}" in " ".join(grown["assumptions"])
     # The first number can still be certified by itself: later instances do not vote in it.
-    assert train(store, dataset, 25, Choices(), Resources())["results"]["instances"] == 25
+    assert train(store, dataset, FIRST, Choices(), Resources())["results"]["instances"] == FIRST
 
 
 def test_training_that_always_fails_stops_with_the_reason(local_ray, tmp_path):
@@ -156,8 +185,8 @@ def test_a_row_more_trains_the_same_mechanism(recordings):
 def test_what_happens_to_be_stored_is_not_certified(reference, tmp_path):
     """Which blocks of an interrupted run are finished depends on its returns: only numbers asked for beforehand count."""
     store = new_run(reference, tmp_path)
-    whole = reference[0].read(reference[0].names()[0])
-    store.write_states(reference[0].states())
+    whole = reference.read(reference.names()[0])
+    store.write_states(reference.states())
 
     def part(first, last):
         return Block(
@@ -174,7 +203,7 @@ def test_what_happens_to_be_stored_is_not_certified(reference, tmp_path):
     assert certify(store, Choices())["results"]["instances"] == 30
     # Votes belong to their states.
     (store.path / "states.npy").unlink()
-    store.write_states(reference[0].states()[::-1])
+    store.write_states(reference.states()[::-1])
     with pytest.raises(MucdError, match="other states"):
         certify(store, Choices())
 
@@ -193,6 +222,7 @@ def test_a_threat_chosen_later_does_not_escape_the_size_margin(recordings, tmp_p
         edge.radius_cap("symmetric")
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_goes_on_where_it_stopped(recordings, reference, tmp_path):
     """A real process, its own Ray, SIGKILL in the middle; then the same command again."""
     out = str(tmp_path / "run")
@@ -214,15 +244,3 @@ def test_a_driver_that_is_killed_goes_on_where_it_stopped(recordings, reference,
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert_same(store, reference)
     assert all((store.blocks / name).read_bytes() == content for name, content in kept.items())
-
-
-def test_the_whole_of_mucd_run(local_ray, recordings, tmp_path):
-    summary = execute(request(recordings["acrobot"], instances=24), str(tmp_path / "run"), resources=Resources(block=12))
-    assert {"certificate.json", "report.html", "settings.json", "summary.json", "states.npy"} <= set(os.listdir(tmp_path / "run"))
-    assert summary["instances"] == 24 and summary["goal"] is None and 0 <= summary["action"]["per_state"]["certified_accuracy"] <= 1
-    text = describe(summary)
-    assert "as without privacy at" in text and "goal" not in text and "None" not in text
-    with pytest.raises(MucdError, match="other settings"):
-        execute(request(recordings["acrobot"], instances=24, states=13), str(tmp_path / "run"))
-    again = execute(request(recordings["acrobot"], instances=24), str(tmp_path / "run"))
-    assert again["unpoisoned_mean"] == summary["unpoisoned_mean"]

@@ -68,7 +68,7 @@ def test_stops_at_the_first_look_that_meets_the_goal_and_grows_on_validly(local_
     assert_stopped_at(store, reference, 160, first)
     assert first["results"]["goal"]["met"] and "look at 160 instances" in capfd.readouterr().err
     # A goal out of reach: the budget ends, and the exit status says so.
-    command = ["grow", str(store.path), "--until", GOAL.format(0.999), "--instances", "250", "--json"]
+    command = ["grow", str(store.path), "--until", GOAL.format(0.999), "--instances", "250", "--actors", "1", "--json"]
     assert main(command) == 1
     captured = capfd.readouterr()
     summary = json.loads(captured.out)
@@ -114,5 +114,7 @@ def test_a_run_that_is_killed_between_looks_stops_where_an_undisturbed_one_does(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert 104 <= store.stored_instances() < 160 and store.looks() == [100], "the kill came too late to mean anything"
+    kept = {name: (store.blocks / name).read_bytes() for name in store.names()}
     assert main(command) == 0
+    assert all((store.blocks / name).read_bytes() == content for name, content in kept.items())
     assert_stopped_at(store, reference, 160, read_certificate(store.path / "certificate.json"))
