@@ -21,7 +21,7 @@ from mucd_ray.certify.results import compute_results
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import Mechanism
 
-FORMAT = "mucd-certificate/2"
+FORMAT = "mucd-certificate/3"
 # Processors differ in the last digits of exp and log, which T-fold composition amplifies. Bounds agree if they differ by at most
 # TOLERANCE + T * TOLERANCE_PER_STEP, of the return range or of 1; counts, radii and shares are the same everywhere.
 TOLERANCE = 1e-6
@@ -54,6 +54,7 @@ def make_inputs(
     goal: str | None = None,
     rollouts: int = 1,
     discount: float = 1.0,
+    clipped: bool = False,
     radius_cap: int | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
@@ -62,6 +63,7 @@ def make_inputs(
         units: N, the number of units of the dataset; radii are also reported as fractions of it.
         returns: per instance, in their order, the mean return of its `rollouts` episodes, discounted by `discount` per step, [P].
         return_range: public least and greatest return.
+        clipped: whether every episode's return was clipped into that range.
         actions: evidence at states, made by one of the functions of `evidence.py`; None for the policy level alone.
         looks: "fixed" if P was chosen before training; "anytime" if training may have stopped, or may go on, depending on results.
         goal: what training went on for, in the words of `goal.py`.
@@ -81,6 +83,7 @@ def make_inputs(
         "return_range": [float(x) for x in return_range],
         "rollouts": int(rollouts),
         "discount": float(discount),
+        "clipped": bool(clipped),
         "actions": actions,
     }
 

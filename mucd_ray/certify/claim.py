@@ -32,6 +32,8 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
 def _policy(inputs, results, kind) -> list[str]:
     policy, floor = results["policy"], inputs["return_range"][0]
     what = "return" if inputs["discount"] == 1 else f"return discounted by {inputs['discount']:.6g} per step"
+    if inputs["clipped"]:
+        what = f"{what}, every episode's clipped into [{floor:.6g}, {inputs['return_range'][1]:.6g}],"
     episodes = "one episode's" if inputs["rollouts"] == 1 else f"the mean of {inputs['rollouts']} episodes'"
     half = policy["keeps"]["0.5"]
     if half["radius"] < 1:

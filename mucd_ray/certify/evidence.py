@@ -19,7 +19,7 @@ LARGEST = 2**53
 # Ranges of returns and actions: sums over them must not overflow, nor lose the digits in which a bound is rounded down.
 LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
 KEYS = {
-    "mechanism", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "actions",
+    "mechanism", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "actions",
 }
 ACTION_KEYS = {
     "votes": {"kind", "counts", "reference"},
@@ -89,6 +89,8 @@ def check_inputs(inputs: dict) -> None:
         raise MucdError(f"radius cap {inputs['radius_cap']} is outside 1..{inputs['units']}, the number of units of the dataset")
     if inputs["rollouts"] < 1:
         raise MucdError(f"rollouts {inputs['rollouts']} must be at least 1")
+    if not isinstance(inputs["clipped"], bool):
+        raise MucdError(f"clipped {inputs['clipped']!r} must be true or false")
     if not 0 < inputs["discount"] <= 1:
         raise MucdError(f"discount {inputs['discount']} is outside (0, 1]")
     low, high = inputs["return_range"]

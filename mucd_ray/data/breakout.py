@@ -1,5 +1,6 @@
 """A public model of Breakout's ball, read from its RAM: what a controller and a card's features are made of."""
 
+import gymnasium as gym
 import numpy as np
 
 NOOP, FIRE, RIGHT, LEFT = 0, 1, 2, 3
@@ -12,6 +13,18 @@ _WALLS, _PADDLE_HEIGHT = (57.0, 199.0), 178.0
 _MIDDLE = 7.0  # of the paddle, right of its place
 _DEAD_ZONE = 10.0  # a step moves the paddle by up to 24 pixels
 _TRUST = 0.8  # in the predicted place: the speed across is known roughly only
+
+
+class Serve(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """Serves by itself: while no ball is in play every action counts as FIRE, as in the usual evaluation of Atari agents (Mnih et al. 2015)."""
+
+    def __init__(self, env: gym.Env):
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+
+    def step(self, action):
+        in_play = self.unwrapped.ale.getRAM()[_BALL_Y] > 0
+        return super().step(action if in_play else FIRE)
 
 
 def ball_and_paddle(ram: np.ndarray) -> np.ndarray:

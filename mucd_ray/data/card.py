@@ -21,7 +21,11 @@ TRANSFORMS = {
 }
 
 # Public wrappers of an environment that a card may name.
-WRAPPERS = {"atari-frames": frames.AtariFrames}
+WRAPPERS = {
+    "atari-frames": frames.AtariFrames,
+    "breakout-serve": breakout.Serve,
+    "breakout-serve-frames": lambda environment: frames.AtariFrames(breakout.Serve(environment)),
+}
 
 _ENTRIES_AT_A_TIME = 1 << 22
 

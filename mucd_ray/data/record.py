@@ -19,7 +19,7 @@ from minari.storage import get_dataset_path
 
 from mucd_ray.data.behaviours import Behaviour, behaviour_for
 from mucd_ray.data.cards import card_for
-from mucd_ray.data.frames import AtariFrames
+from mucd_ray.data.frames import SIDE, STACK, AtariFrames
 from mucd_ray.errors import MucdError
 
 _ASIDE = ".mucd-record-"  # hidden names: Minari does not list them
@@ -64,8 +64,9 @@ def record(
     if not levels or not all(0 <= level <= 1 for level in levels):
         raise MucdError(f"noise {levels} must be one or more levels in [0, 1]")
     namespace, path = _target(dataset_id, overwrite)
-    card = card_for(env_id, make_kwargs=chosen.make_kwargs, wrapper="atari-frames" if frames else None)
-    if frames and card.wrapper != "atari-frames":
+    shape = (STACK, SIDE, SIDE)
+    card = card_for(env_id, shape if frames else None, make_kwargs=chosen.make_kwargs)
+    if frames and card.observation_shape != shape:
         raise MucdError(f"{env_id} has no recording of frames: leave out --frames, or choose an Atari game")
     environment = card.make()
     try:

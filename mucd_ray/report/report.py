@@ -343,7 +343,7 @@ def _best_mean_route(policy: dict) -> str:
 
 
 def _what(inputs: dict) -> str:
-    return "return" if inputs["discount"] == 1 else "discounted return"
+    return ("clipped " if inputs["clipped"] else "") + ("return" if inputs["discount"] == 1 else "discounted return")
 
 
 def _baseline_rows(policy: dict, inputs: dict, baselines: dict) -> list[tuple[str, str]]:

@@ -145,6 +145,7 @@ def certificate_of(settings, evidence: Evidence, choices: dict, reference: list[
         return_range=settings.return_range,
         rollouts=settings.rollouts,
         discount=settings.discount,
+        clipped=settings.card.clip_returns,
         actions=actions,
         radius_cap=settings.radius_cap(choices["threat"]),
         **choices,

@@ -11,7 +11,7 @@ import numpy as np
 from mucd_ray.certify.looks import effective_eta
 from mucd_ray.certify.plan import plan
 from mucd_ray.certify.size import declared_size
-from mucd_ray.data.cards import EnvironmentCard, card_for
+from mucd_ray.data.cards import CARDS, EnvironmentCard, card_for
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
@@ -58,7 +58,7 @@ class Request:
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
     """(settings, the user's states or None). Nothing but the number of units is read from the dataset, and that only rounded."""
-    card = request.card or card_for(_environment_of(dataset))
+    card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     actions, discrete = action_shape(dataset.action_space)
     learner = with_value_range(request.learner or DEFAULT_LEARNER, card, discrete)
@@ -89,7 +89,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             how,
             USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE,
             *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" else []),
-            *([] if _is_shipped(card) else [f"The environment card was given by the user. {CONDITIONAL}"]),
+            *([] if card in CARDS else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
     )
@@ -115,13 +115,6 @@ def with_value_range(learner: Learner, card: EnvironmentCard, discrete: bool) ->
         return learner
     bounds = dict(zip(("v_min", "v_max"), (bound / card.reward_scale for bound in card.discounted_range(constants["discount"]))))
     return replace(learner, constants=learner.constants | {name: bounds[name] for name in lacking})
-
-
-def _is_shipped(card: EnvironmentCard) -> bool:
-    try:
-        return card == card_for(card.env_id)
-    except MucdError:
-        return False
 
 
 def _action_bounds(card: EnvironmentCard) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

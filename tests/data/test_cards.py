@@ -64,7 +64,7 @@ def test_shipped_cards_fit_their_environments(card):
     environment.close()
 
 
-@pytest.mark.parametrize("card", [card for card in CARDS if card.wrapper is None], ids=title)
+@pytest.mark.parametrize("card", [card for card in CARDS if len(card.observation_shape) < 3], ids=title)
 @pytest.mark.parametrize("noise", [0.3, 1.0])
 def test_shipped_bounds_hold_real_episodes(card, noise):
     """Behaviours with noise: rewards, lengths, returns and discounted returns stay within what the card declares."""

@@ -63,7 +63,7 @@ def test_frames_show_the_episode_that_the_ram_controller_plays(minari_root):
     card = card_for("ALE/Breakout-v5", seen.observations.shape[1:], seen.action_space)
     card.check(seen)
     np.testing.assert_array_equal(card.features(seen.observations[:9]), (seen.observations[:9] / 255).astype(np.float32).reshape(9, -1))
-    assert card_for("ALE/Breakout-v5", played.observations.shape[1:], played.action_space).wrapper is None
+    assert card_for("ALE/Breakout-v5", played.observations.shape[1:], played.action_space).wrapper == "breakout-serve"
     assert minari.load_dataset("breakout-v1").recover_environment().observation_space.shape == (4, 42, 42)
     with pytest.raises(MucdError, match="CartPole-v1 has no recording of frames"):
         record("CartPole-v1", None, 1, 0, "x-v0", frames=True)
