@@ -89,7 +89,7 @@ ANY = st.one_of(
 
 
 @cases(("torch", "padded", "fused"))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     hidden=st.sampled_from(HIDDEN), features=ANY, following=ANY, reward=ANY, log_scale=st.integers(-12, 4), log_clip=st.integers(-6, 3),
     length=st.integers(1, 4), local_steps=st.integers(1, 3), log_rate=st.integers(-2, 6),
