@@ -7,6 +7,7 @@ import numpy as np
 from mucd_ray.data.cards import EnvironmentCard
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.problem import Problem
 
 ARRAYS = ("features", "next_features", "actions", "rewards", "keeps", "starts", "lengths")
@@ -79,16 +80,21 @@ class Units:
         )
 
 
+def check_unit(learner: Learner, unit: str) -> None:
+    """Raise MucdError unless the learner is sound at this unit."""
+    if unit == "transition" and learner.local.min_return is not None:
+        raise MucdError("a least return needs --unit trajectory: one changed reward moves the return of every transition of a trajectory")
+
+
 def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem, unit: str) -> Units:
     """The dataset's units: everything is a public function of one transition, or of one trajectory where that is the unit.
 
     Raises:
         MucdError: a least return is wanted of transitions: one changed reward would then move all transitions of its trajectory.
     """
+    check_unit(problem.learner, unit)
     local, starts = problem.learner.local, dataset.trajectory_starts
     if unit == "transition":
-        if local.min_return is not None:
-            raise MucdError("a least return needs --unit trajectory: one changed reward moves the return of every transition of a trajectory")
         starts, lengths = np.arange(len(dataset)), np.ones(len(dataset), np.int64)
     else:
         lengths = np.diff(starts)

@@ -9,6 +9,7 @@ from mucd_ray.data.cards import EnvironmentCard
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
+from mucd_ray.learn.units import check_unit
 from mucd_ray.mechanism.mechanism import Mechanism
 
 
@@ -53,6 +54,7 @@ class RunSettings:
             if getattr(self, name) < 1:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1")
         self.card.discounted_range(self.discount)
+        check_unit(self.learner, self.mechanism.unit)
         self.problem
 
     @functools.cached_property
