@@ -38,7 +38,6 @@ from mucd_ray.learn.fused_step import (
     loss_operands,
     move,
     move_locally,
-    spoil_non_finite,
     spread_rows,
     start_training,
     start_update,
@@ -76,7 +75,6 @@ def _transition_kernel(delta: Callable) -> Callable:
                 for row in range(end - start):
                     unit = sample[start + row]
                     delta(outputs[:, row], context[:, row], data.actions[unit], data.rewards[unit], data.keeps[unit], constants, deltas[:, row])
-                spoil_non_finite(memory, layers, evaluations, plan)
                 backward(memory, layers, 0, vectors)
                 clip(memory, layers, plan, end - start, vectors)
                 add_gradients(memory, layers, plan, end - start, vectors, plan.gradient)
@@ -111,7 +109,6 @@ def _trajectory_kernel(delta: Callable) -> Callable:
                         for row in range(end - start):
                             at = rows[start + row]
                             delta(outputs[:, row], context[:, row], data.actions[at], data.rewards[at], data.keeps[at], constants, deltas[:, row])
-                        spoil_non_finite(memory, layers, evaluations, plan)
                         backward(memory, layers, parameters, vectors)
                         average(memory, plan, end - start, count)
                         add_gradients(memory, layers, plan, end - start, vectors, plan.local_gradient)

@@ -207,21 +207,6 @@ def evaluate(memory, layers, evaluations, plan, parameters, vectors):
 
 
 @compiled
-def spoil_non_finite(memory, layers, evaluations, plan):
-    """Make a row's first delta NaN where an output or a part of its context is not finite: what a loss does there may depend on rounding."""
-    outputs = layers[-1].outputs
-    first, bad = matrix(memory, layers[-1].delta, 1)[0], matrix(memory, plan.factors, 1)[0]
-    bad[:] = ZERO
-    for start, count in ((plan.outputs, outputs), (plan.context, outputs * len(evaluations))):
-        values = matrix(memory, start, count)
-        for index in range(count):
-            for row in range(TILE):
-                bad[row] += values[index, row] * ZERO
-    for row in range(TILE):
-        first[row] += bad[row]
-
-
-@compiled
 def backward(memory, layers, parameters, vectors):
     """Deltas of all layers from the last layer's: back through the weights, and on where the ReLU was open."""
     for index in range(len(layers) - 1, 0, -1):
