@@ -61,7 +61,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     actions, discrete = action_shape(dataset.action_space)
-    learner = with_value_range(request.learner or DEFAULT_LEARNER, card, discrete)
+    action_bounds = _action_bounds(card)
+    learner = with_public_constants(request.learner or DEFAULT_LEARNER, card, discrete, action_bounds is not None)
     size = dataset.trajectories if request.unit == "trajectory" else len(dataset)
     states = _states(request.states_file, card)
     if request.units is not None and request.units < 2:
@@ -75,7 +76,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         card=card,
         actions=actions if discrete else 0,
         dimensions=0 if discrete else actions,
-        action_bounds=_action_bounds(card),
+        action_bounds=action_bounds,
         mechanism=mechanism,
         learner=learner,
         declared_size=declared,
@@ -106,15 +107,15 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     return settings, states
 
 
-def with_value_range(learner: Learner, card: EnvironmentCard, discrete: bool) -> Learner:
-    """The learner with its constants v_min and v_max, where it has them and they were not given: the public range of discounted sums of scaled rewards."""
-    algorithm = algorithm_for(learner.algorithm, discrete)
-    constants = algorithm.filled(learner.constants)
-    lacking = [name for name in ("v_min", "v_max") if name in constants and constants[name] is None]
-    if not lacking:
-        return learner
-    bounds = dict(zip(("v_min", "v_max"), (bound / card.reward_scale for bound in card.discounted_range(constants["discount"]))))
-    return replace(learner, constants=learner.constants | {name: bounds[name] for name in lacking})
+def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: bool, bounded: bool) -> Learner:
+    """The learner with those constants of its algorithm that follow from the environment and were not given: v_min and v_max, the range
+    of discounted sums of scaled rewards, and whether actions are censored at their bounds."""
+    constants = algorithm_for(learner.algorithm, discrete).filled(learner.constants)
+    found = {"censored": float(bounded)} if "censored" in constants else {}
+    if constants.get("v_min", 0) is None or constants.get("v_max", 0) is None:
+        low, high = card.discounted_range(constants["discount"])
+        found |= {"v_min": low / card.reward_scale, "v_max": high / card.reward_scale}
+    return replace(learner, constants=found | learner.constants) if found else learner
 
 
 def _action_bounds(card: EnvironmentCard) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mucd_ray.learn.algorithm import Algorithm, Tower
+from mucd_ray.learn.algorithm import Algorithm, Constant, Tower
 
 RELEASED = "Gradient of the log-likelihood of the recorded action (squared error if continuous); nothing but this transition enters."
 
@@ -16,8 +16,16 @@ def negative_log_likelihood(outputs: Tensor, context, transition, constants) -> 
 
 
 def squared_error(outputs: Tensor, context, transition, constants) -> Tensor:
-    """Half the squared distance from the recorded action: outputs [k] -> scalar."""
-    return 0.5 * torch.square(outputs - transition.action).sum()
+    """Half the squared distance from the recorded action: outputs [k] -> scalar.
+
+    With the constant "censored" an action at its bound, -1 or 1, stands for any output beyond it, which the environment would clip to
+    it (Tobin 1958): such an output has no error. The loss stays convex.
+    """
+    error = outputs - transition.action
+    if constants["censored"]:
+        beyond = (transition.action >= 1.0) & (error > 0.0) | (transition.action <= -1.0) & (error < 0.0)
+        error = torch.where(beyond, error * 0.0, error)
+    return 0.5 * torch.square(error).sum()
 
 
 def exponential(x: float) -> float:
@@ -40,9 +48,12 @@ def negative_log_likelihood_delta(outputs, context, action, reward, keep, consta
 
 
 def squared_error_delta(outputs, context, action, reward, keep, constants, deltas) -> None:
-    """Output less action."""
+    """Output less action; 0 for an output beyond an action at its bound."""
     for index in range(len(outputs)):
-        deltas[index] = outputs[index] - action[index]
+        error = outputs[index] - action[index]
+        if constants[0] != 0.0 and (action[index] >= 1.0 and error > 0.0 or action[index] <= -1.0 and error < 0.0):
+            error *= 0.0
+        deltas[index] = error
 
 
 def towers(actions, constants) -> tuple[Tower, ...]:
@@ -52,4 +63,7 @@ def towers(actions, constants) -> tuple[Tower, ...]:
 DISCRETE = Algorithm(
     towers=towers, policy="policy", loss=negative_log_likelihood, delta=negative_log_likelihood_delta, released=RELEASED
 )
-CONTINUOUS = Algorithm(towers=towers, policy="policy", loss=squared_error, delta=squared_error_delta, released=RELEASED)
+CENSORED = Constant(default=0.0, low=0.0, high=1.0, whole=True, meaning="1 if actions at their bounds stand for all beyond; the card decides where it is not given")
+CONTINUOUS = Algorithm(
+    towers=towers, policy="policy", loss=squared_error, delta=squared_error_delta, constants={"censored": CENSORED}, released=RELEASED
+)
