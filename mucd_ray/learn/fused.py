@@ -20,11 +20,10 @@ import numpy as np
 from numba.extending import register_jitable
 
 from mucd_ray.learn import streams as purposes
+from mucd_ray.learn.fused_memory import EVALUATION, Data, Plan, layout
 from mucd_ray.learn.fused_random import philox, poisson_sample, uniform
 from mucd_ray.learn.fused_step import (
-    EVALUATION,
-    Data,
-    Plan,
+    WORDS,
     add_clipped,
     add_gradients,
     add_noise,
@@ -34,7 +33,6 @@ from mucd_ray.learn.fused_step import (
     evaluate,
     finish_training,
     gather,
-    layout,
     loss_operands,
     move,
     move_locally,
@@ -187,7 +185,7 @@ class FusedTrainer:
         raw = np.zeros(floats + LANES, np.float32)
         skip = -raw.ctypes.data // 4 % LANES
         self.memory = raw[skip : skip + floats]
-        self.words = np.empty(-(-problem.parameter_count // 64) * 32, np.uint64)
+        self.words = np.empty(WORDS, np.uint64)
         self.total = np.zeros(self.plan.size)
         signature = tuple(numba.typeof(argument) for argument in self._arguments(0))
         self.kernel = compiled_kernel(problem.algorithm.delta, units.unit, signature)

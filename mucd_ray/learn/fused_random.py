@@ -135,15 +135,16 @@ _STEP, _QUARTER, _PER_QUARTER = np.float32(2.0 * np.pi * 2.0**-24), np.float32(2
 
 
 @compiled
-def standard_normals(words, out):
-    """`streams.standard_normals`: float32 out [2n] from words uint64 [n]; logarithm, sine and cosine as in Cephes' logf, sinf, cosf."""
-    half = len(words)
-    cosines, sines = out[:half], out[half:]
+def standard_normals(words, cosines, sines):
+    """`streams.standard_normals` in its two halves: float32 cosines [n] and sines [n] from words uint64 [n].
+
+    Logarithm, sine and cosine are those of Cephes' logf, sinf and cosf.
+    """
     # A loop of its own, since 64-bit words would halve the lanes of all that follows.
-    for i in range(half):
+    for i in range(len(words)):
         cosines[i] = np.float32((words[i] >> np.uint64(24)) + np.uint64(1))
         sines[i] = np.float32(words[i] & np.uint64(0xFFFFFF))
-    for i in range(half):
+    for i in range(len(words)):
         bits, angle = float32_bits(cosines[i]), sines[i]
         # Logarithm of radius * 2^-40 = m * 2^e with m in [sqrt(1/2), sqrt(2)).
         e = np.float32(np.int32((bits >> 23) - (126 + 40)))

@@ -1,21 +1,15 @@
-"""The parts of one step of the fused engine: passes over one instance's `memory`, compiled by Numba.
-
-`memory` is one float32 array with everything an instance needs. Rows of the batch are lanes: a layer's activations are [width, TILE],
-so that norms, clipping and activation functions run on whole vectors of rows and products read the weights [out, in] as stored.
-Parameters, target copy, gradient and optimiser state are blocks of `Plan.size` floats with the same layout.
-"""
+"""The parts of one step of the fused engine: passes over one instance's memory (`fused_memory`), compiled by Numba."""
 
 import math
-from collections import namedtuple
 
 import numba
 import numpy as np
 
 from mucd_ray.learn import clipping
 from mucd_ray.learn import streams as purposes
+from mucd_ray.learn.fused_memory import TILE
 from mucd_ray.learn.fused_random import compiled, philox, standard_normals
 from mucd_ray.learn.learner import ADAM_EPSILON, BETA1, BETA2
-from mucd_ray.learn.networks import Network
 from mucd_ray.learn.simd import (
     ADD,
     BIAS,
@@ -31,67 +25,12 @@ from mucd_ray.learn.simd import (
     transpose_scaled,
 )
 
-# Rows of a tile: four vectors. A layer's activations then fit the first-level cache at width 64.
-TILE = 64
 CLIP_SHRINK, UNDERFLOW = np.float32(1.0 - clipping.ROUNDING), np.float32(clipping.UNDERFLOW)
 LEAST_FACTOR = np.float32(clipping.LEAST_FACTOR)
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 NOISE = np.uint64(purposes.NOISE)
-
-# Where a layer's arrays start: weight [outputs, stride] and bias [height] within a block of parameters; x [stride, TILE], delta
-# [height, TILE] and column sums of their squares [TILE] in memory. `stride` and `height` are `inputs` and `outputs` rounded up to
-# whole vectors, and the surplus is always zero. `flat` is where its weight starts in a flat vector in the order of
-# `networks.layer_views`.
-LAYER = np.dtype([
-    (name, np.int64)
-    for name in ("inputs", "outputs", "stride", "height", "flat", "weight", "bias", "x", "delta", "x_squares", "delta_squares")
-])
-# An evaluation of the network that enters the loss as a constant: of its target copy or not, at the next observation or not.
-EVALUATION = np.dtype([("target", np.bool_), ("next", np.bool_)])
-
-# What is read of `units.Units`.
-Data = namedtuple("Data", "features next_features actions rewards keeps starts lengths")
-# Public numbers of the run, then the starts in memory: blocks of parameters (current ones start at 0), then buffers.
-Plan = namedtuple(
-    "Plan",
-    "steps sample_rate noise_scale clip_norm normaliser adam learning_rate momentum averaged target_rate cap local_steps local_rate "
-    "size gradient first second target local local_gradient update "
-    "next_x rows outputs context noise squares factors",
-)
-
-
-def _up(length: int) -> int:
-    return -(-length // LANES) * LANES
-
-
-def layout(network: Network, evaluations: int) -> tuple[np.ndarray, dict[str, int], int]:
-    """(layers [L] of LAYER, starts of the other arrays by their names in `Plan`, floats in memory)."""
-    layers = np.zeros(len(network.layers), LAYER)
-    end = flat = 0
-
-    def take(floats: int) -> int:
-        nonlocal end
-        start, end = end, end + _up(floats)
-        return start
-
-    for layer, (inputs, outputs) in zip(layers, network.layers):
-        layer["inputs"], layer["outputs"], layer["flat"] = inputs, outputs, flat
-        layer["stride"], layer["height"] = _up(inputs), _up(outputs)
-        layer["weight"], layer["bias"] = take(outputs * layer["stride"]), take(outputs)
-        flat += (inputs + 1) * outputs
-    size = end
-    blocks = ("gradient", "first", "second", "target", "local", "local_gradient", "update")
-    starts = {"size": size, **{name: take(size) for name in blocks}}
-    starts["noise"] = take(flat + 2 * 64)
-    for layer in layers:
-        layer["x"], layer["delta"] = take(layer["stride"] * TILE), take(layer["height"] * TILE)
-    starts["rows"] = take(TILE * max(layers["stride"]))
-    starts["next_x"] = take(layers[0]["stride"] * TILE)
-    starts["outputs"], starts["context"] = take(network.outputs * TILE), take(network.outputs * evaluations * TILE)
-    starts["factors"], starts["squares"] = take(TILE), end
-    for layer in layers:
-        layer["x_squares"], layer["delta_squares"] = take(TILE), take(TILE)
-    return layers, starts, end
+# Random words made at a time: few enough to stay in the first-level cache.
+WORDS = 1024
 
 
 @compiled
@@ -134,10 +73,14 @@ def loss_operands(memory, layers, evaluations, plan):
 
 @compiled
 def add_noise(memory, layers, plan, key, step, instance, words):
-    """The step's Gaussian noise, with which the gradient buffer begins."""
-    noise = memory[plan.noise : plan.noise + 2 * len(words)]
-    philox(key, 1, NOISE, step, instance, words)
-    standard_normals(words, noise)
+    """The step's Gaussian noise, with which the gradient buffer begins; `words` uint64 [WORDS] are scratch."""
+    half = plan.noises // 2
+    noise = memory[plan.noise : plan.noise + plan.noises]
+    for start in range(0, half, WORDS):
+        end = min(start + WORDS, half)
+        part = words[: end - start]
+        philox(key, 1 + start // 4, NOISE, step, instance, part)
+        standard_normals(part, noise[start:end], noise[half + start : half + end])
     _unpack(memory, plan.gradient, layers, noise, np.float32(plan.noise_scale))
 
 
@@ -221,7 +164,8 @@ def backward(memory, layers, parameters, vectors):
 def clip(memory, layers, plan, rows, vectors):
     """`clipping.clip_factors` of the tile's first `rows` lanes to `plan.factors`, zero in other lanes; deltas of rows that do not count become zero.
 
-    The other factor of such a row's gradient, its inputs, is cleared where `add_gradients` scales it.
+    The other factor of such a row's gradient, its inputs, is cleared where `add_gradients` scales it. Squares were summed in groups of
+    at least four, but for three of a layer, so a sum of n loses at most n `ROUNDING_PER_TERM`.
     """
     first, last = layers[0], layers[-1]
     add_column_squares(memory, first.x, TILE, first.stride, vectors, first.x_squares)
