@@ -64,11 +64,12 @@ class Game:
     units: dict[str, int]
 
 
-def linear(algorithm: str, learning_rate: float, *, min_return: float | None = None, cap: int = 200, **constants) -> Learner:
+def linear(algorithm: str, learning_rate: float, *, min_return: float | None = None, cap: int = 50, **constants) -> Learner:
     local = LocalUpdate(cap=cap, min_return=min_return)
     return Learner(algorithm=algorithm, learning_rate=learning_rate, average=0.5, constants=constants, local=local)
 
 
+VALUES = (linear("cql", 10.0), linear("iql", 10.0, policy_weight=1.0), linear("dqn", 3.0), linear("c51", 10.0, atoms=11))
 GAMES = {
     game.name: game
     for game in (
@@ -77,21 +78,21 @@ GAMES = {
         Game(name="HalfCheetah", dataset="halfcheetah/large-v0", units={"transition": 2_000_000, "trajectory": 2000}),
     )
 }
-# Full batches of trajectories, and large ones of transitions: for the same S, fewer steps with more noise certify more.
+# For the same S, large batches with much noise and few steps certify most.
 ROWS = (
     *(
         Row(game="Freeway", unit=unit, signal_budget=8, learner=learner, clip_norm=0.1, steps=50, sample_rate=rate)
-        for unit, rate in (("trajectory", 1.0), ("transition", 0.005))
-        for learner in (linear("bc", 10.0), linear("iql", 10.0), linear("dqn", 3.0), linear("c51", 10.0))
+        for unit, rate in (("trajectory", 0.25), ("transition", 0.005))
+        for learner in (linear("bc", 10.0), *VALUES)
     ),
     *(
         Row(game="Breakout", unit=unit, signal_budget=budget, learner=learner, clip_norm=0.1, steps=50, sample_rate=rate)
-        for unit, rate, budget in (("trajectory", 1.0, 15), ("transition", 0.005, 25))
-        for learner in (linear("bc", 10.0), linear("iql", 10.0), linear("dqn", 3.0), linear("c51", 10.0))
+        for unit, rate, budget in (("trajectory", 0.25, 12), ("transition", 0.005, 25))
+        for learner in (linear("bc", 10.0), *VALUES)
     ),
     *(
         Row(game="HalfCheetah", unit=unit, signal_budget=200, learner=learner, clip_norm=0.1, steps=50, sample_rate=rate)
-        for unit, rate in (("trajectory", 1.0), ("transition", 0.005))
+        for unit, rate in (("trajectory", 0.25), ("transition", 0.005))
         for learner in (linear("bc", 10.0, min_return=2500.0 if unit == "trajectory" else None), linear("iql", 10.0), linear("td3-bc", 10.0))
     ),
 )
