@@ -5,14 +5,14 @@ observations and its update. All columns are measured in the same run:
 
     opacus    the loop of Opacus' tutorial: PrivacyEngine.make_private with hooks and its own DPDataLoader
     tensors   the best of Opacus without a loader: rows by index, the faster one of hooks and ghost clipping
-    torch     the reference engine, a block of 128 instances at a time
+    torch     the reference engine, a block of instances at a time
     fused     the compiled engine
 
 Opacus derives q = 1/len(loader) from the batch size, and the engines run at that same q. GFLOP/s counts the multiplications and
 additions of the layers' products on the sampled rows (forward, weight gradients, deltas, the target's forward pass) and nothing else;
 sgemm is torch's product of two 1024 x 1024 matrices, measured in the same rounds.
 
-    python benchmarks/engine.py [--units 50000] [--rounds 5] [--long]
+    python benchmarks/engine.py [--units 50000] [--rounds 3] [--long]
 """
 
 import argparse
@@ -37,7 +37,7 @@ from mucd_ray.mechanism.mechanism import Mechanism
 # (inputs, hidden layers, actions)
 SHAPES = ((4, (), 2), (4, (64, 64), 2), (8, (64, 64), 4), (17, (256, 256), 6))
 USUAL = SHAPES[1]
-ALGORITHMS, BATCH, BLOCK = ("bc", "dqn"), 128, 128
+ALGORITHMS, BATCH = ("bc", "dqn"), 128
 SECONDS, SGEMM = 0.5, 1024
 DISCOUNT, TARGET_RATE = 0.99, 0.05
 
@@ -71,8 +71,11 @@ def train(problem, units, rate, steps, instances, engine, **options) -> None:
     )
 
 
-def engine_steps(problem, units, rate, engine, instances=BLOCK):
-    """A function that trains for a number of instance-steps, rounded up to whole steps of a block -> how many they were."""
+def engine_steps(problem, units, rate, engine):
+    """A function that trains for a number of instance-steps, rounded up to whole steps of all instances -> how many they were."""
+    # As many as the torch engine needs, and few enough to make many steps each, as a run does.
+    instances = 16 if problem.learner.hidden else 128
+
     def run(count: int) -> int:
         steps = -(-count // instances)
         train(problem, units, rate, steps, instances, engine)
@@ -235,7 +238,7 @@ def print_trajectories(rows: int, rounds: int) -> None:
         problem = make_problem("bc", USUAL, LocalUpdate(steps=local_steps))
         units = make_trajectories(make_data(problem, rows))
         q = 10 / len(units)
-        runs = {engine: engine_steps(problem, units, q, engine, instances=16) for engine in ("torch", "fused")}
+        runs = {engine: engine_steps(problem, units, q, engine) for engine in ("torch", "fused")}
         m = median_rates(runs | {"loop": trajectory_loop(problem, units, q)}, rounds)
         print(
             f"{local_steps:>12} {m['loop']:>7,.0f} {m['torch']:>8,.0f} {m['fused']:>8,.0f} {m['fused'] / m['loop']:>10.1f}x"
@@ -296,7 +299,7 @@ def print_gpu(rows: int, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--units", type=int, default=50_000, help="transitions in the data set")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds per line")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds per line")
     parser.add_argument("--long", action="store_true", help="also train 100,000 instances, which takes minutes")
     options = parser.parse_args()
     torch.set_num_threads(1)
