@@ -187,7 +187,7 @@ EXTREME = [np.nan, np.inf, -np.inf, 1e30, -1e30, 3e38, -3e38, 1e19, 1e-30, 0.0, 
 
 def random_cases(algorithm, discrete, rows, seed=0):
     """(outputs, context, actions, rewards, keeps, constants) of many scales, every second row with an extreme value somewhere."""
-    constants = algorithm.filled(CONSTANTS["c51"] if "atoms" in algorithm.constants else {})
+    constants = algorithm.filled(CONSTANTS["c51"] if "atoms" in algorithm.constants else {"censored": 1} if "censored" in algorithm.constants else {})
     rng, towers = np.random.default_rng(seed), {tower.name: tower for tower in algorithm.towers(ACTIONS, constants)}
     context = sum(ACTIONS if e.gradient else towers[e.tower].outputs for e in algorithm.context)
     scales = 10.0 ** rng.integers(-3, 4, (rows, 1))
@@ -387,3 +387,11 @@ def test_continuous_actions_improve_on_the_data(name):
 def test_atoms_in_the_wrong_order_are_refused():
     with pytest.raises(MucdError, match="v_min"):
         problem_of("c51", True, constants={"v_min": 1.0, "v_max": 1.0})
+
+
+def test_an_action_at_its_bound_stands_for_all_beyond_it():
+    outputs, actions = torch.tensor([[1.5, -3.0, 0.25, 2.0]]), torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    transition = Transition(actions, torch.zeros(1), torch.ones(1))
+    for censored, expected in ((1, [0.0, 0.0, -0.75, 3.0]), (0, [0.5, -2.0, -0.75, 3.0])):
+        deltas = output_deltas(CONTINUOUS["bc"].loss, {"censored": censored})(outputs, torch.zeros(1, 0), transition)
+        assert deltas.tolist() == [expected]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mucd_ray.learn.algorithm import VALUE_CONSTANTS, Algorithm, Constant, Evaluation, Tower, huber, pick
-from mucd_ray.learn.algorithms.bc import exponential, negative_log_likelihood, squared_error
+from mucd_ray.learn.algorithms.bc import exponential, negative_log_likelihood
 
 
 def values_and_weight(q: Tensor, value: Tensor, next_value: Tensor, target_q: Tensor, transition, constants) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def discrete_delta(outputs, context, action, reward, keep, constants, deltas) ->
 def continuous(outputs: Tensor, context: Tensor, transition, constants) -> Tensor:
     """Outputs Q(s, a), V(s) and the policy [1 + 1 + k], whose tanh is its action; context V(s') and Q'(s, a) [2] -> scalar."""
     values, weight = values_and_weight(outputs[0], outputs[1], context[0], context[1], transition, constants)
-    return values + weight * squared_error(torch.tanh(outputs[2:]), context, transition, constants)
+    return values + weight * 0.5 * torch.square(torch.tanh(outputs[2:]) - transition.action).sum()
 
 
 def discrete_towers(actions, constants) -> tuple[Tower, ...]:
