@@ -171,7 +171,7 @@ def test_an_instance_that_never_sampled_a_unit_does_not_know_it(engine, algorith
 def test_the_sum_of_a_batch_is_the_sum_of_its_units(engine, algorithm, discrete, unit, hidden):
     """A term that couples units (a batch mean, a weight normalised over the batch, a running statistic, another row's next state) would break this."""
     rng, asked = np.random.default_rng(2), problem(algorithm, discrete, hidden=hidden, local_steps=2)
-    units = made_up(unit, asked, 40, rng)
+    units = made_up(unit, asked, 25, rng)
     for index, value in enumerate((np.nan, np.inf, 1e30)):
         units = changed(units, 5 + index, features=value)
         units = changed(units, 15 + index, next_features=value, rewards=value)
