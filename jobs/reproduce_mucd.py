@@ -74,7 +74,7 @@ GAMES = {
     game.name: game
     for game in (
         Game(name="Freeway", dataset="freeway/large-v0", units={"transition": 2_000_000, "trajectory": 977}),
-        Game(name="Breakout", dataset="breakout/large-v0", units={"transition": 2_000_000, "trajectory": 1250}),
+        Game(name="Breakout", dataset="breakout/large-v0", units={"transition": 2_000_000, "trajectory": 2500}),
         Game(name="HalfCheetah", dataset="halfcheetah/large-v0", units={"transition": 2_000_000, "trajectory": 2000}),
     )
 }

@@ -76,8 +76,8 @@ RECIPES = {
             checksum="93cc02737b012c59c86bce7faf4210e40ae5001c99dfb49fb9c98da864cdb5c3", mean_return=17.84, seconds=35, megabytes=7.8,
         ),
         Recipe(
-            dataset="breakout/mixed-v0", behaviour="breakout-follow", transitions=50_000, size=50_142,
-            checksum="3190219409e9c75947e90babda68acbcf1a8b157042c0cfc3d95de4515b64440", mean_return=32.83, seconds=28, megabytes=8.3,
+            dataset="breakout/mixed-v0", behaviour="breakout-follow", transitions=50_000, size=50_192,
+            checksum="3bd7221a9764022d5fcebe83d74ba20b16ab2f349f4dfad697f076665ed49a7c", mean_return=35.09, seconds=28, megabytes=8.3,
         ),
         Recipe(
             dataset="highway/mixed-v0", behaviour="highway-drive", transitions=10_000, size=10_022,
@@ -88,12 +88,18 @@ RECIPES = {
             checksum="c0bcf79554ebfd7c96716d27490882a02d74ef8e23d737ecb1a253ad1de106c5", mean_return=17.80, seconds=12, megabytes=80.1,
         ),
         Recipe(
-            dataset="breakout/frames-v0", behaviour="breakout-follow", transitions=10_000, frames=True, size=10_138,
-            checksum="c98133f2ceb1d168fcc97c444c652e9f608048c874569344d264562fa294e774", mean_return=35.64, seconds=11, megabytes=78.2,
+            dataset="breakout/frames-v0", behaviour="breakout-follow", transitions=10_000, frames=True, size=10_275,
+            checksum="bcbd0dac3a7d9da0ec3222e0a818112e1b2ed48c2a62226a86226349ebd73dab", mean_return=35.93, seconds=11, megabytes=78.2,
         ),
         Recipe(dataset="freeway/large-v0", behaviour="freeway-lookahead", transitions=2_000_000),
-        Recipe(dataset="breakout/large-v0", behaviour="breakout-follow", transitions=2_000_000),
-        Recipe(dataset="halfcheetah/large-v0", behaviour="halfcheetah-run", transitions=2_000_000),
+        Recipe(
+            dataset="breakout/large-v0", behaviour="breakout-follow", transitions=2_000_000, size=2_000_228,
+            checksum="969d7187277e7884a35d5cab63c8b416ee6c93bc2336053542d5fc75c6c20e6b", mean_return=39.30, seconds=1080, megabytes=330.0,
+        ),
+        Recipe(
+            dataset="halfcheetah/large-v0", behaviour="halfcheetah-run", transitions=2_000_000, size=2_000_000,
+            checksum="166bd051de717723b6396c517c2f423ee867e56147a0f69f81bca3b71ad57c4b", mean_return=1501.62, seconds=200, megabytes=418.0,
+        ),
     )
 }
 

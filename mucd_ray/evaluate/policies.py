@@ -57,6 +57,37 @@ class StackedPolicies:
         return greedy_actions(self.outputs(features, index))
 
 
+class ModulePolicies:
+    """The same for P copies of a module, with the parameters that `train_block` returns for one. Rows go through one by one, since a
+    convolution may round differently from one batch size to the next."""
+
+    def __init__(self, problem: Problem, parameters: dict[str, torch.Tensor]):
+        self.problem, self.module = problem, problem.module_factory(np.random.default_rng(0)).eval()
+        self.parameters = {name: torch.as_tensor(stacked) for name, stacked in parameters.items()}
+        torch.set_num_threads(1)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parameters.values())))
+
+    def outputs(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
+        rows, index = torch.from_numpy(features), np.broadcast_to(index, len(features))
+        with torch.no_grad():
+            outputs = [
+                torch.func.functional_call(self.module, {name: stacked[policy] for name, stacked in self.parameters.items()}, (row[None],))[0]
+                for row, policy in zip(rows, index.tolist())
+            ]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.problem.preferences(torch.stack(outputs).numpy())
+
+    def act(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return greedy_actions(self.outputs(features, index))
+
+
+def trained_policies(problem: Problem, parameters: dict[str, torch.Tensor]) -> StackedPolicies | ModulePolicies:
+    """The policies that `train_block` or `train_nonprivate` returned the parameters of."""
+    return StackedPolicies(problem.network, parameters, problem) if problem.module_factory is None else ModulePolicies(problem, parameters)
+
+
 # A policy whose outputs at a state are not all finite acts as if it preferred the lowest action there. Dropping it would choose
 # among instances by their training data, which no certificate covers.
 

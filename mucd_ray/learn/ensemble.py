@@ -42,11 +42,12 @@ def train_block(
         device: a torch device; results are bit-identical across blocks on the CPU.
         engine: "fused" is one compiled kernel (`fused`); "torch" is `stacked`, the reference, and also what trains on other devices,
             algorithms without a compiled delta or with several towers, and without Numba. Their results agree to float32 rounding.
+            Networks that are not dense are trained by `opacus_engine`, whatever is asked for.
         block: instances the torch engine trains at a time; changes speed and memory, never the result. None chooses for the device.
         progress: called with the number of finished instances.
 
     Returns:
-        {"0.weight": [P, in, out], "0.bias": [P, out], ...}, float32 on the CPU.
+        {"0.weight": [P, in, out], "0.bias": [P, out], ...}, or a module's own parameters [P, ...] by name; float32 on the CPU.
 
     Formal guarantees: instance by instance this is the Poisson-subsampled Gaussian mechanism that `mechanism` describes, up to
     float32 rounding of the sums. Nothing but the noisy sums depends on `units`, apart from their number.
@@ -58,6 +59,8 @@ def train_block(
     if engine not in ENGINES:
         raise MucdError(f"engine {engine!r} is unknown: use one of {', '.join(ENGINES)}")
     device, instances = torch.device(device), list(instances)
+    if problem.module_factory is not None:
+        return _train_modules(problem, mechanism, units, instances, streams, progress)
     if engine == "fused" and device.type == "cpu" and fused_trains(problem):
         flat = _train_fused(problem, mechanism, units, instances, streams, progress)
     else:
@@ -117,6 +120,19 @@ def _train_fused(problem, mechanism, units, instances, streams, progress) -> Ten
         if progress is not None:
             progress(done)
     return torch.from_numpy(flat)
+
+
+def _train_modules(problem, mechanism, units, instances, streams, progress) -> dict[str, Tensor]:
+    from mucd_ray.learn.opacus_engine import train_opacus
+
+    torch.set_num_threads(1)
+    trained = []
+    for done, instance in enumerate(instances, start=1):
+        module = train_opacus(problem.module_factory, problem, mechanism, units, instance, streams)
+        trained.append({name: parameter.detach() for name, parameter in module.named_parameters()})
+        if progress is not None:
+            progress(done)
+    return {name: torch.stack([parameters[name] for parameters in trained]) for name in trained[0]}
 
 
 def _block_size(problem: Problem, rows: float) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithms import NAMES
 
+NETWORKS = ("dense", "convolutional")
 BETA1, BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -52,7 +53,8 @@ class Learner:
     Attributes:
         algorithm: a name in the registry `algorithms`.
         constants: the algorithm's own public numbers by name (`Algorithm.constants`); defaults for those left out.
-        hidden: widths of the hidden layers; () is a linear policy or a linear value function.
+        network: "dense", or "convolutional" for stacked frames (`convolutional`), trained by the Opacus engine.
+        hidden: widths of the hidden layers of a dense network; () is a linear policy or a linear value function.
         random_features: number of public random Fourier features that replace the observation's features; 0 for none.
         bandwidth: distance of observations over which these features change.
         optimiser: "sgd" or "adam" (beta 0.9 and 0.999).
@@ -67,6 +69,7 @@ class Learner:
 
     algorithm: str = "bc"
     constants: Mapping[str, float] = field(default_factory=dict)
+    network: str = "dense"
     hidden: tuple[int, ...] = ()
     random_features: int = 0
     bandwidth: float = 1.0
@@ -83,6 +86,10 @@ class Learner:
             raise MucdError(f"algorithm {self.algorithm!r} is unknown: use one of {', '.join(NAMES)}")
         if self.optimiser not in OPTIMISERS:
             raise MucdError(f"optimiser {self.optimiser!r} is unknown: use one of {', '.join(OPTIMISERS)}")
+        if self.network not in NETWORKS:
+            raise MucdError(f"network {self.network!r} is unknown: use one of {', '.join(NETWORKS)}")
+        if self.network == "convolutional" and (self.hidden or self.random_features):
+            raise MucdError("a convolutional network has its own layers: leave out hidden layers and random features")
         if any(width < 1 for width in self.hidden):
             raise MucdError(f"hidden layers {self.hidden} must all have at least 1 unit")
         if self.random_features < 0 or not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):

@@ -1,5 +1,7 @@
 """The non-private learner: the same algorithm and networks, plain minibatch Adam. A baseline, covered by no certificate."""
 
+import copy
+
 import numpy as np
 import torch
 
@@ -30,6 +32,8 @@ def train_nonprivate(
     if not ends[-1]:
         raise MucdError(f"none of {len(units)} {units.unit} units has a transition to learn from: lower the least return")
     allowed = np.arange(ends[-1]) + np.repeat(units.starts - ends + units.lengths, units.lengths)
+    if problem.module_factory is not None:
+        return _train_modules(problem, units, allowed, seeds, steps, batch, learning_rate)
     data, generators = UnitsOnDevice(units, torch.device("cpu")), [np.random.default_rng(seed) for seed in seeds]
     parameters = torch.from_numpy(np.stack([initial_flat(problem, generator) for generator in generators]))
     target, total = parameters.clone(), torch.zeros_like(parameters, dtype=torch.float64)
@@ -47,3 +51,26 @@ def train_nonprivate(
             if step >= steps // 2:
                 total += parameters
     return acting_parameters(problem, (total / (steps - steps // 2)).to(torch.float32))
+
+
+def _train_modules(problem: Problem, units: Units, allowed: np.ndarray, seeds: list[int], steps: int, batch: int, learning_rate: float) -> dict[str, torch.Tensor]:
+    from mucd_ray.learn.opacus_engine import BatchGradients
+
+    torch.set_num_threads(1)
+    trained = []
+    for generator in (np.random.default_rng(seed) for seed in seeds):
+        module = problem.module_factory(generator)
+        target, optimiser = copy.deepcopy(module), torch.optim.Adam(module.parameters(), lr=learning_rate)
+        gradients = BatchGradients(problem, units, module, target)
+        for _ in range(steps):
+            rows = allowed[generator.integers(len(allowed), size=min(batch, len(allowed)))]
+            outputs, deltas = gradients.outputs_and_deltas(rows)
+            optimiser.zero_grad()
+            outputs.backward(deltas / len(rows))
+            optimiser.step()
+            if problem.algorithm.has_target:
+                with torch.no_grad():
+                    for copied, parameter in zip(target.parameters(), module.parameters()):
+                        copied.lerp_(parameter, problem.constants["target_rate"])
+        trained.append({name: parameter.detach() for name, parameter in module.named_parameters()})
+    return {name: torch.stack([parameters[name] for parameters in trained]) for name in trained[0]}

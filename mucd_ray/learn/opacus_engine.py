@@ -128,21 +128,42 @@ def _refuse_unsound(module: nn.Module, width: int, outputs: int) -> None:
         raise MucdError("the module's output for one row depends on other rows of the batch: remove what mixes them, such as a mean over the batch")
 
 
-class UnitGradients:
+class BatchGradients:
+    """A module's outputs at rows of the data, and the loss' derivatives by them."""
+
+    def __init__(self, problem: Problem, units: Units, module: nn.Module, target: nn.Module):
+        self.problem, self.units, self.module, self.target = problem, units, module, target
+        self.deltas_of = output_deltas(problem.algorithm.loss, problem.constants)
+
+    def outputs_and_deltas(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Both [B, O], each row by itself; gradients flow back through the first."""
+        # Indexing copies, so the caller's arrays are safe from in-place layers.
+        units, context = self.units, []
+        with torch.no_grad():
+            for evaluation in self.problem.algorithm.context:
+                x = torch.from_numpy((units.next_features if evaluation.next else units.features)[rows])
+                context.append((self.target if evaluation.target else self.module)(x))
+        transition = Transition(*(torch.from_numpy(array[rows]) for array in (units.actions, units.rewards, units.keeps)))
+        outputs = self.module(torch.from_numpy(units.features[rows]))
+        joined = torch.cat(context, -1) if context else outputs.new_zeros(len(rows), 0)
+        return outputs, self.deltas_of(outputs, joined, transition)
+
+
+class UnitGradients(BatchGradients):
     """Gradients of units, flat and a slice of rows at a time, so that memory does not grow with the batch."""
 
     def __init__(self, problem: Problem, units: Units, module: nn.Module, target: nn.Module, trainable: list[nn.Parameter]):
-        self.problem, self.units, self.module, self.target, self.trainable = problem, units, module, target, trainable
+        super().__init__(problem, units, module, target)
+        self.trainable = trainable
         # It hooks itself into the module's layers; trajectories need no gradients of single rows.
         self.wrapped = GradSampleModule(module, loss_reduction="sum") if units.unit == "transition" else None
-        self.deltas_of = output_deltas(problem.algorithm.loss, problem.constants)
         self.slice = max(1, min(MOST_ROWS, GRADIENT_FLOATS // sum(parameter.numel() for parameter in trainable)))
 
     def of_transitions(self, rows: np.ndarray):
         """Yields [<= slice, D]: the gradient of every row."""
         for start in range(0, len(rows), self.slice):
             self.wrapped.zero_grad(set_to_none=True)
-            outputs, deltas = self._outputs_and_deltas(rows[start : start + self.slice])
+            outputs, deltas = self.outputs_and_deltas(rows[start : start + self.slice])
             with warnings.catch_warnings():
                 # The inputs are data and need no gradient.
                 warnings.filterwarnings("ignore", "Full backward hook is firing")
@@ -154,20 +175,8 @@ class UnitGradients:
         for rows in groups:
             mean = 0.0
             for start in range(0, len(rows), self.slice):
-                outputs, deltas = self._outputs_and_deltas(rows[start : start + self.slice])
+                outputs, deltas = self.outputs_and_deltas(rows[start : start + self.slice])
                 parts = torch.autograd.grad(outputs, self.trainable, deltas / len(rows))
                 mean = mean + parameters_to_vector(parts)
             if len(rows):
                 yield mean[None]
-
-    def _outputs_and_deltas(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        # Indexing copies, so the caller's arrays are safe from in-place layers.
-        units, context = self.units, []
-        with torch.no_grad():
-            for evaluation in self.problem.algorithm.context:
-                x = torch.from_numpy((units.next_features if evaluation.next else units.features)[rows])
-                context.append((self.target if evaluation.target else self.module)(x))
-        transition = Transition(*(torch.from_numpy(array[rows]) for array in (units.actions, units.rewards, units.keeps)))
-        outputs = self.module(torch.from_numpy(units.features[rows]))
-        joined = torch.cat(context, -1) if context else outputs.new_zeros(len(rows), 0)
-        return outputs, self.deltas_of(outputs, joined, transition)

@@ -1,14 +1,18 @@
 """What is learned: a learner on the features and actions of one environment, with the shapes of all its networks."""
 
 import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
+from torch import nn
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithm import Algorithm, Tower
 from mucd_ray.learn.algorithms import algorithm_for
+from mucd_ray.learn.convolutional import FRAMES, convolutional
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.networks import Network, RandomFeatures
 
@@ -38,7 +42,12 @@ class Problem:
         missing = [name for name, value in self.constants.items() if value is None]
         if missing:
             raise MucdError(f"algorithm {self.learner.algorithm!r} needs the constant {missing[0]}: {self.algorithm.constants[missing[0]].meaning}")
-        takes_actions = any(tower.takes_action for tower in self.algorithm.towers(self.actions, self.constants))
+        takes_actions = any(tower.takes_action for tower, _ in self.networks)
+        if self.learner.network == "convolutional":
+            if len(self.networks) > 1:
+                raise MucdError(f"algorithm {self.learner.algorithm!r} has several networks here: a convolutional one needs an algorithm of a single one, such as bc or dqn")
+            if self.inputs != math.prod(FRAMES):
+                raise MucdError(f"a convolutional network wants stacked frames of shape {FRAMES}, these observations have {self.inputs} features: record with --frames")
         if takes_actions and self.action_bounds is None:
             raise MucdError(f"algorithm {self.learner.algorithm!r} needs an action space with finite bounds: use bc where there are none")
 
@@ -70,8 +79,15 @@ class Problem:
         """That of the tower that acts."""
         return next(network for tower, network in self.networks if tower.name == self.algorithm.policy)
 
+    @functools.cached_property
+    def module_factory(self) -> Callable[[np.random.Generator], nn.Module] | None:
+        """Makes the only network from a generator, where it is not a dense one."""
+        return convolutional(self.network.outputs) if self.learner.network == "convolutional" else None
+
     @property
     def parameter_count(self) -> int:
+        if self.module_factory is not None:
+            return sum(parameter.numel() for parameter in self.module_factory(np.random.default_rng(0)).parameters())
         return sum(network.parameter_count for _, network in self.networks)
 
     def embed(self, features: np.ndarray) -> np.ndarray:

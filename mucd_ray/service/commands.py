@@ -17,7 +17,7 @@ from mucd_ray.service.summary import describe, finish
 
 
 def start_run(options, out) -> int:
-    names = ("algorithm", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
+    names = ("algorithm", "network", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
     given = {name: getattr(options, name) for name in names}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
     given = {name: value for name, value in given.items() if value is not None}

@@ -5,7 +5,7 @@ import numpy as np
 
 from mucd_ray.certify.evidence import levels
 from mucd_ray.errors import MucdError
-from mucd_ray.evaluate.policies import StackedPolicies
+from mucd_ray.evaluate.policies import StackedPolicies, trained_policies
 from mucd_ray.evaluate.rollouts import constant_returns, rollout_returns
 from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, probabilities_at
 from mucd_ray.learn.ensemble import train_block
@@ -71,7 +71,7 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray) -> dict:
     action that most of the former prefer at each state [S] (the lowest of ties; None if actions are continuous)."""
     seeds = list(BASELINE_SEEDS)
     problem = settings.problem
-    policies = StackedPolicies(problem.network, train_nonprivate(problem=problem, units=units, seeds=seeds), problem)
+    policies = trained_policies(problem, train_nonprivate(problem=problem, units=units, seeds=seeds))
     returns = rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount)
     environment = settings.card.make()
     constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount)
@@ -86,7 +86,7 @@ def _train(settings, secret, units, instances, device):
     parameters = train_block(
         problem=problem, mechanism=settings.mechanism, units=units, instances=instances, streams=Streams(secret), device=device
     )
-    return StackedPolicies(problem.network, parameters, problem), {name: tensor.numpy() for name, tensor in parameters.items()}
+    return trained_policies(problem, parameters), {name: tensor.numpy() for name, tensor in parameters.items()}
 
 
 def _rollout_seeds(secret: bytes, instances: range, rollouts: int) -> np.ndarray:

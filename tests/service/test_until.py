@@ -25,7 +25,8 @@ LOOKS = [100, 160, 250]
 
 
 def anytime(least):
-    return Choices(looks="anytime", goal=GOAL.format(least))
+    # Which threat makes no difference here, and this one is the quickest.
+    return Choices(looks="anytime", threat="insert", goal=GOAL.format(least))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_stops_at_the_first_look_that_meets_the_goal_and_grows_on_validly(local_
     assert_stopped_at(store, reference, 160, first)
     assert first["results"]["goal"]["met"] and "look at 160 instances" in capfd.readouterr().err
     # A goal out of reach: the budget ends, and the exit status says so.
-    command = ["grow", str(store.path), "--until", GOAL.format(0.999), "--instances", "250", "--actors", "1", "--json"]
+    command = ["grow", str(store.path), "--until", GOAL.format(0.999), "--instances", "250", "--actors", "1", "--threat", "insert", "--json"]
     assert main(command) == 1
     captured = capfd.readouterr()
     summary = json.loads(captured.out)
@@ -87,8 +88,8 @@ def test_certificates_of_a_run_that_was_looked_at(reference, capfd):
     store = reference[0]
     with pytest.raises(MucdError, match="no number of instances.*--looks anytime"):
         certify(store, Choices())
-    assert certify(store, Choices(looks="anytime"))["results"]["instances"] == 250
-    assert main(["certify", str(store.path), "--looks", "anytime", "--inference", "scores", "--json"]) == 0
+    assert certify(store, Choices(looks="anytime", threat="insert"))["results"]["instances"] == 250
+    assert main(["certify", str(store.path), "--looks", "anytime", "--threat", "insert", "--inference", "scores", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["action"]["kind"] == "scores"
     with pytest.raises(MucdError, match="120 instances are not a look of an anytime certificate: certify at 100 or 160"):
         certify(store, Choices(looks="anytime"), 120)
@@ -96,14 +97,14 @@ def test_certificates_of_a_run_that_was_looked_at(reference, capfd):
         certify(store, Choices(looks="anytime"), 400)
     # A number fixed before may still be certified, and the looks are owned up to.
     store.add_target(120)
-    notes = " ".join(certify(store, Choices())["assumptions"])
+    notes = " ".join(certify(store, Choices(threat="insert"))["assumptions"])
     assert "looked at at 100, 160, 250 instances" in notes and "chosen after looking" in notes
 
 
 def test_a_run_that_is_killed_between_looks_stops_where_an_undisturbed_one_does(local_ray, reference, tmp_path):
     """A real process with its own Ray, SIGKILL between the first two looks; then the same command again."""
     store = new_run(reference, tmp_path)
-    command = ["grow", str(store.path), "--until", GOAL.format(reference[2]), "--instances", "250", "--instances-per-actor", "4", "--actors", "1"]
+    command = ["grow", str(store.path), "--until", GOAL.format(reference[2]), "--instances", "250", "--instances-per-actor", "4", "--actors", "1", "--threat", "insert"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-m", "mucd_ray.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=environment
