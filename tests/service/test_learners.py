@@ -59,6 +59,17 @@ def test_every_algorithm_trains_and_certifies(algorithm, kind, unit, datasets, t
     assert ("trajectories" if unit == "trajectory" else "transitions") in " ".join(certificate["claim"])
 
 
+@pytest.mark.slow
+def test_a_convolutional_network_on_frames_trains_and_certifies(recordings, tmp_path):
+    record("ALE/Breakout-v5", None, 1000, 5, "breakout/learners-v0", frames=True)
+    learner = Learner(algorithm="dqn", network="convolutional", optimiser="adam", learning_rate=1e-3)
+    plan = {"units": 1000, "sample_rate": 0.05, "noise_multiplier": 20.0, "steps": 3}
+    certificate = certified("breakout/learners-v0", tmp_path, instances=20, learner=learner, **plan)
+    assert verify(certificate) == []
+    assert certificate["context"]["parameters"] > 10_000 and certificate["context"]["learner"]["network"] == "convolutional"
+    assert np.isfinite(certificate["inputs"]["returns"]).all()
+
+
 def test_trajectories_with_a_value_learner_are_certified(datasets, tmp_path):
     """The quick one of the above: a target network, a cap and a public least return, at the unit of trajectories."""
     learner = Learner(algorithm="cql", learning_rate=10.0, average=0.5, local=LocalUpdate(cap=50, min_return=100.0))
