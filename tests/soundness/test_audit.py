@@ -54,8 +54,9 @@ def test_the_attack_stays_within_the_claim_and_comes_near_it(threat, p):
     assert after < p - 0.3
 
 
-@pytest.mark.parametrize("length,engine", [(1, "fused"), (3, "fused"), pytest.param(3, "torch", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("removed,inserted", MIXED)
+@pytest.mark.parametrize("removed,inserted,length,engine", [
+    *((*group, 1, "fused") for group in MIXED), (5, 5, 3, "fused"), pytest.param(3, 7, 3, "torch", marks=pytest.mark.slow),
+])
 def test_a_mixed_group_stays_within_the_exact_bound_of_its_split_and_within_symmetric(removed, inserted, length, engine):
     """D has `removed` canaries that D' lacks, D' has as many of the other direction as are inserted: both shifts add up."""
     under_d, under_d_prime = (
