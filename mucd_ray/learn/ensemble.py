@@ -88,7 +88,8 @@ def _train_torch(problem, mechanism, units, instances, streams, device, block, p
         # Two threads were 13 times slower than one on a busy machine, and thread counts may change the order of sums.
         torch.set_num_threads(1)
     if block is None:
-        block = _block_size(problem, mechanism.sample_rate * units.lengths.sum()) if device.type == "cpu" else GPU_BLOCK
+        rows = np.minimum(units.lengths, 1 if units.unit == "transition" else problem.learner.local.cap).sum()
+        block = _block_size(problem, mechanism.sample_rate * rows) if device.type == "cpu" else GPU_BLOCK
     data, trained = UnitsOnDevice(units, device), []
     with torch.no_grad():
         start = 0
