@@ -155,7 +155,7 @@ def verify(options, out):
     elif mismatches:
         out("\n".join(["INVALID", *mismatches[:20], *([f"and {len(mismatches) - 20} more"] if len(mismatches) > 20 else [])]))
     else:
-        out("\n".join(["VALID: every number follows from the evidence in the file (the evidence itself is taken as it is).", *certificate["claim"], "Assumptions:", *certificate["assumptions"]]))
+        out("\n".join(["VALID: every number follows from the evidence in the file (the evidence itself, and which mechanism, unit and returns it is about, is taken as it is).", *certificate["claim"], "Assumptions:", *certificate["assumptions"]]))
     return 1 if mismatches else 0
 
 

@@ -137,10 +137,12 @@ def _refuse_constant(name):
 def verify(certificate: dict) -> list[str]:
     """Mismatches between what the certificate says and what follows from its inputs; empty if it holds.
 
-    The evidence itself, `context` and the assumptions about the run cannot be checked from the file; their hash is.
+    The evidence itself, what it was said to be (mechanism, unit, range and clipping of returns), `context` and the assumptions about the run cannot be checked from the file; their hash is.
     """
     if set(certificate) != KEYS:
         return [f"keys: a certificate has {', '.join(sorted(KEYS))}, this one {sorted(certificate)!r}"]
+    if certificate["format"] != FORMAT:
+        return [f"format: {certificate['format']!r} is not {FORMAT}"]
     inputs, assumptions = certificate["inputs"], certificate["assumptions"]
     try:
         results = json.loads(json.dumps(compute_results(inputs), allow_nan=False))

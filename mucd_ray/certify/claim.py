@@ -24,20 +24,26 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     sentences += _policy(inputs, results, kind)
     if results["action"] is not None:
         sentences += _continuous(results["action"]) if results["action"]["kind"] == "continuous" else _discrete(results["action"])
+    if inputs["clipped"]:
+        low, high = inputs["return_range"]
+        sentences.append(f"Clipped means: an episode's return below {low:.6g} counts as {low:.6g}, and one above {high:.6g} as {high:.6g}.")
     if results["goal"] is not None:
         sentences.append(_goal(inputs, results["goal"]))
     return [*sentences, *_confidence(inputs, results)]
 
 
+def _what(inputs) -> str:
+    what = "return" if inputs["discount"] == 1 else f"return discounted by {inputs['discount']:.6g} per step"
+    return f"clipped {what}" if inputs["clipped"] else what
+
+
 def _policy(inputs, results, kind) -> list[str]:
     policy, floor = results["policy"], inputs["return_range"][0]
-    what = "return" if inputs["discount"] == 1 else f"return discounted by {inputs['discount']:.6g} per step"
-    if inputs["clipped"]:
-        what = f"{what}, every episode's clipped into [{floor:.6g}, {inputs['return_range'][1]:.6g}],"
+    what = _what(inputs)
     episodes = "one episode's" if inputs["rollouts"] == 1 else f"the mean of {inputs['rollouts']} episodes'"
     half = policy["keeps"]["0.5"]
     if half["radius"] < 1:
-        return [f"Policy level: no radius keeps half of the mean's height above the least possible return {floor:.6g}."]
+        return [f"Policy level: no radius keeps half of the mean {what}'s height above the least possible return {floor:.6g}."]
     curve = policy["curve"]
     at = curve["radius"].index(half["radius"])
     return [
@@ -80,7 +86,8 @@ def _continuous(action) -> list[str]:
 
 def _goal(inputs, goal) -> str:
     words = "is met" if goal["met"] else "is NOT met"
-    return f"Goal {inputs['goal']}: at r = {goal['radius']} the certified value is {round_down(goal['certified'])}, wanted is {goal['wanted']:.6g}; the goal {words}."
+    of = "" if goal["name"] == "actions" else f" of the {_what(inputs)}"
+    return f"Goal {inputs['goal']}: at r = {goal['radius']} the certified value{of} is {round_down(goal['certified'])}, wanted is {goal['wanted']:.6g}; the goal {words}."
 
 
 def _confidence(inputs, results) -> list[str]:

@@ -85,7 +85,8 @@ class OfflineDataset:
     @property
     def trajectory_returns(self) -> np.ndarray:
         """Undiscounted return of every trajectory, float64 [M]."""
-        return np.add.reduceat(self.rewards, self.trajectory_starts[:-1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.add.reduceat(self.rewards, self.trajectory_starts[:-1])
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the dtype, shape and bytes of every array: equal for equal data, whatever the file it came from."""

@@ -47,13 +47,13 @@ def train_opacus(
             problem.network.outputs].
         problem: an algorithm of one network that does not take actions, such as all discrete ones; hidden layers are not read.
         mechanism, units: as in `train_block`. A trajectory makes one local step.
-        instance, streams: the source of all randomness. Modules with random layers (dropout) draw from torch's own state.
+        instance, streams: the source of all randomness.
 
     Returns:
         The trained module, in evaluation mode.
 
     Raises:
-        MucdError: the module mixes units (BatchNorm), gives another number of outputs, has layers that Opacus does not support, or no
+        MucdError: the module mixes units (BatchNorm), is random (dropout) or keeps a state of the data, gives another number of outputs, has layers that Opacus does not support, or no
             trainable parameter; the algorithm has several networks; several local steps; what `train_block` refuses.
     """
     check(problem, mechanism, units)
@@ -110,18 +110,23 @@ def _clipped_sum(per_unit: Tensor, clip_norm: float, dtype: torch.dtype) -> Tens
 
 
 def _refuse_unsound(module: nn.Module, width: int, outputs: int) -> None:
-    """Refuse layers that Opacus knows to mix rows, and whatever lets another row show in an output when tried on made-up rows."""
+    """Refuse layers that Opacus knows to mix rows, and whatever shows when tried on made-up rows: another row in an output, chance that does
+    not come from the run's secret, a state that rows leave behind."""
     problems = ModuleValidator.validate(module, strict=False)
     if problems:
         raise MucdError(f"the module cannot be trained privately ({problems[0]}): replace this layer, BatchNorm by GroupNorm")
     seeded = torch.Generator().manual_seed(0)
     rows, others = torch.randn(2, 3, width, generator=seeded)
     others[0] = rows[0]
-    tried = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for x in (rows, others):
-            torch.manual_seed(0)
-            tried.append(module(x))
+    tried, buffers = [], [buffer.clone() for buffer in module.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        for seed, x in enumerate((rows, others, rows)):
+            torch.manual_seed(seed)
+            tried.append(module(x).detach())
+    if any(not torch.equal(before, after) for before, after in zip(buffers, module.buffers())):
+        raise MucdError("the module keeps a state that the rows change: it would carry data from step to step without noise; remove it")
+    if not torch.equal(tried[0], tried[2]):
+        raise MucdError("the module's output is random or depends on what it saw before: remove layers such as dropout, whose chance does not come from the run's secret")
     if tried[0].shape != (3, outputs):
         raise MucdError(f"the module gives {tuple(tried[0].shape)} for 3 rows: the algorithm wants {outputs} outputs for each")
     if not torch.equal(tried[0][0], tried[1][0]):

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mucd_ray.learn import device_random
-from mucd_ray.learn import device_random
 from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.algorithm import Transition, output_deltas
 from mucd_ray.learn.clipping import clip_factors, squared_norms

@@ -12,7 +12,7 @@ UNITS = {"transition": "transitions", "trajectory": "trajectories"}
 LEAST_RATE = 1e-9
 LEAST_NOISE, MOST_NOISE, MOST_STEPS = 0.01, 1e9, 10_000_000
 # Products in float32 stay far from the numbers that have fewer digits.
-LEAST_CLIP, MOST_CLIP = 1e-12, 1e12
+LEAST_SCALE, MOST_SCALE = 1e-12, 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,9 @@ class Mechanism:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise MucdError(f"{name.replace('_', ' ')} {value} must be a finite number above 0")
-        if not LEAST_CLIP <= self.clip_norm <= MOST_CLIP:
-            raise MucdError(f"clip norm {self.clip_norm} is outside [{LEAST_CLIP:g}, {MOST_CLIP:g}], where float32 is exact enough: rescale the loss or the learning rate")
+        for name in ("clip_norm", "normaliser"):
+            if not LEAST_SCALE <= getattr(self, name) <= MOST_SCALE:
+                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} is outside [{LEAST_SCALE:g}, {MOST_SCALE:g}], where float32 is exact enough")
         if not LEAST_NOISE <= self.noise_multiplier <= MOST_NOISE:
             raise MucdError(f"noise multiplier {self.noise_multiplier} is outside [{LEAST_NOISE:g}, {MOST_NOISE:g}], the range that is accounted for")
         if not 1 <= self.steps <= MOST_STEPS or int(self.steps) != self.steps:

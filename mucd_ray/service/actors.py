@@ -15,6 +15,7 @@ from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.policy import radius_keeping, return_band
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.units import ARRAYS, Units
+from mucd_ray.service.settings import check_code
 from mucd_ray.service.store import RunStore
 
 # Coordinator and certifier take no GPU and must not see one.
@@ -35,6 +36,7 @@ class Trainer:
     def __init__(self, run: str, expected_hash: str, *arrays):
         self.store = RunStore.open(run)
         self.settings, self.secret = self.store.settings(), self.store.secret()
+        check_code(self.settings)
         # Zero-copy views of the object store: an in-place write by anybody would change them for everybody.
         self.units = Units(unit=self.settings.mechanism.unit, **dict(zip(ARRAYS, arrays, strict=True)))
         self.expected_hash = expected_hash

@@ -99,6 +99,8 @@ def _constants(given: list[str] | None) -> dict[str, float] | None:
     constants = {}
     for text in given or []:
         name, _, value = text.partition("=")
+        if name in constants:
+            raise MucdError(f"--constant {name} is given twice: give it once")
         try:
             constants[name] = float(value)
         except ValueError:

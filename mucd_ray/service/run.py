@@ -25,7 +25,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.units import Units, make_units
 from mucd_ray.service.actors import Certifier, Coordinator, Tally, Trainer, certificate_of, data_hash
 from mucd_ray.service.pool import Pool
-from mucd_ray.service.settings import RunSettings
+from mucd_ray.service.settings import RunSettings, check_code
 from mucd_ray.service.store import RunStore
 
 CPU_BLOCK, GPU_BLOCK = 32, 1024
@@ -85,7 +85,7 @@ def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
         longer = int((np.diff(dataset.trajectory_starts) > cap).sum())
     if longer:
         print(
-            f"mucd: {longer} of {dataset.trajectories} trajectories have more than {cap} transitions: of each, {cap} chosen at random take part in a step "
+            f"mucd: {longer} of {dataset.trajectories} trajectories have more than {cap} transitions: of each, {cap} evenly spaced ones from a random start take part in a step "
             "(a larger --cap takes more, at the price of time)",
             file=sys.stderr,
         )
@@ -110,6 +110,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     needed = least_instances(max(settings.actions, 2), effective_eta(choices.eta, choices.looks, instances))
     if instances < needed:
         raise MucdError(f"{instances} instances cannot certify anything at eta {choices.eta:g}: at least {needed} are needed (--instances {needed})")
+    check_code(settings)
     if dataset.fingerprint() != settings.fingerprint:
         raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.path} began: restore it, or start a new run folder")
     if settings.states_sha256 is not None and states is None and store.states() is None:
@@ -186,7 +187,7 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     size = resources.block or (GPU_BLOCK if gpus else CPU_BLOCK)
     calls = len(store.missing(numbers[-1], size)) + (store.read_json("baselines.json") is None)
     slots = max(1, min(slots, calls))
-    behaviour = float(discounted_returns(dataset, settings.discount).mean())
+    behaviour = behaviour_return(settings, dataset)
     pool = Pool(lambda: Trainer.options(num_cpus=1, num_gpus=gpus).remote(run, expected, *arrays), slots)
     certifier = Certifier.remote(run, vars(choices))
     try:
@@ -221,11 +222,19 @@ def discounted_returns(dataset: OfflineDataset, discount: float) -> np.ndarray:
     """Sum_t discount^t r_t of every trajectory, float64 [M]."""
     starts = dataset.trajectory_starts[:-1]
     steps = np.arange(len(dataset)) - np.repeat(starts, np.diff(dataset.trajectory_starts))
-    return np.add.reduceat(dataset.rewards * discount**steps, starts)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.add.reduceat(dataset.rewards * discount**steps, starts)
+
+
+def behaviour_return(settings: RunSettings, dataset: OfflineDataset) -> dict[str, float]:
+    """{"behaviour": the recorded trajectories' mean return, clipped where returns are}; {} if poisoned rewards make it infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(settings.card.clipped(discounted_returns(dataset, settings.discount)).mean())
+    return {"behaviour": mean} if np.isfinite(mean) else {}
 
 
 def _train_blocks(store, pool, coordinator, certifier, blocks, instances, behaviour) -> None:
-    """Train the blocks; beside them, on one trainer, the baselines if they are missing. `behaviour`: the data's mean return."""
+    """Train the blocks; beside them, on one trainer, the baselines if they are missing. `behaviour`: the data's, see `behaviour_return`."""
     done = instances - sum(len(block) for block in blocks)
     finished = 0
     # First, since no block takes as long.
@@ -236,7 +245,7 @@ def _train_blocks(store, pool, coordinator, certifier, blocks, instances, behavi
         def on_result(index, value):
             nonlocal finished
             if index < len(aside):
-                store.write_json("baselines.json", value | {"behaviour": behaviour})
+                store.write_json("baselines.json", value | behaviour)
                 return
             finished += 1
             coordinator.add.remote(value)
@@ -307,7 +316,10 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
         *settings.assumptions,
     ]
     low, high = settings.return_range
-    notes.append(f"Every episode's return lies in the declared public range [{low:g}, {high:g}], on whatever data a policy was trained.")
+    if settings.card.clip_returns:
+        notes.append(f"Every episode's return is clipped into the public range [{low:g}, {high:g}] before anything is done with it; nothing is claimed about unclipped returns.")
+    else:
+        notes.append(f"Every episode's return lies in the declared public range [{low:g}, {high:g}], on whatever data a policy was trained.")
     if settings.states_sha256 is not None:
         notes.append("The states were given by the user: the claim about actions holds if they were chosen independently of the instances that vote.")
     if not settings.columns:
@@ -346,6 +358,7 @@ def context(store: RunStore, settings: RunSettings) -> dict:
         "instances_looked_at": store.looks(),
         "learner": settings.to_dict()["learner"],
         "parameters": settings.problem.parameter_count,
+        "code": settings.code,
         "card_sha256": hashlib.sha256(json.dumps(settings.to_dict()["card"], sort_keys=True).encode()).hexdigest(),
         "states_sha256": store.states_hash(),
         "states_chosen_by": f"{settings.held_out} held-out instances" if settings.states_sha256 is None else "the user's file",

@@ -4,6 +4,7 @@ import hashlib
 import math
 import sys
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import gymnasium
 import numpy as np
@@ -20,7 +21,7 @@ from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.mechanism.mechanism import Mechanism
 from mucd_ray.service.run import Choices, Resources, train
-from mucd_ray.service.settings import RunSettings
+from mucd_ray.service.settings import RunSettings, code_digest
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import finish
 
@@ -86,6 +87,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         states=len(states) if states is not None else request.states,
         held_out=request.held_out,
         states_sha256=hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest() if states is not None else None,
+        code=code_digest(),
         assumptions=(
             how,
             USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE,
@@ -96,7 +98,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     )
     settings.radius_cap(choices.threat)
     choices.check(settings)
-    wanted, cap = math.ceil(request.fraction * declared), settings.radius_cap(choices.threat)
+    wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
     if request.noise_multiplier is None and wanted > cap:
         print(
             f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
@@ -113,7 +115,7 @@ def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: boo
     constants = algorithm_for(learner.algorithm, discrete).filled(learner.constants)
     found = {"censored": float(bounded)} if "censored" in constants else {}
     if constants.get("v_min", 0) is None or constants.get("v_max", 0) is None:
-        low, high = card.discounted_range(constants["discount"])
+        low, high = card.discounted_range(max(constants["discount"], 1e-6))
         found |= {"v_min": low / card.reward_scale, "v_max": high / card.reward_scale}
     return replace(learner, constants=found | learner.constants) if found else learner
 

@@ -4,7 +4,9 @@ import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import mucd_ray
 from mucd_ray.data.cards import EnvironmentCard
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
@@ -28,6 +30,7 @@ class RunSettings:
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
         states_sha256: hash of the user's file of states, if there was one.
+        code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
         assumptions: sentences about how the constants were chosen, repeated in every certificate.
     """
 
@@ -47,6 +50,7 @@ class RunSettings:
     states: int = 200
     held_out: int = 16
     states_sha256: str | None = None
+    code: str = ""
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -120,6 +124,25 @@ class RunSettings:
     def differences(self, other: "RunSettings") -> list[str]:
         mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         return [f"{k}: {mine.get(k)!r} there, {theirs.get(k)!r} now" for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
+
+
+@functools.cache
+def code_digest() -> str:
+    """Hash of the sources of the rooms that decide what an instance is and does."""
+    package, digest = Path(mucd_ray.__file__).parent, hashlib.sha256()
+    for room in ("data", "mechanism", "learn", "evaluate"):
+        for path in sorted((package / room).rglob("*.py")):
+            digest.update(f"{path.relative_to(package)};".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def check_code(settings: RunSettings) -> None:
+    """Raise MucdError unless this code trains the instances that the run began with."""
+    if settings.code != code_digest():
+        raise MucdError(
+            f"the run began with other code ({settings.code or 'unknown'}, now {code_digest()}), whose instances may not be mixed with those of this one: install the version "
+            "it began with, or start a new run folder; `mucd certify` still certifies what is there"
+        )
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

@@ -34,6 +34,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "unpoisoned_mean": policy["unpoisoned_mean"],
         "rollouts": inputs["rollouts"],
         "discount": inputs["discount"],
+        "clipped": inputs["return_range"] if inputs["clipped"] else None,
         "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
         "baselines": certificate["context"]["baselines"],
         "normalised": normalised_score(policy["unpoisoned_mean"], certificate["context"]["normalised"]),
@@ -102,6 +103,7 @@ def describe(summary: dict) -> str:
 def _episodes(summary: dict) -> str:
     parts = [f"normalised score {summary['normalised']:.1f}"] if summary["normalised"] is not None else []
     parts += [f"{summary['rollouts']} episodes each"] if summary["rollouts"] > 1 else []
+    parts += ["clipped into [{:g}, {:g}]".format(*summary["clipped"])] if summary["clipped"] else []
     parts += [f"discount {summary['discount']:g}"] if summary["discount"] < 1 else []
     return f"  ({', '.join(parts)})" if parts else ""
 

@@ -49,6 +49,7 @@ def run_context():
         discount=1.0,
         to_dict=lambda: {"card": {}, "learner": asdict(learner.Learner(learning_rate=0.1, algorithm="dqn", constants={"discount": 0.9}))},
         problem=SimpleNamespace(parameter_count=18),
+        code="ef",
         held_out=16,
         states_sha256=None,
     )

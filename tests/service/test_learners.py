@@ -1,5 +1,7 @@
 """Every algorithm at both units, from a real recording to a certificate that verifies."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from mucd_ray.data.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithms import CONTINUOUS, DISCRETE
 from mucd_ray.learn.learner import Learner, LocalUpdate
-from mucd_ray.service.run import Choices, certify, training_units
+from mucd_ray.service.run import Choices, Resources, behaviour_return, certify, train, training_units
 from mucd_ray.service.session import Request, make_settings
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.work import baselines, choose_states, train_and_evaluate
@@ -91,3 +93,22 @@ def test_what_does_not_fit_is_one_line(datasets, tmp_path):
     ):
         with pytest.raises(MucdError, match=message):
             certified(datasets["discrete"], tmp_path, **changes)
+
+
+def test_instances_of_other_code_are_not_mixed_in(datasets, tmp_path):
+    """Confidence bounds are about independent draws of one mechanism; a loss that was edited since makes another one."""
+    dataset = load_dataset(datasets["discrete"])
+    settings, _ = make_settings(Request(dataset=dataset.name), dataset, Choices())
+    store = RunStore.create_or_open(tmp_path / "run", replace(settings, code="0123456789abcdef"), secret=b"s" * 32)
+    with pytest.raises(MucdError, match="began with other code"):
+        train(store, dataset, 40, Choices(), Resources())
+
+
+def test_rewards_that_overflow_a_return_are_no_baseline(datasets):
+    dataset = load_dataset(datasets["discrete"])
+    settings, _ = make_settings(Request(dataset=dataset.name), dataset, Choices())
+    assert behaviour_return(settings, dataset) == {"behaviour": pytest.approx(dataset.trajectory_returns.mean())}
+    rewards = dataset.rewards.copy()
+    rewards[:4] = 1.5e308
+    assert behaviour_return(settings, replace(dataset, rewards=rewards)) == {}
+
