@@ -72,8 +72,9 @@ def record(options, out):
         if options.recipe:
             from mucd_ray.data.recipes import make
 
-            if options.environment or options.dataset:
-                raise MucdError(f"--recipe {options.recipe} names a whole dataset: leave out the environment and --dataset")
+            others = ("environment", "dataset", "behaviour", "transitions", "noise", "seed", "frames")
+            if any(getattr(options, name) not in (None, False) for name in others):
+                raise MucdError(f"--recipe {options.recipe} names a whole dataset: leave out the environment and all that would make another one")
             summary = make(options.recipe, overwrite=options.overwrite, progress=progress)
         else:
             from mucd_ray.data.record import record as record_dataset
@@ -81,7 +82,7 @@ def record(options, out):
             if not options.environment or not options.dataset:
                 raise MucdError("record needs an environment and --dataset ID, for example: mucd record Acrobot-v1 --dataset acrobot/mixed-v0, or --recipe ID")
             summary = record_dataset(
-                options.environment, options.behaviour, options.transitions, options.seed, options.dataset,
+                options.environment, options.behaviour, 20_000 if options.transitions is None else options.transitions, options.seed or 0, options.dataset,
                 tuple(options.noise) if options.noise else None, frames=options.frames, overwrite=options.overwrite, progress=progress,
             )
     text = (
@@ -294,9 +295,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--recipe", metavar="ID", help="make this listed dataset, exactly")
     sub.add_argument("--dataset", help="Minari id to write, such as acrobot/mixed-v0")
     sub.add_argument("--behaviour", help="behaviour policy (default: the environment's first)")
-    sub.add_argument("--transitions", type=int, default=20_000, help="at least this many, in whole episodes")
+    sub.add_argument("--transitions", type=int, help="at least this many, in whole episodes (default: 20000)")
     sub.add_argument("--noise", type=float, nargs="+", help="noise levels, one drawn per episode: probability of a random action or, for continuous actions, standard deviation in half ranges (default: the behaviour's)")
-    sub.add_argument("--seed", type=int, default=0, help="seed of behaviour and environment")
+    sub.add_argument("--seed", type=int, help="seed of behaviour and environment (default: 0)")
     sub.add_argument("--frames", action="store_true", help="of an Atari game, store small grey frames instead of RAM")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing dataset of this id")
 
@@ -321,7 +322,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--random-features", type=int, metavar="M", help="replace observations by M public random Fourier features (default: 0, as they are)")
     group.add_argument("--bandwidth", type=float, help="distance over which random features change (default: 1)")
     group.add_argument("--optimiser", help="sgd or adam (default: sgd)")
-    group.add_argument("--learning-rate", type=float, help="(default: 30)")
+    group.add_argument("--learning-rate", type=float, help="(default: 30) for bc; 1 or 10 for the others")
     group.add_argument("--momentum", type=float, help="of sgd (default: 0)")
     group.add_argument("--average", type=float, help="share of the final iterates that is averaged (default: 0.5)")
     group.add_argument("--cap", type=int, help="with --unit trajectory: most transitions of one trajectory that a step looks at (default: 200)")

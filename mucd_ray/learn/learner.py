@@ -94,6 +94,8 @@ class Learner:
             raise MucdError(f"hidden layers {self.hidden} must all have at least 1 unit")
         if self.random_features < 0 or not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):
             raise MucdError(f"random features {self.random_features} must be 0 or more and their bandwidth {self.bandwidth} finite and above 0")
+        if self.bandwidth != 1.0 and not self.random_features:
+            raise MucdError(f"bandwidth {self.bandwidth} is about random features: give their number, too, or leave it out")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise MucdError(f"learning rate {self.learning_rate} must be a finite number above 0")
         if not 0 <= self.momentum < 1:

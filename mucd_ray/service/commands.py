@@ -11,7 +11,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import LocalUpdate
 from mucd_ray.report.report import write_report
 from mucd_ray.service.run import Choices, Resources, certify, train
-from mucd_ray.service.session import DEFAULT_LEARNER, Request, execute
+from mucd_ray.service.session import DEFAULT_LEARNER, DEFAULT_RATES, Request, execute
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import describe, finish
 
@@ -21,6 +21,8 @@ def start_run(options, out) -> int:
     given = {name: getattr(options, name) for name in names}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
     given = {name: value for name, value in given.items() if value is not None}
+    if "algorithm" in given and "learning_rate" not in given:
+        given["learning_rate"] = DEFAULT_RATES.get(given["algorithm"], DEFAULT_LEARNER.learning_rate)
     request = Request(
         dataset=options.dataset,
         instances=options.instances,

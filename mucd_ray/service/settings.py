@@ -12,7 +12,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.units import check_unit
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.mechanism import UNITS, Mechanism
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class RunSettings:
             return self.units
         if self.size_margin < 1:
             raise MucdError(
-                f"{self.units} units lie on the border between two rounded sizes, so that one unit more or less would change the mechanism: "
+                f"{self.units} {UNITS[self.mechanism.unit]} lie on the border between two rounded sizes, so that one more or less would change the mechanism: "
                 f"declare a size that does not depend on the data, for example --units {self.declared_size}"
             )
         return self.size_margin

@@ -1,5 +1,7 @@
 """What a user sees of a certified run: the summary as data and as text."""
 
+import math
+
 from mucd_ray.certify.claim import round_down
 from mucd_ray.mechanism.mechanism import UNITS
 from mucd_ray.report.report import write_report
@@ -26,6 +28,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "instances": results["instances"],
         "units": inputs["units"],
         "unit": inputs["mechanism"]["unit"],
+        "algorithm": certificate["context"]["learner"]["algorithm"],
         "threat": inputs["threat"],
         "accountant": inputs["accountant"],
         "sound": results["sound"],
@@ -71,12 +74,14 @@ def describe(summary: dict) -> str:
     """The summary for people."""
     kind, baselines = UNITS[summary["unit"]], summary["baselines"] or {}
     lines = [
-        f"{summary['instances']} instances; {summary['units']} {kind}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}"
+        f"{summary['instances']} instances of {summary['algorithm']}; {summary['units']} {kind}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}"
         + (", at all looks together" if summary["looks"] == "anytime" else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
     names = {"non_private": "without privacy", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
     lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
+    if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
+        lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
     for share, entry in summary["keeps"].items():
         if entry["radius"] >= 0:
             lines.append(
