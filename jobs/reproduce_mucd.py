@@ -2,7 +2,7 @@
 transition or by trajectory, certified soundly beside what the published rule would have claimed.
 
 `python jobs/reproduce_mucd.py` takes hours on two cores and goes on where it was stopped; `--smoke` takes minutes and shows that it runs.
-Every constant below was chosen on recordings with another seed than the ones that are certified.
+Every constant below was chosen on recordings with another seed than the ones that are certified, or not tuned at all.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.mechanism.mechanism import UNITS
 from mucd_ray.service.actors import Tally, certificate_of
-from mucd_ray.service.run import Choices
+from mucd_ray.service.choices import Choices
 from mucd_ray.service.session import Request, execute
 from mucd_ray.service.store import RunStore
 
@@ -109,7 +109,7 @@ def request_of(row: Row, dataset: str, units: int, instances: int) -> Request:
         steps=row.steps,
         clip_norm=row.clip_norm,
         learner=row.learner,
-        chosen=f"All constants were chosen on recordings with seed {TUNING_SEED}; the certified recording has seed {RECIPES[GAMES[row.game].dataset].seed}.",
+        chosen=f"All constants were chosen on recordings with seed {TUNING_SEED}, or not tuned; the certified recording has seed {RECIPES[GAMES[row.game].dataset].seed}.",
     )
 
 

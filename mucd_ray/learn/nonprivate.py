@@ -16,7 +16,8 @@ from mucd_ray.learn.units import Units
 def train_nonprivate(
     *, problem: Problem, units: Units, seeds: list[int], steps: int = 2000, batch: int = 512, learning_rate: float = 0.01
 ) -> dict[str, torch.Tensor]:
-    """Train one policy per seed on minibatches of transitions drawn with replacement; the mean of the last half of the iterates is kept.
+    """Train one policy per seed on minibatches of transitions drawn with replacement; the mean of the last half of the iterates is kept
+    (of a module that is not dense: the last one).
 
     Args:
         units: of either kind; never written to. Transitions of units that count as zero (length 0) are left out.
@@ -54,6 +55,7 @@ def train_nonprivate(
 
 
 def _train_modules(problem: Problem, units: Units, allowed: np.ndarray, seeds: list[int], steps: int, batch: int, learning_rate: float) -> dict[str, torch.Tensor]:
+    # Opacus takes a second to import, which nobody else should pay.
     from mucd_ray.learn.opacus_engine import BatchGradients
 
     torch.set_num_threads(1)

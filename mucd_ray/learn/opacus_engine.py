@@ -80,7 +80,7 @@ def train_opacus(
             sample = poisson_sample(streams.borrow(instance, step, purposes.SAMPLE), len(units), mechanism.sample_rate)
             vectors = gradients.of_transitions(sample)
         else:
-            vectors = gradients.of_trajectories(draws.trajectories(step)[0])
+            vectors = gradients.of_trajectories(draws.rows(step)[0])
         summed = torch.zeros_like(parameters)
         for per_unit in vectors:
             summed += _clipped_sum(per_unit, mechanism.clip_norm, torch.float32 if units.unit == "transition" else torch.float64)

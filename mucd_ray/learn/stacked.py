@@ -57,12 +57,8 @@ def train_stacked(
     total = torch.zeros_like(parameters, dtype=torch.float64) if averaged else None
     summed, workspace = torch.zeros_like(parameters), Workspace(device)
     draws = (DrawsOnDevice if units.padded else Draws)(streams, instances, units, mechanism.sample_rate, learner.local.cap)
-    if units.unit == "transition":
-        draw, clipped = draws.transitions, clipped_transitions
-    else:
-        draw, clipped = draws.trajectories, clipped_trajectories
     for step in range(mechanism.steps):
-        clipped(problem, parameters, target, units, draw(step), mechanism.clip_norm, out=summed, workspace=workspace)
+        clipped_sum(problem, parameters, target, units, draws.rows(step), mechanism.clip_norm, out=summed, workspace=workspace)
         noisy = draws.noise(step, summed.shape[1]).mul_(mechanism.noise_multiplier * mechanism.clip_norm).add_(summed)
         optimiser.step(parameters, noisy.div_(mechanism.normaliser), step)
         if problem.algorithm.has_target:
@@ -94,21 +90,27 @@ def tower_layers(problem: Problem, flat: Tensor) -> dict[str, Layers]:
     return views
 
 
-def clipped_transitions(
-    problem: Problem, parameters: Tensor, target: Tensor, units: "UnitsOnDevice", rows: list[list[np.ndarray]] | Batch, clip_norm: float,
+def clipped_sum(
+    problem: Problem, parameters: Tensor, target: Tensor, units: "UnitsOnDevice", rows: Batch | list[list[np.ndarray]], clip_norm: float,
     *, out: Tensor, workspace: "Workspace",
 ) -> Tensor:
-    """Sum over the sampled transitions of each instance of their gradients, each clipped to norm `clip_norm`, into `out`.
+    """Sum over the sampled units of each instance of their vectors, each clipped to norm `clip_norm`, into `out`.
 
     Args:
         parameters, target: flat [P, stride], see `tower_layers`.
-        rows: for each instance, the rows of the sampled transitions, as one array or several; or their batch.
+        rows: as `Draws.rows` gives them.
         out: flat tensor like `parameters` to write into; its tail beyond parameter_count is left alone.
 
     Formal guarantee: adding or removing one unit, whatever it contains, moves a row of the result by at most `clip_norm` in L2 norm,
     up to float32 rounding of the sum.
     """
-    batch = rows if isinstance(rows, Batch) else units.gather([np.concatenate(parts) if parts else np.zeros(0, np.int64) for parts in rows])
+    if units.unit == "transition":
+        return _clipped_transitions(problem, parameters, target, rows, clip_norm, out, workspace)
+    return _clipped_trajectories(problem, parameters, target, units, rows, clip_norm, out, workspace)
+
+
+def _clipped_transitions(problem, parameters, target, batch: Batch, clip_norm, out, workspace) -> Tensor:
+    """Every row's gradient, clipped by its closed-form norm."""
     gradients = RowGradients(problem, parameters, target, batch, workspace)
     norms = squared_norms(gradients.deltas, gradients.inputs)
     factors = clip_factors(norms, clip_norm)
@@ -121,14 +123,8 @@ def clipped_transitions(
     return gradients.weighted_sum(factors, out)
 
 
-def clipped_trajectories(
-    problem: Problem, parameters: Tensor, target: Tensor, units: "UnitsOnDevice", rows: list[list[np.ndarray]], clip_norm: float,
-    *, out: Tensor, workspace: "Workspace",
-) -> Tensor:
-    """As `clipped_transitions` for trajectories (DP-FedAvg): the sum of their local updates, each clipped as a whole.
-
-    Args:
-        rows: for each instance, the rows of each sampled trajectory that take part.
+def _clipped_trajectories(problem, parameters, target, units, rows: list[list[np.ndarray]], clip_norm, out, workspace) -> Tensor:
+    """Local updates, each clipped as a whole (DP-FedAvg).
 
     A local update is the sum over the local steps of the mean gradient of the trajectory's chosen transitions, at parameters that the
     trajectory moves for itself alone. One with a non-finite component, or without transitions, counts as zero.
@@ -353,11 +349,14 @@ class Draws:
     def __init__(self, streams: Streams, instances: Sequence[int], units: UnitsOnDevice, sample_rate: float, cap: int):
         self.streams, self.instances, self.units, self.sample_rate, self.cap = streams, instances, units, sample_rate, cap
 
-    def transitions(self, step: int) -> Batch:
+    def rows(self, step: int) -> Batch | list[list[np.ndarray]]:
+        """Of transitions the sampled ones; of trajectories, for each instance, the rows of each sampled one that take part."""
+        return self._transitions(step) if self.units.unit == "transition" else self._trajectories(step)
+
+    def _transitions(self, step: int) -> Batch:
         return self.units.gather([self._sample(instance, step) for instance in self.instances])
 
-    def trajectories(self, step: int) -> list[list[np.ndarray]]:
-        """For each instance, the rows of each sampled trajectory that take part."""
+    def _trajectories(self, step: int) -> list[list[np.ndarray]]:
         return [[self._rows(instance, step, int(unit)) for unit in self._sample(instance, step)] for instance in self.instances]
 
     def noise(self, step: int, count: int) -> Tensor:
@@ -383,7 +382,7 @@ class DrawsOnDevice(Draws):
         super().__init__(streams, instances, units, sample_rate, cap)
         self.key, self.numbers = tuple(int(word) for word in streams.key), torch.tensor(instances, device=units.device)
 
-    def transitions(self, step: int) -> Batch:
+    def _transitions(self, step: int) -> Batch:
         return self.units.take(*device_random.poisson_samples(self.key, purposes.SAMPLE, step, self.numbers, len(self.units), self.sample_rate))
 
     def noise(self, step: int, count: int) -> Tensor:

@@ -10,7 +10,8 @@ from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import LocalUpdate
 from mucd_ray.report.report import write_report
-from mucd_ray.service.run import Choices, Resources, certify, train
+from mucd_ray.service.choices import Choices
+from mucd_ray.service.run import Resources, certify, train
 from mucd_ray.service.session import DEFAULT_LEARNER, DEFAULT_RATES, Request, execute
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import describe, finish

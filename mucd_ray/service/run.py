@@ -1,29 +1,25 @@
 """The driver: from settings and data to a finished run folder, on a local Ray or a cluster. Every step can be repeated."""
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import socket
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 import ray
 from tqdm import tqdm
 
-from mucd_ray.certify.claim import round_down
-from mucd_ray.certify.confidence import check_eta
-from mucd_ray.certify.goal import Goal
-from mucd_ray.certify.looks import effective_eta, looks_up_to
 from mucd_ray.certify.calibration import least_instances
-from mucd_ray.certify.results import check_choices
+from mucd_ray.certify.claim import round_down
+from mucd_ray.certify.looks import effective_eta, looks_up_to
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.units import Units, make_units
+from mucd_ray.service.about import assumptions, context
 from mucd_ray.service.actors import Certifier, Coordinator, Tally, Trainer, certificate_of, data_hash
+from mucd_ray.service.choices import Choices
 from mucd_ray.service.pool import Pool
 from mucd_ray.service.settings import RunSettings, check_code
 from mucd_ray.service.store import RunStore
@@ -31,8 +27,6 @@ from mucd_ray.service.store import RunStore
 CPU_BLOCK, GPU_BLOCK = 32, 1024
 # A preview of the bounds is asked for after this many blocks.
 PREVIEW_EVERY = 4
-# From what a discrete action is certified: the instances' votes, or their probability scores.
-INFERENCES = ("votes", "scores")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,38 +38,6 @@ class Resources:
     block: int | None = None
     device: str = "auto"
     gpus_per_actor: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choices:
-    """What is certified: these may differ between certificates of one run. Checked before anything is trained.
-
-    `looks` "fixed": the number of instances is decided before training. "anytime": results are looked at on the way, and training
-    stops when `goal` (certify/goal.py) is met.
-    """
-
-    eta: float = 0.001
-    threat: str = "symmetric"
-    accountant: str = "tradeoff"
-    band: str = "order-statistic"
-    inference: str = "votes"
-    looks: str = "fixed"
-    goal: str | None = None
-
-    def __post_init__(self):
-        check_eta(self.eta)
-        check_choices(self.threat, self.accountant, self.band, self.looks)
-        if self.inference not in INFERENCES:
-            raise MucdError(f"inference {self.inference!r} is unknown: use one of {', '.join(INFERENCES)}")
-        if self.goal is not None:
-            Goal.parse(self.goal)
-
-    def check(self, settings: RunSettings) -> None:
-        """Raise MucdError if a run with these settings cannot be certified so."""
-        if self.inference == "scores" and not settings.actions:
-            raise MucdError("inference 'scores' needs discrete actions, these are continuous: leave --inference out")
-        if self.goal is not None:
-            Goal.parse(self.goal).check(settings.units, settings.radius_cap(self.threat), discrete=bool(settings.actions))
 
 
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
@@ -306,72 +268,3 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
         raise MucdError(f"no Ray cluster answers at {address} ({error}): start one there, or leave the address out for a local Ray") from None
-
-
-def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> list[str]:
-    """What must be true about this run, beside what every certificate assumes."""
-    notes = [
-        _looks_note(store, choices, instances),
-        "Sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on the "
-        "data, except on its rounded size where the next sentence says so.",
-        settings.size_note(choices.threat),
-        f"Environment card: {settings.card.source}",
-        *settings.assumptions,
-    ]
-    low, high = settings.return_range
-    if settings.card.clip_returns:
-        notes.append(f"Every episode's return is clipped into the public range [{low:g}, {high:g}] before anything is done with it; nothing is claimed about unclipped returns.")
-    else:
-        notes.append(f"Every episode's return lies in the declared public range [{low:g}, {high:g}], on whatever data a policy was trained.")
-    if settings.states_sha256 is not None:
-        notes.append("The states were given by the user: the claim about actions holds if they were chosen independently of the instances that vote.")
-    if not settings.columns:
-        notes.append("The environment's actions are unbounded: there is no public grid on which to count them, and no action is certified.")
-    return notes
-
-
-def _looks_note(store: RunStore, choices: Choices, instances: int) -> str:
-    if choices.looks == "anytime":
-        return (
-            f"This certificate is made at one of the public numbers of instances {', '.join(map(str, looks_up_to(1000)))}, ... (Renard's series R5), every one of which "
-            "has its own share of eta: any rule by which training stopped or goes on is covered, also one that depends on results."
-        )
-    others, looks = [target for target in store.targets() if target != instances], store.looks()
-    if not others and not looks:
-        return f"The number of instances, {instances}, was fixed before they were trained."
-    note = f"This run was asked for {instances} instances"
-    if others:
-        note += f" and also for {', '.join(map(str, others))}"
-    if looks:
-        note += f", and its results were looked at at {', '.join(map(str, looks))} instances in order to stop or go on"
-    return (
-        f"{note}. The confidence holds if these numbers, and the choice among the certificates of this run, do not depend on results; nothing is claimed for a "
-        "number that was chosen after looking."
-    )
-
-
-def context(store: RunStore, settings: RunSettings) -> dict:
-    """Where the evidence comes from; no result depends on it."""
-    baselines = store.read_json("baselines.json")
-    return {
-        "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "environment": settings.card.env_id},
-        "baselines": baselines and {key: value for key, value in baselines.items() if key != "reference"},
-        "normalised": _references(settings),
-        "instances_asked_for": store.targets(),
-        "instances_looked_at": store.looks(),
-        "learner": settings.to_dict()["learner"],
-        "parameters": settings.problem.parameter_count,
-        "code": settings.code,
-        "card_sha256": hashlib.sha256(json.dumps(settings.to_dict()["card"], sort_keys=True).encode()).hexdigest(),
-        "states_sha256": store.states_hash(),
-        "states_chosen_by": f"{settings.held_out} held-out instances" if settings.states_sha256 is None else "the user's file",
-        "software": {name: version(name) for name in ("mucd_ray", "numpy", "scipy", "torch", "ray", "gymnasium", "minari")},
-    }
-
-
-def _references(settings: RunSettings) -> dict | None:
-    """Returns that count as 0 and as 100 in normalised scores, as the card states them; None for discounted returns or without them."""
-    card = settings.card
-    if settings.discount < 1 or card.random_return is None or card.expert_return is None:
-        return None
-    return {"random": card.random_return, "expert": card.expert_return}

@@ -128,11 +128,11 @@ class RunSettings:
 
 @functools.cache
 def code_digest() -> str:
-    """Hash of the sources of the rooms that decide what an instance is and does."""
+    """Hash of the sources that decide what an instance is and what is recorded of it."""
     package, digest = Path(mucd_ray.__file__).parent, hashlib.sha256()
-    for room in ("data", "mechanism", "learn", "evaluate"):
-        for path in sorted((package / room).rglob("*.py")):
-            digest.update(f"{path.relative_to(package)};".encode() + path.read_bytes())
+    rooms = [path for room in ("data", "mechanism", "learn", "evaluate") for path in sorted((package / room).rglob("*.py"))]
+    for path in (*rooms, package / "service" / "work.py", package / "certify" / "evidence.py"):
+        digest.update(f"{path.relative_to(package)};".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -37,7 +37,7 @@ POLICIES, STATES = 100, 3
 
 def run_context():
     """The context of a run, from the function that writes it."""
-    run = pytest.importorskip("mucd_ray.service.run")
+    about = pytest.importorskip("mucd_ray.service.about")
     learner = pytest.importorskip("mucd_ray.learn.learner")
     baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "reference": [0]}
     store = SimpleNamespace(read_json=lambda name: baselines, targets=lambda: [100], looks=lambda: [100], states_hash=lambda: "ab")
@@ -53,7 +53,7 @@ def run_context():
         held_out=16,
         states_sha256=None,
     )
-    return run.context(store, settings)
+    return about.context(store, settings)
 
 
 @pytest.fixture(scope="module")

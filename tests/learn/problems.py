@@ -8,7 +8,8 @@ from mucd_ray.learn.algorithms import CONTINUOUS, DISCRETE
 from mucd_ray.learn.ensemble import fused_trains, train_block
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
-from mucd_ray.learn.stacked import Draws, DrawsOnDevice, UnitsOnDevice, Workspace, clipped_trajectories, clipped_transitions, train_stacked
+from mucd_ray.learn import stacked
+from mucd_ray.learn.stacked import Draws, DrawsOnDevice, UnitsOnDevice, Workspace, train_stacked
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.mechanism import Mechanism
@@ -115,10 +116,9 @@ def clipped_sum(engine: str, problem: Problem, flat: np.ndarray, units: Units, c
     parameters, data = torch.zeros(1, -(-problem.parameter_count // 32) * 32), UnitsOnDevice(units, CPU, padded=engine == "padded")
     parameters[0, : problem.parameter_count] = torch.from_numpy(flat)
     draws = (DrawsOnDevice if data.padded else Draws)(Streams(bytes(16)), [0], data, 1.0, problem.learner.local.cap)
-    rows = (draws.transitions if units.unit == "transition" else draws.trajectories)(0)
-    clipped = clipped_transitions if units.unit == "transition" else clipped_trajectories
+    out = torch.zeros_like(parameters)
     with torch.no_grad():
-        result = clipped(problem, parameters, parameters.clone(), data, rows, clip_norm, out=torch.zeros_like(parameters), workspace=Workspace(CPU))
+        result = stacked.clipped_sum(problem, parameters, parameters.clone(), data, draws.rows(0), clip_norm, out=out, workspace=Workspace(CPU))
     return result[0, : problem.parameter_count].double().numpy()
 
 

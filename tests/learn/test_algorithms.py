@@ -17,7 +17,7 @@ from mucd_ray.learn.algorithms import CONTINUOUS, DISCRETE, algorithm_for, bc
 from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
-from mucd_ray.learn.stacked import UnitsOnDevice, Workspace, clipped_trajectories, clipped_transitions
+from mucd_ray.learn.stacked import UnitsOnDevice, Workspace, clipped_sum
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.mechanism import Mechanism
@@ -52,11 +52,12 @@ def clipped(problem, parameters, target, units, chosen, clip_norm):
     """The clipped sum over the units `chosen` of one instance, [parameter_count]; parameters and target [parameter_count]."""
     device = UnitsOnDevice(units, torch.device("cpu"))
     rows = [[np.arange(units.starts[unit], units.starts[unit] + units.lengths[unit]) for unit in chosen]]
+    if units.unit == "transition":
+        rows = device.gather([np.concatenate(of_instance) if of_instance else np.zeros(0, np.int64) for of_instance in rows])
     stride = -(-problem.parameter_count // 32) * 32
     flat, flat_target, out = (F.pad(x, (0, stride - len(x)))[None].clone() for x in (parameters, target, torch.zeros(0)))
-    sum_of = clipped_transitions if units.unit == "transition" else clipped_trajectories
     with torch.no_grad():
-        sum_of(problem, flat, flat_target, device, rows, clip_norm, out=out, workspace=Workspace(device.device))
+        clipped_sum(problem, flat, flat_target, device, rows, clip_norm, out=out, workspace=Workspace(device.device))
     return out[0, : problem.parameter_count]
 
 

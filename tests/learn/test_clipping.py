@@ -11,7 +11,8 @@ from problems import CPU, INPUTS, cases, changed, clipped_sum, made_up, problem,
 from mucd_ray.learn.algorithm import Transition
 from mucd_ray.learn.clipping import clip_factors
 from mucd_ray.learn.networks import as_module, layer_views
-from mucd_ray.learn.stacked import UnitsOnDevice, Workspace, clipped_trajectories, clipped_transitions
+from mucd_ray.learn import stacked
+from mucd_ray.learn.stacked import UnitsOnDevice, Workspace
 
 ONE_NETWORK = pytest.mark.parametrize("engine,algorithm,discrete", [
     (engine, algorithm, discrete) for engine in ("torch", "padded", "fused") for algorithm, discrete in (("bc", True), ("bc", False), ("dqn", True))
@@ -55,13 +56,14 @@ def test_no_unit_reaches_another_through_padding_or_memory(algorithm, discrete, 
     units = made_up(unit, asked, 12, rng, longest=70)
     flat = torch.zeros(12, -(-asked.parameter_count // 32) * 32)
     flat[:, : asked.parameter_count] = torch.from_numpy(random_parameters(asked, rng))
-    clipped = clipped_transitions if unit == "transition" else clipped_trajectories
     rows = [[np.arange(start, start + length)] for start, length in zip(units.starts, units.lengths)]
 
     def vectors(data, rows, workspace):
         out = torch.full_like(flat, np.nan)
         with torch.no_grad():
-            clipped(asked, flat, flat, UnitsOnDevice(data, CPU, padded=padded), rows, 0.5, out=out, workspace=workspace)
+            on_device = UnitsOnDevice(data, CPU, padded=padded)
+            drawn = on_device.gather([np.concatenate(parts) if parts else np.zeros(0, int) for parts in rows]) if unit == "transition" else rows
+            stacked.clipped_sum(asked, flat, flat, on_device, drawn, 0.5, out=out, workspace=workspace)
         return out[:, : asked.parameter_count].numpy()
 
     clean, workspace = vectors(units, rows, Workspace(CPU)), Workspace(CPU)

@@ -16,7 +16,9 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.streams import ROLLOUT, Streams
 from mucd_ray.service.actors import Tally, certificate_of
-from mucd_ray.service.run import Choices, Resources, assumptions, certify, discounted_returns, training_units
+from mucd_ray.service.about import assumptions
+from mucd_ray.service.choices import Choices
+from mucd_ray.service.run import Resources, certify, discounted_returns, training_units
 from mucd_ray.service.session import Request, execute, make_settings
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import describe

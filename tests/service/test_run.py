@@ -17,7 +17,8 @@ from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.service.actors import Tally
 from mucd_ray.service.pool import Pool
-from mucd_ray.service.run import Choices, Resources, certify, train, training_units
+from mucd_ray.service.choices import Choices
+from mucd_ray.service.run import Resources, certify, train, training_units
 from mucd_ray.service.session import Request, execute, make_settings
 from mucd_ray.service.store import Block, RunStore
 from mucd_ray.service.summary import describe

@@ -25,7 +25,8 @@ from mucd_ray.learn.streams import INITIALISE, NOISE, ROLLOUT, SAMPLE, poisson_s
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.mechanism import Mechanism
 from mucd_ray.service import session
-from mucd_ray.service.run import Choices, training_units
+from mucd_ray.service.choices import Choices
+from mucd_ray.service.run import training_units
 from mucd_ray.service.session import CONDITIONAL, Request, make_settings
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.work import train_and_evaluate
@@ -348,7 +349,7 @@ def test_which_rows_take_part_follows_from_secret_randomness_alone():
     def chosen(units):
         """Rows [draws, 2, 3]: those of both units in eight steps of every instance."""
         drawn = Draws(STREAMS, range(instances), UnitsOnDevice(units, CPU), 1.0, asked.learner.local.cap)
-        return np.array([drawn.trajectories(step) for step in range(8)]).reshape(draws, 2, 3)
+        return np.array([drawn.rows(step) for step in range(8)]).reshape(draws, 2, 3)
 
     rows = chosen(units)
     assert np.array_equal(rows, chosen(changed(changed(units, 0, features=np.nan), 1, rewards=1e30)))
