@@ -322,7 +322,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--random-features", type=int, metavar="M", help="replace observations by M public random Fourier features (default: 0, as they are)")
     group.add_argument("--bandwidth", type=float, help="distance over which random features change (default: 1)")
     group.add_argument("--optimiser", help="sgd or adam (default: sgd)")
-    group.add_argument("--learning-rate", type=float, help="(default: 30) for bc; 1 or 10 for the others")
+    group.add_argument("--learning-rate", type=float, help="(default: 30) for bc and cql; 0.3 to 10 for the others")
     group.add_argument("--momentum", type=float, help="of sgd (default: 0)")
     group.add_argument("--average", type=float, help="share of the final iterates that is averaged (default: 0.5)")
     group.add_argument("--cap", type=int, help="with --unit trajectory: most transitions of one trajectory that a step looks at (default: 200)")

@@ -77,7 +77,7 @@ RECIPES = {
         ),
         Recipe(
             dataset="breakout/mixed-v0", behaviour="breakout-follow", transitions=50_000, size=50_192,
-            checksum="3bd7221a9764022d5fcebe83d74ba20b16ab2f349f4dfad697f076665ed49a7c", mean_return=35.09, seconds=28, megabytes=8.3,
+            checksum="3bd7221a9764022d5fcebe83d74ba20b16ab2f349f4dfad697f076665ed49a7c", mean_return=35.09, seconds=22, megabytes=8.3,
         ),
         Recipe(
             dataset="highway/mixed-v0", behaviour="highway-drive", transitions=10_000, size=10_022,
@@ -89,7 +89,7 @@ RECIPES = {
         ),
         Recipe(
             dataset="breakout/frames-v0", behaviour="breakout-follow", transitions=10_000, frames=True, size=10_275,
-            checksum="bcbd0dac3a7d9da0ec3222e0a818112e1b2ed48c2a62226a86226349ebd73dab", mean_return=35.93, seconds=11, megabytes=78.2,
+            checksum="bcbd0dac3a7d9da0ec3222e0a818112e1b2ed48c2a62226a86226349ebd73dab", mean_return=35.93, seconds=7, megabytes=78.2,
         ),
         Recipe(dataset="freeway/large-v0", behaviour="freeway-lookahead", transitions=2_000_000),
         Recipe(
@@ -98,7 +98,7 @@ RECIPES = {
         ),
         Recipe(
             dataset="halfcheetah/large-v0", behaviour="halfcheetah-run", transitions=2_000_000, size=2_000_000,
-            checksum="166bd051de717723b6396c517c2f423ee867e56147a0f69f81bca3b71ad57c4b", mean_return=1501.62, seconds=200, megabytes=418.0,
+            checksum="166bd051de717723b6396c517c2f423ee867e56147a0f69f81bca3b71ad57c4b", mean_return=1501.62, seconds=99, megabytes=418.0,
         ),
     )
 }
