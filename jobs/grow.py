@@ -2,7 +2,7 @@
 
 import sys
 
-from mucd_ray.cli import main
+from mucd_ray.cli import run_as_job
 
 if __name__ == "__main__":
-    sys.exit(main(["grow", *sys.argv[1:]]))
+    sys.exit(run_as_job("grow"))

@@ -28,6 +28,23 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def run_as_job(command: str) -> int:
+    """A command of `mucd` with the arguments of this process, as the entry point of a Ray job: run folders must be reachable from every node."""
+    arguments = [command, *sys.argv[1:]]
+    # Ray sets this for the entry points of jobs.
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        options = vars(build_parser().parse_args(arguments))
+        for name in ("storage", "run"):
+            folder = options.get(name)
+            if folder is not None and "://" not in folder and not os.path.isabs(folder):
+                print(
+                    f"mucd: error: {folder} is relative, and a job's working directory is a copy that disappears: give an absolute path on storage that all nodes share, or a URL",
+                    file=sys.stderr,
+                )
+                return 2
+    return main(arguments)
+
+
 @contextlib.contextmanager
 def _only_results_on_stdout():
     """Libraries and Ray's processes print to stderr; yields a function that prints to the real standard output."""
@@ -143,6 +160,12 @@ def report(options, out):
     from mucd_ray.service.commands import report_run
 
     report_run(options, out)
+
+
+def watch(options, out):
+    from mucd_ray.service.watch import watch_run
+
+    watch_run(options, out)
 
 
 def verify(options, out):
@@ -301,9 +324,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--frames", action="store_true", help="of an Atari game, store small grey frames instead of RAM")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing dataset of this id")
 
-    sub = command("run", run, "Train an ensemble on a dataset, certify it and write a run folder.", "mucd run acrobot/mixed-v0 --out runs/acrobot --fraction 0.01")
+    sub = command("run", run, "Train an ensemble on a dataset, certify it and write a run folder.", "mucd run acrobot/mixed-v0 --storage runs/acrobot --fraction 0.01")
     sub.add_argument("dataset", help="Minari dataset id (local, or under MINARI_DATASETS_PATH)")
-    sub.add_argument("--out", required=True, help="run folder; an unfinished run there is continued")
+    sub.add_argument("--storage", "--out", required=True, help="run folder, a local path or an fsspec URL such as s3://bucket/run; an unfinished run there is continued")
     sub.add_argument("--instances", type=int, default=1000, help="P, the number of instances")
     sub.add_argument("--card", help="JSON file with the environment's public facts (default: the shipped card)")
     sub.add_argument("--unit", choices=["transition", "trajectory"], default="transition", help="what an attacker changes, and what the certificate counts")
@@ -352,6 +375,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="run folder")
     sub.add_argument("--looks", default="fixed", choices=["fixed", "anytime"], help="anytime certifies the largest complete number of the public series 100, 160, 250, ...; fixed one that was asked for")
     _add_choices(sub)
+
+    sub = command("watch", watch, "Show how a run is going: instances, rate, trainers, current bounds.", "mucd watch runs/acrobot")
+    sub.add_argument("run", help="run folder, or its URL")
+    sub.add_argument("--once", action="store_true", help="show it once instead of until the run ends")
 
     sub = command("verify", verify, "Re-derive every number of a certificate from its evidence; exit status 1 on any mismatch.", "mucd verify runs/acrobot/certificate.json")
     sub.add_argument("certificate", help="certificate.json")
@@ -431,9 +458,12 @@ def _add_choices(sub):
 def _add_resources(sub):
     group = sub.add_argument_group("resources")
     group.add_argument("--instances-per-actor", type=int, help="instances that an actor trains at a time; changes speed only (default: 32 on a CPU, 1024 on a GPU)")
-    group.add_argument("--actors", type=int, help="number of trainers (default: one per CPU or GPU share)")
+    group.add_argument("--actors", type=int, help="number of trainers; those without room wait for it, so that an autoscaler sees them (default: one per CPU or GPU share, following the cluster)")
     group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto takes GPUs if Ray has some")
     group.add_argument("--gpus-per-actor", type=float, default=1.0, help="share of a GPU per trainer")
+    group.add_argument("--gpu-type", help="kind of GPU as Ray names it, such as H100 (default: any)")
+    group.add_argument("--wait-for-nodes", action="store_true", help="with --actors: do not refuse what the cluster lacks now, an autoscaler will bring it")
+    group.add_argument("--lease", type=float, default=600.0, help="seconds without progress after which a trainer counts as stuck; longer than an instance takes")
     group.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, or a local Ray)")
 
 

@@ -1,4 +1,4 @@
-"""Shared by all rooms: real recordings in a temporary Minari folder, and one real local Ray."""
+"""Shared by all rooms: real recordings in a temporary Minari folder, one real local Ray, one real object store."""
 
 import os
 
@@ -32,7 +32,8 @@ def recordings(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def local_ray():
+def local_ray(bucket):
+    """A real local Ray, whose workers know the address and keys of the bucket."""
     import logging
 
     import ray
@@ -40,3 +41,23 @@ def local_ray():
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """A real S3-compatible server on loopback: URL of an empty bucket; the environment has its address and keys, also for processes started from here."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ |= settings
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("runs")
+    yield "s3://runs"
+    server.stop()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

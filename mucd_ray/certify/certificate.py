@@ -110,9 +110,15 @@ def content_hash(certificate: dict) -> str:
 def read_certificate(path) -> dict:
     """A certificate as it stands in the file. Raises MucdError unless it is JSON without duplicate keys, NaN or infinities."""
     try:
-        certificate = json.loads(Path(path).read_text(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        return parse_certificate(Path(path).read_bytes(), path)
     except OSError as error:
         raise MucdError(f"cannot read {path}: {error.strerror}") from None
+
+
+def parse_certificate(content: bytes, path) -> dict:
+    """A certificate from the content of a file; `path` is named in errors. Raises MucdError as `read_certificate`."""
+    try:
+        certificate = json.loads(content, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise MucdError(f"{path} is not JSON: {error}") from None
     found = certificate.get("format") if isinstance(certificate, dict) else None

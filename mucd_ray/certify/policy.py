@@ -9,6 +9,8 @@ from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.radius import largest_radii
 from mucd_ray.errors import MucdError
 
+SHARES_KEPT = (0.9, 0.75, 0.5)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReturnBand:
@@ -82,3 +84,13 @@ def radius_keeping(share: float, unpoisoned: float, band: ReturnBand, guarantees
         return -1
     wanted = band.floor + share * (unpoisoned - band.floor)
     return int(largest_radii(lambda r: np.array([expected_return_bound(band, guarantees, r) >= wanted]), cap)[0])
+
+
+def shares_kept(unpoisoned: float, band: ReturnBand, guarantees: Guarantees, cap: int, units: int) -> dict[str, dict]:
+    """By share of SHARES_KEPT: the `radius` of `radius_keeping`, the `fraction` of the units that is, and the `bound` on the expected return there."""
+    keeps = {}
+    for share in SHARES_KEPT:
+        radius = radius_keeping(share, unpoisoned, band, guarantees, cap)
+        bound = expected_return_bound(band, guarantees, max(radius, 0))
+        keeps[f"{share:g}"] = {"radius": radius, "fraction": max(radius, 0) / units, "bound": bound}
+    return keeps

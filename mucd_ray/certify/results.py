@@ -13,13 +13,12 @@ from mucd_ray.certify.guarantees import FAMILIES, THREATS, Guarantees
 from mucd_ray.certify.looks import LOOKS, effective_eta
 from mucd_ray.certify.means import MEANS, mean_lower
 from mucd_ray.certify.median_action import MedianActions
-from mucd_ray.certify.policy import ceiling_band, expected_return_bound, mean_route_bound, radius_keeping, return_band
+from mucd_ray.certify.policy import ceiling_band, expected_return_bound, mean_route_bound, radius_keeping, return_band, shares_kept
 from mucd_ray.certify.radius import radius_ladder
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.accounting import MOST_UNITS
 from mucd_ray.mechanism.mechanism import Mechanism
 
-SHARES_KEPT = (0.9, 0.75, 0.5)
 QUANTILES = (0.1, 0.25, 0.5)
 # Half-widths of the interval of a median action, as shares of the action range.
 TOLERANCES = (0.05, 0.1, 0.25)
@@ -75,11 +74,7 @@ def _policy_results(inputs, returns, guarantees, eta) -> dict:
     scaled = np.clip((returns - low) / (high - low), 0.0, 1.0)
     means = {name: low + (high - low) * mean_lower(scaled, inputs["eta"] if name in ANYTIME_MEANS else eta, name) for name in MEANS}
     mean = float(returns.mean())
-    keeps = {}
-    for share in SHARES_KEPT:
-        radius = radius_keeping(share, mean, band, guarantees, cap)
-        bound = expected_return_bound(band, guarantees, max(radius, 0))
-        keeps[f"{share:g}"] = {"radius": radius, "fraction": max(radius, 0) / units, "bound": bound}
+    keeps = shares_kept(mean, band, guarantees, cap, units)
     last = max(1, radius_keeping(CURVE_END, mean, band, guarantees, cap))
     radii = _named_radii(last, [entry["radius"] for entry in keeps.values()], units, cap)
     points = np.unique(np.concatenate([*(b.probability for b in (*bands.values(), ceiling)), [(m - low) / (high - low) for m in means.values()]]))

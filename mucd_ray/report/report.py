@@ -4,8 +4,6 @@ Everything shown is read from certificate.json and baselines.json; no number of 
 """
 
 import base64
-import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import jinja2
 import numpy as np
 
 from mucd_ray.certify.bands import BANDS
-from mucd_ray.certify.certificate import content_hash, read_certificate
+from mucd_ray.certify.certificate import content_hash
 from mucd_ray.certify.claim import round_down, round_up
 from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.looks import looks_up_to
@@ -47,32 +45,19 @@ RULES = {
 SAME = 1e-9
 
 
-def write_report(run: Path) -> Path:
-    """Write RUN/plots/*.png and RUN/report.html from RUN/certificate.json and, if there, RUN/baselines.json -> path of the report.
+def report_files(certificate: dict, baselines: dict, run="RUN") -> dict[str, bytes]:
+    """{"plots/NAME.png": ..., "report.html": ...}; `baselines` are added to those of the certificate, `run` is named in errors.
 
     Raises:
-        MucdError: the certificate is missing, of another format, or was changed after it was made; the folder cannot be written.
+        MucdError: the certificate was changed after it was made.
     """
-    run = Path(run)
-    certificate = read_certificate(run / "certificate.json")
     if content_hash(certificate) != certificate.get("sha256"):
         raise MucdError(
-            f"{run / 'certificate.json'} was changed after it was made, so no report is written: `mucd verify` says where; "
-            f"make it again with `mucd certify {run}`"
+            f"{run}/certificate.json was changed after it was made, so no report is written: `mucd verify` says where; make it again with `mucd certify {run}`"
         )
-    baselines = (certificate["context"].get("baselines") or {}) | _read_baselines(run / "baselines.json")
+    baselines = (certificate["context"].get("baselines") or {}) | baselines
     figures = draw(certificate, baselines)
-    page = render(certificate, baselines, figures)
-    path = run / "report.html"
-    try:
-        (run / "plots").mkdir(exist_ok=True)
-        for figure in figures.values():
-            _write(run / "plots" / f"{figure.name}.png", figure.wide)
-        _write(path, page.encode())
-    except OSError as error:
-        message = f"cannot write {error.filename or run}: {error.strerror}; mend the folder's permissions or free space, then `mucd report {run}`"
-        raise MucdError(message) from None
-    return path
+    return {f"plots/{figure.name}.png": figure.wide for figure in figures.values()} | {"report.html": render(certificate, baselines, figures).encode()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,25 +411,3 @@ def _both(certificate: dict, plot, arrays: dict, *, caption: str, **texts) -> Fi
 
 def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _read_baselines(path: Path) -> dict:
-    try:
-        baselines = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise MucdError(f"cannot read {path}: {error}; delete it, and `mucd run` measures the baselines again") from None
-    if not isinstance(baselines, dict):
-        raise MucdError(f"{path} does not hold a JSON object; delete it, and `mucd run` measures the baselines again")
-    return baselines
-
-
-def _write(path: Path, content: bytes) -> None:
-    """To a temporary name, then renamed: a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,23 +3,31 @@
 All of them hold nothing that cannot be rebuilt from the run folder, so any of them may die at any time.
 """
 
+import errno
 import hashlib
-from dataclasses import dataclass
+import os
 
 import numpy as np
 import ray
 
 from mucd_ray.certify.certificate import make_certificate, make_inputs
-from mucd_ray.certify.evidence import LEVELS, continuous_evidence, histogram, scores_evidence, votes_evidence
+from mucd_ray.certify.evidence import continuous_evidence, scores_evidence, votes_evidence
 from mucd_ray.certify.guarantees import Guarantees
-from mucd_ray.certify.policy import radius_keeping, return_band
+from mucd_ray.certify.looks import effective_eta
+from mucd_ray.certify.policy import return_band, shares_kept
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.units import ARRAYS, Units
 from mucd_ray.service.settings import check_code
+from mucd_ray.service.storage import reason
 from mucd_ray.service.store import RunStore
+from mucd_ray.service.tally import Evidence, Tally
 
 # Coordinator and certifier take no GPU and must not see one.
 NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}}
+# A thread of its own answers whether the actor is still there.
+WATCH = {"watch": 1}
+# Trying again does not help against these.
+STORAGE_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
 def data_hash(arrays) -> str:
@@ -29,11 +37,21 @@ def data_hash(arrays) -> str:
     return digest.hexdigest()
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
-class Trainer:
+class Watched:
+    """What every actor answers while it works."""
+
+    @ray.method(concurrency_group="watch")
+    def place(self) -> tuple[str, int]:
+        """(node id, process id)."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=WATCH)
+class Trainer(Watched):
     """Trains blocks of instances on its assigned device and commits them to the run folder."""
 
     def __init__(self, run: str, expected_hash: str, *arrays):
+        self.ticks = 0
         self.store = RunStore.open(run)
         self.settings, self.secret = self.store.settings(), self.store.secret()
         check_code(self.settings)
@@ -43,94 +61,82 @@ class Trainer:
         self._check_data()
         self.device = "cuda" if ray.get_gpu_ids() else "cpu"
 
+    @ray.method(concurrency_group="watch")
+    def progress(self) -> int:
+        """A number that grows with every instance trained and every episode played."""
+        return self.ticks
+
     def train(self, instances: range) -> str:
         """Train, vote, roll out, commit; returns the block's name."""
         from mucd_ray.service.work import train_and_evaluate
 
-        block = train_and_evaluate(self.settings, self.secret, self.units, self.store.states(), instances, self.device)
+        block = train_and_evaluate(self.settings, self.secret, self.units, self.store.states(), instances, self.device, self._tick)
         self._check_data()
-        return self.store.commit(block)
+        try:
+            return self.store.commit(block)
+        except OSError as error:
+            if error.errno in STORAGE_FAILS:
+                raise MucdError(f"{self.store.location} takes no more blocks ({reason(error)}): mend this, then run the same command again; all that is stored is kept") from None
+            raise
 
     def choose_states(self) -> np.ndarray:
         from mucd_ray.service.work import choose_states
 
-        return choose_states(self.settings, self.secret, self.units, self.device)
+        return choose_states(self.settings, self.secret, self.units, self.device, self._tick)
 
     def baselines(self) -> dict:
         from mucd_ray.service.work import baselines
 
-        return baselines(self.settings, self.units, self.store.states())
+        return baselines(self.settings, self.units, self.store.states(), self._tick)
+
+    def _tick(self, done: int) -> None:
+        self.ticks += 1
 
     def _check_data(self):
         if data_hash(self.units.arrays().values()) != self.expected_hash:
             raise MucdError("the shared training data was changed while the run was going on: start the run again")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What the instances did: votes int [S, A], histogram of levels int [S, D, LEVELS + 1], returns [P] in the order of instances."""
-
-    votes: np.ndarray
-    histogram: np.ndarray
-    returns: np.ndarray
-
-
-class Tally:
-    """Votes, levels and returns of the stored instances 0..instances-1, each counted once."""
-
-    def __init__(self, store: RunStore, instances: int):
-        self.store, self.settings, self.instances = store, store.settings(), instances
-        self.returns = {}
-        self.votes = np.zeros((self.settings.states if self.settings.actions else 0, self.settings.actions), np.int64)
-        self.histogram = np.zeros((self.settings.states, self.settings.columns, LEVELS + 1), np.int64)
-        for name in store.names():
-            self.add(name)
-
-    def add(self, name: str) -> int:
-        """Count a stored block; adding it again changes nothing. Returns the number of instances counted."""
-        block = self.store.read(name)
-        if block is not None:
-            new = [k for k, instance in enumerate(block.instances) if instance < self.instances and instance not in self.returns]
-            self.returns |= {block.first + k: float(block.returns[k]) for k in new}
-            if new:
-                self.histogram += histogram(block.levels[new])
-            for action in range(self.settings.actions):
-                self.votes[:, action] += (block.actions[new] == action).sum(axis=0)
-        return len(self.returns)
-
-    def evidence(self) -> Evidence:
-        returns = np.array([self.returns[instance] for instance in sorted(self.returns)])
-        return Evidence(votes=self.votes.copy(), histogram=self.histogram.copy(), returns=returns)
-
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU)
-class Coordinator:
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU, concurrency_groups=WATCH)
+class Coordinator(Watched):
     """Aggregates per-state votes and returns; a restarted one rebuilds its state from the run folder."""
 
     def __init__(self, run: str, instances: int):
         self.tally = Tally(RunStore.open(run), instances)
 
-    def add(self, name: str) -> int:
-        return self.tally.add(name)
+    def add(self, names: list[str]) -> None:
+        """Count blocks; which ones matters only for speed, since `missing` looks at the run folder."""
+        self.tally.add(names)
 
-    def evidence(self) -> Evidence:
-        return self.tally.evidence()
+    def missing(self, instances: int, block_size: int) -> list[range]:
+        """What of 0..instances-1 the run folder lacks, as blocks; from now on those instances are counted."""
+        self.tally.extend(instances)
+        self.tally.sync()
+        return self.tally.missing(block_size)
+
+    def evidence(self, instances: int) -> Evidence | None:
+        """That of instances 0..instances-1, or None if one of them is not counted."""
+        self.tally.extend(instances)
+        return self.tally.evidence() if len(self.tally.returns) == instances else None
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU)
-class Certifier:
-    """Turns evidence into bounds: a quick look while instances arrive, and the certificate at the end."""
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU, concurrency_groups=WATCH)
+class Certifier(Watched):
+    """Turns evidence into bounds: live ones at every look while instances arrive, and the certificate at the end."""
 
     def __init__(self, run: str, choices: dict):
         self.settings, self.choices = RunStore.open(run).settings(), choices
         self.guarantees = Guarantees(self.settings.mechanism, threat=choices["threat"], family=choices["accountant"])
 
-    def preview(self, evidence: Evidence) -> dict:
-        """What the instances so far would certify. Not a certificate: looking repeatedly is not accounted for."""
-        returns = evidence.returns
-        band = return_band(returns, self.settings.return_range, eta=self.choices["eta"], method=self.choices["band"])
-        radius = radius_keeping(0.5, returns.mean(), band, self.guarantees, self.settings.radius_cap(self.choices["threat"]))
-        return {"instances": len(returns), "mean_return": float(returns.mean()), "radius_keeping_half": radius}
+    def look(self, evidence: Evidence | None) -> dict | None:
+        """What a number of instances of the public series of looks certifies. The bounds of all looks hold together (certify/looks.py)."""
+        if evidence is None:
+            return None
+        eta = effective_eta(self.choices["eta"], "anytime", len(evidence.returns))
+        band = return_band(evidence.returns, self.settings.return_range, eta=eta, method=self.choices["band"])
+        mean, cap = float(evidence.returns.mean()), self.settings.radius_cap(self.choices["threat"])
+        keeps = shares_kept(mean, band, self.guarantees, cap, self.settings.units)
+        return {"instances": len(evidence.returns), "eta": eta, "threat": self.choices["threat"], "mean_return": mean, "keeps": keeps}
 
     def certificate(self, evidence: Evidence, reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
         return certificate_of(self.settings, evidence, self.choices, reference, assumptions, context)

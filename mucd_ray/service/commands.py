@@ -3,18 +3,18 @@
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
+from mucd_ray.certify.certificate import parse_certificate
 from mucd_ray.data.cards import load_card
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import LocalUpdate
-from mucd_ray.report.report import write_report
 from mucd_ray.service.choices import Choices
-from mucd_ray.service.run import Resources, certify, train
+from mucd_ray.service.cluster import Resources
+from mucd_ray.service.run import certify, train
 from mucd_ray.service.session import DEFAULT_LEARNER, DEFAULT_RATES, Request, execute
 from mucd_ray.service.store import RunStore
-from mucd_ray.service.summary import describe, finish
+from mucd_ray.service.summary import describe, finish, write_report
 
 
 def start_run(options, out) -> int:
@@ -43,7 +43,7 @@ def start_run(options, out) -> int:
         states_file=options.states_file,
         held_out=options.held_out,
     )
-    return _print(execute(request, options.out, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
+    return _print(execute(request, options.storage, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
 
 
 def grow_run(options, out) -> int:
@@ -60,10 +60,10 @@ def certify_run(options, out) -> int:
 
 def report_run(options, out) -> None:
     store = RunStore.open(options.run)
-    if not (Path(options.run) / "certificate.json").exists():
+    if not store.storage.exists("certificate.json"):
         raise MucdError(f"{options.run} has no certificate.json: make it with `mucd certify {options.run}`")
-    path = write_report(store.path)
-    out(json.dumps({"report": str(path)}) if options.json else str(path))
+    path = write_report(store, parse_certificate(store.storage.read("certificate.json"), store.file("certificate.json")))
+    out(json.dumps({"report": path}) if options.json else path)
 
 
 def _print(summary: dict, options, out) -> int:
@@ -93,7 +93,8 @@ def _resources(options) -> Resources:
         if value is not None and value < 1:
             raise MucdError(f"--{name.replace('_', '-')} {value} must be at least 1")
     return Resources(
-        address=options.address, actors=options.actors, block=options.instances_per_actor, device=options.device, gpus_per_actor=options.gpus_per_actor
+        address=options.address, actors=options.actors, block=options.instances_per_actor, device=options.device, gpus_per_actor=options.gpus_per_actor,
+        gpu_type=options.gpu_type, wait_for_nodes=options.wait_for_nodes, lease=options.lease,
     )
 
 

@@ -1,67 +1,243 @@
-"""A driver-side pool of trainers: one actor per slot, work requeued when an actor dies, start failures reported with their text."""
+"""A driver-side pool of trainers: one actor per slot, as many as the cluster has room for, watched by a lease on progress.
 
+Actors are never restarted by Ray: one that dies, or that makes no progress for the length of a lease, is replaced here and its call is
+made again elsewhere. Nothing is lost by that but the unfinished call.
+"""
+
+import contextlib
+import os
 import re
+import signal
+import sys
+import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mucd_ray.errors import MucdError
 
-# A block that fails, or actors that do not start, this many times stop the run with the text of the failure.
+# A call that raises, or actors that do not start, this many times stop the run with the text of the failure.
 ATTEMPTS = 3
+# Actors die for reasons that are not the call's, too: nodes leave, and spot machines leave often.
+DEATHS = 12
+# Seconds between looks at the number of slots, and at every trainer's progress at most.
+LOOK_EVERY = 2.0
+LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """A method of the actor and its arguments; `key` tells what failed and how often, whatever became of the call."""
+
+    method: str
+    arguments: tuple = ()
+
+    def __str__(self):
+        return f"{self.method}({', '.join(map(str, self.arguments))})"
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor: starting while `born` is pending, then idle, or busy with a call."""
+
+    actor: ray.actor.ActorHandle
+    born: ray.ObjectRef
+    alive: bool = False
+    place: tuple[str, int] | None = None
+    call: Call | None = None
+    reply: ray.ObjectRef | None = None
+    probe: ray.ObjectRef | None = None
+    ticks: int = -1
+    progressed: float = field(default_factory=time.monotonic)
 
 
 class Pool:
-    """Runs calls on `slots` actors made by `make_actor`. Actors are never restarted by Ray: a dead one is replaced here."""
+    """Runs calls on actors that `make_actor` makes, `slots()` of them at most.
 
-    def __init__(self, make_actor: Callable[[], ray.actor.ActorHandle], slots: int):
-        self.make_actor = make_actor
-        self.idle = deque(make_actor() for _ in range(slots))
-        self.running: dict[ray.ObjectRef, tuple] = {}
+    An actor has the methods `place() -> (node id, process id)` and, in a concurrency group of its own, `progress() -> int`, a number that
+    grows while it works.
 
-    def map(self, calls: list[tuple[str, tuple]], on_result: Callable[[int, object], None]) -> None:
-        """Run every (method, arguments); `on_result(index, value)` in order of completion.
+    Attributes:
+        upcoming: calls that will be made later, for which actors may start now.
+        failures: how often what happened: trainer_died, training_failed, start_failed, lease_expired.
+    """
 
+    def __init__(self, make_actor: Callable[[], ray.actor.ActorHandle], slots: Callable[[], int], lease: float):
+        self.make_actor, self.slots, self.lease = make_actor, slots, lease
+        self.workers: list[_Worker] = []
+        self.waiting: deque[Call] = deque()
+        self.failures: Counter[str] = Counter()
+        self.upcoming = 0
+        self._failed: Counter[Call] = Counter()
+        self._failed_starts, self._pause_until, self._looked, self._wanted = 0, 0.0, -LOOK_EVERY, 0
+
+    @property
+    def alive(self) -> int:
+        return sum(worker.alive for worker in self.workers)
+
+    @property
+    def wanted(self) -> int:
+        return len(self.workers)
+
+    def run(self, calls: Iterable[Call], *, is_done: Callable[[Call], bool] = lambda call: False, halve: Callable[[Call], list[Call]] = lambda call: [call]) -> Iterator[tuple[Call, object] | None]:
+        """Make every call; yields (call, value) in order of completion, and None at least every LOOK_EVERY seconds.
+
+        Args:
+            is_done: asked before a call is made: whether somebody else has done it meanwhile; it is then left out.
+            halve: what to make instead of a call that killed its actor twice: smaller ones, in case it was too large for it.
         Raises:
-            MucdError: a call failed, or its actor died, ATTEMPTS times.
+            MucdError: a call raised ATTEMPTS times, or its actor died DEATHS times; no actor starts.
         """
-        waiting, failures = deque(range(len(calls))), Counter()
-        while waiting or self.running:
-            while waiting and self.idle:
-                actor, index = self.idle.popleft(), waiting.popleft()
-                method, arguments = calls[index]
-                self.running[getattr(actor, method).remote(*arguments)] = (actor, index)
-            ready, _ = ray.wait(list(self.running), num_returns=1, timeout=5.0)
+        self.waiting.extend(calls)
+        while self.waiting or any(worker.call for worker in self.workers):
+            self._look()
+            self._assign(is_done)
+            references = {reference: worker for worker in self.workers for reference in (worker.reply, worker.probe, None if worker.alive else worker.born) if reference}
+            ready = self._ready(list(references))
             for reference in ready:
-                actor, index = self.running.pop(reference)
-                try:
-                    value = ray.get(reference)
-                except RayTaskError as error:
-                    self.idle.append(actor)
-                    self._failed(failures, index, calls[index], error.cause, waiting)
+                worker = references[reference]
+                if worker not in self.workers:
                     continue
-                except RayError as error:
-                    ray.kill(actor)
-                    self.idle.append(self.make_actor())
-                    self._failed(failures, index, calls[index], error, waiting)
-                    continue
-                self.idle.append(actor)
-                on_result(index, value)
+                if reference == worker.probe:
+                    self._probed(worker)
+                elif reference == worker.born:
+                    self._started(worker)
+                else:
+                    result = self._finished(worker, halve)
+                    if result is not None:
+                        yield result
+            yield None
+
+    def _ready(self, references: list) -> list:
+        """All that are ready, after waiting for the first at most LOOK_EVERY seconds."""
+        if not references:
+            time.sleep(0.1)
+            return []
+        ready, others = ray.wait(references, num_returns=1, timeout=LOOK_EVERY, fetch_local=False)
+        if ready and others:
+            ready += ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)[0]
+        return ready
+
+    def _look(self) -> None:
+        """Every few seconds: as many actors as there are slots and calls, and a glance at every busy one's progress."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_EVERY:
+            self._looked, self._wanted = now, max(1, self.slots())
+            for worker in self.workers[:]:
+                if worker.call is not None:
+                    self._watch(worker, now)
+        busy = sum(worker.call is not None for worker in self.workers)
+        wanted = min(self._wanted, len(self.waiting) + busy + self.upcoming)
+        if now >= self._pause_until:
+            for _ in range(wanted - len(self.workers)):
+                actor = self.make_actor()
+                self.workers.append(_Worker(actor, actor.place.remote()))
+        if not self.waiting and not self.upcoming:
+            # An actor that still waits for room would ask an autoscaler for a node that nobody needs.
+            for worker in [worker for worker in self.workers if not worker.alive]:
+                self._drop(worker)
+
+    def _watch(self, worker: _Worker, now: float) -> None:
+        if now - worker.progressed > self.lease:
+            print(f"mucd: a trainer made no progress at {worker.call} for {self.lease:g} seconds: it is replaced", file=sys.stderr)
+            self.failures["lease_expired"] += 1
+            self._replace(worker, MucdError(f"no progress for {self.lease:g} seconds (--lease)"), lambda call: [call])
+        elif worker.probe is None:
+            worker.probe = worker.actor.progress.remote()
+
+    def _probed(self, worker: _Worker) -> None:
+        reference, worker.probe = worker.probe, None
+        with contextlib.suppress(RayError):
+            ticks = ray.get(reference)
+            if ticks != worker.ticks:
+                worker.ticks, worker.progressed = ticks, time.monotonic()
+
+    def _assign(self, is_done: Callable[[Call], bool]) -> None:
+        for worker in self.workers:
+            if worker.alive and worker.call is None:
+                while self.waiting and is_done(self.waiting[0]):
+                    self.waiting.popleft()
+                if not self.waiting:
+                    return
+                worker.call, worker.progressed = self.waiting.popleft(), time.monotonic()
+                worker.reply = getattr(worker.actor, worker.call.method).remote(*worker.call.arguments)
+
+    def _started(self, worker: _Worker) -> None:
+        try:
+            worker.place, worker.alive = ray.get(worker.born), True
+            self._failed_starts = 0
+        except RayError as error:
+            self._drop(worker)
+            self._failed_starts += 1
+            self.failures["start_failed"] += 1
+            if self._failed_starts >= ATTEMPTS and not self.alive:
+                raise MucdError(f"no trainer starts; {ATTEMPTS} in a row failed: {_text(error)}") from None
+            if self._failed_starts in (1, ATTEMPTS):
+                print(f"mucd: a trainer did not start, and is tried again: {_text(error)}", file=sys.stderr)
+            self._pause_until = time.monotonic() + min(LONGEST_PAUSE, 0.1 * 4**self._failed_starts)
+
+    def _finished(self, worker: _Worker, halve) -> tuple[Call, object] | None:
+        call = worker.call
+        try:
+            value = ray.get(worker.reply)
+        except RayTaskError as error:
+            if isinstance(error.cause, MucdError):
+                raise error.cause from None
+            self.failures["training_failed"] += 1
+            worker.call = worker.reply = None
+            self._failed[call] += DEATHS // ATTEMPTS
+            self._again(call, f"training failed {ATTEMPTS} times", error, lambda call: [call])
+            return None
+        except RayError as error:
+            self.failures["trainer_died"] += 1
+            self._replace(worker, error, halve)
+            return None
+        worker.call = worker.reply = None
+        return call, value
+
+    def _replace(self, worker: _Worker, error: Exception, halve) -> None:
+        call = worker.call
+        self._drop(worker)
+        self._failed[call] += 1
+        self._again(call, f"a trainer died {DEATHS} times", error, halve)
+
+    def _again(self, call: Call, words: str, error: Exception, halve) -> None:
+        if self._failed[call] >= DEATHS:
+            raise MucdError(f"{words} at {call}: {_text(error)}") from None
+        # First, since others may wait for it.
+        self.waiting.extendleft(reversed(halve(call) if self._failed[call] == 2 and isinstance(error, RayActorError) else [call]))
+
+    def _drop(self, worker: _Worker) -> None:
+        self.workers.remove(worker)
+        ray.kill(worker.actor)
+        if worker.call is not None:
+            end_process(worker.place)
 
     def close(self) -> None:
-        for actor in [*self.idle, *(actor for actor, _ in self.running.values())]:
-            ray.kill(actor)
+        for worker in self.workers[:]:
+            self._drop(worker)
 
-    @staticmethod
-    def _failed(failures: Counter, index: int, call, error: Exception, waiting: deque) -> None:
-        if isinstance(error, MucdError):
-            raise error
-        failures[index] += 1
-        if failures[index] >= ATTEMPTS:
-            # The reason stands at the end of Ray's text, which is coloured.
-            text = " ".join(re.sub(r"\x1b\[[0-9;]*m|\^{2,}", "", str(error)).split())
-            kind = "a trainer died" if isinstance(error, RayActorError) else "training failed"
-            raise MucdError(f"{kind} {ATTEMPTS} times at {call[0]}{call[1]}: {text[-500:]}")
-        waiting.append(index)
+
+def end_process(place: tuple[str, int] | None) -> None:
+    """Kill an actor's process; one that is stopped does not hear Ray, and keeps its slot."""
+    if place is not None:
+        node, process = place
+        _end_process.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(process)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _end_process(process: int) -> None:
+    """Kill a worker process of Ray's on this node, if it is still there."""
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::"):
+            os.kill(process, signal.SIGKILL)
+
+
+def _text(error: Exception) -> str:
+    """The reason, which stands at the end of Ray's text, which is coloured."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|\^{2,}", "", str(error)).split())[-500:]

@@ -1,11 +1,9 @@
 """The driver: from settings and data to a finished run folder, on a local Ray or a cluster. Every step can be repeated."""
 
 import contextlib
-import logging
-import os
-import socket
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 
 import numpy as np
 import ray
@@ -18,26 +16,20 @@ from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.units import Units, make_units
 from mucd_ray.service.about import assumptions, context
-from mucd_ray.service.actors import Certifier, Coordinator, Tally, Trainer, certificate_of, data_hash
+from mucd_ray.service.actors import Certifier, Coordinator, Trainer, certificate_of, data_hash
 from mucd_ray.service.choices import Choices
-from mucd_ray.service.pool import Pool
+from mucd_ray.service.cluster import Resources, joined, slot_for
+from mucd_ray.service.live import Live
+from mucd_ray.service.pool import Call, Pool, end_process
 from mucd_ray.service.settings import RunSettings, check_code
-from mucd_ray.service.store import RunStore
+from mucd_ray.service.store import RunStore, instances_of
+from mucd_ray.service.tally import Tally
 
 CPU_BLOCK, GPU_BLOCK = 32, 1024
-# A preview of the bounds is asked for after this many blocks.
-PREVIEW_EVERY = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """Where a run runs. `actors` None: one per CPU (or GPU share) of the cluster; `block` None: chosen for the device."""
-
-    address: str | None = None
-    actors: int | None = None
-    block: int | None = None
-    device: str = "auto"
-    gpus_per_actor: float = 1.0
+# Seconds between looks at the run folder for what other drivers have stored.
+LIST_EVERY = 15.0
+# Seconds between two questions whether an actor still answers.
+ASK_EVERY = 2.0
 
 
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
@@ -77,9 +69,9 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
         raise MucdError(f"{instances} instances cannot certify anything at eta {choices.eta:g}: at least {needed} are needed (--instances {needed})")
     check_code(settings)
     if dataset.fingerprint() != settings.fingerprint:
-        raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.path} began: restore it, or start a new run folder")
+        raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.location} began: restore it, or start a new run folder")
     if settings.states_sha256 is not None and states is None and store.states() is None:
-        raise MucdError(f"{store.path / 'states.npy'} is missing and came from the user: restore it, or run again with --states-file")
+        raise MucdError(f"{store.file('states.npy')} is missing and came from the user: restore it, or run again with --states-file")
     numbers = [instances] if choices.goal is None else looks_up_to(instances)
     if choices.looks == "fixed":
         numbers = [instances]
@@ -91,7 +83,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
             _tell_look(certificate)
             if not numbers or is_goal_met(certificate):
                 return certificate
-    with _ray(resources):
+    with joined(resources):
         return _train_on_ray(store, settings, dataset, numbers, choices, resources)
 
 
@@ -119,10 +111,10 @@ def certify(store: RunStore, choices: Choices, instances: int | None = None) -> 
         wanted = [instances] if instances else sorted(store.targets(), reverse=True)
         lacking = f"{wanted[0] if wanted else 0} instances were asked for"
         if not wanted and store.looks():
-            raise MucdError(f"no number of instances of {store.path} was fixed before training (it was made with --until): certify it with --looks anytime")
+            raise MucdError(f"no number of instances of {store.location} was fixed before training (it was made with --until): certify it with --looks anytime")
     target = next((number for number in wanted if not store.missing(number, number)), None)
     if target is None:
-        raise MucdError(f"{store.path} is not finished ({lacking}): continue it with `mucd run` or `mucd grow`")
+        raise MucdError(f"{store.location} is not finished ({lacking}): continue it with `mucd run` or `mucd grow`")
     return _certify(store, settings, choices, target)
 
 
@@ -143,36 +135,155 @@ def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: 
 
 def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict:
     """Train up to each of `numbers` in turn and certify, until the goal is met or the last is done."""
+    slot = slot_for(resources)
+    size = resources.block or (GPU_BLOCK if slot.gpus else CPU_BLOCK)
     arrays = training_units(settings, dataset).arrays().values()
     expected = data_hash(arrays)
     # The driver owns the data: what a worker puts dies with the worker.
     arrays = [ray.put(array) for array in arrays]
-    run = str(store.path.resolve())
-    slots, gpus = _slots(resources)
-    size = resources.block or (GPU_BLOCK if gpus else CPU_BLOCK)
-    calls = len(store.missing(numbers[-1], size)) + (store.read_json("baselines.json") is None)
-    slots = max(1, min(slots, calls))
-    behaviour = behaviour_return(settings, dataset)
-    pool = Pool(lambda: Trainer.options(num_cpus=1, num_gpus=gpus).remote(run, expected, *arrays), slots)
-    certifier = Certifier.remote(run, vars(choices))
+    run, live = store.storage.absolute, Live(store, numbers[-1])
+    others = live.others()
+    for other in others:
+        print(f"mucd: driver {other['process']} on {other['host']} works on this run, too: sharing its work", file=sys.stderr)
+    live.renew()
+    pool = Pool(lambda: Trainer.options(**slot.options).remote(run, expected, *arrays), lambda: resources.actors or slot.count(), resources.lease)
+    driver = Driver(store, pool, live, Certifier.remote(run, vars(choices)), Coordinator.remote(run, 0), size, backwards=bool(others), lease=resources.lease)
     try:
-        if store.states() is None:
-            pool.map([("choose_states", ())], lambda index, states: store.write_states(states))
+        driver.choose_states(upcoming=numbers[0])
         for instances in numbers:
-            blocks = store.missing(instances, size)
-            coordinator = Coordinator.remote(run, instances)
-            _train_blocks(store, pool, coordinator, certifier, blocks, instances, behaviour)
-            evidence = ray.get(coordinator.evidence.remote())
-            if len(evidence.returns) != instances:
-                raise MucdError(f"only {len(evidence.returns)} of {instances} instances are stored: run the same command again")
-            certificate = ray.get(certifier.certificate.remote(evidence, *_about(store, settings, choices, instances)))
+            driver.train(instances, behaviour_return(settings, dataset))
+            evidence = driver.ask(driver.coordinator, lambda actor: actor.evidence.remote(instances))
+            about = _about(store, settings, choices, instances)
+            certificate = driver.ask(driver.certifier, lambda actor: actor.certificate.remote(evidence, *about))
             _tell_look(certificate)
             if is_goal_met(certificate):
                 break
     finally:
+        live.close()
         pool.close()
     store.write_json("certificate.json", certificate)
     return certificate
+
+
+class Driver:
+    """Keeps the trainers busy until instances 0..n-1 are stored, and tells what is going on."""
+
+    def __init__(self, store: RunStore, pool: Pool, live: Live, certifier, coordinator, size: int, *, backwards: bool, lease: float):
+        self.store, self.pool, self.live, self.size, self.backwards, self.lease = store, pool, live, size, backwards, lease
+        self.certifier, self.coordinator = certifier, coordinator
+        self.listed = time.monotonic()
+
+    def choose_states(self, upcoming: int) -> None:
+        """Have the states chosen if they are not; trainers for the `upcoming` instances may start meanwhile."""
+        if self.store.states() is not None:
+            return
+        self.pool.upcoming = -(-upcoming // self.size)
+        for result in self.pool.run([Call("choose_states")], is_done=lambda call: self.store.states() is not None):
+            self.live.renew()
+            if result is not None:
+                self.store.write_states(result[1])
+        self.pool.upcoming = 0
+
+    def train(self, instances: int, behaviour: dict) -> None:
+        """Until all of 0..instances-1 are stored and counted: train what is missing; beside it, the baselines if they are missing, too.
+
+        Args:
+            behaviour: the data's part of the baselines, see `behaviour_return`.
+        """
+        # First, since no block takes as long.
+        aside = [Call("baselines")] if self.store.read_json("baselines.json") is None else []
+        with tqdm(total=instances, unit="instance", desc="training", file=sys.stderr, dynamic_ncols=True) as bar:
+            while True:
+                blocks = self.ask(self.coordinator, lambda actor: actor.missing.remote(instances, self.size))
+                if not blocks and not aside:
+                    break
+                self._train_blocks([*aside, *(Call("train", (block,)) for block in (blocks[::-1] if self.backwards else blocks))], instances, behaviour, bar)
+                aside = []
+        self._publish(instances, end=True)
+
+    def _train_blocks(self, calls: list[Call], instances: int, behaviour: dict, bar: tqdm) -> None:
+        done = np.ones(instances, bool)
+        for call in calls:
+            if call.method == "train":
+                done[slice(call.arguments[0].start, call.arguments[0].stop)] = False
+        looks, look = [number for number in looks_up_to(instances) if number > (self.live.bounds or {"instances": 0})["instances"]], None
+
+        def is_done(call: Call) -> bool:
+            if call.method == "baselines":
+                return self.store.read_json("baselines.json") is not None
+            return bool(done[call.arguments[0].start : call.arguments[0].stop].all())
+
+        def mark(names: list[str]) -> None:
+            for name in names:
+                done[instances_of(name).start : instances_of(name).stop] = True
+
+        finished = []
+        for result in self.pool.run(calls, is_done=is_done, halve=_halve):
+            if result is not None:
+                call, value = result
+                if call.method == "baselines":
+                    self.store.write_json("baselines.json", value | behaviour)
+                else:
+                    mark([value])
+                    finished.append(value)
+                continue
+            if time.monotonic() - self.listed > LIST_EVERY:
+                self.listed = time.monotonic()
+                mark(self.store.names())
+            if finished:
+                self.coordinator.add.remote(finished)
+                finished = []
+            bar.update(int(done.sum()) - bar.n)
+            first_missing = instances if done.all() else int(done.argmin())
+            passed = [number for number in looks if number <= first_missing]
+            if passed and look is None:
+                look = self.certifier.look.remote(self.coordinator.evidence.remote(passed[-1]))
+                looks = [number for number in looks if number > passed[-1]]
+            if look is not None and ray.wait([look], timeout=0)[0]:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    self.live.bounds = ray.get(look) or self.live.bounds
+                    bar.set_postfix_str(_bounds_in_short(self.live.bounds))
+                look = None
+            self._publish(int(done.sum()))
+
+    def _publish(self, done: int, *, end: bool = False) -> None:
+        self.live.renew()
+        self.live.publish(done, {"alive": self.pool.alive, "wanted": self.pool.wanted}, self.pool.failures, end=end)
+
+    def ask(self, actor, call: Callable):
+        """The reply of the coordinator or the certifier, however often it dies; one that does not answer for the length of a lease is replaced.
+
+        Args:
+            call: makes the call on the actor, maybe more than once.
+        """
+        reply, ping, place, answered = call(actor), None, None, time.monotonic()
+        while not ray.wait([reply], timeout=ASK_EVERY)[0]:
+            self.live.renew()
+            if ping is None:
+                ping = actor.place.remote()
+            elif ray.wait([ping], timeout=0)[0]:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    place, answered = ray.get(ping), time.monotonic()
+                ping = None
+            elif time.monotonic() - answered > self.lease:
+                ray.kill(actor, no_restart=False)
+                end_process(place)
+                reply, ping, answered = call(actor), None, time.monotonic()
+        return ray.get(reply)
+
+
+def _halve(call: Call) -> list[Call]:
+    """Two calls for a block that was maybe too large for its trainer; which instances are trained together changes no result."""
+    if call.method != "train" or len(call.arguments[0]) < 2:
+        return [call]
+    block = call.arguments[0]
+    return [Call("train", (block[: len(block) // 2],)), Call("train", (block[len(block) // 2 :],))]
+
+
+def _bounds_in_short(bounds: dict | None) -> str:
+    if bounds is None:
+        return ""
+    return f"at {bounds['instances']}: mean return {bounds['mean_return']:.4g}, half kept up to r = {bounds['keeps']['0.5']['radius']}"
 
 
 def _tell_look(certificate: dict) -> None:
@@ -196,75 +307,3 @@ def behaviour_return(settings: RunSettings, dataset: OfflineDataset) -> dict[str
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(settings.card.clipped(discounted_returns(dataset, settings.discount)).mean())
     return {"behaviour": mean} if np.isfinite(mean) else {}
-
-
-def _train_blocks(store, pool, coordinator, certifier, blocks, instances, behaviour) -> None:
-    """Train the blocks; beside them, on one trainer, the baselines if they are missing. `behaviour`: the data's, see `behaviour_return`."""
-    done = instances - sum(len(block) for block in blocks)
-    finished = 0
-    # First, since no block takes as long.
-    aside = [] if store.read_json("baselines.json") else [("baselines", ())]
-    with tqdm(total=instances, initial=done, unit="instance", desc="training", file=sys.stderr, dynamic_ncols=True) as bar:
-        previews = []
-
-        def on_result(index, value):
-            nonlocal finished
-            if index < len(aside):
-                store.write_json("baselines.json", value | behaviour)
-                return
-            finished += 1
-            coordinator.add.remote(value)
-            bar.update(len(blocks[index - len(aside)]))
-            if finished % PREVIEW_EVERY == 0 and not previews:
-                previews.append(certifier.preview.remote(coordinator.evidence.remote()))
-            if previews and ray.wait(previews, timeout=0)[0]:
-                preview = ray.get(previews.pop())
-                bar.set_postfix_str(f"mean return {preview['mean_return']:.4g}, half kept up to r = {preview['radius_keeping_half']}")
-
-        pool.map([*aside, *(("train", (block,)) for block in blocks)], on_result)
-
-
-def _slots(resources: Resources) -> tuple[int, float]:
-    """(number of trainers, GPUs of each). An impossible request fails here instead of pending for ever."""
-    available = ray.cluster_resources()
-    cpus, gpus = int(available.get("CPU", 0)), available.get("GPU", 0)
-    if resources.device == "cuda" and not gpus:
-        raise MucdError("the cluster has no GPU: leave --device at auto, or add a node with one")
-    if gpus and resources.device != "cpu":
-        share = resources.gpus_per_actor
-        if not 0 < share <= 1:
-            raise MucdError(f"GPUs per actor {share} is outside (0, 1]: 0.25 puts four actors on a GPU")
-        return resources.actors or max(1, int(gpus / share)), share
-    return resources.actors or max(1, cpus), 0.0
-
-
-@contextlib.contextmanager
-def _ray(resources: Resources):
-    """Join the cluster that the address, RAY_ADDRESS or a Ray job names; otherwise start a local Ray and stop it at the end."""
-    address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_reachable(address)
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except Exception as error:  # Ray raises bare ones, too
-        raise MucdError(f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}): start one, or leave the address out") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself keeps trying a dead address for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise MucdError(f"no Ray cluster answers at {address} ({error}): start one there, or leave the address out for a local Ray") from None

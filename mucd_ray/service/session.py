@@ -21,7 +21,8 @@ from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.mechanism.mechanism import Mechanism
 from mucd_ray.service.choices import Choices
-from mucd_ray.service.run import Resources, train
+from mucd_ray.service.cluster import Resources
+from mucd_ray.service.run import train
 from mucd_ray.service.settings import RunSettings, code_digest
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import finish
@@ -184,13 +185,13 @@ def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:
     return states
 
 
-def execute(request: Request, out: str, *, choices: Choices = Choices(), resources: Resources = Resources(), seed: int | None = None) -> dict:
-    """The whole of `mucd run`: load, settle, train, certify, report. Returns the summary."""
+def execute(request: Request, storage: str, *, choices: Choices = Choices(), resources: Resources = Resources(), seed: int | None = None) -> dict:
+    """The whole of `mucd run`: load, settle, train, certify, report. `storage`: a local path or fsspec URL. Returns the summary."""
     dataset = load_dataset(request.dataset)
     settings, states = make_settings(request, dataset, choices)
     secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
     if seed is not None:
         note = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
         settings = replace(settings, assumptions=(*settings.assumptions, note))
-    store = RunStore.create_or_open(out, settings, secret)
+    store = RunStore.create_or_open(storage, settings, secret)
     return finish(store, train(store, dataset, request.instances, choices, resources, states))

@@ -1,34 +1,39 @@
 """The run folder: the only place where a run's state lives. Everything in it is checked when read, nothing is unpickled.
 
-    settings.json   what the run is            secret          the key of all randomness, mode 0600
+    settings.json   what the run is            secret          the key of all randomness, readable by its owner alone
     states.npy      the states voted on        baselines.json  unprotected policies, for comparison
     targets/        the numbers of instances that were asked for, each written before it was trained
     looks/          the numbers of instances at which results decided whether to go on, each written before the look
     blocks/         finished instances, one self-describing file per block
-    certificate.json, report.html, plots/      made from the above, replaced at will
+    drivers/        who is working on the run, each file renewed while its driver lives
+    live.json       progress and bounds while the run goes on
+    certificate.json, summary.json, report.html, plots/      made from the above, replaced at will
 
-A block is written to a temporary name, flushed, and linked to its final name: the first commit wins, a reader never sees half a
-file, and attempts that overlap do no harm, since an instance's content does not depend on who trained it.
+Of a block, the first commit wins (storage.py): a reader never sees half a file, and attempts that overlap do no harm, since an
+instance's content does not depend on who trained it.
 """
 
-import contextlib
 import hashlib
+import io
 import json
-import os
 import re
 import secrets
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from mucd_ray.errors import MucdError
 from mucd_ray.service.settings import RunSettings
+from mucd_ray.service.storage import check_commits, open_storage, reason
 
 BLOCK = re.compile(r"block-(\d{8})-(\d{6})\.safetensors$")
+# What a start that was killed may leave behind: it comes before settings.json, which makes the folder a run.
+BEGINNINGS = re.compile(r"(blocks|targets|looks|secret|secret\.sha256|probe-[0-9a-f]+)$")
 
 
 @dataclass(frozen=True)
@@ -52,58 +57,61 @@ class Block:
 
 
 class RunStore:
-    """One run folder, open for reading and writing."""
+    """One run folder, open for reading and writing; at a local path or an fsspec URL."""
 
-    def __init__(self, path):
-        self.path = Path(path)
-        self.blocks = self.path / "blocks"
+    def __init__(self, location):
+        self.storage = open_storage(location)
+        self.location = self.storage.location
+
+    @property
+    def path(self) -> Path:
+        """The folder of a local run."""
+        return self.storage.path
+
+    def file(self, name: str) -> str:
+        """A file of the run, as a user would write it."""
+        return f"{self.location}/{name}"
 
     @classmethod
-    def create_or_open(cls, path, settings: RunSettings, secret: bytes | None = None) -> "RunStore":
-        """The run at `path` if it has these settings, else a new one in an empty or missing folder.
+    def create_or_open(cls, location, settings: RunSettings, secret: bytes | None = None) -> "RunStore":
+        """The run at `location` if it has these settings, else a new one in an empty or missing folder.
 
         Args:
             secret: the randomness key of a new run; drawn from the operating system if None.
         Raises:
-            MucdError: the folder holds something else, another run, or cannot be written.
+            MucdError: the folder holds something else, another run, cannot be written, or has no atomic commits.
         """
-        store = cls(path)
-        if store.exists():
-            store._check_same(settings, secret)
-            return store
+        store = cls(location)
         try:
-            store.path.mkdir(parents=True, exist_ok=True)
-            # What a start that was killed leaves behind: it comes before settings.json, which makes the folder a run.
-            foreign = any(name not in ("blocks", "targets", "looks", "secret", "secret.sha256") and not name.startswith(".tmp-") for name in os.listdir(store.path))
-            # Another process may have made it a run folder since the look above.
-            if foreign and not store.exists():
-                raise MucdError(f"{store.path} is not empty and not a run folder: choose a new folder with --out")
-            store.blocks.mkdir(exist_ok=True)
-            (store.path / "targets").mkdir(exist_ok=True)
-            (store.path / "looks").mkdir(exist_ok=True)
-            store._first_write("secret", (secret or secrets.token_bytes(32)).hex().encode(), mode=0o600)
-            store._first_write("secret.sha256", _secret_hash((store.path / "secret").read_text()), mode=0o600)
-            store._first_write("settings.json", json.dumps(settings.to_dict(), indent=1).encode())
+            if not store.exists():
+                foreign = not all(BEGINNINGS.match(name) for name in store.storage.names())
+                # Another process may have made it a run folder since the look above.
+                if foreign and not store.exists():
+                    raise MucdError(f"{store.location} is not empty and not a run folder: choose a new folder with --storage")
+                check_commits(store.storage)
+                store.storage.create("secret", (secret or secrets.token_bytes(32)).hex().encode(), private=True)
+                store.storage.create("secret.sha256", _secret_hash(store.storage.read("secret")), private=True)
+                store.storage.create("settings.json", json.dumps(settings.to_dict(), indent=1).encode())
         except OSError as error:
-            raise MucdError(f"run folder {store.path} cannot be written ({error.strerror}): choose another with --out") from None
+            raise MucdError(f"run folder {store.location} cannot be written ({reason(error)}): choose another with --storage") from None
         store._check_same(settings, secret)
         return store
 
     @classmethod
-    def open(cls, path) -> "RunStore":
-        store = cls(path)
+    def open(cls, location) -> "RunStore":
+        store = cls(location)
         if not store.exists():
-            raise MucdError(f"{path} is not a run folder (it has no settings.json): make one with `mucd run DATASET --out {path}`")
+            raise MucdError(f"{location} is not a run folder (it has no settings.json): make one with `mucd run DATASET --storage {location}`")
         return store
 
     def exists(self) -> bool:
-        return (self.path / "settings.json").is_file()
+        return self.storage.exists("settings.json")
 
     def settings(self) -> RunSettings:
         try:
-            return RunSettings.from_dict(json.loads((self.path / "settings.json").read_text()))
+            return RunSettings.from_dict(json.loads(self.storage.read("settings.json")))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise MucdError(f"{self.path / 'settings.json'} cannot be read ({error}): restore it, or start a new run folder") from None
+            raise MucdError(f"{self.file('settings.json')} cannot be read ({error}): restore it, or start a new run folder") from None
 
     @cached_property
     def identity(self) -> str:
@@ -112,16 +120,16 @@ class RunStore:
 
     def secret(self) -> bytes:
         """The key of all randomness. Raises MucdError unless only its owner can read it."""
+        path = self.file("secret")
         try:
-            status = os.stat(self.path / "secret")
-            if status.st_mode & 0o077 or status.st_uid != os.geteuid():
-                raise MucdError(f"{self.path / 'secret'} is not private to this user: an attacker may know it; start a new run folder, or chmod 600 it if you are sure")
-            text = (self.path / "secret").read_text()
-            if (self.path / "secret.sha256").read_bytes() != _secret_hash(text):
-                raise MucdError(f"{self.path / 'secret'} is not the one with which the run began: restore it, or start a new run folder")
-            return bytes.fromhex(text)
+            if not self.storage.is_private("secret"):
+                raise MucdError(f"{path} is not private to this user: an attacker may know it; start a new run folder, or chmod 600 it if you are sure")
+            text = self.storage.read("secret")
+            if self.storage.read("secret.sha256") != _secret_hash(text):
+                raise MucdError(f"{path} is not the one with which the run began: restore it, or start a new run folder")
+            return bytes.fromhex(text.decode())
         except (OSError, ValueError) as error:
-            raise MucdError(f"{self.path / 'secret'} cannot be read ({error}): without it the run cannot go on") from None
+            raise MucdError(f"{path} cannot be read ({error}): without it the run cannot go on") from None
 
     def _check_same(self, settings: RunSettings, secret: bytes | None):
         differences = self.settings().differences(settings)
@@ -130,113 +138,108 @@ class RunStore:
         if secret is not None and secret != self.secret():
             differences.append("seed: another one there")
         if differences:
-            raise MucdError(f"{self.path} holds a run with other settings ({'; '.join(differences[:3])}): use the same ones, or another --out; `mucd grow` adds instances, `mucd certify` takes another eta or threat")
+            raise MucdError(
+                f"{self.location} holds a run with other settings ({'; '.join(differences[:3])}): use the same ones, or another --storage; "
+                "`mucd grow` adds instances, `mucd certify` takes another eta or threat"
+            )
 
-    # targets, states and baselines
+    # targets, looks, states and derived files
 
     def add_target(self, instances: int) -> None:
         """Record a number of instances before training it: only such numbers are certified, whatever happens to be stored.
 
         Which instances of an interrupted run are finished depends on how long their episodes took, hence on their returns.
         """
-        self._first_write(f"targets/{instances:08d}", b"")
+        self.storage.create(f"targets/{instances:08d}", b"")
 
     def targets(self) -> list[int]:
         return self._numbers("targets")
 
     def add_look(self, instances: int) -> None:
         """Record that the results of this many instances are about to be looked at, to go on or stop."""
-        self._first_write(f"looks/{instances:08d}", b"")
+        self.storage.create(f"looks/{instances:08d}", b"")
 
     def looks(self) -> list[int]:
         return self._numbers("looks")
 
     def _numbers(self, folder: str) -> list[int]:
-        return sorted(int(name) for name in os.listdir(self.path / folder) if name.isdigit() and int(name))
+        return sorted(int(name) for name in self.storage.names(folder) if name.isdigit() and int(name))
 
     def states(self) -> np.ndarray | None:
-        path = self.path / "states.npy"
-        if not path.exists():
-            return None
         try:
-            return np.load(path, allow_pickle=False)
+            return np.load(io.BytesIO(self.storage.read("states.npy")), allow_pickle=False)
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError, EOFError) as error:
-            raise MucdError(f"{path} cannot be read ({error}): restore it; the votes belong to these states") from None
+            raise MucdError(f"{self.file('states.npy')} cannot be read ({error}): restore it; the votes belong to these states") from None
 
     def write_states(self, states: np.ndarray) -> np.ndarray:
         """Fix the states that are voted on; the first writer wins, and what is stored is returned."""
-        with _temporary(self.path) as temporary:
-            with open(temporary, "wb") as file:
-                np.save(file, states, allow_pickle=False)
-            _link(temporary, self.path / "states.npy")
+        file = io.BytesIO()
+        np.save(file, states, allow_pickle=False)
+        self.storage.create("states.npy", file.getvalue())
         return self.states()
 
-    def states_hash(self) -> str:
-        """Hash of the states that votes belong to; every block carries it."""
+    @cached_property
+    def _states_hash(self) -> str:
         states = self.states()
-        return "" if states is None else hashlib.sha256(f"{states.dtype.str} {states.shape};".encode() + np.ascontiguousarray(states).tobytes()).hexdigest()
+        return hashlib.sha256(f"{states.dtype.str} {states.shape};".encode() + np.ascontiguousarray(states).tobytes()).hexdigest()
+
+    def states_hash(self) -> str:
+        """Hash of the states that votes belong to, "" before they are chosen; every block carries it."""
+        return "" if "_states_hash" not in vars(self) and self.states() is None else self._states_hash
 
     def write_json(self, name: str, value) -> None:
         """Replace a derived file in one step."""
-        self.write_text(name, json.dumps(value, indent=1, allow_nan=False))
-
-    def write_text(self, name: str, text: str) -> None:
-        with _temporary(self.path) as temporary:
-            temporary.write_text(text)
-            os.replace(temporary, self.path / name)
+        self.storage.replace(name, json.dumps(value, indent=1, allow_nan=False).encode())
 
     def read_json(self, name: str):
-        path = self.path / name
         try:
-            return json.loads(path.read_text(), parse_constant=_refuse_constant) if path.exists() else None
+            return json.loads(self.storage.read(name), parse_constant=_refuse_constant)
+        except FileNotFoundError:
+            return None
         except ValueError as error:
-            raise MucdError(f"{path} cannot be read ({error}): delete it, and `mucd run` makes it again") from None
-
-    def _first_write(self, name: str, content: bytes, mode: int = 0o644) -> None:
-        with _temporary((self.path / name).parent) as temporary:
-            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, mode))
-            temporary.write_bytes(content)
-            _link(temporary, self.path / name)
+            raise MucdError(f"{self.file(name)} cannot be read ({error}): delete it, and `mucd run` makes it again") from None
 
     # blocks
 
     def commit(self, block: Block) -> str:
         """Store a finished block; returns its name. Storing it again, or elsewhere at the same time, changes nothing."""
-        name = f"block-{block.first:08d}-{len(block.returns):06d}.safetensors"
+        name = block_name(block.instances)
         tensors = {f"parameters.{key}": value for key, value in block.parameters.items()}
         tensors |= {"returns": block.returns, "actions": block.actions, "levels": block.levels}
         metadata = {"sha256": _digest(tensors, block.first), "run": self.identity, "states": self.states_hash()}
-        with _temporary(self.blocks) as temporary:
-            temporary.write_bytes(save(tensors, metadata))
-            _link(temporary, self.blocks / name)
+        self.storage.create(f"blocks/{name}", save(tensors, metadata))
         return name
 
     def names(self) -> list[str]:
-        return sorted(name for name in os.listdir(self.blocks) if BLOCK.match(name))
+        return [name for name in self.storage.names("blocks") if BLOCK.match(name)]
 
     def read(self, name: str) -> Block | None:
-        """A block, or None if its file is damaged; a damaged file is moved aside, so that its instances are trained again.
+        """A block, or None if its file is gone or damaged; a damaged file is moved aside, so that its instances are trained again.
 
         Raises:
             MucdError: the block belongs to another run.
         """
-        path = self.blocks / name
+        file = f"blocks/{name}"
         try:
-            with safe_open(path, "np") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-            first, count = (int(part) for part in BLOCK.match(name).groups())
-            if metadata.get("sha256") != _digest(tensors, first) or len(tensors["returns"]) != count:
+            content = self.storage.read(file)
+        except FileNotFoundError:
+            return None
+        try:
+            metadata, tensors = _metadata(content), load(content)
+            instances = instances_of(name)
+            if metadata.get("sha256") != _digest(tensors, instances.start) or len(tensors["returns"]) != len(instances):
                 raise ValueError("checksum")
-        except (SafetensorError, ValueError, KeyError):
-            os.replace(path, path.with_suffix(".damaged"))
+        except (SafetensorError, ValueError, KeyError, AttributeError):
+            self.storage.move(file, file.replace(".safetensors", ".damaged"))
             return None
         if metadata.get("run") != self.identity:
-            raise MucdError(f"{path} belongs to another run: move it away")
+            raise MucdError(f"{self.file(file)} belongs to another run: move it away")
         if metadata.get("states") != self.states_hash():
-            raise MucdError(f"{path} holds votes on other states than {self.path / 'states.npy'}: restore that file, or start a new run folder")
+            raise MucdError(f"{self.file(file)} holds votes on other states than {self.file('states.npy')}: restore that file, or start a new run folder")
         parameters = {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
-        return Block(first=first, returns=tensors["returns"], actions=tensors["actions"], levels=tensors["levels"], parameters=parameters)
+        return Block(first=instances.start, returns=tensors["returns"], actions=tensors["actions"], levels=tensors["levels"], parameters=parameters)
 
     def missing(self, instances: int, block_size: int) -> list[range]:
         """Blocks of at most `block_size` instances that cover all of 0..instances-1 not yet stored. Damaged files are found here."""
@@ -244,50 +247,51 @@ class RunStore:
         for name in self.names():
             if (block := self.read(name)) is not None:
                 done[block.first : block.first + len(block.returns)] = True
-        wanted, blocks = np.flatnonzero(~done), []
-        for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
-            blocks += [range(int(part[0]), int(part[-1]) + 1) for part in np.split(run, range(block_size, len(run), block_size)) if len(part)]
-        return blocks
+        return split(done, block_size)
 
     def stored_instances(self) -> int:
         """Number of instances 0, 1, ... that are stored without a gap."""
         end = 0
         for name in self.names():
-            first, count = (int(part) for part in BLOCK.match(name).groups())
-            if first > end:
+            instances = instances_of(name)
+            if instances.start > end:
                 break
-            end = max(end, first + count)
+            end = max(end, instances.stop)
         return end
+
+
+def block_name(instances: range) -> str:
+    return f"block-{instances.start:08d}-{len(instances):06d}.safetensors"
+
+
+def instances_of(name: str) -> range:
+    """The instances of a block, by its name."""
+    first, count = (int(part) for part in BLOCK.match(name).groups())
+    return range(first, first + count)
+
+
+def split(done: np.ndarray, block_size: int) -> list[range]:
+    """Blocks of at most `block_size` consecutive instances that are not done; `done`: bool [instances]."""
+    wanted, blocks = np.flatnonzero(~done), []
+    for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
+        blocks += [range(int(part[0]), int(part[-1]) + 1) for part in np.split(run, range(block_size, len(run), block_size)) if len(part)]
+    return blocks
 
 
 def _refuse_constant(name: str):
     raise ValueError(f"{name} is not a number")
 
 
-def _secret_hash(text: str) -> bytes:
-    return hashlib.sha256(b"mucd run secret " + text.encode()).hexdigest().encode()
+def _secret_hash(text: bytes) -> bytes:
+    return hashlib.sha256(b"mucd run secret " + text).hexdigest().encode()
 
 
-@contextlib.contextmanager
-def _temporary(folder: Path):
-    path = folder / f".tmp-{os.getpid()}-{secrets.token_hex(8)}"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _link(temporary: Path, final: Path) -> None:
-    """Make a written file durable and give it its name, unless the name is taken."""
-    for path in (temporary, temporary.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    with contextlib.suppress(FileExistsError):
-        os.link(temporary, final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+def _metadata(content: bytes) -> dict[str, str]:
+    """The texts in the header of a safetensors file: its length as 8 bytes, then JSON. Raises ValueError."""
+    if len(content) < 8:
+        raise ValueError("no header")
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
 
 
 def _digest(tensors: dict[str, np.ndarray], first: int) -> str:

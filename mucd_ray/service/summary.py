@@ -4,7 +4,7 @@ import math
 
 from mucd_ray.certify.claim import round_down
 from mucd_ray.mechanism.mechanism import UNITS
-from mucd_ray.report.report import write_report
+from mucd_ray.report.report import report_files
 from mucd_ray.service.store import RunStore
 
 SCOPES = {"per_state": "each state", "family_wise": "all states"}
@@ -12,19 +12,26 @@ SCOPES = {"per_state": "each state", "family_wise": "all states"}
 
 def finish(store: RunStore, certificate: dict) -> dict:
     """Report and summary of a certified run."""
-    write_report(store.path)
+    write_report(store, certificate)
     summary = summarise(store, certificate)
     store.write_json("summary.json", summary)
     return summary
+
+
+def write_report(store: RunStore, certificate: dict) -> str:
+    """Write the report and its plots into the run folder -> where it is."""
+    for name, content in report_files(certificate, store.read_json("baselines.json") or {}).items():
+        store.storage.replace(name, content)
+    return store.file("report.html")
 
 
 def summarise(store: RunStore, certificate: dict) -> dict:
     results, inputs = certificate["results"], certificate["inputs"]
     policy, action = results["policy"], results.get("action")
     summary = {
-        "run": str(store.path),
-        "certificate": str(store.path / "certificate.json"),
-        "report": str(store.path / "report.html"),
+        "run": store.location,
+        "certificate": store.file("certificate.json"),
+        "report": store.file("report.html"),
         "instances": results["instances"],
         "units": inputs["units"],
         "unit": inputs["mechanism"]["unit"],

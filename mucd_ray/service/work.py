@@ -6,7 +6,7 @@ import numpy as np
 from mucd_ray.certify.evidence import levels
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import StackedPolicies, trained_policies
-from mucd_ray.evaluate.rollouts import constant_returns, rollout_returns
+from mucd_ray.evaluate.rollouts import Progress, constant_returns, rollout_returns
 from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, probabilities_at
 from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.nonprivate import train_nonprivate
@@ -23,14 +23,16 @@ BASELINE_SEEDS = range(16)
 MODULE_BASELINE_SEEDS = range(2)
 
 
-def train_and_evaluate(settings: RunSettings, secret: bytes, units: Units, states: np.ndarray, instances: range, device: str) -> Block:
-    """Train instances, record what they do at `states` and play their episodes.
+def train_and_evaluate(
+    settings: RunSettings, secret: bytes, units: Units, states: np.ndarray, instances: range, device: str, progress: Progress | None = None
+) -> Block:
+    """Train instances, record what they do at `states` and play their episodes; `progress` is called after each instance and each episode.
 
     Raises:
         MucdError: a return outside the declared range, so that no certificate could be based on it.
     """
-    policies, parameters = _train(settings, secret, units, instances, device)
-    returns = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount)
+    policies, parameters = _train(settings, secret, units, instances, device, progress)
+    returns = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount, progress=progress)
     check_returns(settings, returns)
     at_states = settings.card.features(states)
     votes = actions_at(policies, at_states) if settings.actions else np.zeros((len(instances), 0), np.int16)
@@ -58,17 +60,17 @@ def check_returns(settings: RunSettings, returns: np.ndarray) -> None:
         )
 
 
-def choose_states(settings: RunSettings, secret: bytes, units: Units, device: str) -> np.ndarray:
+def choose_states(settings: RunSettings, secret: bytes, units: Units, device: str, progress: Progress | None = None) -> np.ndarray:
     """States [S, *observation_shape] met by held-out instances, which do not vote: independent of every vote."""
     instances = range(HELD_OUT, HELD_OUT + settings.held_out)
-    policies, _ = _train(settings, secret, units, instances, device)
-    _, kept = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT)
+    policies, _ = _train(settings, secret, units, instances, device, progress)
+    _, kept = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT, progress=progress)
     kept = kept.reshape(-1, *kept.shape[2:])
     rng = np.random.default_rng(settings.states)
     return kept[rng.choice(len(kept), size=settings.states, replace=len(kept) < settings.states)]
 
 
-def baselines(settings: RunSettings, units: Units, states: np.ndarray) -> dict:
+def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress: Progress | None = None) -> dict:
     """Unprotected policies: mean returns of the same learner without privacy, and of every constant action; and `reference`, the
     action that most of the former prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to learn from, the former are missing."""
     problem = settings.problem
@@ -80,7 +82,7 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray) -> dict:
     # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
     if units.lengths.any():
         policies = trained_policies(problem, train_nonprivate(problem=problem, units=units, seeds=seeds, **effort))
-        found["non_private"] = float(rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount).mean())
+        found["non_private"] = float(rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount, progress=progress).mean())
         if settings.actions:
             reference = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist()
     environment = settings.card.make()
@@ -90,10 +92,10 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray) -> dict:
     return found | {"best_constant_action": best, "best_constant_return": constants[best], "reference": reference}
 
 
-def _train(settings, secret, units, instances, device):
+def _train(settings, secret, units, instances, device, progress):
     problem = settings.problem
     parameters = train_block(
-        problem=problem, mechanism=settings.mechanism, units=units, instances=instances, streams=Streams(secret), device=device
+        problem=problem, mechanism=settings.mechanism, units=units, instances=instances, streams=Streams(secret), device=device, progress=progress
     )
     return trained_policies(problem, parameters), {name: tensor.numpy() for name, tensor in parameters.items()}
 

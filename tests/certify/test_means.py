@@ -8,7 +8,6 @@ from scipy.stats import binom
 
 from mucd_ray.certify.confidence import clopper_pearson_lower
 from mucd_ray.certify.means import MEANS, STAKES, mean_lower
-from mucd_ray.errors import MucdError
 
 DISTRIBUTIONS = {  # name: (draw, mean)
     "coin": (lambda rng, shape: (rng.random(shape) < 0.5).astype(float), 0.5),

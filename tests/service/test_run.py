@@ -15,13 +15,15 @@ import pytest
 from mucd_ray.certify.certificate import read_certificate, verify
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
-from mucd_ray.service.actors import Tally
-from mucd_ray.service.pool import Pool
 from mucd_ray.service.choices import Choices
-from mucd_ray.service.run import Resources, certify, train, training_units
+from mucd_ray.service.cluster import Resources
+from mucd_ray.service.live import drivers
+from mucd_ray.service.pool import Pool
+from mucd_ray.service.run import certify, train, training_units
 from mucd_ray.service.session import Request, execute, make_settings
 from mucd_ray.service.store import Block, RunStore
-from mucd_ray.service.summary import describe
+from mucd_ray.service.summary import describe, finish
+from mucd_ray.service.tally import Tally
 from mucd_ray.service.work import baselines, choose_states, train_and_evaluate
 
 FIRST, INSTANCES, SEED = 25, 40, 4
@@ -53,7 +55,7 @@ def on_ray(local_ray, recordings, tmp_path_factory):
 
 def new_run(reference, folder):
     """An empty run with the settings of the reference, and baselines."""
-    store = RunStore.create_or_open(folder / "run", reference.settings(), secret=SECRET)
+    store = RunStore.create_or_open(f"{folder}/run", reference.settings(), secret=SECRET)
     store.write_json("baselines.json", {"reference": [1] * 12})
     return store
 
@@ -104,51 +106,50 @@ def test_baselines_do_not_depend_on_chance(recordings, reference, monkeypatch):
 def test_killed_trainers_cost_nothing(local_ray, recordings, reference, tmp_path, monkeypatch):
     """Every third block kills a trainer at its work with SIGKILL."""
     store = new_run(reference, tmp_path)
-    made = []
-    original = Pool.map
+    killed, original = [], Pool.run
 
-    def map_with_murder(pool, calls, on_result):
-        def result(index, value):
-            on_result(index, value)
-            if index % 3 == 0 and pool.running:
-                made.append(index)
-                local_ray.kill(next(iter(pool.running.values()))[0])
+    def run_with_murder(pool, calls, **options):
+        for number, result in enumerate(original(pool, calls, **options)):
+            busy = [worker for worker in pool.workers if worker.alive and worker.call]
+            if result is not None and number % 3 == 0 and busy:
+                killed.append(busy[0].place[1])
+                os.kill(busy[0].place[1], signal.SIGKILL)
+            yield result
 
-        original(pool, calls, result)
-
-    monkeypatch.setattr(Pool, "map", map_with_murder)
-    train(store, load_dataset(recordings["cartpole"]), INSTANCES, Choices(), Resources(block=8))
-    assert made, "no trainer was killed"
+    monkeypatch.setattr(Pool, "run", run_with_murder)
+    train(store, load_dataset(recordings["cartpole"]), INSTANCES, Choices(), Resources(block=4))
+    assert killed, "no trainer was killed"
     assert_same(store, reference)
+    live = store.read_json("live.json")
+    assert live["finished"] and live["instances_done"] == INSTANCES and live["failures"]["trainer_died"] == len(killed) and drivers(store) == []
+
+
+def test_a_run_in_a_bucket_equals_one_in_a_folder(local_ray, recordings, reference, bucket):
+    """State lives on an S3-compatible server; another driver that died left its record there."""
+    store = new_run(reference, f"{bucket}/{os.getpid()}")
+    store.write_json("drivers/gone.json", {"host": "h", "process": 1, "started": 0.0, "seen": 0.0, "wanted": 1})
+    certificate = train(store, load_dataset(recordings["cartpole"]), INSTANCES, Choices(), Resources(block=16))
+    assert_same(RunStore.open(store.location), reference)
+    assert verify(certificate) == [] and finish(store, certificate)["report"] == f"{store.location}/report.html"
+    assert store.storage.read("report.html").startswith(b"<!doctype html>") and "return_bound.png" in store.storage.names("plots")
+    name = store.names()[0]
+    content = store.storage.read(f"blocks/{name}")
+    store.storage.replace(f"blocks/{name}", content[:-1] + b"?")
+    assert store.read(name) is None and store.storage.names("blocks")[0] == name.replace("safetensors", "damaged")
 
 
 def test_growing_keeps_every_instance_mends_damage_and_owns_up_to_the_first_look(on_ray, recordings, reference, tmp_path):
     store = RunStore.open(shutil.copytree(on_ray[0], tmp_path / "run"))
     dataset = load_dataset(recordings["cartpole"])
     damaged, *names = store.names()[::-1]
-    (store.blocks / damaged).write_bytes((store.blocks / damaged).read_bytes()[:-1] + b"?")
-    kept = {name: (store.blocks / name).read_bytes() for name in names}
+    (store.path / "blocks" / damaged).write_bytes((store.path / "blocks" / damaged).read_bytes()[:-1] + b"?")
+    kept = {name: (store.path / "blocks" / name).read_bytes() for name in names}
     grown = train(store, dataset, INSTANCES, Choices(), Resources(block=9))
     assert_same(store, reference)
-    assert len(kept) == 3 and all((store.blocks / name).read_bytes() == content for name, content in kept.items())
+    assert len(kept) == 3 and all((store.path / "blocks" / name).read_bytes() == content for name, content in kept.items())
     assert grown["context"]["instances_asked_for"] == [FIRST, INSTANCES] and f"also for {FIRST}" in " ".join(grown["assumptions"])
     # The first number can still be certified by itself: later instances do not vote in it.
     assert train(store, dataset, FIRST, Choices(), Resources())["results"]["instances"] == FIRST
-
-
-def test_training_that_always_fails_stops_with_the_reason(local_ray, tmp_path):
-    class Broken:
-        def __init__(self):
-            raise RuntimeError("no such library: libfoo")
-
-        def train(self):
-            pass
-
-    actor = local_ray.remote(max_restarts=0)(Broken)
-    pool = Pool(lambda: actor.options(num_cpus=0).remote(), 1)
-    with pytest.raises(MucdError, match="libfoo"):
-        pool.map([("train", ())], lambda index, value: None)
-    pool.close()
 
 
 def test_bad_requests_name_the_value_and_the_fix(local_ray, recordings, reference, tmp_path):
@@ -203,6 +204,7 @@ def test_what_happens_to_be_stored_is_not_certified(reference, tmp_path):
     store.commit(part(20, 25))
     assert certify(store, Choices())["results"]["instances"] == 30
     # Votes belong to their states.
+    store = RunStore.open(store.path)
     (store.path / "states.npy").unlink()
     store.write_states(reference.states()[::-1])
     with pytest.raises(MucdError, match="other states"):
@@ -240,8 +242,8 @@ def test_a_driver_that_is_killed_goes_on_where_it_stopped(recordings, reference,
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    kept = {name: (store.blocks / name).read_bytes() for name in store.names()}
+    kept = {name: (store.path / "blocks" / name).read_bytes() for name in store.names()}
     assert 3 <= len(kept) < INSTANCES / 2, "the kill came too late to mean anything"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert_same(store, reference)
-    assert all((store.blocks / name).read_bytes() == content for name, content in kept.items())
+    assert all((store.path / "blocks" / name).read_bytes() == content for name, content in kept.items())

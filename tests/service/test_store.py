@@ -44,21 +44,21 @@ def test_settings_and_secret_come_back(store):
 def test_a_block_comes_back_bit_for_bit_and_the_first_commit_wins(store):
     written = block(3, 4)
     name = store.commit(written)
-    before = (store.blocks / name).read_bytes()
+    before = (store.path / "blocks" / name).read_bytes()
     store.commit(Block(first=3, returns=np.zeros(4), actions=written.actions, levels=written.levels, parameters=written.parameters))
-    assert (store.blocks / name).read_bytes() == before
+    assert (store.path / "blocks" / name).read_bytes() == before
     read = store.read(name)
     assert read.instances == range(3, 7)
     assert np.array_equal(read.returns, written.returns) and np.array_equal(read.actions, written.actions)
     assert np.array_equal(read.levels, written.levels) and read.levels.dtype == np.uint8
     assert np.array_equal(read.parameters["0.weight"], written.parameters["0.weight"])
-    assert not [name for name in os.listdir(store.blocks) if name.startswith(".tmp")]
+    assert not [name for name in os.listdir(store.path / "blocks") if name.startswith(".tmp")]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text"])
 def test_a_damaged_block_is_moved_aside_and_only_its_instances_are_missing(store, damage):
     names = [store.commit(block(first, 5)) for first in (0, 5, 10)]
-    path = store.blocks / names[1]
+    path = store.path / "blocks" / names[1]
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[-3] ^= 1
@@ -125,7 +125,8 @@ def test_a_secret_that_others_can_read_is_refused(store):
 def test_a_block_of_another_run_is_refused(store, tmp_path):
     other = RunStore.create_or_open(tmp_path / "other", replace(SETTINGS, units=101))
     name = other.commit(block(0, 2))
-    (store.blocks / name).write_bytes((other.blocks / name).read_bytes())
+    (store.path / "blocks").mkdir()
+    (store.path / "blocks" / name).write_bytes((other.path / "blocks" / name).read_bytes())
     with pytest.raises(MucdError, match="another run"):
         store.read(name)
 
@@ -133,7 +134,7 @@ def test_a_block_of_another_run_is_refused(store, tmp_path):
 def test_a_block_copied_to_other_instances_is_damaged(store):
     """Otherwise the same instances would count twice as independent ones."""
     name = store.commit(block(0, 4))
-    os.link(store.blocks / name, store.blocks / "block-00000004-000004.safetensors")
+    os.link(store.path / "blocks" / name, store.path / "blocks" / "block-00000004-000004.safetensors")
     assert [list(part) for part in store.missing(8, 8)] == [[4, 5, 6, 7]]
 
 

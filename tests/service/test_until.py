@@ -14,11 +14,12 @@ from mucd_ray.certify.certificate import read_certificate, verify
 from mucd_ray.cli import main
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
-from mucd_ray.service.actors import Tally
 from mucd_ray.service.choices import Choices
-from mucd_ray.service.run import Resources, certify, train, training_units
+from mucd_ray.service.cluster import Resources
+from mucd_ray.service.run import certify, train, training_units
 from mucd_ray.service.session import Request, make_settings
 from mucd_ray.service.store import RunStore
+from mucd_ray.service.tally import Tally
 from mucd_ray.service.work import choose_states, train_and_evaluate
 
 GOAL, SECRET = "return>={}@0.005", b"s" * 32
@@ -116,7 +117,7 @@ def test_a_run_that_is_killed_between_looks_stops_where_an_undisturbed_one_does(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert 104 <= store.stored_instances() < 160 and store.looks() == [100], "the kill came too late to mean anything"
-    kept = {name: (store.blocks / name).read_bytes() for name in store.names()}
+    kept = {name: (store.path / "blocks" / name).read_bytes() for name in store.names()}
     assert main(command) == 0
-    assert all((store.blocks / name).read_bytes() == content for name, content in kept.items())
+    assert all((store.path / "blocks" / name).read_bytes() == content for name, content in kept.items())
     assert_stopped_at(store, reference, 160, read_certificate(store.path / "certificate.json"))

@@ -1,0 +1,135 @@
+"""Joining or starting Ray, and what it can run."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+
+from mucd_ray.errors import MucdError
+
+# Ray's own defaults notice a partition after five minutes.
+KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
+LEAST_LEASE = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Where a run runs.
+
+    Attributes:
+        address: Ray cluster to join; None: RAY_ADDRESS, or a local Ray.
+        actors: number of trainers, those that find no room wait for it; None: one per CPU (or GPU share), following the cluster as it changes.
+        block: instances that a trainer trains at a time; None: chosen for the device.
+        device: "auto", "cpu" or "cuda"; auto takes GPUs if the cluster has some.
+        gpus_per_actor: share of a GPU per trainer, in (0, 1].
+        gpu_type: kind of GPU, as Ray names it (such as H100); None: any.
+        wait_for_nodes: do not refuse what the cluster lacks now: an autoscaler will bring it.
+        lease: seconds without progress after which a trainer counts as stuck.
+    """
+
+    address: str | None = None
+    actors: int | None = None
+    block: int | None = None
+    device: str = "auto"
+    gpus_per_actor: float = 1.0
+    gpu_type: str | None = None
+    wait_for_nodes: bool = False
+    lease: float = 600.0
+
+    def __post_init__(self):
+        if not 0 < self.gpus_per_actor <= 1:
+            raise MucdError(f"GPUs per actor {self.gpus_per_actor} is outside (0, 1]: 0.25 puts four actors on a GPU")
+        if not self.lease >= LEAST_LEASE:
+            raise MucdError(f"lease {self.lease:g} is shorter than {LEAST_LEASE:g} seconds: use at least twice the time that one instance takes")
+        if self.wait_for_nodes and self.actors is None:
+            raise MucdError("waiting for nodes needs to know for how many: give --actors N beside --wait-for-nodes")
+        if self.gpu_type and self.device == "cpu":
+            raise MucdError(f"GPU type {self.gpu_type} does not go with --device cpu: leave one of them out")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one trainer takes: `options` for Ray, and whether it is a GPU."""
+
+    gpus: float
+    gpu_type: str | None
+
+    @property
+    def options(self) -> dict:
+        kind = {"accelerator_type": self.gpu_type} if self.gpu_type else {}
+        return {"num_cpus": 1, "num_gpus": self.gpus} | kind
+
+    def count(self) -> int:
+        """How many of them the cluster has now, in use or not."""
+        total = ray.cluster_resources()
+        room = total.get("CPU", 0)
+        if self.gpus:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            # Shares of different GPUs do not add up.
+            fitting = [node for node in nodes if not self.gpu_type or f"accelerator_type:{self.gpu_type}" in node]
+            room = min(room, sum(int(node.get("GPU", 0)) * int(1 / self.gpus + 1e-9) for node in fitting))
+        return int(room)
+
+
+def slot_for(resources: Resources) -> Slot:
+    """What each trainer takes. An impossible request fails here instead of pending for ever.
+
+    Raises:
+        MucdError: no GPU, or none of the kind, and nobody said that an autoscaler brings one.
+    """
+    available = ray.cluster_resources()
+    kinds = sorted(name.partition(":")[2] for name in available if name.startswith("accelerator_type:"))
+    wants_gpu = resources.device == "cuda" or bool(resources.gpu_type)
+    if resources.device == "cpu" or not (available.get("GPU") or wants_gpu):
+        return Slot(0.0, None)
+    if wants_gpu and not resources.wait_for_nodes:
+        if not available.get("GPU"):
+            raise MucdError("the cluster has no GPU: leave --device at auto, add a node with one, or say --wait-for-nodes if an autoscaler brings them")
+        if resources.gpu_type and resources.gpu_type not in kinds:
+            raise MucdError(f"the cluster has no GPU of type {resources.gpu_type} (it has {', '.join(kinds) or 'none with a type'}): ask for one of these, or say --wait-for-nodes")
+    return Slot(resources.gpus_per_actor, resources.gpu_type)
+
+
+@contextlib.contextmanager
+def joined(resources: Resources) -> Iterator[None]:
+    """Join the cluster that the address, RAY_ADDRESS or a Ray job names; otherwise start a local Ray and stop it at the end.
+
+    Raises:
+        MucdError: no cluster answers there, or it wants another token.
+    """
+    address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(address)
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in KEEPALIVE.items():
+        os.environ.setdefault(name, value)
+    options = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as error:  # Ray raises bare ones, too
+        text = " ".join(str(error).split())[:300]
+        if "token" in text.lower() or "unauthenticated" in text.lower():
+            raise MucdError(f"the Ray cluster at {address} refuses the token ({text}): set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to its token") from None
+        raise MucdError(f"no Ray cluster answers at {address} ({text}): start one, or leave the address out") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself keeps trying a dead address for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise MucdError(f"no Ray cluster answers at {address} ({error}): start one there, or leave the address out for a local Ray") from None

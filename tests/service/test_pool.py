@@ -1,0 +1,142 @@
+"""The pool on real Ray actors that raise, die, hang, are stopped, or do not start."""
+
+import os
+import signal
+import time
+
+import pytest
+import ray
+
+from mucd_ray.errors import MucdError
+from mucd_ray.service.actors import WATCH, Watched
+from mucd_ray.service.pool import Call, Pool
+
+
+@pytest.fixture(scope="module")
+def worker(local_ray):
+    """An actor class whose calls do what they are told; `folder` remembers what was done before."""
+
+    class Worker(Watched):
+        def __init__(self, refuse=None):
+            self.ticks = 0
+            if refuse:
+                raise RuntimeError(refuse)
+
+        @ray.method(concurrency_group="watch")
+        def progress(self):
+            return self.ticks
+
+        def double(self, number):
+            self.ticks += 1
+            return 2 * number
+
+        def once(self, marker, what):
+            """The first time, die, stop or hang; later go on."""
+            if not os.path.exists(marker):
+                open(marker, "w").close()
+                if what == "raise":
+                    raise OSError("the network is gone")
+                if what == "hang":
+                    time.sleep(600)
+                os.kill(os.getpid(), getattr(signal, what))
+                time.sleep(600)
+            return what
+
+        def busy(self, seconds):
+            for _ in range(int(10 * seconds)):
+                time.sleep(0.1)
+                self.ticks += 1
+            return "done"
+
+        def die_if_large(self, block):
+            if len(block) > 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return list(block)
+
+        def fail(self, text):
+            raise MucdError(text) if text.startswith("mucd") else ValueError(text)
+
+    return local_ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=WATCH)(Worker)
+
+
+def pool_of(worker, slots=2, lease=300.0, **options):
+    return Pool(lambda: worker.options(num_cpus=0, **options).remote(), lambda: slots, lease)
+
+
+def results(pool, calls, **options):
+    try:
+        return [result for result in pool.run(calls, **options) if result is not None]
+    finally:
+        pool.close()
+
+
+def test_every_call_is_made_once_by_as_many_actors_as_there_are_slots(worker):
+    pool = pool_of(worker, slots=3)
+    calls = [Call("double", (number,)) for number in range(20)]
+    assert sorted(value for _, value in results(pool, calls)) == list(range(0, 40, 2))
+    assert pool.failures == {} and pool.workers == []
+
+
+@pytest.mark.parametrize("what, failure", [("SIGKILL", "trainer_died"), ("raise", "training_failed"), ("SIGSTOP", "lease_expired"), ("hang", "lease_expired")])
+def test_what_fails_is_done_again(worker, tmp_path, what, failure):
+    """A process that is stopped answers nobody, one that hangs answers but makes no progress: both are noticed, and gone afterwards."""
+    pool = pool_of(worker, slots=1, lease=3.0)
+    assert results(pool, [Call("once", (str(tmp_path / "marker"), what)), Call("double", (4,))]) == [(Call("once", (str(tmp_path / "marker"), what)), what), (Call("double", (4,)), 8)]
+    assert pool.failures == {failure: 1}
+
+
+def test_a_call_longer_than_the_lease_goes_on_while_it_makes_progress(worker):
+    pool = pool_of(worker, slots=1, lease=2.5)
+    assert [value for _, value in results(pool, [Call("busy", (8,))])] == ["done"]
+    assert pool.failures == {}
+
+
+def test_a_block_that_kills_its_actor_is_halved(worker):
+    def halve(call):
+        (block,) = call.arguments
+        return [Call("die_if_large", (block[: len(block) // 2],)), Call("die_if_large", (block[len(block) // 2 :],))]
+
+    pool = pool_of(worker, slots=1)
+    found = results(pool, [Call("die_if_large", (range(5),))], halve=halve)
+    assert sorted(sum((value for _, value in found), [])) == [0, 1, 2, 3, 4] and pool.failures["trainer_died"] == 4
+
+
+def test_what_others_have_done_meanwhile_is_left_out(worker):
+    done = []
+    pool = pool_of(worker, slots=1)
+    found = []
+    for result in pool.run([Call("double", (number,)) for number in range(6)], is_done=lambda call: call.arguments[0] in done):
+        if result is not None:
+            found.append(result[1])
+            done += [3, 5]
+    pool.close()
+    assert found == [0, 2, 4, 8]
+
+
+@pytest.mark.parametrize("text, message", [("mucd says so", "^mucd says so$"), ("no such library: libfoo", "training failed 3 times at fail.*libfoo")])
+def test_what_always_fails_stops_with_the_reason(worker, text, message):
+    with pytest.raises(MucdError, match=message):
+        results(pool_of(worker), [Call("fail", (text,))])
+
+
+def test_actors_that_do_not_start_stop_with_the_reason(worker, capsys):
+    pool = Pool(lambda: worker.options(num_cpus=0).remote("no module named mucd_ray"), lambda: 2, 300.0)
+    with pytest.raises(MucdError, match="no trainer starts; 3 in a row failed.*no module named mucd_ray"):
+        results(pool, [Call("double", (1,))])
+    assert "did not start, and is tried again" in capsys.readouterr().err
+
+
+def test_actors_without_room_wait_and_others_do_the_work(worker):
+    """Pending actors are what an autoscaler sees; no call waits for one of them."""
+    pool = pool_of(worker, slots=2, resources={"node:__internal_head__": 0.6})
+    assert sorted(value for _, value in results(pool, [Call("double", (number,)) for number in range(5)])) == [0, 2, 4, 6, 8]
+
+
+def test_slots_that_come_later_are_used(worker):
+    slots, most = [1], 0
+    pool = Pool(lambda: worker.options(num_cpus=0).remote(), lambda: slots[0], 300.0)
+    for result in pool.run([Call("busy", (1.0,)) for _ in range(12)]):
+        slots[0] = 3
+        most = max(most, pool.alive)
+    pool.close()
+    assert most == 3
