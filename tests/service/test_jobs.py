@@ -36,12 +36,15 @@ def test_a_submitted_job_joins_the_cluster_and_its_certificate_verifies(recordin
     def ray(*arguments, **options):
         return subprocess.run([RAY, *arguments], env=environment, capture_output=True, text=True, timeout=300, **options)
 
-    head = ray(
-        "start", "--head", "--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "2",
-        "--temp-dir", str(short),
+    # Blocks, so that exactly this head can be stopped: `ray stop` stops every Ray of the machine.
+    head = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "2",
+         "--temp-dir", short],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )
-    assert head.returncode == 0, head.stderr
     try:
+        while ray("job", "list", "--address", f"http://127.0.0.1:{dashboard}").returncode != 0:
+            assert head.poll() is None
         submit = ("job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT), "--runtime-env", "cluster/runtime_env.yaml", "--")
         job = ("python", "jobs/run.py", recordings["cartpole"], "--instances", "40", "--steps", "5", "--out")
         done = ray(*submit, *job, str(tmp_path / "run"), cwd=ROOT)
@@ -52,4 +55,5 @@ def test_a_submitted_job_joins_the_cluster_and_its_certificate_verifies(recordin
         refused = ray(*submit, *job, "relative/run", cwd=ROOT)
         assert refused.returncode != 0 and "is relative" in refused.stdout + refused.stderr
     finally:
-        ray("stop", "--force")
+        head.terminate()
+        head.wait(timeout=60)
