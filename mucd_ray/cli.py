@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 
 from mucd_ray.errors import MucdError
@@ -13,6 +14,9 @@ DESCRIPTION = "Certified defence of offline reinforcement learning against poiso
 
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
+    with contextlib.suppress(ValueError):  # not the main thread: its owner handles signals
+        # As Ray's own handler, which takes its place once Ray is connected.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     try:
         with _only_results_on_stdout() as out:
             status = options.command(options, out)
@@ -26,6 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mucd: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:
+            raise
+        print("mucd: terminated; run the same command again to continue", file=sys.stderr)
+        return 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager
