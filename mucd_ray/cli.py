@@ -8,6 +8,7 @@ import signal
 import sys
 
 from mucd_ray.errors import MucdError
+from mucd_ray.words import counted
 
 DESCRIPTION = "Certified defence of offline reinforcement learning against poisoned data."
 
@@ -95,7 +96,7 @@ def record(options, out):
                 tuple(options.noise) if options.noise else None, frames=options.frames, overwrite=options.overwrite, progress=progress,
             )
     text = (
-        f"{summary['dataset_id']}: {summary['transitions']} transitions in {summary['trajectories']} trajectories of {summary['env_id']}, "
+        f"{summary['dataset_id']}: {counted(summary['transitions'], 'transition')} in {counted(summary['trajectories'], 'trajectory')} of {summary['env_id']}, "
         f"mean return {summary['mean_return']:.2f}\nin {summary['path']}"
     )
     if options.recipe:
@@ -172,9 +173,8 @@ def verify(options, out):
 def plan(options, out):
     from dataclasses import asdict
 
-    from mucd_ray.certify.claim import round_down
+    from mucd_ray.certify.claim import percent_down
     from mucd_ray.certify.plan import plan as make_plan
-    from mucd_ray.mechanism.mechanism import UNITS
 
     asked = {name: getattr(options, name) for name in ("units", "eta", "actions", "threat", "accountant", "steps", "sample_rate", "agreement")}
     lines, result = [], {}
@@ -188,7 +188,7 @@ def plan(options, out):
         vote = "unanimous vote" if answer.agreement == 1 else f"vote with an agreement of {answer.agreement:g}"
         lines.append(
             f"sample rate {mechanism.sample_rate:.6g}, noise multiplier {mechanism.noise_multiplier:.6g}, steps {mechanism.steps}: a {vote} of "
-            f"{answer.instances} instances is certified up to r = {answer.radius} of {answer.units} {UNITS[mechanism.unit]} ({round_down(100 * answer.radius / answer.units, 3)} %); "
+            f"{counted(answer.instances, 'instance')} is certified up to r = {answer.radius} of {counted(answer.units, mechanism.unit)} ({percent_down(answer.radius / answer.units)} %); "
             f"signal budget S = {answer.signal_budget:.4g}"
         )
         result = asdict(answer) | asdict(mechanism)
@@ -198,7 +198,7 @@ def plan(options, out):
         counts = list(dict.fromkeys(row["instances"] for row in rows))
         lines.append(f"{'S':>8}" + "".join(f"  {f'P = {count}':>12}" for count in counts) + "   certified share of the data")
         for budget in dict.fromkeys(row["signal_budget"] for row in rows):
-            lines.append(f"{budget:8g}" + "".join(f"  {round_down(100 * row['radius'] / options.units, 3):>10} %" for row in rows if row["signal_budget"] == budget))
+            lines.append(f"{budget:8g}" + "".join(f"  {percent_down(row['radius'] / options.units):>10} %" for row in rows if row["signal_budget"] == budget))
         lines.append(f"plotted in {options.frontier}")
     out(json.dumps(result) if options.json else "\n".join(lines))
     _warn_unsound(options.accountant)
@@ -220,7 +220,7 @@ def _frontier(options, asked: dict) -> list[dict]:
     rows = frontier(**asked, instances=sorted({*FRONTIER_INSTANCES, *([] if options.instances is None else [options.instances])}))
     curves = {}
     for row in rows:
-        curves.setdefault(f"{row['instances']:,} instances", []).append(row["fraction"])
+        curves.setdefault(counted(row["instances"], "instance"), []).append(row["fraction"])
     budgets = np.array(list(dict.fromkeys(row["signal_budget"] for row in rows)))
     look = replace(plots.WIDE, warning="not sound: the published rule" if options.accountant == "published" else "")
     try:

@@ -11,6 +11,7 @@ from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
+from mucd_ray.words import counted
 
 # Its randomness protects nothing.
 PUBLIC = Streams(b"no secret at all")
@@ -46,7 +47,7 @@ def train_nonprivate(
     """
     ends = np.cumsum(units.lengths)
     if not ends[-1]:
-        raise MucdError(f"none of {len(units)} {units.unit} units has a transition to learn from: lower the least return")
+        raise MucdError(f"none of {counted(len(units), units.unit)} has a transition to learn from: lower the least return")
     allowed = np.arange(ends[-1]) + np.repeat(units.starts - ends + units.lengths, units.lengths)
     if problem.module_factory is not None:
         return _train_modules(problem, units, allowed, seeds, steps, batch, learning_rate)

@@ -15,6 +15,7 @@ from mucd_ray.service.run import Resources, certify, train
 from mucd_ray.service.session import DEFAULT_LEARNER, DEFAULT_RATES, Request, execute
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import describe, finish
+from mucd_ray.words import counted
 
 
 def start_run(options, out) -> int:
@@ -72,7 +73,7 @@ def _print(summary: dict, options, out) -> int:
     if summary["goal"] is None or summary["goal"]["met"]:
         return 0
     print(
-        f"mucd: goal {summary['goal']['text']} is not met with {summary['instances']} instances: go on with `mucd grow {summary['run']} --until ... --instances N`",
+        f"mucd: goal {summary['goal']['text']} is not met with {counted(summary['instances'], 'instance')}: go on with `mucd grow {summary['run']} --until ... --instances N`",
         file=sys.stderr,
     )
     return 1

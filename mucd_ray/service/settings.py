@@ -13,6 +13,7 @@ from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.units import check_unit
 from mucd_ray.mechanism.mechanism import UNITS, Mechanism
+from mucd_ray.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class RunSettings:
         note = f"The mechanism follows from the size {self.declared_size}, which is the number of units rounded to a public series; "
         if threat == "substitute":
             return note + "replacing units does not change it."
-        return note + f"every dataset within {self.size_margin} insertions or removals rounds to the same, and no larger radius is claimed."
+        return note + f"every dataset within {counted(self.size_margin, 'insertion', 'removal')} rounds to the same, and no larger radius is claimed."
 
     def to_dict(self) -> dict:
         return json.loads(json.dumps(asdict(self) | {"card": self.card.to_dict()}))
