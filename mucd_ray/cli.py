@@ -354,7 +354,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="run folder")
     sub.add_argument("--instances", type=int, required=True, help="new total number of instances")
     _add_until(sub)
-    _add_choices(sub)
+    _add_choices(sub, of_run=True)
     _add_resources(sub)
 
     sub = command("certify", certify, "Certify the finished instances of a run, without training.", "mucd certify runs/acrobot --threat insert --eta 0.01")
@@ -411,13 +411,13 @@ def _add_mechanism(sub):
     sub.add_argument("--steps", type=int, required=True, help="T")
 
 
-def _add_accountant(sub):
-    sub.add_argument("--accountant", default="tradeoff", choices=["tradeoff", "rdp", "rdp-mirrored", "adp", "adp-group", "published"], help="outcomes guarantee; published is not sound")
+def _add_accountant(sub, default=lambda value: value):
+    sub.add_argument("--accountant", default=default("tradeoff"), choices=["tradeoff", "rdp", "rdp-mirrored", "adp", "adp-group", "published"], help="outcomes guarantee; published is not sound")
 
 
-def _add_threat(sub):
-    sub.add_argument("--threat", default="symmetric", choices=["symmetric", "insert", "remove", "substitute"], help="how D' may differ from D")
-    _add_accountant(sub)
+def _add_threat(sub, default=lambda value: value):
+    sub.add_argument("--threat", default=default("symmetric"), choices=["symmetric", "insert", "remove", "substitute"], help="how D' may differ from D")
+    _add_accountant(sub, default)
 
 
 def _add_until(sub):
@@ -429,12 +429,17 @@ def _add_until(sub):
     )
 
 
-def _add_choices(sub):
-    group = sub.add_argument_group("certificate")
-    group.add_argument("--eta", type=float, default=0.001, help="probability that a statement may be wrong")
-    group.add_argument("--band", default="order-statistic", choices=["order-statistic", "dkw"], help="confidence band on the distribution of returns")
-    group.add_argument("--inference", default="votes", choices=["votes", "scores"], help="certify discrete actions by the instances' votes or by their mean probability scores")
-    _add_threat(group)
+def _add_choices(sub, of_run=False):
+    """With `of_run` options that are left out are None: what the run's certificate has."""
+    group = sub.add_argument_group("certificate" + (" (default: each as in the run's certificate.json)" if of_run else ""))
+
+    def default(value):
+        return None if of_run else value
+
+    group.add_argument("--eta", type=float, default=default(0.001), help="probability that a statement may be wrong")
+    group.add_argument("--band", default=default("order-statistic"), choices=["order-statistic", "dkw"], help="confidence band on the distribution of returns")
+    group.add_argument("--inference", default=default("votes"), choices=["votes", "scores"], help="certify discrete actions by the instances' votes or by their mean probability scores")
+    _add_threat(group, default)
 
 
 def _add_resources(sub):

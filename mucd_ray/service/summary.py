@@ -88,10 +88,12 @@ def describe(summary: dict) -> str:
                 f"certified: keeps {100 * float(share):.0f} % up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['fraction'])} %), "
                 f"expected return at least {round_down(entry['bound'], 5)}, median at least {round_down(entry['median'], 5)}"
             )
-        else:
-            lines.append(f"certified: keeping {100 * float(share):.0f} % is not certified at any r")
-    for scope, name in SCOPES.items() if "action" in summary else ():
-        lines += _describe_actions(summary["action"][scope], name)
+    lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
+    if lost:
+        lines.append(f"certified: keeping {' or '.join(lost)} is not certified at any r")
+    if "action" in summary:
+        of_scopes = [line for scope, name in SCOPES.items() for line in _describe_actions(summary["action"][scope], name)]
+        lines += of_scopes or ["certified actions: at no state"]
     if summary["goal"]:
         goal = summary["goal"]
         lines.append(
@@ -118,12 +120,16 @@ def _radius(radius: float | None) -> str:
 
 
 def _describe_actions(part: dict, name: str) -> list[str]:
+    """Nothing about what is certified at no state."""
     if "tolerance" in part:
         return [
             f"certified median actions ({name}): in an interval {200 * float(share):g} % of the range wide at {percent_down(entry['certified_share'], 4)} % of states, "
             f"median r = {_radius(entry['median_radius'])}, largest {_radius(entry['max_radius'])}"
             for share, entry in part["tolerance"].items()
+            if entry["certified_share"]
         ]
+    if not part["certified_share"]:
+        return []
     line = f"certified actions ({name}): stable at {percent_down(part['certified_share'], 4)} % of states, median r = {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}"
     if part["certified_accuracy"] is not None:
         line += f"; certified and as without privacy at {percent_down(part['certified_accuracy'], 4)} %"
