@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 
 from mucd_ray.errors import MucdError
 from mucd_ray.words import counted
@@ -15,11 +16,8 @@ DESCRIPTION = "Certified defence of offline reinforcement learning against poiso
 
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
-    with contextlib.suppress(ValueError):  # not the main thread: its owner handles signals
-        # As Ray's own handler, which takes its place once Ray is connected.
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     try:
-        with _only_results_on_stdout() as out:
+        with _sigterm_ends_the_process(), _only_results_on_stdout() as out:
             status = options.command(options, out)
         return status or 0
     except MucdError as error:
@@ -36,6 +34,19 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print("mucd: terminated; run the same command again to continue", file=sys.stderr)
         return 128 + signal.SIGTERM
+
+
+@contextlib.contextmanager
+def _sigterm_ends_the_process():
+    """SIGTERM raises SystemExit(SIGTERM), as Ray's own handler does, which takes this one's place once Ray is connected."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where signals are somebody else's business
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -123,12 +134,18 @@ def _list_recordings(options, out):
     rows = [("recipe", "environment", "behaviour", "transitions", "mean return", "seconds", "MB")]
     for recipe in recipes:
         known = ("?" if recipe[name] is None else f"{recipe[name]:{form}}" for name, form in (("mean_return", ".1f"), ("seconds", ".0f"), ("megabytes", ".0f")))
-        rows.append((recipe["dataset"], recipe["env_id"], recipe["behaviour"], f"{recipe['size'] or recipe['transitions']:,}", *known))
+        rows.append((recipe["dataset"], _environment(recipe), recipe["behaviour"], f"{recipe['size'] or recipe['transitions']:,}", *known))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) if n < 3 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths))) for row in rows]
-    lines += ["", "? not made here yet; make one with `mucd record --recipe ID`", "", "behaviours (noise levels, of which each episode draws one):"]
-    lines += [f"{row['name']}, {row['env_id']}: {row['description']} ({', '.join(f'{level:g}' for level in row['noise'])})" for row in behaviours]
+    lines += ["", "? not made here yet", "", "record one with `mucd record --recipe ID` and train on it with `mucd run ID --out runs/NAME`, for example:"]
+    lines += ["mucd record --recipe lunarlander/continuous-v0", "mucd run lunarlander/continuous-v0 --out runs/lander", "", "behaviours (noise levels, of which each episode draws one):"]
+    lines += [f"{row['name']}, {_environment(row)}: {row['description']} ({', '.join(f'{level:g}' for level in row['noise'])})" for row in behaviours]
     out("\n".join(lines))
+
+
+def _environment(row: dict) -> str:
+    arguments = ", ".join(f"{name}={value}" for name, value in row["make_kwargs"].items())
+    return row["env_id"] + (f" ({arguments})" if arguments else "")
 
 
 def run(options, out):
@@ -342,7 +359,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_until(sub)
     group = sub.add_argument_group("evaluation")
     group.add_argument("--rollouts", type=int, default=1, help="episodes per instance; its return is their mean")
-    group.add_argument("--discount", type=float, default=1.0, help="a reward after t steps counts discount^t; below 1 the card must bound rewards and episode length")
+    group.add_argument("--discount", type=float, default=1.0, help="a reward after t steps counts discount^t; below 1 the card must bound rewards and episode length, or clip returns (then the discounted sum is clipped)")
     group.add_argument("--states", type=int, default=200, help="number of states to vote on, chosen by held-out instances")
     group.add_argument("--states-file", help=".npy file of observations to vote on instead")
     group.add_argument("--held-out", type=int, default=16, help="instances that choose the states and do not vote")

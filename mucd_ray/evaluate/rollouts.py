@@ -173,7 +173,7 @@ def constant_returns(card: EnvironmentCard, action_space: gymnasium.Space, episo
     """
     constants = _constants(action_space)
     outputs, _ = action_shape(action_space)
-    network = Network(inputs=len(card.indices), outputs=outputs)
+    network = Network(inputs=card.width, outputs=outputs)
     biases = torch.tensor(np.stack(list(constants.values())), dtype=torch.float32)
     parameters = {"0.weight": torch.zeros(len(biases), network.inputs, outputs), "0.bias": biases}
     seeds = np.tile(np.arange(seed, seed + episodes), (len(constants), 1))
