@@ -4,9 +4,12 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 
 from mucd_ray.errors import MucdError
+from mucd_ray.words import counted
 
 DESCRIPTION = "Certified defence of offline reinforcement learning against poisoned data."
 
@@ -14,7 +17,7 @@ DESCRIPTION = "Certified defence of offline reinforcement learning against poiso
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
-        with _only_results_on_stdout() as out:
+        with _sigterm_ends_the_process(), _only_results_on_stdout() as out:
             status = options.command(options, out)
         return status or 0
     except MucdError as error:
@@ -26,6 +29,24 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mucd: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:
+            raise
+        print("mucd: terminated; run the same command again to continue", file=sys.stderr)
+        return 128 + signal.SIGTERM
+
+
+@contextlib.contextmanager
+def _sigterm_ends_the_process():
+    """SIGTERM raises SystemExit(SIGTERM), as Ray's own handler does, which takes this one's place once Ray is connected."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where signals are somebody else's business
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_as_job(command: str) -> int:
@@ -103,7 +124,7 @@ def record(options, out):
                 tuple(options.noise) if options.noise else None, frames=options.frames, overwrite=options.overwrite, progress=progress,
             )
     text = (
-        f"{summary['dataset_id']}: {summary['transitions']} transitions in {summary['trajectories']} trajectories of {summary['env_id']}, "
+        f"{summary['dataset_id']}: {counted(summary['transitions'], 'transition')} in {counted(summary['trajectories'], 'trajectory')} of {summary['env_id']}, "
         f"mean return {summary['mean_return']:.2f}\nin {summary['path']}"
     )
     if options.recipe:
@@ -130,12 +151,18 @@ def _list_recordings(options, out):
     rows = [("recipe", "environment", "behaviour", "transitions", "mean return", "seconds", "MB")]
     for recipe in recipes:
         known = ("?" if recipe[name] is None else f"{recipe[name]:{form}}" for name, form in (("mean_return", ".1f"), ("seconds", ".0f"), ("megabytes", ".0f")))
-        rows.append((recipe["dataset"], recipe["env_id"], recipe["behaviour"], f"{recipe['size'] or recipe['transitions']:,}", *known))
+        rows.append((recipe["dataset"], _environment(recipe), recipe["behaviour"], f"{recipe['size'] or recipe['transitions']:,}", *known))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) if n < 3 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths))) for row in rows]
-    lines += ["", "? not made here yet; make one with `mucd record --recipe ID`", "", "behaviours (noise levels, of which each episode draws one):"]
-    lines += [f"{row['name']}, {row['env_id']}: {row['description']} ({', '.join(f'{level:g}' for level in row['noise'])})" for row in behaviours]
+    lines += ["", "? not made here yet", "", "record one with `mucd record --recipe ID` and train on it with `mucd run ID --out runs/NAME`, for example:"]
+    lines += ["mucd record --recipe lunarlander/continuous-v0", "mucd run lunarlander/continuous-v0 --out runs/lander", "", "behaviours (noise levels, of which each episode draws one):"]
+    lines += [f"{row['name']}, {_environment(row)}: {row['description']} ({', '.join(f'{level:g}' for level in row['noise'])})" for row in behaviours]
     out("\n".join(lines))
+
+
+def _environment(row: dict) -> str:
+    arguments = ", ".join(f"{name}={value}" for name, value in row["make_kwargs"].items())
+    return row["env_id"] + (f" ({arguments})" if arguments else "")
 
 
 def run(options, out):
@@ -186,9 +213,8 @@ def verify(options, out):
 def plan(options, out):
     from dataclasses import asdict
 
-    from mucd_ray.certify.claim import round_down
+    from mucd_ray.certify.claim import percent_down
     from mucd_ray.certify.plan import plan as make_plan
-    from mucd_ray.mechanism.mechanism import UNITS
 
     asked = {name: getattr(options, name) for name in ("units", "eta", "actions", "threat", "accountant", "steps", "sample_rate", "agreement")}
     lines, result = [], {}
@@ -202,7 +228,7 @@ def plan(options, out):
         vote = "unanimous vote" if answer.agreement == 1 else f"vote with an agreement of {answer.agreement:g}"
         lines.append(
             f"sample rate {mechanism.sample_rate:.6g}, noise multiplier {mechanism.noise_multiplier:.6g}, steps {mechanism.steps}: a {vote} of "
-            f"{answer.instances} instances is certified up to r = {answer.radius} of {answer.units} {UNITS[mechanism.unit]} ({round_down(100 * answer.radius / answer.units, 3)} %); "
+            f"{counted(answer.instances, 'instance')} is certified up to r = {answer.radius} of {counted(answer.units, mechanism.unit)} ({percent_down(answer.radius / answer.units)} %); "
             f"signal budget S = {answer.signal_budget:.4g}"
         )
         result = asdict(answer) | asdict(mechanism)
@@ -212,7 +238,7 @@ def plan(options, out):
         counts = list(dict.fromkeys(row["instances"] for row in rows))
         lines.append(f"{'S':>8}" + "".join(f"  {f'P = {count}':>12}" for count in counts) + "   certified share of the data")
         for budget in dict.fromkeys(row["signal_budget"] for row in rows):
-            lines.append(f"{budget:8g}" + "".join(f"  {round_down(100 * row['radius'] / options.units, 3):>10} %" for row in rows if row["signal_budget"] == budget))
+            lines.append(f"{budget:8g}" + "".join(f"  {percent_down(row['radius'] / options.units):>10} %" for row in rows if row["signal_budget"] == budget))
         lines.append(f"plotted in {options.frontier}")
     out(json.dumps(result) if options.json else "\n".join(lines))
     _warn_unsound(options.accountant)
@@ -234,7 +260,7 @@ def _frontier(options, asked: dict) -> list[dict]:
     rows = frontier(**asked, instances=sorted({*FRONTIER_INSTANCES, *([] if options.instances is None else [options.instances])}))
     curves = {}
     for row in rows:
-        curves.setdefault(f"{row['instances']:,} instances", []).append(row["fraction"])
+        curves.setdefault(counted(row["instances"], "instance"), []).append(row["fraction"])
     budgets = np.array(list(dict.fromkeys(row["signal_budget"] for row in rows)))
     look = replace(plots.WIDE, warning="not sound: the published rule" if options.accountant == "published" else "")
     try:
@@ -356,7 +382,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_until(sub)
     group = sub.add_argument_group("evaluation")
     group.add_argument("--rollouts", type=int, default=1, help="episodes per instance; its return is their mean")
-    group.add_argument("--discount", type=float, default=1.0, help="a reward after t steps counts discount^t; below 1 the card must bound rewards and episode length")
+    group.add_argument("--discount", type=float, default=1.0, help="a reward after t steps counts discount^t; below 1 the card must bound rewards and episode length, or clip returns (then the discounted sum is clipped)")
     group.add_argument("--states", type=int, default=200, help="number of states to vote on, chosen by held-out instances")
     group.add_argument("--states-file", help=".npy file of observations to vote on instead")
     group.add_argument("--held-out", type=int, default=16, help="instances that choose the states and do not vote")
@@ -368,7 +394,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="run folder")
     sub.add_argument("--instances", type=int, required=True, help="new total number of instances")
     _add_until(sub)
-    _add_choices(sub)
+    _add_choices(sub, of_run=True)
     _add_resources(sub)
 
     sub = command("certify", certify, "Certify the finished instances of a run, without training.", "mucd certify runs/acrobot --threat insert --eta 0.01")
@@ -429,13 +455,13 @@ def _add_mechanism(sub):
     sub.add_argument("--steps", type=int, required=True, help="T")
 
 
-def _add_accountant(sub):
-    sub.add_argument("--accountant", default="tradeoff", choices=["tradeoff", "rdp", "rdp-mirrored", "adp", "adp-group", "published"], help="outcomes guarantee; published is not sound")
+def _add_accountant(sub, default=lambda value: value):
+    sub.add_argument("--accountant", default=default("tradeoff"), choices=["tradeoff", "rdp", "rdp-mirrored", "adp", "adp-group", "published"], help="outcomes guarantee; published is not sound")
 
 
-def _add_threat(sub):
-    sub.add_argument("--threat", default="symmetric", choices=["symmetric", "insert", "remove", "substitute"], help="how D' may differ from D")
-    _add_accountant(sub)
+def _add_threat(sub, default=lambda value: value):
+    sub.add_argument("--threat", default=default("symmetric"), choices=["symmetric", "insert", "remove", "substitute"], help="how D' may differ from D")
+    _add_accountant(sub, default)
 
 
 def _add_until(sub):
@@ -447,12 +473,17 @@ def _add_until(sub):
     )
 
 
-def _add_choices(sub):
-    group = sub.add_argument_group("certificate")
-    group.add_argument("--eta", type=float, default=0.001, help="probability that a statement may be wrong")
-    group.add_argument("--band", default="order-statistic", choices=["order-statistic", "dkw"], help="confidence band on the distribution of returns")
-    group.add_argument("--inference", default="votes", choices=["votes", "scores"], help="certify discrete actions by the instances' votes or by their mean probability scores")
-    _add_threat(group)
+def _add_choices(sub, of_run=False):
+    """With `of_run` options that are left out are None: what the run's certificate has."""
+    group = sub.add_argument_group("certificate" + (" (default: each as in the run's certificate.json)" if of_run else ""))
+
+    def default(value):
+        return None if of_run else value
+
+    group.add_argument("--eta", type=float, default=default(0.001), help="probability that a statement may be wrong")
+    group.add_argument("--band", default=default("order-statistic"), choices=["order-statistic", "dkw"], help="confidence band on the distribution of returns")
+    group.add_argument("--inference", default=default("votes"), choices=["votes", "scores"], help="certify discrete actions by the instances' votes or by their mean probability scores")
+    _add_threat(group, default)
 
 
 def _add_resources(sub):

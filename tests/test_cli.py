@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -216,3 +217,10 @@ def test_mucd_run_prints_json_only_and_continues(recordings, tmp_path):
     second = subprocess.run(command, capture_output=True, text=True)
     assert json.loads(second.stdout) == summary
     assert main(["verify", summary["certificate"]]) == 0
+
+
+def test_sigterm_before_ray_is_connected():
+    program = "import os, signal, sys; from mucd_ray import cli; cli.plan = lambda options, out: os.kill(os.getpid(), signal.SIGTERM)\n"
+    program += "sys.exit(cli.main(['plan', '--units', '100', '--radius', '5']))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 143 and result.stderr == "mucd: terminated; run the same command again to continue\n"

@@ -13,6 +13,7 @@ from mucd_ray.certify.confidence import check_count, check_eta, top_two_bounds
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import MOST_NOISE, MOST_STEPS, Mechanism
+from mucd_ray.words import counted
 
 MOST_INSTANCES = 10_000_000
 LEAST_NOISE_MULTIPLIER = 0.05
@@ -97,7 +98,7 @@ class Question:
         found = self._most(lambda k: self.mechanism(grid.value(k), sigma, steps), grid.down(guess), grid.up(least), grid.down(1.0), 8)
         if found is None:
             raise MucdError(
-                f"{self._vote()} is not certified at r = {self.radius} with a batch of even one unit at noise multiplier {sigma:g} and {steps} steps: "
+                f"{self._vote()} is not certified at r = {self.radius} with a batch of even one unit at noise multiplier {sigma:g} and {counted(steps, 'step')}: "
                 f"raise the noise multiplier to {self.least_noise(min(1.0, grid.value(grid.up(least))), steps).noise_multiplier:g} at least, or take fewer steps"
             )
         return self.mechanism(grid.value(found), sigma, steps)
@@ -111,7 +112,7 @@ class Question:
         if found is None:
             raise MucdError(
                 f"a vote with agreement {self.agreement:g} is not certified at r = {self.radius} by even {MOST_INSTANCES} instances with sample rate "
-                f"{rate:g}, noise multiplier {sigma:g} and {steps} steps: raise the noise multiplier, or lower the sample rate or the steps"
+                f"{rate:g}, noise multiplier {sigma:g} and {counted(steps, 'step')}: raise the noise multiplier, or lower the sample rate or the steps"
             )
         return found
 
@@ -143,7 +144,7 @@ class Question:
 
     def _vote(self) -> str:
         kind = "unanimous vote" if self.agreement == 1 else f"vote with agreement {self.agreement:g}"
-        return f"a {kind} of {self.instances} instances"
+        return f"a {kind} of {counted(self.instances, 'instance')}"
 
 
 class _FourDigits:

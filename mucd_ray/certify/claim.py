@@ -6,6 +6,7 @@ from fractions import Fraction
 from mucd_ray.certify.guarantees import READINGS, THREATS
 from mucd_ray.certify.looks import looks_up_to
 from mucd_ray.mechanism.mechanism import UNITS
+from mucd_ray.words import counted
 
 SCOPES = {"per_state": "for each state by itself", "family_wise": "for all states together"}
 
@@ -17,7 +18,7 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     if not results["sound"]:
         sentences.append("NOT SOUND: this certificate uses the published accounting rule, which is known to be wrong; it is for comparison only.")
     sentences.append(
-        f"What may change: compared are training on the dataset D of this certificate ({inputs['units']} {kind}) and training on any dataset D' that "
+        f"What may change: compared are training on the dataset D of this certificate ({counted(inputs['units'], inputs['mechanism']['unit'])}) and training on any dataset D' that "
         f"{THREATS[inputs['threat']].format(units=kind)}; {READINGS[inputs['threat']].format(units=kind)}. "
         "Training is the randomised mechanism recorded here, with randomness that the attacker does not know."
     )
@@ -49,7 +50,7 @@ def _policy(inputs, results, kind) -> list[str]:
     return [
         f"Policy level: for every D' with r = {half['radius']} ({share(half['radius'], inputs['units'])} of D), the expected {what} of one trained "
         f"instance is at least {round_down(half['bound'])}; it is at most {round_up(curve['ceiling'][at])}; and with probability at least 1/2 an instance "
-        f"earns {round_down(curve['quantiles']['0.5'][at])} or more ({episodes} {what} counts). On D itself the mean over {results['instances']} instances is "
+        f"earns {round_down(curve['quantiles']['0.5'][at])} or more ({episodes} {what} counts). On D itself the mean over {counted(results['instances'], 'instance')} is "
         f"{policy['unpoisoned_mean']:.6g} and the least possible return {floor:.6g}. The same is listed for other r."
     ]
 
@@ -63,7 +64,7 @@ def _discrete(action) -> list[str]:
     for scope, words in SCOPES.items():
         part = action[scope]
         sentences.append(
-            f"Action level, {words}: at {_certified(part['radius'])} of {action['states']} states {rule} up to that state's radius, "
+            f"Action level, {words}: at {_certified(part['radius'])} of {counted(action['states'], 'state')} {rule} up to that state's radius, "
             f"which is at least 1 (median {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])})."
         )
     return sentences
@@ -73,7 +74,7 @@ def _continuous(action) -> list[str]:
     sentences = []
     for scope, words in SCOPES.items():
         parts = [
-            f"{200 * Fraction(tolerance)} % of the action range wide at {_certified(part['radius'])} of {action['states']} states "
+            f"{200 * Fraction(tolerance)} % of the action range wide at {_certified(part['radius'])} of {counted(action['states'], 'state')} "
             f"(median radius {_radius(part['median_radius'])})"
             for tolerance, part in action[scope]["tolerance"].items()
         ]
@@ -92,7 +93,7 @@ def _goal(inputs, goal) -> str:
 
 def _confidence(inputs, results) -> list[str]:
     def confidence(statements):
-        return f"{round_down(max(0.0, 100 * (1 - statements * inputs['eta'])), 12)} %"
+        return f"{confidence_percent(inputs['eta'], statements)} %"
 
     parts = ["the lower bounds on returns for all r", "the upper bounds on returns for all r"]
     together = [f"both together with probability at least {confidence(2)}"]
@@ -129,15 +130,38 @@ def _radius(value) -> str:
 
 def share(count: int, total: int) -> str:
     """count / total in percent, with four digits, never above it."""
-    exact = Fraction(100 * count, total)
-    return f"{Context(prec=4, rounding=ROUND_FLOOR).divide(Decimal(exact.numerator), Decimal(exact.denominator)).normalize():f} %"
+    return f"{_rounded(Fraction(100 * count, total), 4, ROUND_FLOOR)} %"
+
+
+def confidence_percent(eta: float, statements: int = 1) -> str:
+    """In percent, the probability with which that many statements, each wrong with probability at most eta, hold together; never above it."""
+    return _rounded(max(Fraction(0), 100 * (1 - statements * _as_written(eta))), 12, ROUND_FLOOR)
+
+
+def percent_down(fraction: float, digits: int = 3) -> str:
+    """`fraction` in percent with that many significant digits, never above it."""
+    return _rounded(100 * _as_written(fraction), digits, ROUND_FLOOR)
+
+
+def percent_up(fraction: float, digits: int = 3) -> str:
+    """`fraction` in percent with that many significant digits, never below it."""
+    return _rounded(100 * _as_written(fraction), digits, ROUND_CEILING)
 
 
 def round_down(value: float, digits: int = 6) -> str:
     """`value` with that many significant digits, never above it."""
-    return f"{Context(prec=digits, rounding=ROUND_FLOOR).create_decimal_from_float(value + 0.0).normalize():f}"
+    return _rounded(_as_written(value), digits, ROUND_FLOOR)
 
 
 def round_up(value: float, digits: int = 6) -> str:
     """`value` with that many significant digits, never below it."""
-    return f"{Context(prec=digits, rounding=ROUND_CEILING).create_decimal_from_float(value + 0.0).normalize():f}"
+    return _rounded(_as_written(value), digits, ROUND_CEILING)
+
+
+def _as_written(value: float) -> Fraction:
+    """0.29 is 29/100, not the binary number next to it, which would be rounded down to 0.289999."""
+    return Fraction(repr(float(value)))
+
+
+def _rounded(exact: Fraction, digits: int, rounding: str) -> str:
+    return f"{Context(prec=digits, rounding=rounding).divide(Decimal(exact.numerator), Decimal(exact.denominator)).normalize():f}"

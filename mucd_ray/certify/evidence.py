@@ -12,6 +12,7 @@ import numpy as np
 
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.words import counted
 
 # A level is 0.5 % of the range.
 LEVELS = 200
@@ -116,7 +117,8 @@ def _check_actions(actions, instances: int) -> None:
         raise MucdError(f"histogram of shape {counts.shape} must have {LEVELS + 1} levels")
     wrong = counts.sum(axis=-1) != instances
     if wrong.any():
-        raise MucdError(f"{name}: {counts.sum(axis=-1)[wrong][0]} instances are counted but {instances} have a return: evidence must come from the same instances")
+        many = counts.sum(axis=-1)[wrong][0]
+        raise MucdError(f"{name}: {counted(many, 'instance')} counted but {counted(instances, 'return')}: evidence must come from the same instances")
     if kind == "continuous":
         for end in ("low", "high"):
             _check_real(end, actions[end], counts.shape[1])

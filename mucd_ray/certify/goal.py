@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
 from mucd_ray.errors import MucdError
@@ -36,9 +37,9 @@ class Goal:
         if match is None or match["name"] not in GOALS:
             raise MucdError(f"goal {text!r} is not understood: {form}")
         try:
-            least = float(match["least"]) / (100 if match["percent"] else 1)
-            fraction = float(match["fraction"]) / (100 if match["of_data"] else 1)
-        except ValueError:
+            least = _number(match["least"], match["percent"])
+            fraction = _number(match["fraction"], match["of_data"])
+        except InvalidOperation:
             raise MucdError(f"goal {text!r} is not understood: {form}") from None
         _, lowest, highest = GOALS[match["name"]]
         if not (lowest < least <= highest and math.isfinite(least)):
@@ -57,3 +58,8 @@ class Goal:
             raise MucdError(f"goal {self.name}: fraction {self.fraction:g} is r = {self.radius(units)}, above {cap}, the largest radius that may be claimed: ask for less")
         if self.name == "actions" and not discrete:
             raise MucdError("goal actions: this policy's actions are continuous and no share of states is certified: use a goal on the return")
+
+
+def _number(text: str, percent: str) -> float:
+    """The float next to what is written: 29.1 % are 0.291, which 29.1 / 100 is not."""
+    return float(Decimal(text).scaleb(-2 if percent else 0))

@@ -8,6 +8,7 @@ the bounds of all looks hold together with probability 1 - eta (Bonferroni), by 
 
 from mucd_ray.certify.confidence import LEAST_ETA, check_count, check_eta
 from mucd_ray.errors import MucdError
+from mucd_ray.words import counted
 
 LOOKS = ("fixed", "anytime")
 # Renard's rounded values of 10^(2 + k/5).
@@ -39,10 +40,10 @@ def effective_eta(eta: float, looks: str, instances: int) -> float:
     k = len(before)
     if not before or before[-1] != instances:
         nearest = " or ".join(str(n) for n in [*before[-1:], _look(k + 1)])
-        raise MucdError(f"{instances} instances are not a look of an anytime certificate: certify at {nearest}")
+        raise MucdError(f"an anytime certificate does not look at {counted(instances, 'instance')}: certify at {nearest}")
     share = eta / (k * (k + 1))
     if share < LEAST_ETA:
-        raise MucdError(f"eta {eta:g} leaves {share:.2g} to the look at {instances} instances, below {LEAST_ETA:g}: use a larger eta")
+        raise MucdError(f"eta {eta:g} leaves {share:.2g} to the look at {counted(instances, 'instance')}, below {LEAST_ETA:g}: use a larger eta")
     return share
 
 

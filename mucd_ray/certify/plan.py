@@ -9,6 +9,7 @@ from mucd_ray.certify.calibration import Question, check_agreement, least_instan
 from mucd_ray.certify.confidence import check_count, check_eta
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.words import counted
 
 STEPS = 100
 BATCH = 1024
@@ -90,7 +91,7 @@ def plan(
         instances = INSTANCES if instances is None else check_count(instances, "instances")
         if vote_bounds(instances, actions, eta, agreement)[0] <= 0.5:
             raise MucdError(
-                f"{instances} instances cannot certify anything at eta {eta:g} and {actions} actions"
+                f"{counted(instances, 'instance')} cannot certify anything at eta {eta:g} and {actions} actions"
                 + (f" and an agreement of {agreement:g}" if agreement < 1 else "")
                 + f": {'at least ' if agreement == 1 else ''}{least_instances(actions, eta, agreement)} are {'needed' if agreement == 1 else 'enough'}"
             )

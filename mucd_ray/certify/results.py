@@ -18,6 +18,7 @@ from mucd_ray.certify.radius import radius_ladder
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.accounting import MOST_UNITS
 from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.words import counted
 
 QUANTILES = (0.1, 0.25, 0.5)
 # Half-widths of the interval of a median action, as shares of the action range.
@@ -131,7 +132,7 @@ def _discrete(certify, key: str):
 
 def _shared(eta: float, states: int) -> float:
     if eta / states < LEAST_ETA:
-        raise MucdError(f"eta {eta:g} shared by {states} states is below {LEAST_ETA:g} for each: use a larger eta or fewer states")
+        raise MucdError(f"eta {eta:g} shared by {counted(states, 'state')} is below {LEAST_ETA:g} for each: use a larger eta or fewer states")
     return eta / states
 
 

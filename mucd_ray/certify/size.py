@@ -21,3 +21,9 @@ def declared_size(units: int) -> tuple[int, int]:
     low = math.sqrt(sizes[at - 1] * sizes[at])
     high = math.sqrt(sizes[at] * (sizes[at + 1] if at + 1 < len(sizes) else 12.5 * decade))
     return round(sizes[at]), max(min(units - math.ceil(low), math.floor(high) - units), 0)
+
+
+def round_size(units: int) -> int:
+    """An example of a round number of this order: 1, 2 or 5 times a power of ten."""
+    decade = 10 ** math.floor(math.log10(units))
+    return min((1 * decade, 2 * decade, 5 * decade, 10 * decade), key=lambda size: abs(math.log(units / size)))

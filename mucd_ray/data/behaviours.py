@@ -129,6 +129,6 @@ def behaviour_for(env_id: str, name: str | None = None) -> Behaviour:
 def behaviour_catalogue() -> list[dict]:
     """What can be recorded, for listings: name, env_id, description and noise levels."""
     return [
-        {"name": behaviour.name, "env_id": behaviour.env_id, "description": behaviour.description, "noise": list(behaviour.noise)}
+        {"name": behaviour.name, "env_id": behaviour.env_id, "make_kwargs": behaviour.make_kwargs or {}, "description": behaviour.description, "noise": list(behaviour.noise)}
         for behaviour in BEHAVIOURS.values()
     ]

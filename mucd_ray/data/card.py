@@ -1,6 +1,7 @@
 """What an environment card is: the public facts about an environment that training and certificates may use. Never computed from the data."""
 
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ class EnvironmentCard:
         wrapper: name of a public wrapper in `WRAPPERS` that the environment is put into, or None.
         observation_shape: shape of one observation.
         transform: name of a public function in `TRANSFORMS` that replaces each observation first, or None.
-        indices: entries of the flattened (transformed) observation that are the policy's features, [d].
-        center, scale: one number per index: feature = (entry - center) / scale.
+        indices: entries of the flattened (transformed) observation that are the policy's features, [d]; none means all of them.
+        center, scale: one number per feature, or a single one for all: feature = (entry - center) / scale.
         clip: features are limited to [-clip, clip].
         return_range: (lo, hi), public bounds of an episode's undiscounted return; a certified return starts from lo.
         clip_returns: the environment itself has no such bounds, so every episode's return is clipped into `return_range` before anything
@@ -86,9 +87,9 @@ class EnvironmentCard:
         if self.wrapper is not None and not self.env_id.startswith("ALE/"):
             raise MucdError(f"card of {self.env_id}: wrapper {self.wrapper!r} is for Atari games: leave it out")
         size = self._entries(np.zeros(self.observation_shape)).size
-        if not self.indices or not len(self.indices) == len(self.center) == len(self.scale):
+        if not all(len(values) in (1, len(self.indices) or size) for values in (self.center, self.scale)):
             lengths = f"{len(self.indices)}, {len(self.center)} and {len(self.scale)}"
-            raise MucdError(f"card of {self.env_id}: indices, center and scale have {lengths} entries: give one of each per feature")
+            raise MucdError(f"card of {self.env_id}: indices, center and scale have {lengths} entries: give one center and one scale per feature, or one for all")
         if not all(0 <= index < size for index in self.indices):
             raise MucdError(f"card of {self.env_id}: indices {self.indices} leave the {size} entries of a flattened observation")
         if not all(math.isfinite(c) for c in self.center) or not all(s > 0 and math.isfinite(s) for s in (*self.scale, self.clip)):
@@ -103,6 +104,11 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: reward range {self.reward_range} must be two finite numbers, the lower first")
         if self.max_episode_steps is not None and not (type(self.max_episode_steps) is int and self.max_episode_steps >= 1):
             raise MucdError(f"card of {self.env_id}: max_episode_steps {self.max_episode_steps!r} must be a whole number, at least 1")
+
+    @functools.cached_property
+    def width(self) -> int:
+        """d, the number of features."""
+        return len(self.indices) or self._entries(np.zeros(self.observation_shape)).size
 
     def features(self, observations: np.ndarray) -> np.ndarray:
         """Features of each observation on its own: clip((entry - center) / scale, -clip, clip).
@@ -121,14 +127,15 @@ class EnvironmentCard:
         if lead < 0 or observations.shape[lead:] != shape:
             raise MucdError(f"observations of shape {observations.shape} do not end in {shape}, the shape of {self.env_id}: use this environment's card")
         rows = observations.reshape(-1, *shape)
-        features = np.empty((len(rows), len(self.indices)), np.float32)
-        step = max(1, _ENTRIES_AT_A_TIME // max(math.prod(shape), len(self.indices)))
+        features = np.empty((len(rows), self.width), np.float32)
+        step = max(1, _ENTRIES_AT_A_TIME // max(math.prod(shape), self.width))
         for start in range(0, len(rows), step):  # temporaries are much larger than bytes
             features[start : start + step] = self._row_features(rows[start : start + step])
-        return features.reshape(*observations.shape[:lead], len(self.indices))
+        return features.reshape(*observations.shape[:lead], self.width)
 
     def _row_features(self, rows: np.ndarray) -> np.ndarray:
-        entries = self._entries(rows)[:, list(self.indices)].astype(np.float64)
+        entries = self._entries(rows)
+        entries = (entries[:, list(self.indices)] if self.indices else entries).astype(np.float64)
         with np.errstate(over="ignore"):
             scaled = (entries - np.array(self.center)) / np.array(self.scale)
         return np.where(np.isfinite(entries), np.clip(scaled, -self.clip, self.clip), entries).astype(np.float32)
@@ -147,7 +154,8 @@ class EnvironmentCard:
         """Public bounds of sum_t discount^t r_t: over all lengths n in 1..max_episode_steps and all rewards in the reward range.
 
         Rewards of one sign only grow in size when the discount is taken away, so `return_range` bounds them too. The range is widened
-        by 1e-9 of its size, far above the rounding of any sum. Without a discount, or where returns are clipped, it is `return_range` itself.
+        by 1e-9 of its size, far above the rounding of any sum. Without a discount it is `return_range` itself, and where returns are clipped, too:
+        then the discounted sum is what is clipped into it.
 
         Args:
             discount: in (0, 1].

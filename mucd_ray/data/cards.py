@@ -229,15 +229,14 @@ CARDS = (
 
 def _of_frames(card: EnvironmentCard) -> EnvironmentCard:
     """The same game seen as frames: entries / 255, row by row of [4, 42, 42]."""
-    size = STACK * SIDE * SIDE
     return dataclasses.replace(
         card,
         wrapper="atari-frames" if card.wrapper is None else f"{card.wrapper}-frames",
         observation_shape=(STACK, SIDE, SIDE),
         transform=None,
-        indices=tuple(range(size)),
-        center=(0.0,) * size,
-        scale=(255.0,) * size,
+        indices=(),
+        center=(0.0,),
+        scale=(255.0,),
         clip=1.0,
         source=f"Features: grey levels / 255 of the last four frames, oldest first (mucd_ray/data/frames.py).{card.source.partition(_SCALES)[2]}",
     )

@@ -37,7 +37,7 @@ def _set_up(env_id: str, module: str, extra: str) -> None:
     try:
         package = importlib.import_module(module)
     except ImportError as error:
-        raise MucdError(f"environment {env_id!r} needs {module}, which is not installed ({error}): pip install 'mucd_ray[{extra}]'") from error
+        raise MucdError(f"environment {env_id!r} needs {module}, which is not installed ({error}): in a clone of this project run pip install '.[{extra}]' -c constraints.txt") from error
     if module == "ale_py":
         package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
         gym.register_envs(package)

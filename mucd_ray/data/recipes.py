@@ -123,5 +123,5 @@ def make(dataset_id: str, *, overwrite: bool = False, progress: Callable[[int, i
 
 
 def recipe_catalogue() -> list[dict]:
-    """What can be made, for listings: the fields of every recipe and its env_id."""
-    return [asdict(recipe) | {"env_id": recipe.env_id} for recipe in RECIPES.values()]
+    """What can be made, for listings: the fields of every recipe, its env_id and the environment's arguments."""
+    return [asdict(recipe) | {"env_id": recipe.env_id, "make_kwargs": BEHAVIOURS[recipe.behaviour].make_kwargs or {}} for recipe in RECIPES.values()]

@@ -12,6 +12,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import StackedPolicies, environment_actions
 from mucd_ray.learn.networks import Network
 from mucd_ray.learn.problem import action_shape
+from mucd_ray.words import counted
 
 Progress = Callable[[int], None]
 
@@ -48,13 +49,13 @@ def rollout_returns(
     """
     seeds = np.asarray(seeds)
     if len(seeds) != len(policies):
-        raise MucdError(f"{len(seeds)} seeds for {len(policies)} policies: give one seed per policy")
+        raise MucdError(f"{counted(len(seeds), 'seed')} for {counted(len(policies), 'policy')}: give one seed per policy")
     if slots < 1:
         raise MucdError(f"slots {slots} must be at least 1")
     check_discount(discount)
     seeds = seeds.reshape(len(policies), -1)
     if not seeds.shape[1] or keep_states and seeds.shape[1] > 1:
-        raise MucdError(f"{seeds.shape[1]} episodes per policy: give at least one seed each, and exactly one where states are kept")
+        raise MucdError(f"{counted(seeds.shape[1], 'episode')} per policy: give at least one seed each, and exactly one where states are kept")
     episodes, owners = seeds.reshape(-1), np.repeat(np.arange(len(policies)), seeds.shape[1])
     if not keep_states and card.env_id in NATIVE and not card.make_kwargs:
         return means(card.clipped(NATIVE[card.env_id](policies, card, episodes, owners, progress, discount)), seeds.shape)
@@ -172,7 +173,7 @@ def constant_returns(card: EnvironmentCard, action_space: gymnasium.Space, episo
     """
     constants = _constants(action_space)
     outputs, _ = action_shape(action_space)
-    network = Network(inputs=len(card.indices), outputs=outputs)
+    network = Network(inputs=card.width, outputs=outputs)
     biases = torch.tensor(np.stack(list(constants.values())), dtype=torch.float32)
     parameters = {"0.weight": torch.zeros(len(biases), network.inputs, outputs), "0.bias": biases}
     seeds = np.tile(np.arange(seed, seed + episodes), (len(constants), 1))

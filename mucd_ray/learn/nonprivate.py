@@ -1,22 +1,38 @@
-"""The non-private learner: the same algorithm and networks, plain minibatch Adam. A baseline, covered by no certificate."""
+"""The non-private learner: the same algorithm, networks and engines, Adam without clipping or noise. A baseline, covered by no certificate."""
 
 import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.ensemble import acting_parameters
-from mucd_ray.learn.learner import Adam, Learner
+from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.problem import Problem
-from mucd_ray.learn.stacked import RowGradients, UnitsOnDevice, Workspace, initial_flat
+from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
+from mucd_ray.words import counted
+
+# Its randomness protects nothing.
+PUBLIC = Streams(b"no secret at all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unprotected:
+    """What the engines read of a `Mechanism`, for one without noise and with a clip norm that no gradient reaches."""
+
+    sample_rate: float
+    steps: int
+    normaliser: float
+    unit: str = "transition"
+    clip_norm: float = 1e12
+    noise_multiplier: float = 0.0
 
 
 def train_nonprivate(
     *, problem: Problem, units: Units, seeds: list[int], steps: int = 2000, batch: int = 512, learning_rate: float = 0.01
 ) -> dict[str, torch.Tensor]:
-    """Train one policy per seed on minibatches of transitions drawn with replacement; the mean of the last half of the iterates is kept
+    """Train one policy per seed on Poisson samples of about `batch` transitions; the mean of the last half of the iterates is kept
     (of a module that is not dense: the last one).
 
     Args:
@@ -31,27 +47,26 @@ def train_nonprivate(
     """
     ends = np.cumsum(units.lengths)
     if not ends[-1]:
-        raise MucdError(f"none of {len(units)} {units.unit} units has a transition to learn from: lower the least return")
+        raise MucdError(f"none of {counted(len(units), units.unit)} has a transition to learn from: lower the least return")
     allowed = np.arange(ends[-1]) + np.repeat(units.starts - ends + units.lengths, units.lengths)
     if problem.module_factory is not None:
         return _train_modules(problem, units, allowed, seeds, steps, batch, learning_rate)
-    data, generators = UnitsOnDevice(units, torch.device("cpu")), [np.random.default_rng(seed) for seed in seeds]
-    parameters = torch.from_numpy(np.stack([initial_flat(problem, generator) for generator in generators]))
-    target, total = parameters.clone(), torch.zeros_like(parameters, dtype=torch.float64)
-    gradient, workspace = torch.zeros_like(parameters), Workspace(torch.device("cpu"))
-    optimiser = Adam(Learner(optimiser="adam", learning_rate=learning_rate), parameters)
+    learner = replace(problem.learner, optimiser="adam", learning_rate=learning_rate, momentum=0.0, average=0.5)
     size = min(batch, len(allowed))
-    with torch.no_grad():
-        for step in range(steps):
-            rows = data.gather([allowed[generator.integers(len(allowed), size=size)] for generator in generators])
-            weights = (torch.arange(rows.x.shape[1]) < size).to(torch.float32).expand(len(seeds), -1) / size
-            RowGradients(problem, parameters, target, rows, workspace).weighted_sum(weights, gradient)
-            optimiser.step(parameters, gradient, step)
-            if problem.algorithm.has_target:
-                target.lerp_(parameters, problem.constants["target_rate"])
-            if step >= steps // 2:
-                total += parameters
-    return acting_parameters(problem, (total / (steps - steps // 2)).to(torch.float32))
+    mechanism = Unprotected(sample_rate=size / len(allowed), steps=steps, normaliser=size)
+    return train_block(
+        problem=replace(problem, learner=learner), mechanism=mechanism, units=_transitions(units, allowed), instances=seeds, streams=PUBLIC
+    )
+
+
+def _transitions(units: Units, allowed: np.ndarray) -> Units:
+    """The rows `allowed`, each a unit of its own."""
+    if units.unit == "transition":
+        return units
+    x, next_x, actions, rewards, keeps = (
+        array[allowed] if len(array) else array for array in (units.features, units.next_features, units.actions, units.rewards, units.keeps)
+    )
+    return Units.transitions(x, actions, next_features=next_x, rewards=rewards, keeps=keeps)
 
 
 def _train_modules(problem: Problem, units: Units, allowed: np.ndarray, seeds: list[int], steps: int, batch: int, learning_rate: float) -> dict[str, torch.Tensor]:

@@ -58,6 +58,7 @@ def return_bound(
     bounds: dict[str, np.ndarray],
     levels: dict[str, float],
     kept: list[tuple[str, int, float]],
+    what: str = "return",
     units: int,
     unit: str,
     look=WIDE,
@@ -69,6 +70,7 @@ def return_bound(
         bounds: one curve [K] per label; the first is the certified one, up to two more are for comparison.
         levels: returns to compare with, by a name in LEVELS, among them "unpoisoned mean" and "public floor", the least possible return.
         kept: (label, r, bound) of the points to mark.
+        what: what the axis is about, such as "clipped return"; likewise in the next plots.
         units: N; the upper axis shows 100 r / N.
         unit: what r counts, in the plural.
     """
@@ -84,7 +86,7 @@ def return_bound(
     _mark(ax, kept, end)
     margin = 0.06 * (max(shown) - min(shown)) or 1.0
     ax.set_ylim(min(shown) - margin, max(shown) + margin)
-    ax.set_ylabel("expected return of one trained policy")
+    ax.set_ylabel(f"expected {what} of one trained policy")
     return _png(fig, look, columns=2)
 
 
@@ -95,6 +97,7 @@ def poisoned_return(
     most: np.ndarray,
     quantiles: dict[str, np.ndarray],
     levels: dict[str, float],
+    what: str = "return",
     units: int,
     unit: str,
     look=WIDE,
@@ -121,7 +124,7 @@ def poisoned_return(
     shown = [*levels.values(), *most[:seen], *(curve[0] for curve in quantiles.values())]
     margin = 0.06 * (max(shown) - min(shown)) or 1.0
     ax.set_ylim(min(shown) - margin, max(shown) + margin)
-    ax.set_ylabel("return of policies trained on D'")
+    ax.set_ylabel(f"{what} of policies trained on D'")
     return _png(fig, look, columns=2)
 
 
@@ -229,7 +232,7 @@ def half_widths(
 
 
 def return_distribution(
-    *, returns: np.ndarray, threshold: np.ndarray, bounds: dict[str, np.ndarray], return_range: tuple[float, float], look=WIDE
+    *, returns: np.ndarray, threshold: np.ndarray, bounds: dict[str, np.ndarray], return_range: tuple[float, float], what: str = "return", look=WIDE
 ) -> bytes:
     """Histogram of the instances' returns [P], and under it the share of policies whose return is at least t.
 
@@ -257,8 +260,8 @@ def return_distribution(
     bottom.set_xlim(left, right)
     bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     bottom.xaxis.set_major_locator(MaxNLocator(nbins=4 if look.narrow else 9, steps=TICK_STEPS))
-    bottom.set_ylabel("policies with\na return ≥ t")
-    bottom.set_xlabel("return t")
+    bottom.set_ylabel(f"policies with\na {what} ≥ t")
+    bottom.set_xlabel(f"{what} t")
     return _png(fig, look, columns=2)
 
 

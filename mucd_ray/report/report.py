@@ -12,7 +12,7 @@ import numpy as np
 
 from mucd_ray.certify.bands import BANDS
 from mucd_ray.certify.certificate import content_hash
-from mucd_ray.certify.claim import round_down, round_up
+from mucd_ray.certify.claim import confidence_percent, percent_down, percent_up, round_down, round_up
 from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.looks import looks_up_to
 from mucd_ray.certify.means import MEANS
@@ -20,6 +20,7 @@ from mucd_ray.certify.policy import return_band
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import UNITS
 from mucd_ray.report import plots
+from mucd_ray.words import counted
 
 BASELINES = {
     "non_private": "Non-private learner",
@@ -101,7 +102,7 @@ def _return_bound(certificate: dict, baselines: dict) -> FigureData:
     return _both(
         certificate,
         plots.return_bound,
-        {"radius": np.array(curve["radius"]), "bounds": bounds, "levels": levels, "kept": kept, "units": inputs["units"], "unit": units},
+        {"radius": np.array(curve["radius"]), "bounds": bounds, "levels": levels, "kept": kept, "what": _what(inputs), "units": inputs["units"], "unit": units},
         name="return_bound",
         title="Certified return",
         caption=f"Claimed, the thick line: a lower bound on the expected {_what(inputs)} of one trained policy when up to r {units} are poisoned. All its points "
@@ -132,6 +133,7 @@ def _poisoned_return(certificate: dict) -> FigureData:
             "most": np.array(curve["ceiling"]),
             "quantiles": {f"{percent(1 - float(level))} of policies, at least": np.array(values) for level, values in quantiles.items()},
             "levels": {"unpoisoned mean": policy["unpoisoned_mean"], "public floor": inputs["return_range"][0]},
+            "what": _what(inputs),
             "units": inputs["units"],
             "unit": units,
         },
@@ -154,7 +156,7 @@ def _actions(certificate: dict) -> list[FigureData]:
         agrees = np.array(action["action"]) == np.array(reference)
         accuracy = {f"and as the reference, {SCOPES[key].lower()}": np.where(agrees, _radii(action[key]), -1) for key in SCOPES}
     arrays = {"scopes": scopes, "units": inputs["units"], "unit": UNITS[inputs["mechanism"]["unit"]]}
-    states = f"{whole(action['states'])} state{'s' if action['states'] != 1 else ''}"
+    states = _counted(action["states"], "state")
     alt = "; ".join(
         f"{name.lower()}: {claimed_percent(action[key]['certified_share'])} certified, median radius {whole(action[key]['median_radius'])}, "
         f"largest {whole(action[key]['max_radius'])}"
@@ -205,8 +207,8 @@ def _half_widths(certificate: dict) -> FigureData:
         name="half_widths",
         title="How far the median action can move",
         caption=f"Claimed: when up to r {units} are poisoned, the median action lies in an interval with this half-width, of the action range, in each "
-        f"dimension. Shown are the median and the largest over all {whole(action['states'])} states and {whole(action['dimensions'])} "
-        f"dimension{'s' if action['dimensions'] != 1 else ''}. 50 % is the whole range and says nothing. Dotted: the tolerances of the table.",
+        f"dimension. Shown are the median and the largest over {_counted(action['states'], 'state')} and "
+        f"{_counted(action['dimensions'], 'dimension')}. 50 % is the whole range and says nothing. Dotted: the tolerances of the table.",
         alt=f"Half-width of the interval of the median action against r, rising. {alt}.",
     )
 
@@ -226,13 +228,14 @@ def _returns(certificate: dict) -> FigureData:
             "threshold": bands[inputs["band"]].threshold,
             "bounds": {_bound_label(name, inputs): band.probability for name, band in bands.items()},
             "return_range": tuple(inputs["return_range"]),
+            "what": _what(inputs),
         },
         name="returns",
         title="Returns of the trained policies",
-        caption=f"{each} of each of the {whole(len(returns))} policies trained on D. Below: the share of policies that reach a {_what(inputs)} of at least t, in "
+        caption=f"{each} of each of the {_counted(len(returns), 'policy')} trained on D. Below: the share of policies that reach a {_what(inputs)} of at least t, in "
         "this sample and as a lower confidence bound for all policies that training could give. The certified return is computed from the first of these bounds; "
         "the other is for comparison.",
-        alt=f"Distribution of {whole(len(returns))} returns from {number(returns.min())} to {number(returns.max())}, mean {number(returns.mean())}, "
+        alt=f"Distribution of {_counted(len(returns), 'return')} from {number(returns.min())} to {number(returns.max())}, mean {number(returns.mean())}, "
         f"median {number(np.median(returns))}.",
     )
 
@@ -245,6 +248,7 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
     environment.filters |= {
         "number": number,
         "whole": whole,
+        "counted": _counted,
         "percent": percent,
         "claimed": round_down,
         "claimed_up": round_up,
@@ -352,14 +356,18 @@ def whole(value) -> str:
     return "none" if value is None else f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
+def _counted(number: int, noun: str) -> str:
+    return counted(number, noun, form=",")
+
+
 def claimed_percent(fraction) -> str:
     """A claimed fraction, never rounded up."""
-    return f"{round_down(100 * fraction, 3)}\N{NO-BREAK SPACE}%"
+    return f"{percent_down(fraction)}\N{NO-BREAK SPACE}%"
 
 
 def claimed_percent_up(fraction) -> str:
     """A claimed upper bound, never rounded down."""
-    return f"{round_up(100 * fraction, 3)}\N{NO-BREAK SPACE}%"
+    return f"{percent_up(fraction)}\N{NO-BREAK SPACE}%"
 
 
 def percent(fraction) -> str:
@@ -381,7 +389,7 @@ def _band_title(name: str) -> str:
 
 
 def _confidence(inputs: dict, statements: int = 1) -> str:
-    return f"{max(0.0, 100 * (1 - statements * inputs['eta'])):.12g}"
+    return confidence_percent(inputs["eta"], statements)
 
 
 def _radii(scope: dict) -> np.ndarray:

@@ -8,6 +8,7 @@ from mucd_ray.certify.looks import looks_up_to
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import RunStore
+from mucd_ray.words import counted
 
 
 def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> list[str]:
@@ -41,7 +42,7 @@ def _looks_note(store: RunStore, choices: Choices, instances: int) -> str:
     others, looks = [target for target in store.targets() if target != instances], store.looks()
     if not others and not looks:
         return f"The number of instances, {instances}, was fixed before they were trained."
-    note = f"This run was asked for {instances} instances"
+    note = f"This run was asked for {counted(instances, 'instance')}"
     if others:
         note += f" and also for {', '.join(map(str, others))}"
     if looks:

@@ -9,12 +9,13 @@ from mucd_ray.data.cards import load_card
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import LocalUpdate
-from mucd_ray.service.choices import Choices
+from mucd_ray.service.choices import INFERENCES, Choices
 from mucd_ray.service.cluster import Resources
 from mucd_ray.service.run import certify, train
 from mucd_ray.service.session import DEFAULT_LEARNER, DEFAULT_RATES, Request, execute
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import describe, finish, write_report
+from mucd_ray.words import counted
 
 
 def start_run(options, out) -> int:
@@ -48,7 +49,7 @@ def start_run(options, out) -> int:
 
 def grow_run(options, out) -> int:
     store = RunStore.open(options.run)
-    choices, resources = _choices(options), _resources(options)
+    choices, resources = _choices(options, _certified(store)), _resources(options)
     dataset = load_dataset(store.settings().dataset)
     return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
 
@@ -72,19 +73,31 @@ def _print(summary: dict, options, out) -> int:
     if summary["goal"] is None or summary["goal"]["met"]:
         return 0
     print(
-        f"mucd: goal {summary['goal']['text']} is not met with {summary['instances']} instances: go on with `mucd grow {summary['run']} --until ... --instances N`",
+        f"mucd: goal {summary['goal']['text']} is not met with {counted(summary['instances'], 'instance')}: go on with `mucd grow {summary['run']} --until ... --instances N`",
         file=sys.stderr,
     )
     return 1
 
 
-def _choices(options) -> Choices:
-    """Those of `run` and `grow` have `until`, those of `certify` have `looks`."""
+def _certified(store: RunStore) -> dict:
+    """The choices of the run's certificate; {} if it has none."""
+    certificate = store.read_json("certificate.json")
+    if certificate is None:
+        return {}
+    try:
+        inputs = certificate["inputs"]
+        kind = inputs["actions"] and inputs["actions"]["kind"]
+        return {name: inputs[name] for name in ("eta", "threat", "accountant", "band")} | ({"inference": kind} if kind in INFERENCES else {})
+    except (KeyError, TypeError):
+        raise MucdError(f"{store.file('certificate.json')} is not a certificate: make it again with `mucd certify {store.location}`") from None
+
+
+def _choices(options, defaults: dict | None = None) -> Choices:
+    """Those of `run` and `grow` have `until`, those of `certify` have `looks`. `defaults` are for options that are None."""
     goal = getattr(options, "until", None)
     looks = getattr(options, "looks", "fixed" if goal is None else "anytime")
-    return Choices(
-        eta=options.eta, threat=options.threat, accountant=options.accountant, band=options.band, inference=options.inference, looks=looks, goal=goal
-    )
+    given = {name: getattr(options, name) for name in ("eta", "threat", "accountant", "band", "inference")}
+    return Choices(**(defaults or {}) | {name: value for name, value in given.items() if value is not None}, looks=looks, goal=goal)
 
 
 def _resources(options) -> Resources:

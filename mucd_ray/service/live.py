@@ -5,8 +5,9 @@ import os
 import secrets
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 
+from mucd_ray.service.metrics import RunMetrics
 from mucd_ray.service.storage import LocalStorage
 from mucd_ray.service.store import RunStore
 
@@ -27,6 +28,7 @@ class Live:
         self.publish_every = 1.0 if isinstance(store.storage, LocalStorage) else RENEW_EVERY
         self.history: deque[tuple[float, int]] = deque()
         self.bounds: dict | None = None
+        self.metrics, self.counted = RunMetrics(store.location), Counter()
 
     def renew(self) -> None:
         """Be seen."""
@@ -41,7 +43,7 @@ class Live:
         return [record for name, record in _records(self.store) if name != self.name]
 
     def publish(self, done: int, trainers: dict[str, int], failures: dict[str, int], *, end: bool = False) -> None:
-        """Write live.json unless that was just done; `end` writes it anyway.
+        """Write live.json, and tell Prometheus, unless that was just done; `end` writes it anyway.
 
         Args:
             done: instances that are stored.
@@ -55,6 +57,7 @@ class Live:
         self.history.append((now, done))
         while len(self.history) > 2 and now - self.history[0][0] > RATE_WINDOW:
             self.history.popleft()
+        self._measure(done, trainers, failures)
         rate = self.rate()
         self.store.write_json(
             "live.json",
@@ -63,6 +66,26 @@ class Live:
                 "seconds_left": (self.wanted - done) / rate if rate else None, "trainers": trainers, "failures": dict(failures), "bounds": self.bounds,
             },
         )
+
+    def trained(self, instances: int, seconds: float) -> None:
+        """One of this driver's trainers has stored a block, so many seconds after it got it."""
+        self.metrics.count("mucd_instances_trained_total", instances)
+        self.metrics.observe("mucd_block_seconds", seconds)
+
+    def _measure(self, done: int, trainers: dict[str, int], failures: dict[str, int]) -> None:
+        self.metrics.set("mucd_instances_done", done)
+        self.metrics.set("mucd_instances_wanted", self.wanted)
+        for state, number in trainers.items():
+            self.metrics.set("mucd_trainers", number, state=state)
+        for kind, number in failures.items():
+            if number > self.counted[kind]:
+                self.metrics.count("mucd_failures_total", number - self.counted[kind], kind=kind)
+                self.counted[kind] = number
+        if self.bounds is not None:
+            self.metrics.set("mucd_mean_return", self.bounds["mean_return"])
+            self.metrics.set("mucd_bound_instances", self.bounds["instances"])
+            for share, entry in self.bounds["keeps"].items():
+                self.metrics.set("mucd_certified_fraction", entry["fraction"], share=share)
 
     def rate(self) -> float:
         """Instances per second lately."""

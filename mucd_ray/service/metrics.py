@@ -12,7 +12,7 @@ from ray.util import metrics
 METRICS = {
     "mucd_instances_done": ("gauge", "Instances stored in the run.", ("run",)),
     "mucd_instances_wanted": ("gauge", "Instances that the run was asked for.", ("run",)),
-    "mucd_instances_trained_total": ("counter", "Instances trained by this driver's trainers, those of lost blocks left out.", ("run",)),
+    "mucd_instances_trained_total": ("counter", "Instances trained and stored by this driver's trainers.", ("run",)),
     "mucd_block_seconds": ("histogram", "Seconds from handing out a block of instances to its commit.", ("run",)),
     "mucd_trainers": ("gauge", "Trainers; state is alive or wanted.", ("run", "state")),
     "mucd_failures_total": ("counter", "Failures; kind is trainer_died, training_failed, start_failed, lease_expired or block_damaged.", ("run", "kind")),

@@ -53,6 +53,7 @@ class _Worker:
     reply: ray.ObjectRef | None = None
     probe: ray.ObjectRef | None = None
     ticks: int = -1
+    began: float = 0.0
     progressed: float = field(default_factory=time.monotonic)
 
 
@@ -84,8 +85,8 @@ class Pool:
     def wanted(self) -> int:
         return len(self.workers)
 
-    def run(self, calls: Iterable[Call], *, is_done: Callable[[Call], bool] = lambda call: False, halve: Callable[[Call], list[Call]] = lambda call: [call]) -> Iterator[tuple[Call, object] | None]:
-        """Make every call; yields (call, value) in order of completion, and None at least every LOOK_EVERY seconds.
+    def run(self, calls: Iterable[Call], *, is_done: Callable[[Call], bool] = lambda call: False, halve: Callable[[Call], list[Call]] = lambda call: [call]) -> Iterator[tuple[Call, object, float] | None]:
+        """Make every call; yields (call, value, seconds it took) in order of completion, and None at least every LOOK_EVERY seconds.
 
         Args:
             is_done: asked before a call is made: whether somebody else has done it meanwhile; it is then left out.
@@ -164,7 +165,8 @@ class Pool:
                     self.waiting.popleft()
                 if not self.waiting:
                     return
-                worker.call, worker.progressed = self.waiting.popleft(), time.monotonic()
+                worker.call, worker.began = self.waiting.popleft(), time.monotonic()
+                worker.progressed = worker.began
                 worker.reply = getattr(worker.actor, worker.call.method).remote(*worker.call.arguments)
 
     def _started(self, worker: _Worker) -> None:
@@ -181,7 +183,7 @@ class Pool:
                 print(f"mucd: a trainer did not start, and is tried again: {_text(error)}", file=sys.stderr)
             self._pause_until = time.monotonic() + min(LONGEST_PAUSE, 0.1 * 4**self._failed_starts)
 
-    def _finished(self, worker: _Worker, halve) -> tuple[Call, object] | None:
+    def _finished(self, worker: _Worker, halve) -> tuple[Call, object, float] | None:
         call = worker.call
         try:
             value = ray.get(worker.reply)
@@ -198,7 +200,7 @@ class Pool:
             self._replace(worker, error, halve)
             return None
         worker.call = worker.reply = None
-        return call, value
+        return call, value, time.monotonic() - worker.began
 
     def _replace(self, worker: _Worker, error: Exception, halve) -> None:
         call = worker.call

@@ -220,12 +220,13 @@ class Driver:
         finished = []
         for result in self.pool.run(calls, is_done=is_done, halve=_halve):
             if result is not None:
-                call, value = result
+                call, value, seconds = result
                 if call.method == "baselines":
                     self.store.write_json("baselines.json", value | behaviour)
                 else:
                     mark([value])
                     finished.append(value)
+                    self.live.trained(len(call.arguments[0]), seconds)
                 continue
             if time.monotonic() - self.listed > LIST_EVERY:
                 self.listed = time.monotonic()

@@ -26,6 +26,7 @@ from mucd_ray.service.run import train
 from mucd_ray.service.settings import RunSettings, code_digest
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import finish
+from mucd_ray.words import counted
 
 # Chosen on simulator recordings (Acrobot, CartPole) with seeds that no shipped example certifies.
 DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=30.0, average=0.5)
@@ -163,7 +164,7 @@ def _mechanism(request: Request, choices: Choices, declared: int, actions: int) 
     mechanism = replace(answer.mechanism, unit=request.unit, clip_norm=clip_norm)
     given = [name for name in ("sample_rate", "steps", "clip_norm") if getattr(request, name) is not None]
     return mechanism, (
-        f"The mechanism was planned from the declared size {declared}, the wanted fraction {request.fraction:g}, {request.instances} instances and "
+        f"The mechanism was planned from the declared size {declared}, the wanted fraction {request.fraction:g}, {counted(request.instances, 'instance')} and "
         f"eta {eta:g} alone" + (f", with {', '.join(given).replace('_', ' ')} given by the user. {CONDITIONAL}" if given else ".")
     )
 

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mucd_ray
+from mucd_ray.certify.size import round_size
 from mucd_ray.data.cards import EnvironmentCard
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.units import check_unit
-from mucd_ray.mechanism.mechanism import UNITS, Mechanism
+from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class RunSettings:
     def problem(self) -> Problem:
         """What is learned."""
         return Problem(
-            learner=self.learner, inputs=len(self.card.indices), actions=self.actions or self.dimensions, discrete=bool(self.actions),
+            learner=self.learner, inputs=self.card.width, actions=self.actions or self.dimensions, discrete=bool(self.actions),
             action_bounds=self.action_bounds,
         )
 
@@ -89,8 +91,8 @@ class RunSettings:
             return self.units
         if self.size_margin < 1:
             raise MucdError(
-                f"{self.units} {UNITS[self.mechanism.unit]} lie on the border between two rounded sizes, so that one more or less would change the mechanism: "
-                f"declare a size that does not depend on the data, for example --units {self.declared_size}"
+                f"a dataset of {counted(self.units, self.mechanism.unit)} lies on the border between two rounded sizes, so that one more or less would change the mechanism: "
+                f"declare its size with --units N, a number chosen without looking at the data, such as how many were planned before recording (--units {round_size(self.units)}, say)"
             )
         return self.size_margin
 
@@ -100,7 +102,7 @@ class RunSettings:
         note = f"The mechanism follows from the size {self.declared_size}, which is the number of units rounded to a public series; "
         if threat == "substitute":
             return note + "replacing units does not change it."
-        return note + f"every dataset within {self.size_margin} insertions or removals rounds to the same, and no larger radius is claimed."
+        return note + f"every dataset within {counted(self.size_margin, 'insertion', 'removal')} rounds to the same, and no larger radius is claimed."
 
     def to_dict(self) -> dict:
         return json.loads(json.dumps(asdict(self) | {"card": self.card.to_dict()}))

@@ -2,10 +2,10 @@
 
 import math
 
-from mucd_ray.certify.claim import round_down
-from mucd_ray.mechanism.mechanism import UNITS
+from mucd_ray.certify.claim import percent_down, round_down
 from mucd_ray.report.report import report_files
 from mucd_ray.service.store import RunStore
+from mucd_ray.words import counted
 
 SCOPES = {"per_state": "each state", "family_wise": "all states"}
 
@@ -79,9 +79,9 @@ def _action_summary(part: dict) -> dict:
 
 def describe(summary: dict) -> str:
     """The summary for people."""
-    kind, baselines = UNITS[summary["unit"]], summary["baselines"] or {}
+    baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "instance")
     lines = [
-        f"{summary['instances']} instances of {summary['algorithm']}; {summary['units']} {kind}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}"
+        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}"
         + (", at all looks together" if summary["looks"] == "anytime" else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
@@ -92,17 +92,19 @@ def describe(summary: dict) -> str:
     for share, entry in summary["keeps"].items():
         if entry["radius"] >= 0:
             lines.append(
-                f"certified: keeps {100 * float(share):.0f} % up to r = {entry['radius']} {kind} ({round_down(100 * entry['fraction'], 3)} %), "
+                f"certified: keeps {100 * float(share):.0f} % up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['fraction'])} %), "
                 f"expected return at least {round_down(entry['bound'], 5)}, median at least {round_down(entry['median'], 5)}"
             )
-        else:
-            lines.append(f"certified: keeping {100 * float(share):.0f} % is not certified at any r")
-    for scope, name in SCOPES.items() if "action" in summary else ():
-        lines += _describe_actions(summary["action"][scope], name)
+    lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
+    if lost:
+        lines.append(f"certified: keeping {' or '.join(lost)} is not certified at any r")
+    if "action" in summary:
+        of_scopes = [line for scope, name in SCOPES.items() for line in _describe_actions(summary["action"][scope], name)]
+        lines += of_scopes or ["certified actions: at no state"]
     if summary["goal"]:
         goal = summary["goal"]
         lines.append(
-            f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {summary['instances']} instances; certified at r = {goal['radius']} is "
+            f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {instances}; certified at r = {goal['radius']} is "
             f"{round_down(goal['certified'], 4)}, wanted {goal['wanted']:g}"
         )
     if not summary["sound"]:
@@ -125,13 +127,17 @@ def _radius(radius: float | None) -> str:
 
 
 def _describe_actions(part: dict, name: str) -> list[str]:
+    """Nothing about what is certified at no state."""
     if "tolerance" in part:
         return [
-            f"certified median actions ({name}): in an interval {200 * float(share):g} % of the range wide at {round_down(100 * entry['certified_share'], 4)} % of states, "
+            f"certified median actions ({name}): in an interval {200 * float(share):g} % of the range wide at {percent_down(entry['certified_share'], 4)} % of states, "
             f"median r = {_radius(entry['median_radius'])}, largest {_radius(entry['max_radius'])}"
             for share, entry in part["tolerance"].items()
+            if entry["certified_share"]
         ]
-    line = f"certified actions ({name}): stable at {round_down(100 * part['certified_share'], 4)} % of states, median r = {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}"
+    if not part["certified_share"]:
+        return []
+    line = f"certified actions ({name}): stable at {percent_down(part['certified_share'], 4)} % of states, median r = {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}"
     if part["certified_accuracy"] is not None:
-        line += f"; certified and as without privacy at {round_down(100 * part['certified_accuracy'], 4)} %"
+        line += f"; certified and as without privacy at {percent_down(part['certified_accuracy'], 4)} %"
     return [line]

@@ -4,11 +4,11 @@ import json
 import sys
 import time
 
-from mucd_ray.certify.claim import round_down
+from mucd_ray.certify.claim import percent_down, round_down
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.mechanism import UNITS
 from mucd_ray.service.live import drivers
 from mucd_ray.service.store import RunStore
+from mucd_ray.words import counted
 
 LOOK_EVERY = 2.0
 WIDTH = 30
@@ -18,7 +18,7 @@ UP, CLEAR_LINE = "\x1b[{}A", "\x1b[2K"
 def watch_run(options, out) -> None:
     """Show the run until it ends or the user interrupts; on a terminal in place, otherwise one block of text per change."""
     store, shown = RunStore.open(options.run), 0
-    unit = UNITS[store.settings().mechanism.unit]
+    unit = store.settings().mechanism.unit
     while True:
         news, at_work = store.read_json("live.json"), drivers(store)
         if news is None:
@@ -49,7 +49,7 @@ def describe(store: RunStore, news: dict, at_work: list[dict], unit: str) -> lis
         return [*lines, "no bounds yet: the first are made from 100 instances"]
     lines.append(f"from the first {bounds['instances']} instances, valid at every look together: mean return {bounds['mean_return']:.4g}")
     for share, entry in bounds["keeps"].items():
-        kept = f"up to r = {entry['radius']} {unit} ({round_down(100 * entry['fraction'], 3)} %), expected return at least {round_down(entry['bound'], 5)}"
+        kept = f"up to r = {counted(entry['radius'], unit)} ({percent_down(entry['fraction'])} %), expected return at least {round_down(entry['bound'], 5)}"
         lines.append(f"  keeps {100 * float(share):.0f} % {kept if entry['radius'] >= 0 else 'at no r'}")
     return lines
 

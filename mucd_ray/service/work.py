@@ -19,6 +19,8 @@ from mucd_ray.service.store import Block
 HELD_OUT = 1 << 40
 STATES_PER_HELD_OUT = 64
 BASELINE_SEEDS = range(16)
+# Losses on a distribution of returns (C51, QR-DQN) take fifty times as long for a transition as others.
+DISTRIBUTION_BASELINE_SEEDS = range(4)
 # Modules take minutes where dense networks take seconds.
 MODULE_BASELINE_SEEDS = range(2)
 
@@ -74,10 +76,11 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
     """Unprotected policies: mean returns of the same learner without privacy, and of every constant action; and `reference`, the
     action that most of the former prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to learn from, the former are missing."""
     problem = settings.problem
-    if problem.module_factory is None:
-        seeds, effort = list(BASELINE_SEEDS), {}
-    else:
+    if problem.module_factory is not None:
         seeds, effort = list(MODULE_BASELINE_SEEDS), {"steps": 300, "batch": 64, "learning_rate": 0.001}
+    else:
+        distribution = problem.discrete and problem.network.outputs > problem.actions
+        seeds, effort = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS), {}
     found, reference = {}, None
     # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
     if units.lengths.any():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mucd_ray.certify.certificate import content_hash, make_certificate, make_inputs, read_certificate, verify
-from mucd_ray.certify.claim import claim_sentences, round_down, round_up
+from mucd_ray.certify.claim import claim_sentences, confidence_percent, percent_down, percent_up, round_down, round_up, share
 from mucd_ray.certify.evidence import continuous_evidence, histogram, levels, scores_evidence, votes_evidence
 from mucd_ray.certify.results import compute_results
 from mucd_ray.errors import MucdError
@@ -214,6 +214,10 @@ def test_a_certificate_made_here_verifies_on_a_processor_with_other_last_digits(
 def test_claimed_numbers_are_rounded_down():
     assert [round_down(x) for x in (123.45678, -123.45678, 0.0, 1e-9, 250.0)] == ["123.456", "-123.457", "0", "0.000000001", "250"]
     assert [round_up(x) for x in (123.45678, -123.45678, 0.0, 250.0)] == ["123.457", "-123.456", "0", "250"]
+    # 0.29 and 0.07 are read as they are written, not as the binary numbers next to them.
+    assert [round_down(0.29), round_up(0.07), percent_down(0.29), percent_up(0.07), share(29, 100)] == ["0.29", "0.07", "29", "7", "29 %"]
+    assert [percent_down(2 / 3), percent_up(2 / 3), share(2, 3)] == ["66.6", "66.7", "66.66 %"]
+    assert [confidence_percent(0.001, n) for n in (1, 2, 3)] == ["99.9", "99.8", "99.7"] and confidence_percent(0.6, 2) == "0"
     nothing = make_certificate(inputs(mechanism=dataclasses.replace(MECHANISM, noise_multiplier=0.3)), assumptions=[], context={})
     assert "at 0 % of 4 states" in nothing["claim"][2] and "no radius keeps" in nothing["claim"][1]
 
@@ -223,7 +227,7 @@ def test_claimed_numbers_are_rounded_down():
     [
         ({"eta": 1.5}, "eta 1.5"),
         ({"radius_cap": 1001}, "radius cap 1001"),
-        ({"returns": np.zeros(99)}, "100 instances are counted but 99"),
+        ({"returns": np.zeros(99)}, "100 instances counted but 99"),
         ({"looks": "sometimes"}, "looks 'sometimes'"),
         ({"looks": "anytime", "returns": np.zeros(99), "actions": None}, "99"),
         ({"goal": "fame>=1@1"}, "goal 'fame"),
@@ -234,7 +238,7 @@ def test_claimed_numbers_are_rounded_down():
         ({"returns": np.full(100, 1.0)}, "return 1.0 is outside"),
         ({"threat": "theft"}, "threat 'theft'"),
         ({"accountant": "magic"}, "accountant 'magic'"),
-        ({"actions": votes_evidence([[50, 50, 0], [50, 49, 0]])}, "99 instances are counted but 100"),
+        ({"actions": votes_evidence([[50, 50, 0], [50, 49, 0]])}, "99 instances counted but 100"),
     ],
 )
 def test_evidence_that_does_not_fit_is_refused_and_never_verifies(changes, message):

@@ -64,7 +64,7 @@ def test_evidence_of_every_kind_is_accepted(actions):
         ({"radius_cap": 0}, "radius cap 0"),
         ({"rollouts": 0}, "rollouts 0"),
         ({"discount": 1.5}, "discount 1.5"),
-        ({"actions": votes_evidence([[9, 1, 0], [5, 4, 0]])}, "9 instances are counted but 10"),
+        ({"actions": votes_evidence([[9, 1, 0], [5, 4, 0]])}, "9 instances counted but 10"),
         ({"actions": votes_evidence([[10], [10]])}, "at least 2 actions"),
         ({"actions": votes_evidence([[10, 0]], [2])}, "reference"),
         ({"actions": votes_evidence([[10, 0]], [1, 1])}, "reference"),

@@ -11,6 +11,7 @@ from mucd_ray.errors import MucdError
         ("return >= 50% @ 1%", Goal("return", 0.5, 0.01)),
         ("absolute-return>=-250.5@1e-3", Goal("absolute-return", -250.5, 0.001)),
         ("actions>=90%@0.5%", Goal("actions", 0.9, 0.005)),
+        ("return>=57.3%@29.1%", Goal("return", 0.573, 0.291)),
     ],
 )
 def test_goals_are_read(text, goal):

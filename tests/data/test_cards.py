@@ -57,11 +57,21 @@ def test_shipped_cards_fit_their_environments(card):
     for _ in range(4):
         batch.append(environment.step(environment.action_space.sample())[0])
     features = card.features(np.stack(batch))
-    assert features.shape == (5, len(card.indices)) and np.abs(features).max() <= card.clip
+    assert features.shape == (5, card.width) and np.abs(features).max() <= card.clip
     np.testing.assert_array_equal(features[3], card.features(batch[3]))  # every observation on its own
     assert EnvironmentCard.from_dict(json.loads(json.dumps(card.to_dict()))) == card
     assert card_for(card.env_id, card.observation_shape, environment.action_space) is card
     environment.close()
+
+
+def test_one_number_stands_for_all_features():
+    short = dataclasses.replace(CARD, indices=(), center=(1.0,), scale=(2.0,))
+    long = dataclasses.replace(CARD, indices=(0, 1, 2, 3), center=(1.0,) * 4, scale=(2.0,) * 4)
+    observations = np.random.default_rng(0).normal(size=(5, 2, 2))
+    assert short.width == 4 and np.array_equal(short.features(observations), long.features(observations))
+    frames = card_for("ALE/Freeway-v5", (4, 42, 42))
+    assert frames.width == 4 * 42 * 42 and len(json.dumps(frames.to_dict())) < 1000 and EnvironmentCard.from_dict(frames.to_dict()) == frames
+
 
 
 @pytest.mark.parametrize("card", [card for card in CARDS if len(card.observation_shape) < 3], ids=title)
@@ -149,7 +159,7 @@ def test_card_file_round_trip(tmp_path):
         (json.dumps({**CARD.to_dict(), "indices": [0, 4]}), "leave the 4 entries"),
         (json.dumps({**CARD.to_dict(), "indices": [0.5, 1, 2, 3]}), "whole numbers"),
         (json.dumps({**CARD.to_dict(), "make_kwargs": 5}), "make_kwargs"),
-        (json.dumps({**CARD.to_dict(), "indices": [0]}), "one of each per feature"),
+        (json.dumps({**CARD.to_dict(), "indices": [0]}), "one center and one scale per feature"),
         (json.dumps({**CARD.to_dict(), "return_range": [1, 0]}), "the lower first"),
         (json.dumps({**CARD.to_dict(), "reward_range": [1, 0]}), "reward range"),
         (json.dumps({**CARD.to_dict(), "reward_range": [0, float("inf")]}), "reward range"),

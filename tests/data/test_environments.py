@@ -16,7 +16,7 @@ RECORD_WITHOUT = "import sys; sys.modules[{module!r}] = None; from mucd_ray.cli 
 def test_a_missing_extra_is_one_line_with_the_pip_command(minari_root, env_id, module, extra):
     done = subprocess.run([sys.executable, "-c", RECORD_WITHOUT.format(module=module, env_id=env_id)], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"mucd: error: environment '{env_id}' needs {module}") and done.stderr.endswith(f"pip install 'mucd_ray[{extra}]'\n")
+    assert done.stderr.startswith(f"mucd: error: environment '{env_id}' needs {module}") and done.stderr.endswith(f"in a clone of this project run pip install '.[{extra}]' -c constraints.txt\n")
 
 
 def test_mujoco_leaves_no_log_in_the_working_folder(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ CARTPOLE = card_for("CartPole-v1")
 
 
 def random_policies(count, hidden=(), card=CARTPOLE, outputs=2):
-    network = Network(inputs=len(card.indices), outputs=outputs, hidden=hidden)
+    network = Network(inputs=card.width, outputs=outputs, hidden=hidden)
     generator = torch.Generator().manual_seed(4)
     parameters = {}
     for layer, (inputs, outputs) in enumerate(network.layers):

@@ -10,6 +10,7 @@ from minari.data_collector import EpisodeBuffer
 
 from mucd_ray.certify.certificate import read_certificate, verify
 from mucd_ray.certify.evidence import LEVELS
+from mucd_ray.cli import main
 from mucd_ray.data.cards import card_for
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
@@ -21,7 +22,7 @@ from mucd_ray.service.choices import Choices
 from mucd_ray.service.run import Resources, certify, discounted_returns, training_units
 from mucd_ray.service.session import Request, execute, make_settings
 from mucd_ray.service.store import RunStore
-from mucd_ray.service.summary import describe
+from mucd_ray.service.summary import describe, summarise
 from mucd_ray.service.work import baselines, choose_states, train_and_evaluate
 
 SECRET = b"s" * 32
@@ -87,6 +88,23 @@ def test_votes_and_scores_are_two_certificates_of_the_same_instances(cartpole, t
         assert certificate["results"]["action"]["kind"] == kind and verify(certificate) == []
         assert certificate["inputs"]["actions"]["reference"] == [1] * 9
     assert votes["results"]["policy"] == scores["results"]["policy"]
+
+
+def test_growing_certifies_as_before_unless_told_otherwise(cartpole, tmp_path, capfd):
+    settings, _, states = cartpole
+    store = store_of(settings, states, block_of(cartpole, range(20)), tmp_path)
+    store.write_json("baselines.json", {"behaviour": 0.0, "reference": None})
+    certify(store, Choices(eta=0.01, threat="insert", band="dkw", inference="scores"))
+
+    def grown(*options):
+        assert main(["grow", str(store.path), "--instances", "20", *options]) == 0
+        inputs = read_certificate(store.path / "certificate.json")["inputs"]
+        return inputs["eta"], inputs["threat"], inputs["band"], inputs["actions"]["kind"], inputs["accountant"]
+
+    assert grown() == (0.01, "insert", "dkw", "scores", "tradeoff")
+    assert grown("--threat", "remove", "--inference", "votes") == (0.01, "remove", "dkw", "votes", "tradeoff")
+    (store.path / "certificate.json").unlink()
+    assert grown() == (0.001, "symmetric", "order-statistic", "votes", "tradeoff")
 
 
 def test_instances_that_overflow_are_counted_as_the_lowest_action(cartpole, tmp_path):
@@ -165,13 +183,16 @@ def test_continuous_actions_are_certified_from_end_to_end(request, monkeypatch, 
     assert action["per_state"]["tolerance"]["0.25"]["certified_share"] > 0
     text = describe(summary)
     assert "in an interval 50 % of the range wide" in text and "discount 0.95" in text and "2 episodes each" in text
+    # At this eta 40 instances show nothing at all, which takes two lines.
+    store = RunStore.open(tmp_path / "run")
+    nothing = [line for line in describe(summarise(store, certify(store, Choices(eta=1e-9)))).splitlines() if line.startswith("certified")]
+    assert nothing == ["certified: keeping 90 % or 75 % or 50 % is not certified at any r", "certified actions: at no state"]
     with pytest.raises(MucdError, match="needs discrete actions"):
         execute(wanted, str(tmp_path / "other"), choices=Choices(inference="scores"))
     with pytest.raises(MucdError, match="continuous"):
         execute(dataclasses.replace(wanted, instances=100), str(tmp_path / "other"), choices=Choices(looks="anytime", goal="actions>=0.5@0.001"))
     assert not (tmp_path / "other").exists()
     # Without public bounds there is no grid on which to count actions.
-    store = RunStore.open(tmp_path / "run")
     unbounded = dataclasses.replace(store.settings(), action_bounds=None)
     evidence = dataclasses.replace(Tally(store, 40).evidence(), histogram=np.zeros((6, 0, LEVELS + 1), int))
     notes = assumptions(store, unbounded, Choices(), 40)

@@ -65,7 +65,7 @@ def pool_of(worker, slots=2, lease=300.0, **options):
 
 def results(pool, calls, **options):
     try:
-        return [result for result in pool.run(calls, **options) if result is not None]
+        return [result[:2] for result in pool.run(calls, **options) if result is not None]
     finally:
         pool.close()
 

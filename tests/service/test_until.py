@@ -93,7 +93,7 @@ def test_certificates_of_a_run_that_was_looked_at(reference, capfd):
     assert certify(store, Choices(looks="anytime", threat="insert"))["results"]["instances"] == 250
     assert main(["certify", str(store.path), "--looks", "anytime", "--threat", "insert", "--inference", "scores", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["action"]["kind"] == "scores"
-    with pytest.raises(MucdError, match="120 instances are not a look of an anytime certificate: certify at 100 or 160"):
+    with pytest.raises(MucdError, match="an anytime certificate does not look at 120 instances: certify at 100 or 160"):
         certify(store, Choices(looks="anytime"), 120)
     with pytest.raises(MucdError, match="400 instances are not complete"):
         certify(store, Choices(looks="anytime"), 400)

@@ -1,0 +1,10 @@
+"""Numbers in sentences."""
+
+
+def counted(number: int, *nouns: str, form: str = "") -> str:
+    """"1 trajectory", "2 trajectories", "2 insertions or removals"; the number in Python's format `form`."""
+    return f"{number:{form}} {' or '.join(noun if number == 1 else plural(noun) for noun in nouns)}"
+
+
+def plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
