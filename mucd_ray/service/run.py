@@ -1,6 +1,7 @@
 """The driver: from settings and data to a finished run folder, on a local Ray or a cluster. Every step can be repeated."""
 
 import contextlib
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -193,10 +194,13 @@ class Driver:
         # First, since no block takes as long.
         aside = [Call("baselines")] if self.store.read_json("baselines.json") is None else []
         with tqdm(total=instances, unit="instance", desc="training", file=sys.stderr, dynamic_ncols=True) as bar:
-            while True:
+            for attempt in itertools.count():
                 blocks = self.ask(self.coordinator, lambda actor: actor.missing.remote(instances, self.size))
                 if not blocks and not aside:
                     break
+                if attempt:
+                    # They were stored, and then found damaged or gone.
+                    self.pool.failures["block_damaged"] += len(blocks)
                 self._train_blocks([*aside, *(Call("train", (block,)) for block in (blocks[::-1] if self.backwards else blocks))], instances, behaviour, bar)
                 aside = []
         self._publish(instances, end=True)
