@@ -145,6 +145,12 @@ def report(options, out):
     report_run(options, out)
 
 
+def serve(options, out):
+    from mucd_ray.service.serve import serve_run
+
+    serve_run(options.run, host=options.host, port=options.port, replicas=options.replicas, address=options.address, out=out)
+
+
 def verify(options, out):
     from mucd_ray.certify.certificate import read_certificate
     from mucd_ray.certify.certificate import verify as find_mismatches
@@ -352,6 +358,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="run folder")
     sub.add_argument("--looks", default="fixed", choices=["fixed", "anytime"], help="anytime certifies the largest complete number of the public series 100, 160, 250, ...; fixed one that was asked for")
     _add_choices(sub)
+
+    sub = command("serve", serve, "Answer observations over HTTP with the ensemble's action and its certified radius (extra `serve`).", "mucd serve runs/acrobot --port 8000")
+    sub.add_argument("run", help="run folder with a certificate")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen at; anybody who reaches it may ask")
+    sub.add_argument("--port", type=int, default=8000)
+    sub.add_argument("--replicas", type=int, default=1, help="copies of the ensemble, one CPU each")
+    sub.add_argument("--address", help="Ray cluster to join, on whose head node it listens (default: RAY_ADDRESS, or a local Ray)")
 
     sub = command("verify", verify, "Re-derive every number of a certificate from its evidence; exit status 1 on any mismatch.", "mucd verify runs/acrobot/certificate.json")
     sub.add_argument("certificate", help="certificate.json")
