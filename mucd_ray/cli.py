@@ -195,6 +195,12 @@ def watch(options, out):
     watch_run(options, out)
 
 
+def serve(options, out):
+    from mucd_ray.service.serve import serve_run
+
+    serve_run(options.run, host=options.host, port=options.port, replicas=options.replicas, address=options.address, out=out)
+
+
 def verify(options, out):
     from mucd_ray.certify.certificate import read_certificate
     from mucd_ray.certify.certificate import verify as find_mismatches
@@ -405,6 +411,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("watch", watch, "Show how a run is going: instances, rate, trainers, current bounds.", "mucd watch runs/acrobot")
     sub.add_argument("run", help="run folder, or its URL")
     sub.add_argument("--once", action="store_true", help="show it once instead of until the run ends")
+
+    sub = command("serve", serve, "Answer observations over HTTP with the ensemble's action and its certified radius (extra `serve`).", "mucd serve runs/acrobot --port 8000")
+    sub.add_argument("run", help="run folder with a certificate")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen at; anybody who reaches it may ask")
+    sub.add_argument("--port", type=int, default=8000)
+    sub.add_argument("--replicas", type=int, default=1, help="copies of the ensemble, one CPU each")
+    sub.add_argument("--address", help="Ray cluster to join, on whose head node it listens (default: RAY_ADDRESS, or a local Ray)")
 
     sub = command("verify", verify, "Re-derive every number of a certificate from its evidence; exit status 1 on any mismatch.", "mucd verify runs/acrobot/certificate.json")
     sub.add_argument("certificate", help="certificate.json")

@@ -70,12 +70,16 @@ class TopTwo:
     runner_up: np.ndarray
 
 
+def action_share(eta: float, actions: int) -> float:
+    """What each of an action's two bounds may spend: eta/(2A). With two actions the upper bound on one is the lower bound on the other, and eta/A suffices."""
+    return eta / actions if actions == 2 else eta / (2 * actions)
+
+
 def top_two_bounds(counts: np.ndarray, eta: float) -> TopTwo:
     """Simultaneous bounds for each row of votes [S, A]; each row's bounds hold together with probability 1 - eta.
 
     SimuEM (Jia et al. 2020, AAAI 2021, arXiv 2008.04495) spends eta/A on each action. Which action is on top depends on the same
-    votes, so either of an action's two bounds may come to be used and both must be paid for: eta/(2A). With two actions the
-    upper bound on one is the lower bound on the other, and eta/A suffices.
+    votes, so either of an action's two bounds may come to be used and both must be paid for: see `action_share`.
     """
     check_eta(eta)
     try:
@@ -87,7 +91,7 @@ def top_two_bounds(counts: np.ndarray, eta: float) -> TopTwo:
     counts = _checked_counts(counts, int(counts[0].sum()))
     states, actions = counts.shape
     trials = int(counts[0].sum())
-    share = eta / actions if actions == 2 else eta / (2 * actions)
+    share = action_share(eta, actions)
     action = counts.argmax(axis=1)
     top = clopper_pearson_lower(counts[np.arange(states), action], trials, share)
     others = counts.copy()

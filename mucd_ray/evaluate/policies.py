@@ -52,6 +52,20 @@ class StackedPolicies:
                 x = total
             return x if self.problem is None else self.problem.preferences(x)
 
+    def outputs_of_all(self, features: np.ndarray) -> np.ndarray:
+        """What every policy prefers at every row: float32 [S, inputs] -> [P, S, A or k], bit for bit what `outputs` says of each pair."""
+        x = (features if self.problem is None else self.problem.embed(features))[None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for layer, (weight, bias) in enumerate(self._layers):
+                if layer:
+                    x = np.maximum(x, 0.0)
+                total = np.repeat(bias[:, None], x.shape[1], axis=1)
+                terms = np.empty_like(total)
+                for column, by_input in zip(np.moveaxis(x, -1, 0), weight):
+                    total += np.multiply(column[..., None], by_input[:, None], out=terms)
+                x = total
+            return x if self.problem is None else self.problem.preferences(x)
+
     def act(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Greedy action, counted from 0, of policy index[s] at features[s] -> int64 [S]; see `greedy_actions`."""
         return greedy_actions(self.outputs(features, index))
@@ -78,6 +92,9 @@ class ModulePolicies:
             ]
         with np.errstate(over="ignore", invalid="ignore"):
             return self.problem.preferences(torch.stack(outputs).numpy())
+
+    def outputs_of_all(self, features: np.ndarray) -> np.ndarray:
+        return np.stack([self.outputs(features, np.array([policy])) for policy in range(len(self))])
 
     def act(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
         return greedy_actions(self.outputs(features, index))

@@ -139,7 +139,9 @@ def test_constant_actions_of_acrobot_earn_the_floor():
 def test_votes_are_the_greedy_actions_and_ties_go_to_the_lowest():
     network, parameters = random_policies(9, (8,), outputs=3)
     features = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
-    actions = actions_at(StackedPolicies(network, parameters), features)
+    policies = StackedPolicies(network, parameters)
+    actions = actions_at(policies, features)
+    assert np.array_equal(policies.outputs_of_all(features), [policies.outputs(features, np.array([policy])) for policy in range(9)])
     expected = forward(stacked_layers(network, parameters), torch.tensor(features).expand(9, -1, -1)).argmax(-1)
     assert actions.dtype == np.int16 and np.array_equal(actions, expected)
     votes = counts(actions, 3)
