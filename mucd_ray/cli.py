@@ -189,6 +189,19 @@ def report(options, out):
     report_run(options, out)
 
 
+def tune(options, out):
+    from mucd_ray.service.commands import tune_constants
+
+    tune_constants(options, out)
+
+
+def compare(options, out):
+    from mucd_ray.service.compare import compare_runs, side_by_side
+
+    rows = compare_runs(options.runs)
+    out(json.dumps(rows) if options.json else side_by_side(rows))
+
+
 def watch(options, out):
     from mucd_ray.service.watch import watch_run
 
@@ -361,9 +374,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--storage", "--out", required=True, help="run folder, a local path or an fsspec URL such as s3://bucket/run; an unfinished run there is continued")
     sub.add_argument("--instances", type=int, default=1000, help="P, the number of instances")
     sub.add_argument("--card", help="JSON file with the environment's public facts (default: the shipped card)")
-    sub.add_argument("--unit", choices=["transition", "trajectory"], default="transition", help="what an attacker changes, and what the certificate counts")
+    sub.add_argument("--unit", choices=["transition", "trajectory"], help="what an attacker changes, and what the certificate counts (default: transition)")
+    sub.add_argument("--tuned", metavar="FILE", help="tuned.json of `mucd tune`: sets unit, mechanism and learner")
     group = sub.add_argument_group("mechanism (public constants; by default planned from the declared size and the wanted fraction)")
-    group.add_argument("--fraction", type=float, default=0.01, help="share of the units that a unanimous vote should withstand")
+    group.add_argument("--fraction", type=float, help="share of the units that a unanimous vote should withstand (default: 0.01)")
     group.add_argument("--units", type=int, help="declared size of the dataset (default: its size rounded to 1, 1.25, 1.6, 2, ... times a power of ten)")
     group.add_argument("--sample-rate", type=float, help="q (default: a batch of about 1024)")
     group.add_argument("--noise-multiplier", type=float, help="sigma; with it q and steps must be given and nothing is planned (default: planned)")
@@ -407,6 +421,31 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="run folder")
     sub.add_argument("--looks", default="fixed", choices=["fixed", "anytime"], help="anytime certifies the largest complete number of the public series 100, 160, 250, ...; fixed one that was asked for")
     _add_choices(sub)
+
+    sub = command(
+        "tune", tune,
+        "Search public constants of learner and mechanism under a signal budget, on data that is not the data to be certified. The same command continues a search that was killed.",
+        "mucd tune --simulate Acrobot-v1 --storage runs/tuning --fraction 0.01 && mucd run acrobot/mixed-v0 --storage runs/tuned --tuned runs/tuning/tuned.json",
+    )
+    sub.add_argument("--storage", required=True, help="folder of the study, reachable from every node")
+    sub.add_argument("--tune-on", metavar="DATASET", help="Minari dataset that you trust: no attacker can change it")
+    sub.add_argument("--simulate", metavar="ENV_ID", help="record fresh data in this environment instead")
+    sub.add_argument("--behaviour", help="behaviour policy of --simulate (default: the environment's first)")
+    sub.add_argument("--transitions", type=int, help="of --simulate (default: 20000)")
+    sub.add_argument("--card", help="JSON file with the environment's public facts (default: the shipped card)")
+    sub.add_argument("--unit", choices=["transition", "trajectory"], help="what an attacker changes (default: transition)")
+    sub.add_argument("--algorithm", default="bc", help="offline learner, see docs/algorithms.md")
+    sub.add_argument("--units", type=int, help="size of the dataset that will be certified (default: that of the tuning data)")
+    sub.add_argument("--fraction", type=float, help="share of the units at which the certified return shall be large; the signal budget is planned from it (default: 0.01)")
+    sub.add_argument("--signal-budget", type=float, help="S = N q sqrt(T) / sigma instead")
+    sub.add_argument("--instances", type=int, default=1000, help="P that the certificate will have")
+    sub.add_argument("--trials", type=int, default=32, help="configurations to try, the package's defaults first")
+    sub.add_argument("--most-instances", type=int, default=64, help="of a trial; half of the trials end at an eighth, a quarter and a half of them")
+    sub.add_argument("--seed", type=int, default=0, help="of the search")
+    _add_resources(sub, per_trial=True)
+
+    sub = command("compare", compare, "Certified runs side by side.", "mucd compare runs/acrobot runs/tuned")
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or its URL")
 
     sub = command("watch", watch, "Show how a run is going: instances, rate, trainers, current bounds.", "mucd watch runs/acrobot")
     sub.add_argument("run", help="run folder, or its URL")
@@ -499,14 +538,17 @@ def _add_choices(sub, of_run=False):
     _add_threat(group, default)
 
 
-def _add_resources(sub):
+def _add_resources(sub, per_trial=False):
     group = sub.add_argument_group("resources")
     group.add_argument("--instances-per-actor", type=int, help="instances that an actor trains at a time; changes speed only (default: 32 on a CPU, 1024 on a GPU)")
-    group.add_argument("--actors", type=int, help="number of trainers; those without room wait for it, so that an autoscaler sees them (default: one per CPU or GPU share, following the cluster)")
+    if per_trial:
+        group.add_argument("--trainers-per-trial", dest="actors", metavar="N", type=int, default=1, help="trainers of each trial, one CPU or GPU share each")
+    else:
+        group.add_argument("--actors", type=int, help="number of trainers; those without room wait for it, so that an autoscaler sees them (default: one per CPU or GPU share, following the cluster)")
     group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto takes GPUs if Ray has some")
     group.add_argument("--gpus-per-actor", type=float, default=1.0, help="share of a GPU per trainer")
     group.add_argument("--gpu-type", help="kind of GPU as Ray names it, such as H100 (default: any)")
-    group.add_argument("--wait-for-nodes", action="store_true", help="with --actors: do not refuse what the cluster lacks now, an autoscaler will bring it")
+    group.add_argument("--wait-for-nodes", action="store_true", help=("" if per_trial else "with --actors: ") + "do not refuse what the cluster lacks now, an autoscaler will bring it")
     group.add_argument("--lease", type=float, default=600.0, help="seconds without progress after which a trainer counts as stuck; longer than an instance takes")
     group.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, or a local Ray)")
 

@@ -21,7 +21,7 @@ from mucd_ray.certify.results import compute_results
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import Mechanism
 
-FORMAT = "mucd-certificate/3"
+FORMAT = "mucd-certificate/4"
 # Processors differ in the last digits of exp and log, which T-fold composition amplifies. Bounds agree if they differ by at most
 # TOLERANCE + T * TOLERANCE_PER_STEP, of the return range or of 1; counts, radii and shares are the same everywhere.
 TOLERANCE = 1e-6
@@ -55,6 +55,7 @@ def make_inputs(
     rollouts: int = 1,
     discount: float = 1.0,
     clipped: bool = False,
+    condition: str | None = None,
     radius_cap: int | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
@@ -67,6 +68,7 @@ def make_inputs(
         actions: evidence at states, made by one of the functions of `evidence.py`; None for the policy level alone.
         looks: "fixed" if P was chosen before training; "anytime" if training may have stopped, or may go on, depending on results.
         goal: what training went on for, in the words of `goal.py`.
+        condition: what the claim depends on that nothing accounts for, one of CONDITIONS in `evidence.py`.
         radius_cap: no radius above it is claimed; at most N, which is the default.
     """
     return {
@@ -84,6 +86,7 @@ def make_inputs(
         "rollouts": int(rollouts),
         "discount": float(discount),
         "clipped": bool(clipped),
+        "condition": condition,
         "actions": actions,
     }
 

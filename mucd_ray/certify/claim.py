@@ -3,12 +3,17 @@
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 
+from mucd_ray.certify.evidence import TUNED_ON_THIS_DATASET
 from mucd_ray.certify.guarantees import READINGS, THREATS
 from mucd_ray.certify.looks import looks_up_to
 from mucd_ray.mechanism.mechanism import UNITS
 from mucd_ray.words import counted
 
 SCOPES = {"per_state": "for each state by itself", "family_wise": "for all states together"}
+CONDITIONS = {
+    TUNED_ON_THIS_DATASET: "the learner and the mechanism were tuned on this very dataset, and nothing accounts for what tuning has seen. All that follows is claimed only on "
+    "condition that tuning would have chosen the same constants on every D'",
+}
 
 
 def claim_sentences(inputs: dict, results: dict) -> list[str]:
@@ -17,6 +22,8 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     sentences = []
     if not results["sound"]:
         sentences.append("NOT SOUND: this certificate uses the published accounting rule, which is known to be wrong; it is for comparison only.")
+    if inputs["condition"] is not None:
+        sentences.append(f"CONDITIONAL: {CONDITIONS[inputs['condition']]}.")
     sentences.append(
         f"What may change: compared are training on the dataset D of this certificate ({counted(inputs['units'], inputs['mechanism']['unit'])}) and training on any dataset D' that "
         f"{THREATS[inputs['threat']].format(units=kind)}; {READINGS[inputs['threat']].format(units=kind)}. "

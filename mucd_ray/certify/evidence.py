@@ -17,10 +17,14 @@ from mucd_ray.words import counted
 # A level is 0.5 % of the range.
 LEVELS = 200
 LARGEST = 2**53
+# What a claim may depend on that nothing accounts for.
+TUNED_ON_THIS_DATASET = "tuned-on-this-dataset"
+CONDITIONS = (TUNED_ON_THIS_DATASET,)
 # Ranges of returns and actions: sums over them must not overflow, nor lose the digits in which a bound is rounded down.
 LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
 KEYS = {
-    "mechanism", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "actions",
+    "mechanism", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
+    "actions",
 }
 ACTION_KEYS = {
     "votes": {"kind", "counts", "reference"},
@@ -81,6 +85,8 @@ def check_inputs(inputs: dict) -> None:
         raise MucdError("mechanism must hold exactly the fields of a mechanism")
     if not (inputs["goal"] is None or isinstance(inputs["goal"], str)):
         raise MucdError(f"goal {inputs['goal']!r} must be null or text")
+    if not (inputs["condition"] is None or inputs["condition"] in CONDITIONS):
+        raise MucdError(f"condition {inputs['condition']!r} must be null or one of {', '.join(CONDITIONS)}")
     _check_real("return range", inputs["return_range"], 2)
     _check_real("returns", inputs["returns"])
     _check_real("eta and discount", [inputs["eta"], inputs["discount"]])

@@ -304,6 +304,31 @@ def frontier(*, signal_budget: np.ndarray, fraction: dict[str, np.ndarray], look
     return _png(fig, look, columns=3)
 
 
+def pareto(*, mean: np.ndarray, fraction: np.ndarray, complete: np.ndarray, best: int, instances: int, look=WIDE) -> bytes:
+    """Clean mean return of tuning trials against the share of the data up to which half of it would be kept, and their Pareto front.
+
+    Args:
+        mean, fraction: of each trial, [K].
+        complete: whether it trained all its instances, bool [K]; only these make the front.
+        best: the index of the trial that was chosen.
+        instances: P for which the shares were extrapolated.
+    """
+    fig, (ax,) = _figure(look)
+    for shown, colour, label in ((~complete, GREY, "stopped early"), (complete, BLUE, "trial")):
+        if shown.any():
+            ax.scatter(mean[shown], fraction[shown], s=42, color=colour, edgecolor="white", zorder=3, label=label)
+    front = sorted((float(mean[i]), float(fraction[i])) for i in np.flatnonzero(complete) if not np.any(
+        complete & (mean >= mean[i]) & (fraction >= fraction[i]) & ((mean > mean[i]) | (fraction > fraction[i]))
+    ))
+    ax.plot(*zip(*front), drawstyle="steps-pre", color=BLUE, linewidth=1.2, zorder=2, label="Pareto front")
+    ax.scatter(mean[best], fraction[best], s=160, facecolor="none", edgecolor=VERMILION, linewidth=1.8, zorder=4, label="chosen: largest bound at the target")
+    ax.set_ylim(bottom=0.0, top=1.1 * float(fraction.max()) or 1.0)
+    ax.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.6g} %")
+    ax.set_xlabel("mean return without poisoning")
+    ax.set_ylabel(f"share of the data up to which half is kept\n(outlook for P = {instances:,}, not certified)")
+    return _png(fig, look, columns=4)
+
+
 def _figure(look: Look, rows: int = 1):
     fig = Figure(figsize=look.size, layout="constrained", facecolor="white")
     axes = fig.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]

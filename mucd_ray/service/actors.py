@@ -154,6 +154,7 @@ def certificate_of(settings, evidence: Evidence, choices: dict, reference: list[
         rollouts=settings.rollouts,
         discount=settings.discount,
         clipped=settings.card.clip_returns,
+        condition=settings.condition,
         actions=actions,
         radius_cap=settings.radius_cap(choices["threat"]),
         **choices,

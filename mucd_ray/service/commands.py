@@ -15,10 +15,23 @@ from mucd_ray.service.run import certify, train
 from mucd_ray.service.session import DEFAULT_LEARNER, DEFAULT_RATES, Request, execute
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import describe, finish, write_report
+from mucd_ray.service.tuned import read_tuned
 from mucd_ray.words import counted
 
 
+# What `mucd run` may be given instead of --tuned.
+CONSTANTS = (
+    "unit", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
+)
+
+
 def start_run(options, out) -> int:
+    if options.tuned:
+        given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None]
+        if given:
+            raise MucdError(f"--tuned {options.tuned} sets {given[0]}: leave one of the two out")
+    options.unit, options.fraction = options.unit or "transition", 0.01 if options.fraction is None else options.fraction
     names = ("algorithm", "network", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
     given = {name: getattr(options, name) for name in names}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
@@ -36,6 +49,7 @@ def start_run(options, out) -> int:
         steps=options.steps,
         clip_norm=options.clip_norm,
         learner=replace(DEFAULT_LEARNER, **given) if given else None,
+        tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,
         chosen=options.chosen,
         rollouts=options.rollouts,
@@ -65,6 +79,13 @@ def report_run(options, out) -> None:
         raise MucdError(f"{options.run} has no certificate.json: make it with `mucd certify {options.run}`")
     path = write_report(store, parse_certificate(store.storage.read("certificate.json"), store.file("certificate.json")))
     out(json.dumps({"report": path}) if options.json else path)
+
+
+def tune_constants(options, out) -> None:
+    from mucd_ray.service.tune import describe_study, study
+
+    results = study(options, _resources(options))
+    out(json.dumps(results) if options.json else describe_study(results))
 
 
 def _print(summary: dict, options, out) -> int:

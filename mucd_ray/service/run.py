@@ -138,16 +138,12 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     """Train up to each of `numbers` in turn and certify, until the goal is met or the last is done."""
     slot = slot_for(resources)
     size = resources.block or (GPU_BLOCK if slot.gpus else CPU_BLOCK)
-    arrays = training_units(settings, dataset).arrays().values()
-    expected = data_hash(arrays)
-    # The driver owns the data: what a worker puts dies with the worker.
-    arrays = [ray.put(array) for array in arrays]
     run, live = store.storage.absolute, Live(store, numbers[-1])
     others = live.others()
     for other in others:
         print(f"mucd: driver {other['process']} on {other['host']} works on this run, too: sharing its work", file=sys.stderr)
     live.renew()
-    pool = Pool(lambda: Trainer.options(**slot.options).remote(run, expected, *arrays), lambda: resources.actors or slot.count(), resources.lease)
+    pool = trainers(store, settings, dataset, lambda: resources.actors or slot.count(), resources.lease, slot.options)
     driver = Driver(store, pool, live, Certifier.remote(run, vars(choices)), Coordinator.remote(run, 0), size, backwards=bool(others), lease=resources.lease)
     try:
         driver.choose_states(upcoming=numbers[0])
@@ -166,8 +162,15 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     return certificate
 
 
+def trainers(store: RunStore, settings: RunSettings, dataset: OfflineDataset, slots: Callable[[], int], lease: float, options: dict) -> Pool:
+    """A pool of trainers of this run; `options` are Ray's, of each. The data live as long as the calling process: what a worker puts dies with it."""
+    arrays = training_units(settings, dataset).arrays().values()
+    run, expected, references = store.storage.absolute, data_hash(arrays), [ray.put(array) for array in arrays]
+    return Pool(lambda: Trainer.options(**options).remote(run, expected, *references), slots, lease)
+
+
 class Driver:
-    """Keeps the trainers busy until instances 0..n-1 are stored, and tells what is going on."""
+    """Keeps the trainers busy until instances 0..n-1 are stored, and tells what is going on; without a certifier (None) no bounds."""
 
     def __init__(self, store: RunStore, pool: Pool, live: Live, certifier, coordinator, size: int, *, backwards: bool, lease: float):
         self.store, self.pool, self.live, self.size, self.backwards, self.lease = store, pool, live, size, backwards, lease
@@ -185,14 +188,14 @@ class Driver:
                 self.store.write_states(result[1])
         self.pool.upcoming = 0
 
-    def train(self, instances: int, behaviour: dict) -> None:
+    def train(self, instances: int, behaviour: dict | None) -> None:
         """Until all of 0..instances-1 are stored and counted: train what is missing; beside it, the baselines if they are missing, too.
 
         Args:
-            behaviour: the data's part of the baselines, see `behaviour_return`.
+            behaviour: the data's part of the baselines, see `behaviour_return`; None: no baselines.
         """
         # First, since no block takes as long.
-        aside = [Call("baselines")] if self.store.read_json("baselines.json") is None else []
+        aside = [Call("baselines")] if behaviour is not None and self.store.read_json("baselines.json") is None else []
         with tqdm(total=instances, unit="instance", desc="training", file=sys.stderr, dynamic_ncols=True) as bar:
             for attempt in itertools.count():
                 blocks = self.ask(self.coordinator, lambda actor: actor.missing.remote(instances, self.size))
@@ -205,12 +208,13 @@ class Driver:
                 aside = []
         self._publish(instances, end=True)
 
-    def _train_blocks(self, calls: list[Call], instances: int, behaviour: dict, bar: tqdm) -> None:
+    def _train_blocks(self, calls: list[Call], instances: int, behaviour: dict | None, bar: tqdm) -> None:
         done = np.ones(instances, bool)
         for call in calls:
             if call.method == "train":
                 done[slice(call.arguments[0].start, call.arguments[0].stop)] = False
-        looks, look = [number for number in looks_up_to(instances) if number > (self.live.bounds or {"instances": 0})["instances"]], None
+        known, look = (self.live.bounds or {"instances": 0})["instances"], None
+        looks = [number for number in looks_up_to(instances) if number > known] if self.certifier else []
 
         def is_done(call: Call) -> bool:
             if call.method == "baselines":

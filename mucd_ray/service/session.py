@@ -26,6 +26,7 @@ from mucd_ray.service.run import train
 from mucd_ray.service.settings import RunSettings, code_digest
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import finish
+from mucd_ray.service.tuned import Tuned
 from mucd_ray.words import counted
 
 # Chosen on simulator recordings (Acrobot, CartPole) with seeds that no shipped example certifies.
@@ -42,7 +43,10 @@ USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONA
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a run is asked for. `None` means: the package's default, or planned from the declared size and the fraction."""
+    """What a run is asked for. `None` means: the package's default, or planned from the declared size and the fraction.
+
+    `tuned` takes the place of unit, fraction, sample_rate, noise_multiplier, steps, clip_norm and learner.
+    """
 
     dataset: str
     instances: int = 1000
@@ -55,6 +59,7 @@ class Request:
     steps: int | None = None
     clip_norm: float | None = None
     learner: Learner | None = None
+    tuned: Tuned | None = None
     chosen: str | None = None
     rollouts: int = 1
     discount: float = 1.0
@@ -65,8 +70,13 @@ class Request:
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
     """(settings, the user's states or None). Nothing but the number of units is read from the dataset, and that only rounded."""
+    tuned = request.tuned
+    if tuned is not None:
+        request = replace(request, unit=tuned.unit, learner=tuned.learner)
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
+    if tuned is not None and tuned.environment != card.env_id:
+        raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
     action_bounds = _action_bounds(card)
     learner = with_public_constants(request.learner or DEFAULT_LEARNER, card, discrete, action_bounds is not None)
@@ -75,7 +85,11 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if request.units is not None and request.units < 2:
         raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
     declared, margin = declared_size(size) if request.units is None else (request.units, None)
-    mechanism, how = _mechanism(request, choices, declared, actions if discrete else 2)
+    if tuned is not None:
+        mechanism, notes = tuned.mechanism(declared), (tuned.note(dataset),)
+    else:
+        mechanism, how = _mechanism(request, choices, declared, actions if discrete else 2)
+        notes = how, USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE
     settings = RunSettings(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint(),
@@ -94,9 +108,9 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         held_out=request.held_out,
         states_sha256=hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest() if states is not None else None,
         code=code_digest(),
+        condition=tuned.condition(dataset) if tuned is not None else None,
         assumptions=(
-            how,
-            USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE,
+            *notes,
             *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {learner.local.min_return:g} count as zero; this constant is public."]),
             *([] if card in CARDS else [f"The environment card was given by the user. {CONDITIONAL}"]),
@@ -106,7 +120,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     settings.radius_cap(choices.threat)
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
-    if request.noise_multiplier is None and wanted > cap:
+    if request.noise_multiplier is None and tuned is None and wanted > cap:
         print(
             f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
             "ask for a smaller fraction, or declare a size with --units that does not depend on the data",

@@ -33,6 +33,7 @@ class RunSettings:
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
         states_sha256: hash of the user's file of states, if there was one.
         code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
+        condition: what every claim about this run depends on that nothing accounts for (certify/evidence.py), or None.
         assumptions: sentences about how the constants were chosen, repeated in every certificate.
     """
 
@@ -53,6 +54,7 @@ class RunSettings:
     held_out: int = 16
     states_sha256: str | None = None
     code: str = ""
+    condition: str | None = None
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self):

@@ -2,7 +2,7 @@
 
 import math
 
-from mucd_ray.certify.claim import percent_down, round_down
+from mucd_ray.certify.claim import CONDITIONS, percent_down, round_down
 from mucd_ray.report.report import report_files
 from mucd_ray.service.store import RunStore
 from mucd_ray.words import counted
@@ -51,6 +51,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "looks": inputs["looks"],
         # A number of instances beside which others were asked for or looked at may have been chosen by results.
         "conditional": inputs["looks"] == "fixed" and bool(set(store.targets()) - {results["instances"]} or store.looks()),
+        "condition": inputs["condition"],
         "goal": results["goal"] and results["goal"] | {"text": inputs["goal"]},
     }
     if action:
@@ -109,6 +110,8 @@ def describe(summary: dict) -> str:
         )
     if not summary["sound"]:
         lines.insert(0, "NOT SOUND: published accounting, for comparison only")
+    if summary["condition"]:
+        lines.insert(0, f"CONDITIONAL: {CONDITIONS[summary['condition']]}")
     if summary["conditional"]:
         lines.append("on condition  that the number of instances was not chosen by looking at results; --looks anytime needs no such condition")
     return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])

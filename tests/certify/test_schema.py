@@ -70,7 +70,7 @@ def certificates():
     votes = np.stack([top, POLICIES - top], axis=1)
     values = rng.beta(5, 2, (POLICIES, STATES, 2))
     kinds = [
-        {"actions": votes_evidence(votes, reference=[0, 0, 1]), "looks": "anytime", "goal": "return>=0.5@0.005"},
+        {"actions": votes_evidence(votes, reference=[0, 0, 1]), "looks": "anytime", "goal": "return>=0.5@0.005", "condition": "tuned-on-this-dataset"},
         {"actions": scores_evidence(histogram(levels(values, 0, 1)))},
         {"actions": continuous_evidence(histogram(levels(values, 0, 1)), [0, 0], [1, 1]), "threat": "insert"},
         {"returns": [-90.0], "accountant": "published"},
