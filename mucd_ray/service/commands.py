@@ -84,6 +84,8 @@ def report_run(options, out) -> None:
 def tune_constants(options, out) -> None:
     from mucd_ray.service.tune import describe_study, study
 
+    if options.actors < 1:
+        raise MucdError(f"--trainers-per-trial {options.actors} must be at least 1")
     results = study(options, _resources(options))
     out(json.dumps(results) if options.json else describe_study(results))
 

@@ -64,9 +64,9 @@ def tuning_data(options) -> tuple[str, OfflineDataset]:
 
 def make_question(options, kind: str, dataset: OfflineDataset) -> Question:
     """Raises MucdError: the options do not fit each other or the data."""
-    for name, least in (("trials", 1), ("most_instances", 4), ("actors", 1)):
-        if getattr(options, name) is not None and getattr(options, name) < least:
-            raise MucdError(f"--{'trainers-per-trial' if name == 'actors' else name.replace('_', '-')} {getattr(options, name)} must be at least {least}")
+    for name, least in (("trials", 1), ("most_instances", 4), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise MucdError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {least}")
     if dataset.env_id is None and not options.card:
         raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
     card = load_card(options.card) if options.card else card_for(dataset.env_id, dataset.observations.shape[1:], dataset.action_space)
