@@ -22,10 +22,11 @@ from mucd_ray.data.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.mechanism.mechanism import UNITS
-from mucd_ray.service.actors import Tally, certificate_of
+from mucd_ray.service.actors import certificate_of
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.session import Request, execute
 from mucd_ray.service.store import RunStore
+from mucd_ray.service.tally import Tally
 
 TUNING_SEED = 101
 FRACTIONS = (0.01, 0.02, 0.05, 0.0717, 0.1, 0.2)

@@ -17,8 +17,8 @@ import ray
 
 from mucd_ray.errors import MucdError
 from mucd_ray.service.actors import NO_GPU
+from mucd_ray.service.cluster import Resources, joined
 from mucd_ray.service.ensemble import Ensemble
-from mucd_ray.service.run import Resources, _ray
 
 try:
     from fastapi import FastAPI
@@ -174,7 +174,7 @@ def serve_run(run: str, *, host: str, port: int, replicas: int, address: str | N
     Ensemble(run)
     _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with _ray(Resources(address=address)):
+    with joined(Resources(address=address)):
         _check_cluster(replicas)
         # Only now: Ray has its own.
         _on_signals(signal.default_int_handler)
