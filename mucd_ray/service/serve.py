@@ -32,6 +32,7 @@ except ImportError as error:
 APPLICATION = "mucd"
 # Observations of one request, and of one batch.
 MOST_OBSERVATIONS = 256
+SMALL_BATCH = 16
 # Requests that a replica holds: those beyond wait in Serve.
 MOST_WAITING = 256
 # Errors told of one bad request.
@@ -50,7 +51,9 @@ class Policy:
     # Nobody waits for a batch to fill: what arrives while one is being answered makes the next one.
     @serve.batch(max_batch_size=MOST_OBSERVATIONS, batch_wait_timeout_s=0.0, batch_size_fn=lambda parts: sum(map(len, parts)))
     async def answers(self, parts: list[np.ndarray]) -> list[list[dict]]:
-        answers = await asyncio.to_thread(self.ensemble.answers, np.concatenate(parts))
+        together = np.concatenate(parts)
+        # Meanwhile a large batch lets others in; for a small one the way to another thread takes longer than the answer.
+        answers = self.ensemble.answers(together) if len(together) <= SMALL_BATCH else await asyncio.to_thread(self.ensemble.answers, together)
         ends = np.cumsum([len(part) for part in parts]).tolist()
         return [answers[end - len(part) : end] for part, end in zip(parts, ends, strict=True)]
 
