@@ -17,8 +17,9 @@ import ray
 
 from mucd_ray.errors import MucdError
 from mucd_ray.service.actors import NO_GPU
+from mucd_ray.service.cluster import Resources, joined
 from mucd_ray.service.ensemble import Ensemble
-from mucd_ray.service.run import Resources, _ray
+from mucd_ray.service.store import RunStore
 
 try:
     from fastapi import FastAPI
@@ -177,7 +178,7 @@ def serve_run(run: str, *, host: str, port: int, replicas: int, address: str | N
     Ensemble(run)
     _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with _ray(Resources(address=address)):
+    with joined(Resources(address=address)):
         _check_cluster(replicas)
         # Only now: Ray has its own.
         _on_signals(signal.default_int_handler)
@@ -210,7 +211,7 @@ def _deploy(run: str, host: str, port: int, replicas: int) -> None:
     options = {"num_cpus": 1, "num_gpus": 0, "runtime_env": NO_GPU}
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-        serve.run(Policy.options(num_replicas=replicas, ray_actor_options=options).bind(run), name=APPLICATION, route_prefix="/")
+        serve.run(Policy.options(num_replicas=replicas, ray_actor_options=options).bind(RunStore.open(run).storage.absolute), name=APPLICATION, route_prefix="/")
     except Exception as error:  # Ray raises bare ones, too
         raise MucdError(f"the deployment did not start ({' '.join(str(error).split())[-500:]})") from None
 
