@@ -50,7 +50,7 @@ def gpus(group):
 
 
 @pytest.mark.parametrize("name", ["local.yaml", "aws-gpu.yaml"])
-def test_ray_up_accepts_the_cluster(name, monkeypatch):
+def test_ray_up_accepts_the_cluster(name):
     config = load(name)
     prepared = prepare_config(copy.deepcopy(config))
     validate_config(prepared)
