@@ -111,6 +111,8 @@ def joined(resources: Resources) -> Iterator[None]:
     for name, value in KEEPALIVE.items():
         os.environ.setdefault(name, value)
     options = {"include_dashboard": False} if address == "local" else {}
+    # A local Ray may write a token file, which is nobody else's business.
+    mask = os.umask(0o077)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:  # Ray raises bare ones, too
@@ -118,6 +120,8 @@ def joined(resources: Resources) -> Iterator[None]:
         if "token" in text.lower() or "unauthenticated" in text.lower():
             raise MucdError(f"the Ray cluster at {address} refuses the token ({text}): set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to its token") from None
         raise MucdError(f"no Ray cluster answers at {address} ({text}): start one, or leave the address out") from None
+    finally:
+        os.umask(mask)
     try:
         yield
     finally:
