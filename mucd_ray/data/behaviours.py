@@ -84,7 +84,7 @@ BEHAVIOURS = {
         ),
         Behaviour(
             name="halfcheetah-run", env_id="HalfCheetah-v5",
-            description="linear feedback on four coordinates of its running, found by random search for weights that may be rough; about XXXX without noise",
+            description="linear feedback on four coordinates of its running, found by random search for weights that may be rough; about 3760 without noise",
             controller=halfcheetah.run, noise=(0.0, 0.1, 0.2, 0.4),
         ),
         Behaviour(

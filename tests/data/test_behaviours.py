@@ -20,7 +20,7 @@ from mucd_ray.errors import MucdError
     ("name", "episodes", "least"),
     [
         ("acrobot-swing", 30, -100), ("cartpole-balance", 10, 500), ("pendulum-swing", 20, -200), ("lunarlander-land", 30, 180),
-        ("lunarlander-continuous-land", 20, 250), ("invertedpendulum-balance", 2, 1000), ("halfcheetah-run", 1, 1300), ("freeway-lookahead", 1, 27),
+        ("lunarlander-continuous-land", 20, 250), ("invertedpendulum-balance", 2, 1000), ("halfcheetah-run", 1, 3400), ("freeway-lookahead", 1, 27),
         ("breakout-follow", 2, 25), ("highway-drive", 3, 16),
     ],
 )
@@ -79,13 +79,13 @@ def test_search_learns_to_run():
 
 
 def test_running_components_are_the_shipped_linear_map():
-    """In one batch or alone, bit for bit; the controller is linear in them until they are limited."""
+    """In one batch or alone, bit for bit; the controller is linear in them until they or its actions are limited."""
     found = json.loads(Path(search.__file__).with_name("halfcheetah.json").read_text())
     observations = np.array(found["center"]) + 0.1 * np.random.default_rng(0).standard_normal((3, 5, 17))
     features = running_components(observations)
     np.testing.assert_allclose(features, (observations - found["center"]) @ np.transpose(found["components"]), atol=1e-12)
     np.testing.assert_array_equal(features[1, 2], running_components(observations[1, 2]))
-    np.testing.assert_allclose(run(observations[1, 2]), features[1, 2] @ np.transpose(found["weights"]) + found["bias"], atol=1e-12)
+    np.testing.assert_allclose(run(observations[1, 2]), np.clip(features[1, 2] @ np.transpose(found["weights"]) + found["bias"], -1, 1), atol=1e-12)
     assert np.abs(features).max() < 3
 
 
