@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -118,6 +120,9 @@ def joined(resources: Resources) -> Iterator[None]:
         if "token" in text.lower() or "unauthenticated" in text.lower():
             raise MucdError(f"the Ray cluster at {address} refuses the token ({text}): set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to its token") from None
         raise MucdError(f"no Ray cluster answers at {address} ({text}): start one, or leave the address out") from None
+    if threading.current_thread() is threading.main_thread():
+        # Ray's native handler prints a trace and aborts after three seconds: back to Python's, which lets what is open be closed.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
         yield
     finally:
