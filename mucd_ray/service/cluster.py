@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -122,6 +124,9 @@ def joined(resources: Resources) -> Iterator[None]:
         raise MucdError(f"no Ray cluster answers at {address} ({text}): start one, or leave the address out") from None
     finally:
         os.umask(mask)
+    if threading.current_thread() is threading.main_thread():
+        # Ray's native handler prints a trace and aborts after three seconds: back to Python's, which lets what is open be closed.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ import sys
 from mucd_ray.service.cluster import Resources
 from mucd_ray.service.run import *
 store = RunStore.open({run!r})
-train(store, load_dataset({dataset!r}), {instances}, Choices(), Resources(block=1, lease=8.0, address={address!r}))
+train(store, load_dataset({dataset!r}), {instances}, Choices(), Resources(block=1, lease=30.0, address={address!r}))
 """
 
 
