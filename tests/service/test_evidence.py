@@ -188,10 +188,10 @@ def test_continuous_actions_are_certified_from_end_to_end(request, monkeypatch, 
     assert action["per_state"]["tolerance"]["0.25"]["certified_share"] > 0
     text = describe(summary)
     assert "in an interval 50 % of the range wide" in text and "discount 0.95" in text and "2 episodes each" in text
-    # At this eta 40 instances show nothing at all, which takes two lines.
+    # At this eta 40 instances show nothing about returns, which takes one line.
     store = RunStore.open(tmp_path / "run")
-    nothing = [line for line in describe(summarise(store, certify(store, Choices(eta=3e-9)))).splitlines() if line.startswith("certified")]
-    assert nothing == ["certified: keeping 90 % or 75 % or 50 % is not certified at any r", "certified actions: at no state"]
+    nothing = [line for line in describe(summarise(store, certify(store, Choices(eta=1.3e-9)))).splitlines() if line.startswith("certified")]
+    assert nothing[0] == "certified: keeping 90 % or 75 % or 50 % is not certified at any r" and not any("keeps" in line for line in nothing)
     with pytest.raises(MucdError, match="needs discrete actions"):
         execute(wanted, str(tmp_path / "other"), choices=Choices(inference="scores"))
     with pytest.raises(MucdError, match="continuous"):
