@@ -22,10 +22,11 @@ from mucd_ray.data.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.mechanism.mechanism import UNITS
-from mucd_ray.service.actors import Tally, certificate_of
+from mucd_ray.service.actors import certificate_of
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.session import Request, execute
 from mucd_ray.service.store import RunStore
+from mucd_ray.service.tally import Tally
 
 TUNING_SEED = 101
 FRACTIONS = (0.01, 0.02, 0.05, 0.0717, 0.1, 0.2)
@@ -64,9 +65,9 @@ class Game:
     units: dict[str, int]
 
 
-def linear(algorithm: str, learning_rate: float, *, min_return: float | None = None, cap: int = 50, **constants) -> Learner:
+def linear(algorithm: str, learning_rate: float, *, average: float = 0.5, min_return: float | None = None, cap: int = 50, **constants) -> Learner:
     local = LocalUpdate(cap=cap, min_return=min_return)
-    return Learner(algorithm=algorithm, learning_rate=learning_rate, average=0.5, constants=constants, local=local)
+    return Learner(algorithm=algorithm, learning_rate=learning_rate, average=average, constants=constants, local=local)
 
 
 VALUES = (linear("cql", 10.0), linear("iql", 10.0, policy_weight=1.0), linear("dqn", 3.0), linear("c51", 10.0, atoms=11))
@@ -90,10 +91,17 @@ ROWS = (
         for unit, rate, budget in (("trajectory", 0.25, 12), ("transition", 0.005, 25))
         for learner in (linear("bc", 10.0), *VALUES)
     ),
+    # 30 parameters of a nearly quadratic loss: one step of all signal does as well as many.
     *(
-        Row(game="HalfCheetah", unit=unit, signal_budget=200, learner=learner, clip_norm=0.1, steps=50, sample_rate=rate)
-        for unit, rate in (("trajectory", 0.25), ("transition", 0.005))
-        for learner in (linear("bc", 10.0, min_return=2500.0 if unit == "trajectory" else None), linear("iql", 10.0), linear("td3-bc", 10.0))
+        Row(game="HalfCheetah", unit=unit, signal_budget=budget, learner=learner, clip_norm=0.1, steps=1, sample_rate=rate, instances=300)
+        for unit, rate, learner, budget in (
+            ("trajectory", 0.5, linear("bc", 60.0, average=0.0, cap=200), 50),
+            ("trajectory", 0.5, linear("iql", 120.0, average=0.0, cap=200, policy_weight=10.0, expectile=0.5), 100),
+            ("trajectory", 0.5, linear("td3-bc", 60.0, average=0.0, cap=200), 60),
+            ("transition", 0.02, linear("bc", 70.0, average=0.0), 60),
+            ("transition", 0.02, linear("iql", 200.0, average=0.0, policy_weight=1.0), 100),
+            ("transition", 0.02, linear("td3-bc", 90.0, average=0.0), 60),
+        )
     ),
 )
 
@@ -188,6 +196,7 @@ def main() -> int:
     parser.add_argument("--out", default="runs/reproduce", help="folder of the runs; finished rows there are kept")
     parser.add_argument("--only", default="", help="rows whose name contains this, such as freeway-trajectory")
     parser.add_argument("--instances", type=int, help="instead of each row's own number")
+    parser.add_argument("--finished", action="store_true", help="train nothing: write the table of the rows that are finished")
     parser.add_argument("--table", help="file to write (default: docs/results.md; with --smoke, results.md in the folder)")
     options = parser.parse_args()
     out = Path(options.out + ("-smoke" if options.smoke else ""))
@@ -198,6 +207,8 @@ def main() -> int:
         Path(os.environ["MINARI_DATASETS_PATH"]).mkdir(parents=True, exist_ok=True)
         for row in chosen:
             game, result = GAMES[row.game], out / row.name / "row.json"
+            if options.finished and not result.exists():
+                continue
             dataset, units = smoke_dataset(game) if options.smoke else (game.dataset, game.units)
             if dataset not in local_datasets():
                 with progress_bar(f"recording {dataset}", "transition") as progress:

@@ -154,8 +154,8 @@ def _list_recordings(options, out):
         rows.append((recipe["dataset"], _environment(recipe), recipe["behaviour"], f"{recipe['size'] or recipe['transitions']:,}", *known))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) if n < 3 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths))) for row in rows]
-    lines += ["", "? not made here yet", "", "record one with `mucd record --recipe ID` and train on it with `mucd run ID --out runs/NAME`, for example:"]
-    lines += ["mucd record --recipe lunarlander/continuous-v0", "mucd run lunarlander/continuous-v0 --out runs/lander", "", "behaviours (noise levels, of which each episode draws one):"]
+    lines += ["", "? not made here yet", "", "record one with `mucd record --recipe ID` and train on it with `mucd run ID --storage runs/NAME`, for example:"]
+    lines += ["mucd record --recipe lunarlander/continuous-v0", "mucd run lunarlander/continuous-v0 --storage runs/lander", "", "behaviours (noise levels, of which each episode draws one):"]
     lines += [f"{row['name']}, {_environment(row)}: {row['description']} ({', '.join(f'{level:g}' for level in row['noise'])})" for row in behaviours]
     out("\n".join(lines))
 

@@ -2,9 +2,9 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -217,6 +217,27 @@ def test_mucd_run_prints_json_only_and_continues(recordings, tmp_path):
     second = subprocess.run(command, capture_output=True, text=True)
     assert json.loads(second.stdout) == summary
     assert main(["verify", summary["certificate"]]) == 0
+
+
+@pytest.mark.slow
+def test_a_terminated_run_says_so_in_one_line_and_continues(recordings, tmp_path):
+    """SIGTERM once the first blocks are there; what is stored stays as it is, and the same command finishes the run."""
+    blocks = tmp_path / "run" / "blocks"
+    command = [sys.executable, "-m", "mucd_ray.cli", "run", recordings["cartpole"], "--out", str(blocks.parent), "--instances", "120", "--instances-per-actor", "2"]
+    command += ["--states", "4", "--held-out", "2", "--actors", "1", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(blocks.glob("*")):
+            time.sleep(0.05)
+        process.terminate()
+        out, err = process.communicate()
+    lines = [line for line in err.splitlines() if line.startswith("mucd:")]
+    assert process.returncode == 143 and lines == ["mucd: terminated; run the same command again to continue"], err
+    assert out == "" and "Traceback" not in err
+    stored = {path: path.read_bytes() for path in blocks.glob("*.safetensors")}
+    assert 0 < len(stored) < 60
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert json.loads(finished.stdout)["instances"] == 120, finished.stderr
+    assert {path: path.read_bytes() for path in stored} == stored
 
 
 def test_sigterm_before_ray_is_connected():

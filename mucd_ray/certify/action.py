@@ -14,6 +14,8 @@ from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.radius import largest_radii
 
 ABSTAIN = -1
+# Numbers that a temporary array of `certify_scores` holds at most, or those of one state.
+ENTRIES_AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +59,25 @@ def certify_scores(histogram: np.ndarray, guarantees: Guarantees, *, eta: float,
     # P(y below the c-th smallest score) <= unseen[c] for every c at once; nothing is known of what lies above all scores.
     unseen = np.append(order_statistic_band(instances, check_eta(eta) / (2 * actions)), 1.0)
     # For k = 1..K: scores below k/K, and scores of at least (K-k)/K. Either way a level stands for the end of its cell that is safe.
-    below = np.cumsum(histogram, axis=2)[..., :-1]
-    above = instances - np.concatenate([below[..., -2::-1], np.zeros((states, actions, 1), int)], axis=2)
-    row = np.arange(states)
-    used, index = np.unique(np.concatenate([below[row, action].ravel(), above.ravel()]), return_inverse=True)
-    of_top = index[: states * levels].reshape(states, levels)
-    of_others = index[states * levels :].reshape(states, actions, levels)
+    below = np.cumsum(histogram, axis=2, dtype=np.int32)[..., :-1]
+    of_top = below[np.arange(states), action]
+    chunk = max(1, ENTRIES_AT_A_TIME // (actions * levels))
+    parts = [slice(start, start + chunk) for start in range(0, states, chunk)]
+
+    def above(part: slice) -> np.ndarray:
+        reverse = below[part][..., -2::-1]
+        return instances - np.concatenate([reverse, np.zeros((*reverse.shape[:2], 1), np.int32)], axis=2)
+
+    seen = np.zeros(instances + 1, bool)
+    for counts in (of_top, *map(above, parts)):
+        seen[counts] = True
+    lower, upper = np.zeros((2, instances + 1))
 
     def bounds(radius):
         guarantee = guarantees.at(radius)
-        lower, upper = guarantee.lower(1.0 - unseen[used]), guarantee.upper(unseen[used])
-        ceilings = upper[of_others].mean(axis=2)
-        ceilings[row, action] = -1.0
+        lower[seen], upper[seen] = guarantee.lower(1.0 - unseen[seen]), guarantee.upper(unseen[seen])
+        ceilings = np.concatenate([upper[above(part)].mean(axis=2) for part in parts])
+        ceilings[np.arange(states), action] = -1.0
         return lower[of_top].mean(axis=1), ceilings.max(axis=1)
 
     def holds(radius):

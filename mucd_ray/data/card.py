@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
-from mucd_ray.data import breakout, frames, freeway, highway
+from mucd_ray.data import breakout, frames, freeway, halfcheetah, highway
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments import make_environment
 from mucd_ray.errors import MucdError
@@ -19,6 +19,7 @@ TRANSFORMS = {
     "freeway-clear-steps": freeway.clear_steps,
     "breakout-ball-and-paddle": breakout.ball_and_paddle,
     "highway-gaps": highway.gaps,
+    "halfcheetah-running-components": halfcheetah.running_components,
 }
 
 # Public wrappers of an environment that a card may name.

@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -111,6 +113,8 @@ def joined(resources: Resources) -> Iterator[None]:
     for name, value in KEEPALIVE.items():
         os.environ.setdefault(name, value)
     options = {"include_dashboard": False} if address == "local" else {}
+    # A local Ray may write a token file, which is nobody else's business.
+    mask = os.umask(0o077)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:  # Ray raises bare ones, too
@@ -118,6 +122,11 @@ def joined(resources: Resources) -> Iterator[None]:
         if "token" in text.lower() or "unauthenticated" in text.lower():
             raise MucdError(f"the Ray cluster at {address} refuses the token ({text}): set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to its token") from None
         raise MucdError(f"no Ray cluster answers at {address} ({text}): start one, or leave the address out") from None
+    finally:
+        os.umask(mask)
+    if threading.current_thread() is threading.main_thread():
+        # Ray's native handler prints a trace and aborts after three seconds: back to Python's, which lets what is open be closed.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
         yield
     finally:

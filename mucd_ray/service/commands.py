@@ -4,7 +4,6 @@ import json
 import sys
 from dataclasses import replace
 
-from mucd_ray.certify.certificate import parse_certificate
 from mucd_ray.data.cards import load_card
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
@@ -75,9 +74,10 @@ def certify_run(options, out) -> int:
 
 def report_run(options, out) -> None:
     store = RunStore.open(options.run)
-    if not store.storage.exists("certificate.json"):
+    certificate = store.certificate()
+    if certificate is None:
         raise MucdError(f"{options.run} has no certificate.json: make it with `mucd certify {options.run}`")
-    path = write_report(store, parse_certificate(store.storage.read("certificate.json"), store.file("certificate.json")))
+    path = write_report(store, certificate)
     out(json.dumps({"report": path}) if options.json else path)
 
 

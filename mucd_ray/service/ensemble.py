@@ -5,7 +5,6 @@ import numpy as np
 import torch
 
 from mucd_ray.certify.action import certify_scores, certify_votes
-from mucd_ray.certify.certificate import read_certificate
 from mucd_ray.certify.claim import round_down
 from mucd_ray.certify.evidence import LEVELS, histogram, levels
 from mucd_ray.certify.guarantees import Guarantees
@@ -45,9 +44,9 @@ class Ensemble:
 
     def __init__(self, run: str):
         store = RunStore.open(run)
-        if store.read_json("certificate.json") is None:
+        self.certificate, self.settings = store.certificate(), store.settings()
+        if self.certificate is None:
             raise MucdError(f"{run} has no certificate.json: make it with `mucd certify {run}`")
-        self.certificate, self.settings = read_certificate(store.path / "certificate.json"), store.settings()
         inputs, results = self.certificate["inputs"], self.certificate["results"]
         if results["action"] is None:
             raise MucdError(f"the certificate of {run} certifies no actions, since they are unbounded: there is no action to serve")
@@ -170,6 +169,6 @@ def _parameters(store: RunStore, instances: int) -> dict[str, torch.Tensor]:
         if block is not None:
             found |= {block.first + k: {key: value[k] for key, value in block.parameters.items()} for k in range(len(block.returns)) if block.first + k < instances}
     if len(found) < instances:
-        raise MucdError(f"{instances - len(found)} of the {instances} certified instances are missing in {store.path}: run the same `mucd run` again to mend it")
+        raise MucdError(f"{instances - len(found)} of the {instances} certified instances are missing in {store.location}: run the same `mucd run` again to mend it")
     ordered = [found[instance] for instance in range(instances)]
     return {name: torch.from_numpy(np.stack([parameters[name] for parameters in ordered])) for name in ordered[0]}

@@ -159,6 +159,9 @@ class Pool:
                 worker.ticks, worker.progressed = ticks, time.monotonic()
 
     def _assign(self, is_done: Callable[[Call], bool]) -> None:
+        if not self.alive:
+            # Others may do all of it before there is room for a trainer here.
+            self.waiting = deque(call for call in self.waiting if not is_done(call))
         for worker in self.workers:
             if worker.alive and worker.call is None:
                 while self.waiting and is_done(self.waiting[0]):

@@ -24,7 +24,7 @@ from mucd_ray.service.live import Live
 from mucd_ray.service.pool import Call, Pool, end_process
 from mucd_ray.service.settings import RunSettings, check_code
 from mucd_ray.service.store import RunStore, instances_of
-from mucd_ray.service.tally import Tally
+from mucd_ray.service.tally import Evidence, Tally
 
 CPU_BLOCK, GPU_BLOCK = 32, 1024
 # Seconds between looks at the run folder for what other drivers have stored.
@@ -148,17 +148,17 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     try:
         driver.choose_states(upcoming=numbers[0])
         for instances in numbers:
-            driver.train(instances, behaviour_return(settings, dataset))
-            evidence = driver.ask(driver.coordinator, lambda actor: actor.evidence.remote(instances))
+            evidence = driver.train(instances, behaviour_return(settings, dataset))
             about = _about(store, settings, choices, instances)
             certificate = driver.ask(driver.certifier, lambda actor: actor.certificate.remote(evidence, *about))
             _tell_look(certificate)
             if is_goal_met(certificate):
                 break
+        store.write_json("certificate.json", certificate)
+        driver.publish(instances, end=True)
     finally:
         live.close()
         pool.close()
-    store.write_json("certificate.json", certificate)
     return certificate
 
 
@@ -188,8 +188,8 @@ class Driver:
                 self.store.write_states(result[1])
         self.pool.upcoming = 0
 
-    def train(self, instances: int, behaviour: dict | None) -> None:
-        """Until all of 0..instances-1 are stored and counted: train what is missing; beside it, the baselines if they are missing, too.
+    def train(self, instances: int, behaviour: dict | None) -> Evidence:
+        """The evidence of instances 0..instances-1: what is missing is trained, and beside it the baselines if they are missing, too.
 
         Args:
             behaviour: the data's part of the baselines, see `behaviour_return`; None: no baselines.
@@ -200,13 +200,16 @@ class Driver:
             for attempt in itertools.count():
                 blocks = self.ask(self.coordinator, lambda actor: actor.missing.remote(instances, self.size))
                 if not blocks and not aside:
-                    break
+                    bar.update(instances - bar.n)
+                    # A block may be damaged since the coordinator counted it, and the coordinator may have begun anew.
+                    evidence = self.ask(self.coordinator, lambda actor: actor.evidence.remote(instances))
+                    if evidence is not None:
+                        return evidence
                 if attempt:
                     # They were stored, and then found damaged or gone.
                     self.pool.failures["block_damaged"] += len(blocks)
                 self._train_blocks([*aside, *(Call("train", (block,)) for block in (blocks[::-1] if self.backwards else blocks))], instances, behaviour, bar)
                 aside = []
-        self._publish(instances, end=True)
 
     def _train_blocks(self, calls: list[Call], instances: int, behaviour: dict | None, bar: tqdm) -> None:
         done = np.ones(instances, bool)
@@ -253,9 +256,10 @@ class Driver:
                     self.live.bounds = ray.get(look) or self.live.bounds
                     bar.set_postfix_str(_bounds_in_short(self.live.bounds))
                 look = None
-            self._publish(int(done.sum()))
+            self.publish(int(done.sum()))
 
-    def _publish(self, done: int, *, end: bool = False) -> None:
+    def publish(self, done: int, *, end: bool = False) -> None:
+        """Be seen, and tell how far the run is; see `Live.publish`."""
         self.live.renew()
         self.live.publish(done, {"alive": self.pool.alive, "wanted": self.pool.wanted}, self.pool.failures, end=end)
 

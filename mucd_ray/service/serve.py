@@ -17,8 +17,9 @@ import ray
 
 from mucd_ray.errors import MucdError
 from mucd_ray.service.actors import NO_GPU
+from mucd_ray.service.cluster import Resources, joined
 from mucd_ray.service.ensemble import Ensemble
-from mucd_ray.service.run import Resources, _ray
+from mucd_ray.service.store import RunStore
 
 try:
     from fastapi import FastAPI
@@ -32,6 +33,7 @@ except ImportError as error:
 APPLICATION = "mucd"
 # Observations of one request, and of one batch.
 MOST_OBSERVATIONS = 256
+SMALL_BATCH = 16
 # Requests that a replica holds: those beyond wait in Serve.
 MOST_WAITING = 256
 # Errors told of one bad request.
@@ -50,7 +52,9 @@ class Policy:
     # Nobody waits for a batch to fill: what arrives while one is being answered makes the next one.
     @serve.batch(max_batch_size=MOST_OBSERVATIONS, batch_wait_timeout_s=0.0, batch_size_fn=lambda parts: sum(map(len, parts)))
     async def answers(self, parts: list[np.ndarray]) -> list[list[dict]]:
-        answers = await asyncio.to_thread(self.ensemble.answers, np.concatenate(parts))
+        together = np.concatenate(parts)
+        # Meanwhile a large batch lets others in; for a small one the way to another thread takes longer than the answer.
+        answers = self.ensemble.answers(together) if len(together) <= SMALL_BATCH else await asyncio.to_thread(self.ensemble.answers, together)
         ends = np.cumsum([len(part) for part in parts]).tolist()
         return [answers[end - len(part) : end] for part, end in zip(parts, ends, strict=True)]
 
@@ -174,7 +178,7 @@ def serve_run(run: str, *, host: str, port: int, replicas: int, address: str | N
     Ensemble(run)
     _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with _ray(Resources(address=address)):
+    with joined(Resources(address=address)):
         _check_cluster(replicas)
         # Only now: Ray has its own.
         _on_signals(signal.default_int_handler)
@@ -207,7 +211,7 @@ def _deploy(run: str, host: str, port: int, replicas: int) -> None:
     options = {"num_cpus": 1, "num_gpus": 0, "runtime_env": NO_GPU}
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-        serve.run(Policy.options(num_replicas=replicas, ray_actor_options=options).bind(run), name=APPLICATION, route_prefix="/")
+        serve.run(Policy.options(num_replicas=replicas, ray_actor_options=options).bind(RunStore.open(run).storage.absolute), name=APPLICATION, route_prefix="/")
     except Exception as error:  # Ray raises bare ones, too
         raise MucdError(f"the deployment did not start ({' '.join(str(error).split())[-500:]})") from None
 

@@ -27,6 +27,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from mucd_ray.certify.certificate import parse_certificate
 from mucd_ray.errors import MucdError
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.storage import check_commits, open_storage, reason
@@ -188,6 +189,13 @@ class RunStore:
     def states_hash(self) -> str:
         """Hash of the states that votes belong to, "" before they are chosen; every block carries it."""
         return "" if "_states_hash" not in vars(self) and self.states() is None else self._states_hash
+
+    def certificate(self) -> dict | None:
+        """The run's certificate as it stands, None if there is none. Raises MucdError if it cannot be one."""
+        try:
+            return parse_certificate(self.storage.read("certificate.json"), self.file("certificate.json"))
+        except FileNotFoundError:
+            return None
 
     def write_json(self, name: str, value) -> None:
         """Replace a derived file in one step."""

@@ -146,8 +146,7 @@ def run_trial(config: dict, *, question: Question, folder: str, slot: Slot, reso
     try:
         driver.choose_states(upcoming=question.rungs[0])
         for instances in question.rungs:
-            driver.train(instances, None)
-            evidence = driver.ask(coordinator, lambda actor: actor.evidence.remote(instances))
+            evidence = driver.train(instances, None)
             tune.report(question.outlook(evidence.returns, settings.return_range, guarantees) | {"key": key})
     finally:
         live.close()

@@ -99,3 +99,14 @@ def test_the_ladder_is_increasing_and_ends_at_the_cap():
     for cap in (1, 7, 1000, 123_456):
         ladder = radius_ladder(cap)
         assert ladder[0] == 0 and ladder[-1] == cap and np.all(np.diff(ladder) > 0)
+
+
+def test_scores_are_certified_alike_however_many_states_are_looked_at_together(monkeypatch):
+    rng = np.random.default_rng(5)
+    counts = rng.multinomial(300, rng.dirichlet(np.ones(LEVELS + 1), size=(7, 3)))
+    counts[:5, 1] = rng.multinomial(300, np.repeat([0.0, 1 / 51], [150, 51]), size=5)
+    whole = certify_scores(counts, guarantees(), eta=0.01, cap=1000)
+    monkeypatch.setattr("mucd_ray.certify.action.ENTRIES_AT_A_TIME", 2 * 3 * LEVELS)
+    parts = certify_scores(counts, guarantees(), eta=0.01, cap=1000)
+    assert all(np.array_equal(getattr(whole, name), getattr(parts, name)) for name in ("action", "radius", "top", "runner_up"))
+    assert (whole.radius[:5] > 0).all() and (whole.radius[5:] == ABSTAIN).all()

@@ -26,7 +26,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def eventually(check, seconds: float = 120):
+def eventually(check, seconds: float = 240):
     """The first true value of check(); whatever it raises or returns at the end of the time is told."""
     end = time.monotonic() + seconds
     while True:
@@ -61,8 +61,14 @@ class Nodes:
         self.port, self.dashboard, client, autoscaler_metrics, dashboard_metrics = free_ports(5)
         self.environment |= {"AUTOSCALER_METRIC_PORT": str(autoscaler_metrics), "DASHBOARD_METRIC_PORT": str(dashboard_metrics)}
         ports = ("--port", self.port, "--dashboard-port", self.dashboard, "--ray-client-server-port", client, "--temp-dir", self.folder / "ray")
-        self.metrics_port = self._start("start-head.sh", "--block", *ports)
-        eventually(self.alive_nodes)
+
+        def is_up():
+            # Ray gives a node 30 seconds to start, which a busy machine may exceed.
+            if not self.processes or self.processes[-1].poll() is not None:
+                self.metrics_port = self._start("start-head.sh", "--block", *ports)
+            return self.alive_nodes()
+
+        eventually(is_up)
 
     def start_worker(self) -> subprocess.Popen:
         self._start("start-worker.sh", f"{self.ip}:{self.port}")
@@ -76,10 +82,19 @@ class Nodes:
         self.processes.append(subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True))
         return numbers["metrics-export-port"]
 
-    def run(self, *command: str) -> subprocess.CompletedProcess:
+    def popen(self, *command: str, **options) -> subprocess.Popen:
         """A command of somebody who has sourced cluster/environment.sh and works on the head."""
         line = f'. "{CLUSTER}/environment.sh" && exec "$@"'
-        return subprocess.run(["sh", "-c", line, "sh", *command], env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        return subprocess.Popen(["sh", "-c", line, "sh", *command], env=self.environment, cwd=ROOT, **options)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess:
+        """The same, finished."""
+        process = self.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            out, err = process.communicate()
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def get(self, path: str, token: str | None) -> dict:
         request = urllib.request.Request(f"http://127.0.0.1:{self.dashboard}{path}", headers={} if token is None else {"Authorization": f"Bearer {token}"})

@@ -79,6 +79,7 @@ def refusal(nodes, token):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("nodes", [{"tls": False}, {"tls": True}], ids=["token", "token and TLS"], indirect=True)
 def test_a_job_on_two_nodes_finishes_its_certificate_verifies_and_strangers_are_refused(nodes, recordings, tmp_path):
     nodes.environment["MINARI_DATASETS_PATH"] = os.environ["MINARI_DATASETS_PATH"]

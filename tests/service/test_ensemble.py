@@ -69,7 +69,7 @@ def test_what_cannot_be_served_is_said_in_one_line(served_run):
     with pytest.raises(MucdError, match="% of what the stored instances do is not what the certificate"):
         Ensemble(run)
     path.write_text(text)
-    block = served_run.blocks / served_run.names()[0]
+    block = served_run.path / "blocks" / served_run.names()[0]
     content = block.read_bytes()
     block.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(MucdError, match="of the 40 certified instances are missing"):

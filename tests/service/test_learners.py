@@ -12,7 +12,8 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithms import CONTINUOUS, DISCRETE
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.service.choices import Choices
-from mucd_ray.service.run import Resources, behaviour_return, certify, train, training_units
+from mucd_ray.service.cluster import Resources
+from mucd_ray.service.run import behaviour_return, certify, train, training_units
 from mucd_ray.service.session import Request, make_settings
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.work import baselines, choose_states, train_and_evaluate

@@ -132,6 +132,15 @@ def test_actors_without_room_wait_and_others_do_the_work(worker):
     assert sorted(value for _, value in results(pool, [Call("double", (number,)) for number in range(5)])) == [0, 2, 4, 6, 8]
 
 
+def test_without_room_what_others_do_is_enough(worker):
+    pool, done = pool_of(worker, resources={"nowhere": 1}), []
+    for result in pool.run([Call("double", (number,)) for number in range(3)], is_done=lambda call: call.arguments[0] in done):
+        assert result is None
+        done.append(len(done))
+    pool.close()
+    assert done == [0, 1, 2] and pool.alive == 0
+
+
 def test_slots_that_come_later_are_used(worker):
     slots, most = [1], 0
     pool = Pool(lambda: worker.options(num_cpus=0).remote(), lambda: slots[0], 300.0)

@@ -226,6 +226,29 @@ def test_a_threat_chosen_later_does_not_escape_the_size_margin(recordings, tmp_p
 
 
 @pytest.mark.slow
+def test_drivers_that_overlap_share_the_work_and_agree(recordings, reference, tmp_path):
+    """A second attempt at the same run, and one that grows it, while the first is still at work: real processes, each with its own Ray."""
+    store = new_run(reference, tmp_path)
+
+    def driver(instances):
+        code = (
+            "from mucd_ray.service.run import *; from mucd_ray.data.minari_io import load_dataset; "
+            f"train(RunStore.open({str(store.path)!r}), load_dataset({recordings['cartpole']!r}), {instances}, Choices(), Resources(block=1, actors=1))"
+        )
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    first = driver(FIRST)
+    deadline = time.monotonic() + 120
+    while len(store.names()) < 2 and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    others = [driver(FIRST), driver(INSTANCES)]
+    texts = [process.communicate(timeout=400)[1] for process in (first, *others)]
+    assert [process.returncode for process in (first, *others)] == [0, 0, 0], texts
+    assert_same(store, reference)
+    assert store.targets() == [FIRST, INSTANCES] and drivers(store) == []
+
+
+@pytest.mark.slow
 def test_a_driver_that_is_killed_goes_on_where_it_stopped(recordings, reference, tmp_path):
     """A real process, its own Ray, SIGKILL in the middle; then the same command again."""
     out = str(tmp_path / "run")

@@ -31,7 +31,7 @@ import sys
 from mucd_ray.service.cluster import Resources
 from mucd_ray.service.run import *
 store = RunStore.open({run!r})
-train(store, load_dataset({dataset!r}), {instances}, Choices(), Resources(block=2, lease=8.0, address={address!r}))
+train(store, load_dataset({dataset!r}), {instances}, Choices(), Resources(block=1, lease=30.0, address={address!r}))
 """
 
 
@@ -118,18 +118,19 @@ class Torture:
 
     def rage(self, kills):
         self.start_cluster()
-        self.start_driver(more=120)
+        self.start_driver(more=300)
         deeds = [deed for deed, share in DEEDS.items() for _ in range(share)]
         while sum(self.kills.values()) < kills:
-            time.sleep(self.random.uniform(0.2, 3.0))
-            self.check_stored()
-            if self.driver.poll() is not None:
-                finished = self.driver.returncode == 0
-                self.start_driver(more=40 if finished else 0)
-                continue
-            deed = self.random.choice(deeds)
-            if self.harm(deed):
-                self.kills[deed] += 1
+            deed, patience = self.random.choice(deeds), time.monotonic() + 40
+            time.sleep(self.random.uniform(0.0, 2.0))
+            while time.monotonic() < patience:
+                self.check_stored()
+                if self.driver.poll() is not None:
+                    self.start_driver(more=100 if self.driver.returncode == 0 else 0)
+                if self.harm(deed):
+                    self.kills[deed] += 1
+                    break
+                time.sleep(0.1)
         while True:
             if self.driver.wait(timeout=600) == 0 and self.target == self.certified():
                 return

@@ -2,6 +2,7 @@
 
 import dataclasses
 import stat
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -398,8 +399,9 @@ def test_the_secret_comes_from_the_operating_system_and_a_seed_is_spelled_out(tm
     assert len({store.secret() for store in stores}) == 3 and all(len(store.secret()) == 32 for store in stores)
     assert all(stat.S_IMODE((store.path / "secret").stat().st_mode) == 0o600 for store in stores)
     drawn = []
-    monkeypatch.setattr("mucd_ray.service.store.secrets.token_bytes", lambda size: drawn.append(size) or b"\x05" * size)
-    assert RunStore.create_or_open(tmp_path / "patched", settings_).secret() == b"\x05" * 32 and drawn[0] == 32
+    system = SimpleNamespace(token_bytes=lambda size: drawn.append(size) or b"\x05" * size)
+    monkeypatch.setattr("mucd_ray.service.store.secrets", system)
+    assert RunStore.create_or_open(tmp_path / "patched", settings_).secret() == b"\x05" * 32 and drawn == [32]
 
     class Stop(Exception):
         pass
