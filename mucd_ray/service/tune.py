@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -140,9 +141,10 @@ def _check_same(folder: Path, question: Question) -> None:
 
 
 def _tuner(folder: Path, question: Question, trainable) -> tune.Tuner:
-    path = str(folder / "study")
-    if tune.Tuner.can_restore(path):
-        return tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
+    if any(folder.glob("study/experiment_state*.json")):
+        return tune.Tuner.restore(str(folder / "study"), trainable, resume_unfinished=True, restart_errored=True)
+    # Killed before Tune wrote down anything: the trials' own folders still count.
+    shutil.rmtree(folder / "study", ignore_errors=True)
     return tune.Tuner(
         trainable,
         param_space=question.space(),
@@ -158,15 +160,14 @@ def _tuner(folder: Path, question: Question, trainable) -> tune.Tuner:
 
 
 class Tell(tune.Callback):
-    """Says on standard error what each trial reports."""
+    """Says on standard error what each trial reports. It has no state that a study that goes on would lose."""
 
     def __init__(self, trials: int):
-        self.trials, self.keys = trials, {}
+        self.trials = trials
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
-        number = self.keys.setdefault(trial.trial_id, len(self.keys) + 1)
         print(
-            f"trial {number} of {self.trials} ({result['key']}), {result['instances']} instances: mean return {result['mean_return']:.5g}, "
+            f"trial {trials.index(trial) + 1} of {self.trials} ({result['key']}), {result['instances']} instances: mean return {result['mean_return']:.5g}, "
             f"outlook at the target {result[METRIC]:.5g} (not certified)",
             file=sys.stderr,
         )
