@@ -317,16 +317,21 @@ def pareto(*, mean: np.ndarray, fraction: np.ndarray, complete: np.ndarray, best
     for shown, colour, label in ((~complete, GREY, "stopped early"), (complete, BLUE, "trial")):
         if shown.any():
             ax.scatter(mean[shown], fraction[shown], s=42, color=colour, edgecolor="white", zorder=3, label=label)
-    front = sorted((float(mean[i]), float(fraction[i])) for i in np.flatnonzero(complete) if not np.any(
-        complete & (mean >= mean[i]) & (fraction >= fraction[i]) & ((mean > mean[i]) | (fraction > fraction[i]))
-    ))
-    ax.plot(*zip(*front), drawstyle="steps-pre", color=BLUE, linewidth=1.2, zorder=2, label="Pareto front")
+    front = np.flatnonzero(complete)[pareto_front(mean[complete], fraction[complete])]
+    ax.plot(mean[front], fraction[front], drawstyle="steps-pre", color=BLUE, linewidth=1.2, zorder=2, label="Pareto front")
     ax.scatter(mean[best], fraction[best], s=160, facecolor="none", edgecolor=VERMILION, linewidth=1.8, zorder=4, label="chosen: largest bound at the target")
     ax.set_ylim(bottom=0.0, top=1.1 * float(fraction.max()) or 1.0)
     ax.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.6g} %")
     ax.set_xlabel("mean return without poisoning")
     ax.set_ylabel(f"share of the data up to which half is kept\n(outlook for P = {instances:,}, not certified)")
     return _png(fig, look, columns=4)
+
+
+def pareto_front(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Indices of the points [K] than which no other is as large in both and larger in one, by increasing x."""
+    better = (x >= x[:, None]) & (y >= y[:, None]) & ((x > x[:, None]) | (y > y[:, None]))
+    front = np.flatnonzero(~better.any(axis=1))
+    return front[np.argsort(x[front])]
 
 
 def _figure(look: Look, rows: int = 1):

@@ -48,7 +48,7 @@ def test_the_outlook_is_that_of_the_wanted_number_of_instances(recordings):
     same = asked.outlook(np.full(4, 500.0), (0.0, 500.0), guarantees)
     assert same["instances"] == 4 and same["mean_return"] == 500.0
     # What a sample of four could never certify, one of 200 equal returns does.
-    assert same["bound_at_target"] > 200 and same["fraction_keeping_half"] >= 0.9 * asked.fraction
+    assert same["bound_at_target"] > 150 and same["fraction_keeping_half"] >= 0.7 * asked.fraction
     worse = asked.outlook(np.array([500.0, 500.0, 10.0, 500.0]), (0.0, 500.0), guarantees)
     assert worse["bound_at_target"] < same["bound_at_target"] and worse["mean_return"] == 377.5
 
@@ -67,7 +67,7 @@ def test_bad_input_is_one_line(recordings, tmp_path, capfd):
         ([base[0], "--simulate", "Nowhere-v0", *base[3:]], "no behaviour for 'Nowhere-v0'"),
         ([*base[:-2], "--fraction", "1.5"], "fraction 1.5 is outside (0, 1)"),
         ([*base, "--fraction", "0.01"], "give one"),
-        ([*base, "--signal-budget", "1e9"], "certify nothing"),
+        ([*base, "--signal-budget", "20000"], "certify nothing"),
         ([*base, "--trials", "0"], "--trials 0 must be at least 1"),
         ([*base, "--trainers-per-trial", "0"], "--trainers-per-trial 0 must be"),
         ([*base, "--algorithm", "nonsense"], "'nonsense' is unknown"),
