@@ -412,9 +412,13 @@ def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _both(certificate: dict, plot, arrays: dict, *, caption: str, **texts) -> FigureData:
-    warning = "" if certificate["results"]["sound"] else "NOT SOUND"
+    warning, words = "", ""
+    if certificate["inputs"]["condition"]:
+        warning, words = "CONDITIONAL", "the claim says on what. "
+    if not certificate["results"]["sound"]:
+        warning, words = "NOT SOUND", "nobody may rely on this. "
     wide, narrow = (plot(**arrays, look=replace(look, warning=warning)) for look in (plots.WIDE, plots.NARROW))
-    return FigureData(wide=wide, narrow=narrow, caption=f"{warning}: nobody may rely on this. {caption}" if warning else caption, **texts)
+    return FigureData(wide=wide, narrow=narrow, caption=f"{warning}: {words}{caption}" if warning else caption, **texts)
 
 
 def _data_uri(png: bytes) -> str:

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from mucd_ray.certify.action import certify_scores, certify_votes
-from mucd_ray.certify.claim import round_down
+from mucd_ray.certify.claim import CONDITIONS, round_down
 from mucd_ray.certify.evidence import LEVELS, histogram, levels
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.median_action import MedianActions
@@ -63,6 +63,8 @@ class Ensemble:
     def confidence(self) -> str:
         """What the certificate's probability means for answers; part of every one of them."""
         lead = "" if self.certificate["results"]["sound"] else "NOT SOUND: made with the published accounting rule, for comparison only. "
+        if self.certificate["inputs"]["condition"]:
+            lead += f"CONDITIONAL: {CONDITIONS[self.certificate['inputs']['condition']]}. "
         return CONFIDENCE.format(lead=lead, level=f"{round_down(100 * (1 - self.eta), 12)} %")
 
     def about(self) -> dict:
