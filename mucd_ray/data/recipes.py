@@ -91,7 +91,10 @@ RECIPES = {
             dataset="breakout/frames-v0", behaviour="breakout-follow", transitions=10_000, frames=True, size=10_275,
             checksum="bcbd0dac3a7d9da0ec3222e0a818112e1b2ed48c2a62226a86226349ebd73dab", mean_return=35.93, seconds=7, megabytes=78.2,
         ),
-        Recipe(dataset="freeway/large-v0", behaviour="freeway-lookahead", transitions=2_000_000),
+        Recipe(
+            dataset="freeway/large-v0", behaviour="freeway-lookahead", transitions=2_000_000, size=2_000_896,
+            checksum="2e41f6db09b6940818864e9d7ba5637d21d2d43611a91a25adaf80b3e19d7e29", mean_return=17.53, seconds=1510, megabytes=306.6,
+        ),
         Recipe(
             dataset="breakout/large-v0", behaviour="breakout-follow", transitions=2_000_000, size=2_000_228,
             checksum="969d7187277e7884a35d5cab63c8b416ee6c93bc2336053542d5fc75c6c20e6b", mean_return=39.30, seconds=1080, megabytes=330.0,
