@@ -67,7 +67,10 @@ RECIPES = {
             dataset="invertedpendulum/mixed-v0", behaviour="invertedpendulum-balance", transitions=50_000, size=50_703,
             checksum="4fff037d1e3f43ea34c955d048a08113e73781363977329afb04bb1031616e28", mean_return=641.41, seconds=3, megabytes=3.5,
         ),
-        Recipe(dataset="halfcheetah/mixed-v0", behaviour="halfcheetah-run", transitions=50_000),
+        Recipe(
+            dataset="halfcheetah/mixed-v0", behaviour="halfcheetah-run", transitions=50_000, size=50_000,
+            checksum="0d8cb46d315e43982d2c35d0916219e4872876e658e81a88dfd5e303066e610f", mean_return=2954.72, seconds=11, megabytes=10.5,
+        ),
         Recipe(
             dataset="freeway/mixed-v0", behaviour="freeway-lookahead", transitions=50_000, size=51_200,
             checksum="93cc02737b012c59c86bce7faf4210e40ae5001c99dfb49fb9c98da864cdb5c3", mean_return=17.84, seconds=35, megabytes=7.8,
@@ -88,12 +91,18 @@ RECIPES = {
             dataset="breakout/frames-v0", behaviour="breakout-follow", transitions=10_000, frames=True, size=10_275,
             checksum="bcbd0dac3a7d9da0ec3222e0a818112e1b2ed48c2a62226a86226349ebd73dab", mean_return=35.93, seconds=7, megabytes=78.2,
         ),
-        Recipe(dataset="freeway/large-v0", behaviour="freeway-lookahead", transitions=2_000_000),
+        Recipe(
+            dataset="freeway/large-v0", behaviour="freeway-lookahead", transitions=2_000_000, size=2_000_896,
+            checksum="2e41f6db09b6940818864e9d7ba5637d21d2d43611a91a25adaf80b3e19d7e29", mean_return=17.53, seconds=1510, megabytes=306.6,
+        ),
         Recipe(
             dataset="breakout/large-v0", behaviour="breakout-follow", transitions=2_000_000, size=2_000_228,
             checksum="969d7187277e7884a35d5cab63c8b416ee6c93bc2336053542d5fc75c6c20e6b", mean_return=39.30, seconds=1080, megabytes=330.0,
         ),
-        Recipe(dataset="halfcheetah/large-v0", behaviour="halfcheetah-run", transitions=2_000_000),
+        Recipe(
+            dataset="halfcheetah/large-v0", behaviour="halfcheetah-run", transitions=2_000_000, size=2_000_000,
+            checksum="d14110f589ed69b95cbf1ba297253eff11714ac27a3e28818143491586ed05d0", mean_return=2894.08, seconds=395, megabytes=418.0,
+        ),
     )
 }
 
