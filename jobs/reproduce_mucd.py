@@ -111,9 +111,9 @@ ROWS = (
             ("trajectory", 0.5, linear("bc", 60.0, average=0.0, cap=200), 50),
             ("trajectory", 0.5, linear("iql", 120.0, average=0.0, cap=200, policy_weight=10.0, expectile=0.5), 100),
             ("trajectory", 0.5, linear("td3-bc", 60.0, average=0.0, cap=200), 60),
-            ("transition", 0.02, linear("bc", 70.0, average=0.0), 60),
-            ("transition", 0.02, linear("iql", 200.0, average=0.0, policy_weight=1.0), 100),
-            ("transition", 0.02, linear("td3-bc", 90.0, average=0.0), 60),
+            ("transition", 0.005, linear("bc", 70.0, average=0.0), 60),
+            ("transition", 0.005, linear("iql", 200.0, average=0.0, policy_weight=1.0), 100),
+            ("transition", 0.005, linear("td3-bc", 90.0, average=0.0), 60),
         )
     ),
 )
