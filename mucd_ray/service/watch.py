@@ -45,8 +45,10 @@ def describe(store: RunStore, news: dict, at_work: list[dict], unit: str) -> lis
     lines.append(f"trainers: {news['trainers']['alive']} at work, {news['trainers']['wanted']} wanted; failures: {failures}")
     lines += [f"driver {driver['process']} on {driver['host']}, seen {max(time.time() - driver['seen'], 0):.0f} s ago" for driver in at_work] or ["no driver is at work"]
     bounds = news["bounds"]
+    if news["finished"]:
+        lines.append(f"certificate  {store.file('certificate.json')}")
     if bounds is None:
-        return [*lines, "no bounds yet: the first are made from 100 instances"]
+        return lines if news["finished"] else [*lines, "no bounds yet: the first are made from 100 instances"]
     lines.append(f"from the first {bounds['instances']} instances, valid at every look together: mean return {bounds['mean_return']:.4g}")
     for share, entry in bounds["keeps"].items():
         kept = f"up to r = {counted(entry['radius'], unit)} ({percent_down(entry['fraction'])} %), expected return at least {round_down(entry['bound'], 5)}"
