@@ -45,9 +45,9 @@ def eventually(check, seconds: float = 240):
 class Nodes:
     """A head and workers of one cluster. `environment` is what a client of the cluster needs beside the token's file."""
 
-    def __init__(self, folder: Path, *, tls: bool = False):
+    def __init__(self, folder: Path, *, tls: bool = False, ip: str | None = None):
         self.folder, self.processes = folder, []
-        self.ip = ray.util.get_node_ip_address()
+        self.ip = ip or ray.util.get_node_ip_address()
         self.token = folder / "keys" / "token"
         base = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment = base | {
@@ -57,27 +57,29 @@ class Nodes:
         if tls:
             subprocess.run(["sh", CLUSTER / "make-tls.sh", folder / "tls", self.ip], check=True)
 
-    def start_head(self) -> None:
+    def start_head(self, cpus: int = 1) -> None:
         self.port, self.dashboard, client, autoscaler_metrics, dashboard_metrics = free_ports(5)
         self.environment |= {"AUTOSCALER_METRIC_PORT": str(autoscaler_metrics), "DASHBOARD_METRIC_PORT": str(dashboard_metrics)}
         ports = ("--port", self.port, "--dashboard-port", self.dashboard, "--ray-client-server-port", client, "--temp-dir", self.folder / "ray")
+        more = (*ports, "--node-ip-address", self.ip, "--num-cpus", cpus)
 
         def is_up():
             # Ray gives a node 30 seconds to start, which a busy machine may exceed.
             if not self.processes or self.processes[-1].poll() is not None:
-                self.metrics_port = self._start("start-head.sh", "--block", *ports)
+                self.metrics_port = self._start("start-head.sh", "--block", *more)
             return self.alive_nodes()
 
         eventually(is_up)
 
-    def start_worker(self) -> subprocess.Popen:
-        self._start("start-worker.sh", f"{self.ip}:{self.port}")
+    def start_worker(self, *more: str, inside: tuple[str, ...] = ()) -> subprocess.Popen:
+        """`inside`: a command that runs the script somewhere else, such as another network namespace."""
+        self._start("start-worker.sh", f"{self.ip}:{self.port}", "--num-cpus", 1, *more, inside=inside)
         return self.processes[-1]
 
-    def _start(self, script: str, *arguments) -> int:
+    def _start(self, script: str, *arguments, inside: tuple[str, ...] = ()) -> int:
         numbers = dict(zip(NODE_PORTS, free_ports(len(NODE_PORTS))))
         own = [word for name, port in numbers.items() for word in (f"--{name}", str(port))]
-        command = ["sh", CLUSTER / script, *map(str, arguments), *own, "--min-worker-port", "0", "--max-worker-port", "0", "--num-cpus", "1"]
+        command = [*inside, "sh", CLUSTER / script, *map(str, arguments), *own, "--min-worker-port", "0", "--max-worker-port", "0"]
         log = (self.folder / f"{script}.log").open("a")
         self.processes.append(subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True))
         return numbers["metrics-export-port"]
