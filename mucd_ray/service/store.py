@@ -216,7 +216,8 @@ class RunStore:
         name = block_name(block.instances)
         tensors = {f"parameters.{key}": value for key, value in block.parameters.items()}
         tensors |= {"returns": block.returns, "actions": block.actions, "levels": block.levels}
-        metadata = {"sha256": _digest(tensors, block.first), "run": self.identity, "states": self.states_hash()}
+        metadata = {"run": self.identity, "states": self.states_hash()}
+        metadata["sha256"] = _digest(tensors, block.first, metadata)
         self.storage.create(f"blocks/{name}", save(tensors, metadata))
         return name
 
@@ -237,9 +238,10 @@ class RunStore:
         try:
             metadata, tensors = _metadata(content), load(content)
             instances = instances_of(name)
-            if metadata.get("sha256") != _digest(tensors, instances.start) or len(tensors["returns"]) != len(instances):
+            if metadata.get("sha256") != _digest(tensors, instances.start, metadata) or len(tensors["returns"]) != len(instances):
                 raise ValueError("checksum")
         except (SafetensorError, ValueError, KeyError, AttributeError):
+            # Before anything else in the header is believed: a flipped bit is no other run.
             self.storage.move(file, file.replace(".safetensors", ".damaged"))
             return None
         if metadata.get("run") != self.identity:
@@ -302,9 +304,9 @@ def _metadata(content: bytes) -> dict[str, str]:
     return json.loads(content[8 : 8 + length]).get("__metadata__", {})
 
 
-def _digest(tensors: dict[str, np.ndarray], first: int) -> str:
-    """Hash of a block's content and of the number of its first instance: a copy under another name is damaged."""
-    digest = hashlib.sha256(f"first {first};".encode())
+def _digest(tensors: dict[str, np.ndarray], first: int, metadata: dict[str, str]) -> str:
+    """Hash of a block's content, of what it belongs to, and of the number of its first instance: a copy under another name is damaged."""
+    digest = hashlib.sha256(f"first {first}; run {metadata['run']}; states {metadata['states']};".encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"{name} {array.dtype.str} {array.shape};".encode())

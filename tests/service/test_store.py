@@ -131,6 +131,17 @@ def test_a_block_of_another_run_is_refused(store, tmp_path):
         store.read(name)
 
 
+def test_any_flipped_bit_makes_a_block_damaged_and_nothing_else(store):
+    name = store.commit(block(0, 1))
+    path = store.path / "blocks" / name
+    content = path.read_bytes()
+    for place in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        assert store.read(name) is None and not path.exists(), place
+
+
 def test_a_block_copied_to_other_instances_is_damaged(store):
     """Otherwise the same instances would count twice as independent ones."""
     name = store.commit(block(0, 4))

@@ -42,7 +42,7 @@ class Torture:
         self.run, self.dataset, self.random, self.token = run, dataset, random.Random(seed), secrets.token_hex(8)
         os.environ[MARK] = self.token
         self.cluster, self.nodes, self.driver, self.target = None, [], None, 0
-        self.kills, self.stored, self.lost = Counter(), {}, []
+        self.kills, self.stored, self.lost, self.gave_up = Counter(), {}, [], 0
 
     def start_cluster(self):
         from ray.cluster_utils import Cluster
@@ -51,6 +51,10 @@ class Torture:
         self.nodes = [self.cluster.add_node(num_cpus=1, wait=False) for _ in range(2)]
 
     def start_driver(self, more=0):
+        """A driver; `more` instances than before. One that ends by itself, with an error, several times in a row is a fault."""
+        if self.driver is not None:
+            self.gave_up = self.gave_up + 1 if self.driver.returncode > 0 else 0
+            assert self.gave_up < 4, (self.run.parent / "driver.log").read_bytes()[-3000:].decode(errors="replace")
         self.target += more
         code = DRIVER.format(run=str(self.run), dataset=self.dataset, instances=self.target, address=self.cluster.address)
         code = "from mucd_ray.data.minari_io import load_dataset\nfrom mucd_ray.service.choices import Choices\nfrom mucd_ray.service.store import RunStore\n" + code
