@@ -45,6 +45,9 @@ class Sleepers:
     async def place(self) -> tuple[str, int]:
         return ray.get_runtime_context().get_node_id(), 0
 
+    async def prepare(self) -> None:
+        pass
+
     async def progress(self) -> int:
         return 0
 
@@ -103,11 +106,10 @@ def coordination(folder: Path, instances: int, trainers: int) -> dict[str, float
     assert ray.get(coordinator.missing.remote(instances, BLOCK)) == []
     missing = time.perf_counter() - start
     start = time.perf_counter()
-    evidence = coordinator.evidence.remote(instances)
-    ray.wait([evidence])
+    ray.wait([coordinator.evidence.remote(instances)])
     gather = time.perf_counter() - start
     start = time.perf_counter()
-    ray.get(certifier.look.remote(evidence)) if instances in LOOKED else None
+    ray.get(certifier.look.remote(coordinator.returns.remote(instances))) if instances in LOOKED else None
     look = time.perf_counter() - start
     _, pid = ray.get(coordinator.place.remote())
     memory = int(next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1]) / 1024

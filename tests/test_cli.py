@@ -155,6 +155,8 @@ def test_bad_runs_are_refused_before_anything_is_written(capfd, recordings, tmp_
         ([cartpole, "--instances", "1"], "at least 11 are needed"),
         ([cartpole, "--eta", "0"], "eta 0.0"),
         ([cartpole, "--fraction", "1.2"], "fraction 1.2"),
+        ([cartpole, "--fraction", "nan", "--noise-multiplier", "20", "--sample-rate", "0.1", "--steps", "50"], "fraction nan"),
+        ([cartpole, "--instances-per-actor", "1000000"], "--instances-per-actor 1000000"),
         ([cartpole, "--noise-multiplier", "-2", "--sample-rate", "0.1", "--steps", "5"], "noise multiplier -2.0"),
         ([cartpole, "--noise-multiplier", "2"], "--sample-rate and --steps"),
         ([cartpole, "--sample-rate", "0"], "sample rate 0.0"),
@@ -178,6 +180,7 @@ def test_bad_runs_are_refused_before_anything_is_written(capfd, recordings, tmp_
         ([cartpole, "--until", "return>=0.5@0.01", "--instances", "500"], "certify at 400 or 630"),
         ([cartpole, "--until", "return>=0.5@0.01", "--instances", "50"], "certify at 100"),
         ([acrobot, "--address", "127.0.0.1:1"], "127.0.0.1:1"),
+        ([acrobot, "--address", "a..b:6379"], "a..b:6379"),
     ]:
         message = refusal(capfd, "run", *arguments, "--out", str(out))
         assert named in message, (arguments, message)

@@ -14,7 +14,8 @@ from mucd_ray.learn.networks import Network
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.words import counted
 
-Progress = Callable[[int], None]
+# Called again and again while work goes on.
+Progress = Callable[[], None]
 
 
 def rollout_returns(
@@ -37,7 +38,7 @@ def rollout_returns(
         slots: environments that are kept busy; one that finishes takes the next episode.
         keep_states: observations to keep per policy, drawn uniformly (with replacement only if the episode is shorter) from
             those it acted on, by a public generator seeded with the episode's seed. Only with one episode per policy.
-        progress: called with the number of finished episodes.
+        progress: called after each step of the environments.
         discount: in (0, 1].
 
     Returns:
@@ -77,7 +78,7 @@ def slot_queue(policies, card, seeds, owners, slots, keep_states=0, progress=Non
     environments = [card.make() for _ in range(min(slots, len(seeds)))]
     action_space = environments[0].action_space
     returns, kept = np.zeros(len(seeds)), [None] * len(seeds)
-    waiting, finished, busy = iter(range(len(seeds))), 0, []
+    waiting, busy = iter(range(len(seeds))), []
 
     def start(environment):
         number = next(waiting, None)
@@ -106,10 +107,9 @@ def slot_queue(policies, card, seeds, owners, slots, keep_states=0, progress=Non
                     continue
                 if keep_states:
                     kept[number] = _sample_states(seen, keep_states, int(seeds[number]))
-                finished += 1
-                if progress is not None:
-                    progress(finished)
                 start(environment)
+            if progress is not None:
+                progress()
     finally:
         for environment in environments:
             environment.close()
@@ -154,7 +154,7 @@ def cartpole_returns(policies, card, seeds, owners, progress=None, discount=1.0)
             _check_declared(card, reward, steps)
         running &= ~(terminated | truncated)
         if progress is not None:
-            progress(int((~running).sum()))
+            progress()
     environments.close()
     single.close()
     return returns
@@ -163,7 +163,7 @@ def cartpole_returns(policies, card, seeds, owners, progress=None, discount=1.0)
 NATIVE = {"CartPole-v1": cartpole_returns}
 
 
-def constant_returns(card: EnvironmentCard, action_space: gymnasium.Space, episodes: int, seed: int, discount: float = 1.0) -> dict[str, float]:
+def constant_returns(card: EnvironmentCard, action_space: gymnasium.Space, episodes: int, seed: int, discount: float = 1.0, progress: Progress | None = None) -> dict[str, float]:
     """Mean (discounted) return over `episodes` episodes of every policy that always takes the same action.
 
     Keys are the actions as text; for a Box space they are its bounds (the finite ones) and its centre, or zero if unbounded.
@@ -177,7 +177,7 @@ def constant_returns(card: EnvironmentCard, action_space: gymnasium.Space, episo
     biases = torch.tensor(np.stack(list(constants.values())), dtype=torch.float32)
     parameters = {"0.weight": torch.zeros(len(biases), network.inputs, outputs), "0.bias": biases}
     seeds = np.tile(np.arange(seed, seed + episodes), (len(constants), 1))
-    returns = rollout_returns(StackedPolicies(network, parameters), card, seeds, discount=discount)
+    returns = rollout_returns(StackedPolicies(network, parameters), card, seeds, discount=discount, progress=progress)
     return dict(zip(constants, returns.tolist()))
 
 

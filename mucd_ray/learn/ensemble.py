@@ -31,7 +31,7 @@ def train_block(
     device: str = "cpu",
     engine: str = "fused",
     block: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> dict[str, Tensor]:
     """Train instances and return the parameters of their acting networks, stacked in the order given.
 
@@ -44,7 +44,7 @@ def train_block(
             algorithms without a compiled delta or with several towers, and without Numba. Their results agree to float32 rounding.
             Networks that are not dense are trained by `opacus_engine`, whatever is asked for.
         block: instances the torch engine trains at a time; changes speed and memory, never the result. None chooses for the device.
-        progress: called with the number of finished instances.
+        progress: called after each step of a block of instances, or each instance where one takes seconds.
 
     Returns:
         {"0.weight": [P, in, out], "0.bias": [P, out], ...}, or a module's own parameters [P, ...] by name; float32 on the CPU.
@@ -96,7 +96,7 @@ def _train_torch(problem, mechanism, units, instances, streams, device, block, p
         while start < len(instances):
             part = instances[start : start + block]
             try:
-                trained.append(train_stacked(problem, mechanism, data, part, streams).cpu())
+                trained.append(train_stacked(problem, mechanism, data, part, streams, progress).cpu())
             except torch.OutOfMemoryError:
                 if block == 1:
                     raise MucdError(f"one instance does not fit on {device}: use a smaller batch (sample rate) or network") from None
@@ -105,8 +105,6 @@ def _train_torch(problem, mechanism, units, instances, streams, device, block, p
                 torch.cuda.empty_cache()
                 continue
             start += len(part)
-            if progress is not None:
-                progress(start)
     return torch.cat(trained)
 
 
@@ -116,10 +114,10 @@ def _train_fused(problem, mechanism, units, instances, streams, progress) -> Ten
 
     trainer = FusedTrainer(problem, mechanism, units, streams)
     flat = np.empty((len(instances), problem.parameter_count), np.float32)
-    for done, (row, instance) in enumerate(zip(flat, instances), start=1):
+    for row, instance in zip(flat, instances):
         row[:] = trainer.train(instance)
         if progress is not None:
-            progress(done)
+            progress()
     return torch.from_numpy(flat)
 
 
@@ -128,11 +126,11 @@ def _train_modules(problem, mechanism, units, instances, streams, progress) -> d
 
     torch.set_num_threads(1)
     trained = []
-    for done, instance in enumerate(instances, start=1):
+    for instance in instances:
         module = train_opacus(problem.module_factory, problem, mechanism, units, instance, streams)
         trained.append({name: parameter.detach() for name, parameter in module.named_parameters()})
         if progress is not None:
-            progress(done)
+            progress()
     return {name: torch.stack([parameters[name] for parameters in trained]) for name in trained[0]}
 
 

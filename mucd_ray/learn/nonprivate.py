@@ -1,6 +1,7 @@
 """The non-private learner: the same algorithm, networks and engines, Adam without clipping or noise. A baseline, covered by no certificate."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,7 +31,7 @@ class Unprotected:
 
 
 def train_nonprivate(
-    *, problem: Problem, units: Units, seeds: list[int], steps: int = 2000, batch: int = 512, learning_rate: float = 0.01
+    *, problem: Problem, units: Units, seeds: list[int], steps: int = 2000, batch: int = 512, learning_rate: float = 0.01, progress: Callable[[], None] | None = None
 ) -> dict[str, torch.Tensor]:
     """Train one policy per seed on Poisson samples of about `batch` transitions; the mean of the last half of the iterates is kept
     (of a module that is not dense: the last one).
@@ -38,6 +39,7 @@ def train_nonprivate(
     Args:
         units: of either kind; never written to. Transitions of units that count as zero (length 0) are left out.
         seeds: public seeds, one policy each.
+        progress: called again and again meanwhile.
 
     Returns:
         Parameters stacked [len(seeds), ...], as from `train_block`.
@@ -50,12 +52,12 @@ def train_nonprivate(
         raise MucdError(f"none of {counted(len(units), units.unit)} has a transition to learn from: lower the least return")
     allowed = np.arange(ends[-1]) + np.repeat(units.starts - ends + units.lengths, units.lengths)
     if problem.module_factory is not None:
-        return _train_modules(problem, units, allowed, seeds, steps, batch, learning_rate)
+        return _train_modules(problem, units, allowed, seeds, steps, batch, learning_rate, progress)
     learner = replace(problem.learner, optimiser="adam", learning_rate=learning_rate, momentum=0.0, average=0.5)
     size = min(batch, len(allowed))
     mechanism = Unprotected(sample_rate=size / len(allowed), steps=steps, normaliser=size)
     return train_block(
-        problem=replace(problem, learner=learner), mechanism=mechanism, units=_transitions(units, allowed), instances=seeds, streams=PUBLIC
+        problem=replace(problem, learner=learner), mechanism=mechanism, units=_transitions(units, allowed), instances=seeds, streams=PUBLIC, progress=progress
     )
 
 
@@ -69,7 +71,7 @@ def _transitions(units: Units, allowed: np.ndarray) -> Units:
     return Units.transitions(x, actions, next_features=next_x, rewards=rewards, keeps=keeps)
 
 
-def _train_modules(problem: Problem, units: Units, allowed: np.ndarray, seeds: list[int], steps: int, batch: int, learning_rate: float) -> dict[str, torch.Tensor]:
+def _train_modules(problem: Problem, units: Units, allowed: np.ndarray, seeds: list[int], steps: int, batch: int, learning_rate: float, progress) -> dict[str, torch.Tensor]:
     # Opacus takes a second to import, which nobody else should pay.
     from mucd_ray.learn.opacus_engine import BatchGradients
 
@@ -89,5 +91,7 @@ def _train_modules(problem: Problem, units: Units, allowed: np.ndarray, seeds: l
                 with torch.no_grad():
                     for copied, parameter in zip(target.parameters(), module.parameters()):
                         copied.lerp_(parameter, problem.constants["target_rate"])
+            if progress is not None:
+                progress()
         trained.append({name: parameter.detach() for name, parameter in module.named_parameters()})
     return {name: torch.stack([parameters[name] for parameters in trained]) for name in trained[0]}

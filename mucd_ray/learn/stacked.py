@@ -46,9 +46,9 @@ class Batch(NamedTuple):
 
 
 def train_stacked(
-    problem: Problem, mechanism: Mechanism, units: "UnitsOnDevice", instances: Sequence[int], streams: Streams
+    problem: Problem, mechanism: Mechanism, units: "UnitsOnDevice", instances: Sequence[int], streams: Streams, progress: Callable[[], None] | None = None
 ) -> Tensor:
-    """Flat parameters [P, stride] of one block of instances after all steps."""
+    """Flat parameters [P, stride] of one block of instances after all steps; `progress` is called after each."""
     learner, device = problem.learner, units.device
     parameters = torch.from_numpy(_initial(problem, instances, streams)).to(device)
     target = parameters.clone() if problem.algorithm.has_target else parameters
@@ -66,6 +66,8 @@ def train_stacked(
             target.add_(torch.sub(parameters, target).mul_(problem.constants["target_rate"]))
         if total is not None and step >= mechanism.steps - averaged:
             total.add_(parameters)
+        if progress is not None:
+            progress()
     return parameters if total is None else total.div_(averaged).to(torch.float32)
 
 

@@ -51,20 +51,22 @@ class Trainer(Watched):
     """Trains blocks of instances on its assigned device and commits them to the run folder."""
 
     def __init__(self, run: str, expected_hash: str, *arrays):
-        self.ticks = 0
-        self.store = RunStore.open(run)
-        self.settings, self.secret = self.store.settings(), self.store.secret()
-        check_code(self.settings)
-        # Zero-copy views of the object store: an in-place write by anybody would change them for everybody.
-        self.units = Units(unit=self.settings.mechanism.unit, **dict(zip(ARRAYS, arrays, strict=True)))
-        self.expected_hash = expected_hash
-        self._check_data()
-        self.device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self.ticks, self.run, self.expected_hash, self.arrays = 0, run, expected_hash, arrays
 
     @ray.method(concurrency_group="watch")
     def progress(self) -> int:
-        """A number that grows with every instance trained and every episode played."""
+        """A number that grows with every instance trained, or every step where instances are trained together, and every step of their episodes."""
         return self.ticks
+
+    def prepare(self) -> None:
+        """Read the run folder, and check the data; before anything else."""
+        self.store = RunStore.open(self.run)
+        self.settings, self.secret = self.store.settings(), self.store.secret()
+        check_code(self.settings)
+        # Zero-copy views of the object store: an in-place write by anybody would change them for everybody.
+        self.units = Units(unit=self.settings.mechanism.unit, **dict(zip(ARRAYS, self.arrays, strict=True)))
+        self._check_data()
+        self.device = "cuda" if ray.get_gpu_ids() else "cpu"
 
     def train(self, instances: range) -> str:
         """Train, vote, roll out, commit; returns the block's name."""
@@ -89,7 +91,7 @@ class Trainer(Watched):
 
         return baselines(self.settings, self.units, self.store.states(), self._tick)
 
-    def _tick(self, done: int) -> None:
+    def _tick(self) -> None:
         self.ticks += 1
 
     def _check_data(self):
@@ -119,6 +121,11 @@ class Coordinator(Watched):
         self.tally.extend(instances)
         return self.tally.evidence() if len(self.tally.returns) == instances else None
 
+    def returns(self, instances: int) -> np.ndarray | None:
+        """Returns of instances 0..instances-1 [P], whatever else is counted, or None if one of them is not."""
+        found = [self.tally.returns.get(instance) for instance in range(instances)]
+        return None if None in found else np.array(found)
+
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU, concurrency_groups=WATCH)
 class Certifier(Watched):
@@ -128,15 +135,16 @@ class Certifier(Watched):
         self.settings, self.choices = RunStore.open(run).settings(), choices
         self.guarantees = Guarantees(self.settings.mechanism, threat=choices["threat"], family=choices["accountant"])
 
-    def look(self, evidence: Evidence | None) -> dict | None:
-        """What a number of instances of the public series of looks certifies. The bounds of all looks hold together (certify/looks.py)."""
-        if evidence is None:
+    def look(self, returns: np.ndarray | None) -> dict | None:
+        """What a number of instances of the public series of looks certifies, from their returns [P]; None without them. The bounds of all looks hold
+        together (certify/looks.py)."""
+        if returns is None:
             return None
-        eta = effective_eta(self.choices["eta"], "anytime", len(evidence.returns))
-        band = return_band(evidence.returns, self.settings.return_range, eta=eta, method=self.choices["band"])
-        mean, cap = float(evidence.returns.mean()), self.settings.radius_cap(self.choices["threat"])
+        eta = effective_eta(self.choices["eta"], "anytime", len(returns))
+        band = return_band(returns, self.settings.return_range, eta=eta, method=self.choices["band"])
+        mean, cap = float(returns.mean()), self.settings.radius_cap(self.choices["threat"])
         keeps = shares_kept(mean, band, self.guarantees, cap, self.settings.units)
-        return {"instances": len(evidence.returns), "eta": eta, "threat": self.choices["threat"], "mean_return": mean, "keeps": keeps}
+        return {"instances": len(returns), "eta": eta, "threat": self.choices["threat"], "mean_return": mean, "keeps": keeps}
 
     def certificate(self, evidence: Evidence, reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
         return certificate_of(self.settings, evidence, self.choices, reference, assumptions, context)

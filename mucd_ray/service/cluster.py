@@ -16,6 +16,8 @@ from mucd_ray.errors import MucdError
 # Ray's own defaults notice a partition after five minutes.
 KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
 LEAST_LEASE = 5.0
+# What a block's name has room for.
+MOST_INSTANCES_A_BLOCK = 999_999
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,9 @@ class Resources:
         if not 0 < self.gpus_per_actor <= 1:
             raise MucdError(f"GPUs per actor {self.gpus_per_actor} is outside (0, 1]: 0.25 puts four actors on a GPU")
         if not self.lease >= LEAST_LEASE:
-            raise MucdError(f"lease {self.lease:g} is shorter than {LEAST_LEASE:g} seconds: use at least twice the time that one instance takes")
+            raise MucdError(f"lease {self.lease:g} is shorter than {LEAST_LEASE:g} seconds: use at least twice the time that training one instance takes")
+        if self.block is not None and not 1 <= self.block <= MOST_INSTANCES_A_BLOCK:
+            raise MucdError(f"--instances-per-actor {self.block} is outside [1, {MOST_INSTANCES_A_BLOCK}]: use one of these, or leave it out")
         if self.wait_for_nodes and self.actors is None:
             raise MucdError("waiting for nodes needs to know for how many: give --actors N beside --wait-for-nodes")
         if self.gpu_type and self.device == "cpu":
@@ -140,5 +144,5 @@ def _check_reachable(address: str) -> None:
         return
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise MucdError(f"no Ray cluster answers at {address} ({error}): start one there, or leave the address out for a local Ray") from None

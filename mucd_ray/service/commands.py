@@ -124,10 +124,8 @@ def _choices(options, defaults: dict | None = None) -> Choices:
 
 
 def _resources(options) -> Resources:
-    for name in ("instances_per_actor", "actors"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise MucdError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if options.actors is not None and options.actors < 1:
+        raise MucdError(f"--actors {options.actors} must be at least 1")
     return Resources(
         address=options.address, actors=options.actors, block=options.instances_per_actor, device=options.device, gpus_per_actor=options.gpus_per_actor,
         gpu_type=options.gpu_type, wait_for_nodes=options.wait_for_nodes, lease=options.lease,

@@ -4,11 +4,13 @@ import contextlib
 import os
 import secrets
 import socket
+import sys
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 
 from mucd_ray.service.metrics import RunMetrics
-from mucd_ray.service.storage import LocalStorage
+from mucd_ray.service.storage import LocalStorage, reason
 from mucd_ray.service.store import RunStore
 
 # A driver that has not been seen for longer counts as gone.
@@ -28,7 +30,17 @@ class Live:
         self.publish_every = 1.0 if isinstance(store.storage, LocalStorage) else RENEW_EVERY
         self.history: deque[tuple[float, int]] = deque()
         self.bounds: dict | None = None
-        self.metrics, self.counted = RunMetrics(store.location), Counter()
+        self.metrics, self.counted, self.complained = RunMetrics(store.location), Counter(), False
+
+    @contextlib.contextmanager
+    def tolerated(self) -> Iterator[None]:
+        """Storage that fails inside is no reason to stop; said once. Trainers whose blocks cannot be stored say it, too, and stop the run."""
+        try:
+            yield
+        except OSError as error:
+            if not self.complained:
+                print(f"mucd: {self.store.location} cannot be reached for news ({reason(error)}): training goes on", file=sys.stderr)
+            self.complained = True
 
     def renew(self) -> None:
         """Be seen."""
@@ -36,7 +48,8 @@ class Live:
         if now - self.renewed >= RENEW_EVERY:
             self.renewed = now
             record = {"host": socket.gethostname(), "process": os.getpid(), "started": self.started, "seen": now, "wanted": self.wanted}
-            self.store.write_json(self.name, record)
+            with self.tolerated():
+                self.store.write_json(self.name, record)
 
     def others(self) -> list[dict]:
         """Records of the other drivers that are at work on this run."""
@@ -59,13 +72,12 @@ class Live:
             self.history.popleft()
         self._measure(done, trainers, failures)
         rate = self.rate()
-        self.store.write_json(
-            "live.json",
-            {
-                "updated": now, "finished": end, "instances_done": done, "instances_wanted": self.wanted, "instances_per_second": rate,
-                "seconds_left": (self.wanted - done) / rate if rate else None, "trainers": trainers, "failures": dict(failures), "bounds": self.bounds,
-            },
-        )
+        news = {
+            "updated": now, "finished": end, "instances_done": done, "instances_wanted": self.wanted, "instances_per_second": rate,
+            "seconds_left": (self.wanted - done) / rate if rate else None, "trainers": trainers, "failures": dict(failures), "bounds": self.bounds,
+        }
+        with self.tolerated():
+            self.store.write_json("live.json", news)
 
     def trained(self, instances: int, seconds: float) -> None:
         """One of this driver's trainers has stored a block, so many seconds after it got it."""

@@ -43,7 +43,12 @@ class Call:
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor: starting while `born` is pending, then idle, or busy with a call."""
+    """An actor: without a place until there is room for it, then getting ready until it is alive, then idle, or busy with a call.
+
+    Attributes:
+        born: reply to the question where it is, then to `prepare`.
+        suspected: idle, and another one of its node has died: it gets no call before it has answered.
+    """
 
     actor: ray.actor.ActorHandle
     born: ray.ObjectRef
@@ -52,16 +57,18 @@ class _Worker:
     call: Call | None = None
     reply: ray.ObjectRef | None = None
     probe: ray.ObjectRef | None = None
+    suspected: bool = False
     ticks: int = -1
     began: float = 0.0
+    made: float = field(default_factory=time.monotonic)
     progressed: float = field(default_factory=time.monotonic)
 
 
 class Pool:
     """Runs calls on actors that `make_actor` makes, `slots()` of them at most.
 
-    An actor has the methods `place() -> (node id, process id)` and, in a concurrency group of its own, `progress() -> int`, a number that
-    grows while it works.
+    An actor has the methods `prepare()`, called first, and, in a concurrency group of their own, `place() -> (node id, process id)` and
+    `progress() -> int`, a number that grows while it works. Its constructor does nothing that may fail or take long.
 
     Attributes:
         upcoming: calls that will be made later, for which actors may start now.
@@ -130,8 +137,7 @@ class Pool:
         if now - self._looked >= LOOK_EVERY:
             self._looked, self._wanted = now, max(1, self.slots())
             for worker in self.workers[:]:
-                if worker.call is not None:
-                    self._watch(worker, now)
+                self._watch(worker, now)
         busy = sum(worker.call is not None for worker in self.workers)
         wanted = min(self._wanted, len(self.waiting) + busy + self.upcoming)
         if now >= self._pause_until:
@@ -144,26 +150,42 @@ class Pool:
                 self._drop(worker)
 
     def _watch(self, worker: _Worker, now: float) -> None:
-        if now - worker.progressed > self.lease:
+        """Ask a busy one how far it is, and replace what stands still. One without a place waits for room, or its process is stuck: a new one does as well."""
+        if worker.alive and worker.call is None:
+            return
+        if now - worker.progressed <= self.lease:
+            if worker.call is not None and worker.probe is None:
+                worker.probe = worker.actor.progress.remote()
+            return
+        error = MucdError(f"no progress for {self.lease:g} seconds (--lease)")
+        if worker.call is not None:
             print(f"mucd: a trainer made no progress at {worker.call} for {self.lease:g} seconds: it is replaced", file=sys.stderr)
             self.failures["lease_expired"] += 1
-            self._replace(worker, MucdError(f"no progress for {self.lease:g} seconds (--lease)"), lambda call: [call])
-        elif worker.probe is None:
-            worker.probe = worker.actor.progress.remote()
+            self._replace(worker, error, lambda call: [call])
+        elif worker.place is not None:
+            self._not_started(worker, error)
+        else:
+            self._drop(worker)
 
     def _probed(self, worker: _Worker) -> None:
         reference, worker.probe = worker.probe, None
-        with contextlib.suppress(RayError):
+        try:
             ticks = ray.get(reference)
-            if ticks != worker.ticks:
-                worker.ticks, worker.progressed = ticks, time.monotonic()
+        except RayError:
+            # A busy one's reply tells what became of it.
+            if worker.call is None:
+                self._drop(worker)
+            return
+        worker.suspected = False
+        if ticks != worker.ticks:
+            worker.ticks, worker.progressed = ticks, time.monotonic()
 
     def _assign(self, is_done: Callable[[Call], bool]) -> None:
         if not self.alive:
             # Others may do all of it before there is room for a trainer here.
             self.waiting = deque(call for call in self.waiting if not is_done(call))
         for worker in self.workers:
-            if worker.alive and worker.call is None:
+            if worker.alive and worker.call is None and not worker.suspected:
                 while self.waiting and is_done(self.waiting[0]):
                     self.waiting.popleft()
                 if not self.waiting:
@@ -174,17 +196,28 @@ class Pool:
 
     def _started(self, worker: _Worker) -> None:
         try:
-            worker.place, worker.alive = ray.get(worker.born), True
-            self._failed_starts = 0
+            value = ray.get(worker.born)
         except RayError as error:
-            self._drop(worker)
-            self._failed_starts += 1
-            self.failures["start_failed"] += 1
-            if self._failed_starts >= ATTEMPTS and not self.alive:
-                raise MucdError(f"no trainer starts; {ATTEMPTS} in a row failed: {_text(error)}") from None
-            if self._failed_starts in (1, ATTEMPTS):
-                print(f"mucd: a trainer did not start, and is tried again: {_text(error)}", file=sys.stderr)
-            self._pause_until = time.monotonic() + min(LONGEST_PAUSE, 0.1 * 4**self._failed_starts)
+            self._not_started(worker, error)
+            return
+        if worker.place is None:
+            worker.place, worker.progressed = value, time.monotonic()
+            worker.born = worker.actor.prepare.remote()
+        else:
+            worker.alive, self._failed_starts = True, 0
+
+    def _not_started(self, worker: _Worker, error: Exception) -> None:
+        self._drop(worker)
+        self.failures["start_failed"] += 1
+        # Those that were made together, maybe on one node that is gone, count as one.
+        if worker.made < self._pause_until:
+            return
+        self._failed_starts += 1
+        if self._failed_starts >= ATTEMPTS and not self.alive:
+            raise MucdError(f"no trainer starts; {ATTEMPTS} in a row failed: {text_of(error)}") from None
+        if self._failed_starts in (1, ATTEMPTS):
+            print(f"mucd: a trainer did not start, and is tried again: {text_of(error)}", file=sys.stderr)
+        self._pause_until = time.monotonic() + min(LONGEST_PAUSE, 0.1 * 4 ** min(self._failed_starts, 5))
 
     def _finished(self, worker: _Worker, halve) -> tuple[Call, object, float] | None:
         call = worker.call
@@ -208,19 +241,24 @@ class Pool:
     def _replace(self, worker: _Worker, error: Exception, halve) -> None:
         call = worker.call
         self._drop(worker)
+        for other in self.workers:
+            # Its node may be gone, and each of them would lose this call once more.
+            if other.alive and other.call is None and other.place[0] == worker.place[0] and other.probe is None:
+                other.suspected, other.probe = True, other.actor.progress.remote()
         self._failed[call] += 1
         self._again(call, f"a trainer died {DEATHS} times", error, halve)
 
     def _again(self, call: Call, words: str, error: Exception, halve) -> None:
         if self._failed[call] >= DEATHS:
-            raise MucdError(f"{words} at {call}: {_text(error)}") from None
+            raise MucdError(f"{words} at {call}: {text_of(error)}") from None
         # First, since others may wait for it.
         self.waiting.extendleft(reversed(halve(call) if self._failed[call] == 2 and isinstance(error, RayActorError) else [call]))
 
     def _drop(self, worker: _Worker) -> None:
         self.workers.remove(worker)
         ray.kill(worker.actor)
-        if worker.call is not None:
+        # An idle one ends by itself.
+        if worker.call is not None or not worker.alive:
             end_process(worker.place)
 
     def close(self) -> None:
@@ -243,6 +281,6 @@ def _end_process(process: int) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def _text(error: Exception) -> str:
+def text_of(error: Exception) -> str:
     """The reason, which stands at the end of Ray's text, which is coloured."""
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|\^{2,}", "", str(error)).split())[-500:]

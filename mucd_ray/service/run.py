@@ -21,7 +21,7 @@ from mucd_ray.service.actors import Certifier, Coordinator, Trainer, certificate
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.cluster import Resources, joined, slot_for
 from mucd_ray.service.live import Live
-from mucd_ray.service.pool import Call, Pool, end_process
+from mucd_ray.service.pool import Call, Pool, end_process, text_of
 from mucd_ray.service.settings import RunSettings, check_code
 from mucd_ray.service.store import RunStore, instances_of
 from mucd_ray.service.tally import Evidence, Tally
@@ -29,8 +29,9 @@ from mucd_ray.service.tally import Evidence, Tally
 CPU_BLOCK, GPU_BLOCK = 32, 1024
 # Seconds between looks at the run folder for what other drivers have stored.
 LIST_EVERY = 15.0
-# Seconds between two questions whether an actor still answers.
+# Seconds between two questions whether an actor still answers, and between two attempts at a look.
 ASK_EVERY = 2.0
+LOOK_EVERY = 1.0
 
 
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
@@ -175,7 +176,7 @@ class Driver:
     def __init__(self, store: RunStore, pool: Pool, live: Live, certifier, coordinator, size: int, *, backwards: bool, lease: float):
         self.store, self.pool, self.live, self.size, self.backwards, self.lease = store, pool, live, size, backwards, lease
         self.certifier, self.coordinator = certifier, coordinator
-        self.listed = time.monotonic()
+        self.look, self.looked, self.listed = None, 0.0, time.monotonic()
 
     def choose_states(self, upcoming: int) -> None:
         """Have the states chosen if they are not; trainers for the `upcoming` instances may start meanwhile."""
@@ -204,6 +205,7 @@ class Driver:
                     # A block may be damaged since the coordinator counted it, and the coordinator may have begun anew.
                     evidence = self.ask(self.coordinator, lambda actor: actor.evidence.remote(instances))
                     if evidence is not None:
+                        self._last_look(evidence)
                         return evidence
                 if attempt:
                     # They were stored, and then found damaged or gone.
@@ -211,13 +213,17 @@ class Driver:
                 self._train_blocks([*aside, *(Call("train", (block,)) for block in (blocks[::-1] if self.backwards else blocks))], instances, behaviour, bar)
                 aside = []
 
+    def _last_look(self, evidence: Evidence) -> None:
+        """Bounds for who watches, also where the last blocks came too fast for a look between."""
+        passed = looks_up_to(len(evidence.returns))
+        if self.certifier and passed and (self.live.bounds or {"instances": 0})["instances"] < passed[-1]:
+            self.live.bounds = self.ask(self.certifier, lambda actor: actor.look.remote(evidence.returns[: passed[-1]]))
+
     def _train_blocks(self, calls: list[Call], instances: int, behaviour: dict | None, bar: tqdm) -> None:
         done = np.ones(instances, bool)
         for call in calls:
             if call.method == "train":
                 done[slice(call.arguments[0].start, call.arguments[0].stop)] = False
-        known, look = (self.live.bounds or {"instances": 0})["instances"], None
-        looks = [number for number in looks_up_to(instances) if number > known] if self.certifier else []
 
         def is_done(call: Call) -> bool:
             if call.method == "baselines":
@@ -228,7 +234,7 @@ class Driver:
             for name in names:
                 done[instances_of(name).start : instances_of(name).stop] = True
 
-        finished = []
+        finished, told = [], set()
         for result in self.pool.run(calls, is_done=is_done, halve=_halve):
             if result is not None:
                 call, value, seconds = result
@@ -241,22 +247,30 @@ class Driver:
                 continue
             if time.monotonic() - self.listed > LIST_EVERY:
                 self.listed = time.monotonic()
-                mark(self.store.names())
+                with self.live.tolerated():
+                    names = self.store.names()
+                    mark(names)
+                    finished = [*finished, *set(names).difference(told, finished)]
             if finished:
                 self.coordinator.add.remote(finished)
+                told |= set(finished)
                 finished = []
             bar.update(int(done.sum()) - bar.n)
-            first_missing = instances if done.all() else int(done.argmin())
-            passed = [number for number in looks if number <= first_missing]
-            if passed and look is None:
-                look = self.certifier.look.remote(self.coordinator.evidence.remote(passed[-1]))
-                looks = [number for number in looks if number > passed[-1]]
-            if look is not None and ray.wait([look], timeout=0)[0]:
-                with contextlib.suppress(ray.exceptions.RayError):
-                    self.live.bounds = ray.get(look) or self.live.bounds
-                    bar.set_postfix_str(_bounds_in_short(self.live.bounds))
-                look = None
+            self._look(instances if done.all() else int(done.argmin()), bar)
             self.publish(int(done.sum()))
+
+    def _look(self, stored: int, bar: tqdm) -> None:
+        """Take bounds that are ready, and ask for those at the largest public number of instances up to `stored`: that many have no gap."""
+        if self.look is not None and ray.wait([self.look], timeout=0)[0]:
+            with contextlib.suppress(ray.exceptions.RayError):
+                # None: one of them is damaged, or not counted yet.
+                self.live.bounds = ray.get(self.look) or self.live.bounds
+                bar.set_postfix_str(_bounds_in_short(self.live.bounds))
+            self.look = None
+        known = self.live.bounds["instances"] if self.live.bounds else 0
+        passed = [number for number in looks_up_to(stored) if number > known]
+        if self.certifier and passed and self.look is None and time.monotonic() - self.looked > LOOK_EVERY:
+            self.look, self.looked = self.certifier.look.remote(self.coordinator.returns.remote(passed[-1])), time.monotonic()
 
     def publish(self, done: int, *, end: bool = False) -> None:
         """Be seen, and tell how far the run is; see `Live.publish`."""
@@ -268,7 +282,10 @@ class Driver:
 
         Args:
             call: makes the call on the actor, maybe more than once.
+        Raises:
+            MucdError, OSError: what the actor raised; it cannot start.
         """
+        name = "coordinator" if actor is self.coordinator else "certifier"
         reply, ping, place, answered = call(actor), None, None, time.monotonic()
         while not ray.wait([reply], timeout=ASK_EVERY)[0]:
             self.live.renew()
@@ -282,7 +299,12 @@ class Driver:
                 ray.kill(actor, no_restart=False)
                 end_process(place)
                 reply, ping, answered = call(actor), None, time.monotonic()
-        return ray.get(reply)
+        try:
+            return ray.get(reply)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, MucdError | OSError) else MucdError(f"the {name} failed: {text_of(error)}") from None
+        except ray.exceptions.RayError as error:
+            raise MucdError(f"the {name} does not start: {text_of(error)}") from None
 
 
 def _halve(call: Call) -> list[Call]:

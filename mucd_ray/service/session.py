@@ -36,6 +36,7 @@ DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_r
 DEFAULT_RATES = {"dqn": 3.0, "double-dqn": 3.0, "qr-dqn": 10.0, "iql": 10.0, "c51": 10.0, "td3-bc": 0.3}
 DEFAULT_CLIP_NORM = 0.1
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
+SEED_NOTE = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
 LOCAL_NOTE = "Of a trajectory with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
 CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
@@ -80,6 +81,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     actions, discrete = action_shape(dataset.action_space)
     action_bounds = _action_bounds(card)
     learner = with_public_constants(request.learner or DEFAULT_LEARNER, card, discrete, action_bounds is not None)
+    if not 0 < request.fraction < 1:
+        raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.trajectories if request.unit == "trajectory" else len(dataset)
     states = _states(request.states_file, card)
     if request.units is not None and request.units < 2:
@@ -206,7 +209,6 @@ def execute(request: Request, storage: str, *, choices: Choices = Choices(), res
     settings, states = make_settings(request, dataset, choices)
     secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
     if seed is not None:
-        note = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
-        settings = replace(settings, assumptions=(*settings.assumptions, note))
+        settings = replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
     store = RunStore.create_or_open(storage, settings, secret)
     return finish(store, train(store, dataset, request.instances, choices, resources, states))

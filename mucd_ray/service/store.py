@@ -13,6 +13,7 @@ Of a block, the first commit wins (storage.py): a reader never sees half a file,
 instance's content does not depend on who trained it.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -242,7 +243,7 @@ class RunStore:
                 raise ValueError("checksum")
         except (SafetensorError, ValueError, KeyError, AttributeError):
             # Before anything else in the header is believed: a flipped bit is no other run.
-            self.storage.move(file, file.replace(".safetensors", ".damaged"))
+            self._set_aside(file, content)
             return None
         if metadata.get("run") != self.identity:
             raise MucdError(f"{self.file(file)} belongs to another run: move it away")
@@ -250,6 +251,12 @@ class RunStore:
             raise MucdError(f"{self.file(file)} holds votes on other states than {self.file('states.npy')}: restore that file, or start a new run folder")
         parameters = {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
         return Block(first=instances.start, returns=tensors["returns"], actions=tensors["actions"], levels=tensors["levels"], parameters=parameters)
+
+    def _set_aside(self, file: str, content: bytes) -> None:
+        """Move a damaged file away, unless another reader has, and a good one is there again."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.storage.read(file) == content:
+                self.storage.move(file, file.replace(".safetensors", ".damaged"))
 
     def missing(self, instances: int, block_size: int) -> list[range]:
         """Blocks of at most `block_size` instances that cover all of 0..instances-1 not yet stored. Damaged files are found here."""

@@ -19,7 +19,7 @@ from mucd_ray.service.choices import Choices
 from mucd_ray.service.cluster import Resources, Slot
 from mucd_ray.service.live import Live
 from mucd_ray.service.run import GPU_BLOCK, Driver, trainers
-from mucd_ray.service.session import DEFAULT_CLIP_NORM, DEFAULT_LEARNER, DEFAULT_RATES, Request, make_settings
+from mucd_ray.service.session import DEFAULT_CLIP_NORM, DEFAULT_LEARNER, DEFAULT_RATES, SEED_NOTE, Request, make_settings
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.tuned import Origin, Tuned
@@ -106,7 +106,8 @@ class Question:
     def settings(self, tuned: Tuned, dataset: OfflineDataset) -> RunSettings:
         """Of a trial. Its run is about the tuning data, whose certificate would be conditional."""
         request = Request(dataset=dataset.name, card=EnvironmentCard.from_dict(self.card), units=self.how.units, tuned=tuned, states=1, held_out=1)
-        return make_settings(request, dataset, Choices())[0]
+        settings = make_settings(request, dataset, Choices())[0]
+        return replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
 
     def outlook(self, returns: np.ndarray, return_range: tuple[float, float], guarantees: Guarantees) -> dict[str, float]:
         """What P policies would certify if they earned what these few do. Nothing of it is certified: it serves to compare trials."""

@@ -31,9 +31,15 @@ def watch_run(options, out) -> None:
             back = UP.format(shown) if shown and sys.stderr.isatty() else ""
             out(back + "\n".join(CLEAR_LINE + line if back else line for line in text))
             shown = len(text)
-        if options.once or news["finished"] and not at_work:
+        if options.once or not at_work and (news["finished"] or _is_certified(store, news["instances_wanted"])):
             return
         time.sleep(LOOK_EVERY)
+
+
+def _is_certified(store: RunStore, instances: int) -> bool:
+    """Whether the run is finished although its last driver was killed before it could say so."""
+    certificate = store.read_json("certificate.json")
+    return certificate is not None and certificate["results"]["instances"] >= instances
 
 
 def describe(store: RunStore, news: dict, at_work: list[dict], unit: str) -> list[str]:

@@ -28,7 +28,7 @@ MODULE_BASELINE_SEEDS = range(2)
 def train_and_evaluate(
     settings: RunSettings, secret: bytes, units: Units, states: np.ndarray, instances: range, device: str, progress: Progress | None = None
 ) -> Block:
-    """Train instances, record what they do at `states` and play their episodes; `progress` is called after each instance and each episode.
+    """Train instances, record what they do at `states` and play their episodes; `progress` is called again and again meanwhile.
 
     Raises:
         MucdError: a return outside the declared range, so that no certificate could be based on it.
@@ -84,12 +84,12 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
     found, reference = {}, None
     # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
     if units.lengths.any():
-        policies = trained_policies(problem, train_nonprivate(problem=problem, units=units, seeds=seeds, **effort))
+        policies = trained_policies(problem, train_nonprivate(problem=problem, units=units, seeds=seeds, progress=progress, **effort))
         found["non_private"] = float(rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount, progress=progress).mean())
         if settings.actions:
             reference = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist()
     environment = settings.card.make()
-    constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount)
+    constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount, progress=progress)
     environment.close()
     best = max(constants, key=constants.get)
     return found | {"best_constant_action": best, "best_constant_return": constants[best], "reference": reference}

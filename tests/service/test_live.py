@@ -4,15 +4,18 @@ import json
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from mucd_ray.data.cards import card_for
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.service.actors import Certifier, Coordinator
+from mucd_ray.service.choices import Choices
 from mucd_ray.service.live import GONE_AFTER, Live, drivers
 from mucd_ray.service.settings import RunSettings
-from mucd_ray.service.store import RunStore
+from mucd_ray.service.store import Block, RunStore
 from mucd_ray.service.watch import watch_run
 
 SETTINGS = RunSettings(
@@ -69,3 +72,43 @@ def test_the_rate_and_what_is_shown(store, monkeypatch):
     text = watched(store, once=False)
     assert "finished" in text and "no driver is at work" in text and "from the first 160 instances, valid at every look together: mean return 412.3" in text
     assert "keeps 90 % at no r" in text and "keeps 50 % up to r = 1 transition (1 %), expected return at least 208.69" in text
+
+
+def test_watching_ends_with_the_certificate_of_a_driver_that_was_killed_before_it_said_so(store):
+    live = Live(store, 400)
+    live.publish(400, {"alive": 2, "wanted": 2}, {})
+    store.write_json("certificate.json", {"results": {"instances": 400}})
+    assert "400 of 400 instances" in watched(store, once=False)
+
+
+def test_looks_are_at_the_first_instances_whoever_stored_them_and_when(local_ray, store):
+    """Which instances finish first depends on their returns: bounds from those would not hold."""
+
+    def stored(first, count, value):
+        nothing = {"actions": np.zeros((count, 200), np.int16), "levels": np.zeros((count, 200, 2), np.uint8), "parameters": {}}
+        return [store.commit(Block(first=first, returns=np.full(count, value), **nothing))]
+
+    store.write_states(np.zeros((200, 4), np.float32))
+    coordinator, certifier = Coordinator.remote(str(store.path), 0), Certifier.remote(str(store.path), vars(Choices()))
+    look = lambda: local_ray.get(certifier.look.remote(coordinator.returns.remote(100)))
+    local_ray.get(coordinator.missing.remote(200, 32))
+    coordinator.add.remote(stored(64, 100, 400.0))
+    assert look() is None
+    coordinator.add.remote(stored(0, 64, 100.0))
+    assert (found := look())["instances"] == 100 and found["mean_return"] == pytest.approx(0.64 * 100 + 0.36 * 400)
+    coordinator.add.remote(stored(164, 36, 0.0))
+    assert look() == found
+
+
+def test_news_that_cannot_be_written_do_not_stop_a_run(store, monkeypatch, capsys):
+    live = Live(store, 400)
+
+    def fail(*arguments):
+        raise OSError(5, "the server is gone")
+
+    monkeypatch.setattr(store.storage, "replace", fail)
+    for _ in range(2):
+        live.renewed = 0.0
+        live.renew()
+        live.publish(7, {}, {}, end=True)
+    assert capsys.readouterr().err == f"mucd: {store.path} cannot be reached for news (the server is gone): training goes on\n"

@@ -17,10 +17,14 @@ def worker(local_ray):
     """An actor class whose calls do what they are told; `folder` remembers what was done before."""
 
     class Worker(Watched):
-        def __init__(self, refuse=None):
-            self.ticks = 0
-            if refuse:
-                raise RuntimeError(refuse)
+        def __init__(self, refuse=None, marker=None):
+            self.ticks, self.refuse, self.marker = 0, refuse, marker
+
+        def prepare(self):
+            if self.refuse:
+                raise RuntimeError(self.refuse)
+            if self.marker:
+                self.once(self.marker, "SIGSTOP")
 
         @ray.method(concurrency_group="watch")
         def progress(self):
@@ -124,6 +128,24 @@ def test_actors_that_do_not_start_stop_with_the_reason(worker, capsys):
     with pytest.raises(MucdError, match="no trainer starts; 3 in a row failed.*no module named mucd_ray"):
         results(pool, [Call("double", (1,))])
     assert "did not start, and is tried again" in capsys.readouterr().err
+
+
+def test_one_that_is_stuck_before_it_is_ready_is_replaced(worker, tmp_path):
+    pool = Pool(lambda: worker.options(num_cpus=0).remote(None, str(tmp_path / "marker")), lambda: 1, 3.0)
+    assert results(pool, [Call("double", (4,))]) == [(Call("double", (4,)), 8)]
+    assert pool.failures == {"start_failed": 1}
+
+
+def test_a_node_that_goes_away_with_idle_actors_costs_one_death(worker):
+    pool, call, killed = pool_of(worker, slots=5), Call("busy", (3.0,)), False
+    pool.upcoming = 5
+    for result in pool.run([call]):
+        if not killed and pool.alive == 5:
+            killed = True
+            for other in pool.workers:
+                os.kill(other.place[1], signal.SIGKILL)
+    pool.close()
+    assert killed and pool.failures == {"trainer_died": 1}
 
 
 def test_actors_without_room_wait_and_others_do_the_work(worker):

@@ -15,11 +15,12 @@ import pytest
 from mucd_ray.certify.certificate import read_certificate, verify
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
+from mucd_ray.service.actors import Coordinator
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.cluster import Resources
-from mucd_ray.service.live import drivers
+from mucd_ray.service.live import Live, drivers
 from mucd_ray.service.pool import Pool
-from mucd_ray.service.run import certify, train, training_units
+from mucd_ray.service.run import Driver, certify, train, training_units
 from mucd_ray.service.session import Request, execute, make_settings
 from mucd_ray.service.store import Block, RunStore
 from mucd_ray.service.summary import describe, finish
@@ -150,6 +151,21 @@ def test_growing_keeps_every_instance_mends_damage_and_owns_up_to_the_first_look
     assert grown["context"]["instances_asked_for"] == [FIRST, INSTANCES] and f"also for {FIRST}" in " ".join(grown["assumptions"])
     # The first number can still be certified by itself: later instances do not vote in it.
     assert train(store, dataset, FIRST, Choices(), Resources())["results"]["instances"] == FIRST
+
+
+def test_what_the_coordinator_says_is_one_line(local_ray, reference, tmp_path):
+    def asked(folder, call):
+        driver = Driver(reference, None, Live(reference, 1), None, Coordinator.remote(str(folder), 0), 1, backwards=False, lease=60.0)
+        return driver.ask(driver.coordinator, call)
+
+    with pytest.raises(MucdError, match="^the coordinator does not start: [^\\n]*is not a run folder"):
+        asked(tmp_path, lambda actor: actor.missing.remote(10, 5))
+    shutil.copytree(reference.path, tmp_path / "run")
+    (tmp_path / "run" / "states.npy").unlink()
+    other = RunStore.open(tmp_path / "run")
+    other.write_states(reference.states()[::-1])
+    with pytest.raises(MucdError, match="^[^\\n]*block-00000000-000040.safetensors holds votes on other states[^\\n]*$"):
+        asked(tmp_path / "run", lambda actor: actor.missing.remote(INSTANCES, 5))
 
 
 def test_bad_requests_name_the_value_and_the_fix(local_ray, recordings, reference, tmp_path):

@@ -142,6 +142,17 @@ def test_any_flipped_bit_makes_a_block_damaged_and_nothing_else(store):
         assert store.read(name) is None and not path.exists(), place
 
 
+def test_a_block_that_another_reader_has_mended_meanwhile_stays(store, monkeypatch):
+    name = store.commit(block(0, 4))
+    good, read = (store.path / "blocks" / name).read_bytes(), store.storage.read
+    contents = [good[:-1] + b"?"]
+    monkeypatch.setattr(store.storage, "read", lambda file: contents.pop() if contents else read(file))
+    assert store.read(name) is None and store.names() == [name]
+    contents.append(good[:-1] + b"?")
+    (store.path / "blocks" / name).unlink()
+    assert store.read(name) is None
+
+
 def test_a_block_copied_to_other_instances_is_damaged(store):
     """Otherwise the same instances would count twice as independent ones."""
     name = store.commit(block(0, 4))
