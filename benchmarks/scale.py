@@ -2,9 +2,10 @@
 
     python benchmarks/scale.py
 
-Two parts. First, the driver's pool under 1 to 1,000 trainers that sleep a fixed time per block, many of them in one process: blocks per second
-beside the ideal, and the driver's own work per block. Second, what driver and coordinator do per instance, with real files and real actors, but with trainers that do nothing:
-blocks of N instances are committed in batches as 1,000 trainers would, counted by the coordinator and certified from at every look.
+Three parts. First, real trainers on the cores of this machine, and what it costs when one of them is killed. Second, the driver's pool under 1 to 1,000 trainers that sleep
+a fixed time per block, many of them in one process: blocks per second beside the ideal, and the driver's own work per block. Third, what driver and coordinator do per
+instance, with real files and real actors, but with trainers that do nothing: blocks of N instances are committed in batches as 1,000 trainers would, counted by the
+coordinator and certified from at every look.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import asyncio
 import itertools
 import os
 import resource
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -23,19 +25,60 @@ import numpy as np
 import ray
 
 from mucd_ray.data.cards import card_for
+from mucd_ray.data.minari_io import load_dataset
+from mucd_ray.data.record import record
 from mucd_ray.learn.learner import Learner
 from mucd_ray.mechanism.mechanism import Mechanism
 from mucd_ray.service.actors import Certifier, Coordinator
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.pool import Call, Pool
+from mucd_ray.service.run import trainers as real_trainers
+from mucd_ray.service.run import training_units
+from mucd_ray.service.session import Request, make_settings
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import Block, RunStore
+from mucd_ray.service.work import choose_states
 
 STATES, BLOCK, PARAMETERS = 200, 100, 4610
+REAL_STEPS, REAL_BLOCK = 400, 16
 SETTINGS = RunSettings(
     dataset="synthetic", fingerprint="none", units=20_000, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=20_000, size_margin=None,
     mechanism=Mechanism(sample_rate=0.1, noise_multiplier=100.0, clip_norm=1.0, steps=10, normaliser=2000.0), learner=Learner(learning_rate=1.0), states=STATES,
 )
+
+
+class Workers:
+    """Real trainers on a real recording: policies 4-64-64-2 that play CartPole."""
+
+    def __init__(self, folder: Path):
+        os.environ["MINARI_DATASETS_PATH"], self.folder = str(folder / "datasets"), folder
+        (folder / "datasets").mkdir()
+        record("CartPole-v1", None, 20_000, 1, "scale/cartpole-v0")
+        self.dataset = load_dataset("scale/cartpole-v0")
+        request = Request(dataset="scale/cartpole-v0", learner=Learner(hidden=(64, 64), learning_rate=10.0), steps=REAL_STEPS)
+        self.settings, _ = make_settings(request, self.dataset, Choices())
+        self.states = choose_states(self.settings, b"s" * 32, training_units(self.settings, self.dataset), "cpu")
+
+    def rate(self, trainers: int, blocks: int, kill: bool = False) -> float:
+        """Seconds that `trainers` take for `blocks` once all are there and warm; `kill`: one is killed in the middle of the second block."""
+        store = RunStore.create_or_open(tempfile.mkdtemp(dir=self.folder), self.settings, secret=b"s" * 32)
+        store.write_states(self.states)
+        pool = real_trainers(store, self.settings, self.dataset, lambda: trainers, 600.0, {"num_cpus": 1})
+        calls = [Call("train", (range(first, first + REAL_BLOCK),)) for first in range(0, (trainers + blocks) * REAL_BLOCK, REAL_BLOCK)]
+        pool.upcoming = trainers
+        while pool.alive < trainers:
+            list(pool.run(calls[:1]))
+        list(pool.run(calls[:trainers]))
+        pool.upcoming, start, done = 0, time.perf_counter(), 0
+        for result in pool.run(calls[trainers:]):
+            done += result is not None
+            if kill and done == 1:
+                time.sleep(0.5)
+                os.kill(next(worker for worker in pool.workers if worker.call).place[1], signal.SIGKILL)
+                kill = False
+        wall = time.perf_counter() - start
+        pool.close()
+        return wall
 
 
 @ray.remote(num_cpus=0, max_concurrency=2000)
@@ -133,7 +176,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a block there")
     parser.add_argument("--instances", type=int, nargs="+", default=[1000, 10_000, 100_000], help="instances of the second part")
     options = parser.parse_args()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    cores = os.cpu_count()
+    ray.init(address="local", num_cpus=max(2, cores), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with tempfile.TemporaryDirectory() as folder:
+        workers, blocks = Workers(Path(folder)), 8 * cores
+        counts = sorted({1, *(1 << k for k in range(1, cores.bit_length())), cores})
+        walls = {count: workers.rate(count, blocks) for count in counts if count <= cores}
+        print(f"{'trainers':>9} {'instances/s':>12} {'of ideal':>9}  (4-64-64-2, {REAL_STEPS} steps, blocks of {REAL_BLOCK})")
+        for count, wall in walls.items():
+            print(f"{count:9} {blocks * REAL_BLOCK / wall:12.1f} {100 * walls[1] / count / wall:8.0f}%")
+        lost = workers.rate(cores, blocks, kill=True) - walls[cores]
+        print(f"{lost:.1f} s later where one of {cores} trainers is killed in the middle of a block of {walls[1] / blocks:.1f} s\n", flush=True)
     print(f"{'trainers':>9} {'blocks/s':>9} {'of ideal':>9} {'driver cpu-ms/block':>20}")
     processes = [Sleepers.remote() for _ in range(4)]
     for trainers in options.trainers:

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from mucd_ray.errors import MucdError
 # Ray's own defaults notice a partition after five minutes.
 KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
 LEAST_LEASE = 5.0
+# RFC 9113, section 3.4: the client's preface and an empty SETTINGS frame; the server's first frame is one, too.
+SETTINGS_FRAME = b"\x04"
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS_FRAME + b"\0\0\0\0\0"
 # What a block's name has room for.
 MOST_INSTANCES_A_BLOCK = 999_999
 
@@ -108,7 +112,7 @@ def joined(resources: Resources) -> Iterator[None]:
         MucdError: no cluster answers there, or it wants another token.
     """
     address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_reachable(address)
+    check_reachable(address)
     if ray.is_initialized():
         yield
         return
@@ -137,12 +141,39 @@ def joined(resources: Resources) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself keeps trying a dead address for minutes."""
+def check_reachable(address: str) -> None:
+    """Ray itself keeps trying for many minutes where nobody answers, or where one side speaks TLS and the other does not."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                _check_tls(connection, address)
+            else:
+                _check_plain(connection, address)
     except (OSError, ValueError, OverflowError) as error:
         raise MucdError(f"no Ray cluster answers at {address} ({error}): start one there, or leave the address out for a local Ray") from None
+
+
+def _check_tls(connection: socket.socket, address: str) -> None:
+    try:
+        context = ssl.create_default_context(cafile=os.environ.get("RAY_TLS_CA_CERT"))
+        context.check_hostname = False
+        context.load_cert_chain(os.environ.get("RAY_TLS_SERVER_CERT", ""), os.environ.get("RAY_TLS_SERVER_KEY"))
+        context.wrap_socket(connection).close()
+    except OSError as error:
+        raise MucdError(f"no TLS with {address} ({error}): set RAY_USE_TLS as on its nodes, and RAY_TLS_CA_CERT, RAY_TLS_SERVER_CERT and RAY_TLS_SERVER_KEY to files that go with theirs") from None
+
+
+def _check_plain(connection: socket.socket, address: str) -> None:
+    """A gRPC server without TLS answers the opening of HTTP/2 with its settings; one with TLS does not take it for a greeting."""
+    try:
+        connection.sendall(HTTP2_PREFACE)
+        answer = connection.recv(4)
+    except TimeoutError:
+        answer = b""
+    except ConnectionError:
+        answer = b"reset"
+    if answer[3:4] != SETTINGS_FRAME:
+        raise MucdError(f"what answers at {address} is no Ray cluster without TLS: set RAY_USE_TLS=1 and the RAY_TLS_ files if its nodes have them, or mend the address")

@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import socket
+import ssl
 import stat
 import subprocess
 import sys
+import threading
 import urllib.error
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 from loopback import CLUSTER, ROOT, eventually
 
 from mucd_ray.certify.certificate import read_certificate, verify
+from mucd_ray.errors import MucdError
+from mucd_ray.service.cluster import check_reachable
 
 SCRIPTS = sorted(CLUSTER.glob("*.sh"))
 
@@ -71,6 +76,37 @@ def test_every_node_has_its_own_certificate(tmp_path):
     assert len({(tmp_path / "tls" / node / "node.key").read_text() for node in names}) == 3
 
 
+def test_a_cluster_with_tls_is_told_from_one_without(tmp_path, monkeypatch, local_ray):
+    assert sh("make-tls.sh", str(tmp_path), "127.0.0.1", "10.0.0.2").returncode == 0
+    context, listener = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), socket.create_server(("127.0.0.1", 0))
+    context.load_cert_chain(tmp_path / "127.0.0.1" / "node.crt", tmp_path / "127.0.0.1" / "node.key")
+
+    def serve():
+        while True:
+            try:
+                context.wrap_socket(listener.accept()[0], server_side=True).close()
+            except ssl.SSLError:
+                continue
+            except OSError:
+                return
+
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    with_tls, without = f"127.0.0.1:{listener.getsockname()[1]}", local_ray.get_runtime_context().gcs_address
+    check_reachable(without)
+    with pytest.raises(MucdError, match=f"{with_tls} is no Ray cluster without TLS: set RAY_USE_TLS=1"):
+        check_reachable(with_tls)
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with pytest.raises(MucdError, match=f"no TLS with {with_tls} .*set RAY_USE_TLS as on its nodes"):
+        check_reachable(with_tls)
+    for name, file in {"CA_CERT": "ca.crt", "SERVER_CERT": "node.crt", "SERVER_KEY": "node.key"}.items():
+        monkeypatch.setenv(f"RAY_TLS_{name}", str(tmp_path / "10.0.0.2" / file))
+    check_reachable(with_tls)
+    with pytest.raises(MucdError, match=f"no TLS with {without} "):
+        check_reachable(without)
+    listener.close()
+
+
 def refusal(nodes, token):
     """HTTP status of the dashboard's answer to this token."""
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -107,7 +143,9 @@ def test_a_job_on_two_nodes_finishes_its_certificate_verifies_and_strangers_are_
     assert refused.returncode != 0 and "InvalidAuthToken" in refused.stderr
     if ours["RAY_USE_TLS"] == "1":
         nodes.environment = ours | {"RAY_USE_TLS": "0"}
-        assert nodes.run(*connect).returncode != 0
+        # Ray itself would keep trying for many minutes.
+        refused = nodes.run("python", *job[1:], "--address", f"{nodes.ip}:{nodes.port}")
+        assert refused.returncode == 2 and "set RAY_USE_TLS=1" in refused.stderr and "Traceback" not in refused.stderr
     nodes.environment = ours
 
     # A raylet that is gone, as after a minute without the head, is replaced.
