@@ -1,9 +1,12 @@
 """One trial of a study: a run folder of its own on the tuning data, trained rung by rung by the same actors as any run."""
 
 import hashlib
+import json
 import math
+import time
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import ray
@@ -29,6 +32,8 @@ HIDDEN = {"linear": (), "32": (32,), "64,64": (64, 64)}
 MOST_BATCH = 8192
 STEPS = 10, 400
 ETA = Choices().eta
+# In the run folder of a trial: its point of the search.
+POINT = "point.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +135,19 @@ def bundles(slot: Slot, trainers: int) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{}, *[bundle] * trainers])
 
 
+def begun_points(folder: Path) -> list[dict]:
+    """The points at which trials of a study have begun, in that order."""
+    begun = [json.loads(file.read_bytes()) for file in folder.glob(f"trials/*/{POINT}")]
+    return [entry["point"] for entry in sorted(begun, key=lambda entry: entry["began"])]
+
+
 def run_trial(config: dict, *, question: Question, folder: str, slot: Slot, resources: Resources, dataset: OfflineDataset) -> None:
     """Train rung after rung what the trial's run folder lacks, and report after each: a trial that was killed goes on where it stopped."""
     tuned = question.tuned(config)
     key = tuned.key()
     settings = question.settings(tuned, dataset)
     store = RunStore.create_or_open(f"{folder}/trials/{key}", settings, hashlib.sha256(f"mucd tuning {question.seed} {key}".encode()).digest())
+    store.storage.create(POINT, json.dumps({"began": time.time(), "point": config}).encode())
     guarantees = Guarantees(tuned.mechanism(question.units))
     # Actors that are scheduled by default would wait for room that trials hold.
     group = {"scheduling_strategy": PlacementGroupSchedulingStrategy(ray.util.get_current_placement_group(), placement_group_capture_child_tasks=True)}

@@ -1,7 +1,7 @@
 """`mucd tune`: a study on Ray Tune. Optuna proposes constants, ASHA stops the poor half of the trials at every rung.
 
     question.json   what is searched        trials/KEY      run folders, one per trial
-    study/          Ray Tune's own state, which Ray unpickles: go on only with studies that you trust
+    tune/           what Ray Tune writes, which nobody reads: a study goes on from the run folders of its trials
     results.json, trials.csv, tuned.json, pareto.png        made at the end
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import sys
 from dataclasses import asdict
@@ -33,15 +34,15 @@ from mucd_ray.report import plots
 from mucd_ray.service.cluster import Resources, joined, slot_for
 from mucd_ray.service.settings import code_digest
 from mucd_ray.service.storage import open_storage
-from mucd_ray.service.trial import Question, bundles, run_trial
+from mucd_ray.service.trial import Question, begun_points, bundles, run_trial
 from mucd_ray.service.tuned import SIMULATOR, TRUSTED, Origin
 from mucd_ray.words import counted
 
 METRIC = "bound_at_target"
 FRACTION = 0.01
 TRIAL_FAILURES = 2
-# State is saved every second; the folder of a trial is not its working directory; Ctrl-C ends the study like any command.
-TUNE = {"TUNE_GLOBAL_CHECKPOINT_S": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+# The folder of a trial is not its working directory; Ctrl-C ends the study like any command.
+TUNE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
 COLUMNS = ("key", "instances", "mean_return", "fraction_keeping_half", METRIC, "sample_rate", "steps", "clip_norm", "learning_rate", "average", "hidden", "failure")
 
 
@@ -118,7 +119,11 @@ def study(options, resources: Resources) -> dict:
                 "autoscaler brings more"
             )
         trial = tune.with_parameters(run_trial, question=question, folder=str(folder), slot=slot, resources=resources, dataset=dataset)
-        grid = _tuner(folder, question, tune.with_resources(trial, bundles(slot, resources.actors))).fit()
+        name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            grid = _tuner(folder, name, question, tune.with_resources(trial, bundles(slot, resources.actors))).fit()
+        finally:
+            shutil.rmtree(folder / "tune" / name, ignore_errors=True)
     rows = [_row(question, result) for result in grid]
     return _finish(folder, question, sorted(rows, key=lambda row: (row[METRIC] is not None, row["instances"], row[METRIC] or 0.0), reverse=True))
 
@@ -140,21 +145,24 @@ def _check_same(folder: Path, question: Question) -> None:
         raise MucdError(f"{folder} holds a study of another question ({', '.join(names).replace('_', ' ')}): ask the same again, or choose another --storage")
 
 
-def _tuner(folder: Path, question: Question, trainable) -> tune.Tuner:
-    if any(folder.glob("study/experiment_state*.json")):
-        return tune.Tuner.restore(str(folder / "study"), trainable, resume_unfinished=True, restart_errored=True)
-    # Killed before Tune wrote down anything: the trials' own folders still count.
-    shutil.rmtree(folder / "study", ignore_errors=True)
+def _tuner(folder: Path, name: str, question: Question, trainable) -> tune.Tuner:
+    """The search from its beginning: the points that trials have begun with come first, in their order, and cost nothing up to where those got.
+
+    Tune's own way to go on unpickles files that a kill may leave half written.
+    """
+    begun = begun_points(folder)
+    points = begun + [point for point in [question.start()] if question.tuned(point).key() not in {question.tuned(other).key() for other in begun}]
     return tune.Tuner(
         trainable,
         param_space=question.space(),
         tune_config=tune.TuneConfig(
             metric=METRIC, mode="max", num_samples=question.how.trials, reuse_actors=False,
-            search_alg=OptunaSearch(points_to_evaluate=[question.start()], seed=question.seed),
+            # Another seed than before, whose proposals are among the points.
+            search_alg=OptunaSearch(points_to_evaluate=points, seed=question.seed + 1_000_003 * len(begun)),
             scheduler=ASHAScheduler(time_attr="instances", grace_period=question.rungs[0], max_t=question.most_instances, reduction_factor=2),
         ),
         run_config=tune.RunConfig(
-            name="study", storage_path=str(folder), verbose=0, failure_config=tune.FailureConfig(max_failures=TRIAL_FAILURES), callbacks=[Tell(question.how.trials)],
+            name=name, storage_path=str(folder / "tune"), verbose=0, failure_config=tune.FailureConfig(max_failures=TRIAL_FAILURES), callbacks=[Tell(question.how.trials)],
         ),
     )
 

@@ -39,7 +39,7 @@ def test_a_submitted_job_joins_the_cluster_and_its_certificate_verifies(recordin
     # Blocks, so that exactly this head can be stopped: `ray stop` stops every Ray of the machine.
     head = subprocess.Popen(
         [RAY, "start", "--head", "--block", "--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "2",
-         "--temp-dir", short],
+         "--temp-dir", short, "--dashboard-agent-listen-port", str(free_port())],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )
     try:
@@ -47,7 +47,11 @@ def test_a_submitted_job_joins_the_cluster_and_its_certificate_verifies(recordin
             assert head.poll() is None
         submit = ("job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT), "--runtime-env", "cluster/runtime_env.yaml", "--")
         job = ("python", "jobs/run.py", recordings["cartpole"], "--instances", "40", "--steps", "5", "--out")
-        done = ray(*submit, *job, str(tmp_path / "run"), cwd=ROOT)
+        # The head answers before its agent does.
+        for _ in range(10):
+            done = ray(*submit, *job, str(tmp_path / "run"), cwd=ROOT)
+            if "No available agent" not in done.stderr:
+                break
         assert done.returncode == 0, done.stdout + done.stderr
         certificate = read_certificate(tmp_path / "run" / "certificate.json")
         assert verify(certificate) == [] and certificate["results"]["instances"] == 40
