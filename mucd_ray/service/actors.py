@@ -123,6 +123,7 @@ class Coordinator(Watched):
 
     def returns(self, instances: int) -> np.ndarray | None:
         """Returns of instances 0..instances-1 [P], whatever else is counted, or None if one of them is not."""
+        self.tally.extend(instances)
         found = [self.tally.returns.get(instance) for instance in range(instances)]
         return None if None in found else np.array(found)
 

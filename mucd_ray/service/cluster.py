@@ -144,6 +144,7 @@ def joined(resources: Resources) -> Iterator[None]:
 def check_reachable(address: str) -> None:
     """Ray itself keeps trying for many minutes where nobody answers, or where one side speaks TLS and the other does not."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    host = host.strip("[]")
     if not port.isdigit():
         return
     try:
@@ -172,8 +173,9 @@ def _check_plain(connection: socket.socket, address: str) -> None:
         connection.sendall(HTTP2_PREFACE)
         answer = connection.recv(4)
     except TimeoutError:
-        answer = b""
+        # A busy head; one with TLS would have hung up.
+        return
     except ConnectionError:
-        answer = b"reset"
+        answer = b""
     if answer[3:4] != SETTINGS_FRAME:
         raise MucdError(f"what answers at {address} is no Ray cluster without TLS: set RAY_USE_TLS=1 and the RAY_TLS_ files if its nodes have them, or mend the address")

@@ -28,6 +28,10 @@ DEATHS = 12
 # Seconds between looks at the number of slots, and at every trainer's progress at most.
 LOOK_EVERY = 2.0
 LONGEST_PAUSE = 60.0
+# Seconds, or a lease if that is longer, that a start may take where there is room: it imports packages and fetches and reads the data.
+START_PATIENCE = 600.0
+# Seconds that an idle one has to answer when another one of its node has died.
+IDLE_PATIENCE = 15.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Pool:
 
     Attributes:
         upcoming: calls that will be made later, for which actors may start now.
+        start_patience: seconds that a start may take.
         failures: how often what happened: trainer_died, training_failed, start_failed, lease_expired.
     """
 
@@ -80,7 +85,7 @@ class Pool:
         self.workers: list[_Worker] = []
         self.waiting: deque[Call] = deque()
         self.failures: Counter[str] = Counter()
-        self.upcoming = 0
+        self.upcoming, self.start_patience = 0, START_PATIENCE
         self._failed: Counter[Call] = Counter()
         self._failed_starts, self._pause_until, self._looked, self._wanted = 0, 0.0, -LOOK_EVERY, 0
 
@@ -151,21 +156,24 @@ class Pool:
 
     def _watch(self, worker: _Worker, now: float) -> None:
         """Ask a busy one how far it is, and replace what stands still. One without a place waits for room, or its process is stuck: a new one does as well."""
-        if worker.alive and worker.call is None:
-            return
-        if now - worker.progressed <= self.lease:
-            if worker.call is not None and worker.probe is None:
-                worker.probe = worker.actor.progress.remote()
-            return
-        error = MucdError(f"no progress for {self.lease:g} seconds (--lease)")
+        still = now - worker.progressed
         if worker.call is not None:
-            print(f"mucd: a trainer made no progress at {worker.call} for {self.lease:g} seconds: it is replaced", file=sys.stderr)
-            self.failures["lease_expired"] += 1
-            self._replace(worker, error, lambda call: [call])
-        elif worker.place is not None:
-            self._not_started(worker, error)
-        else:
-            self._drop(worker)
+            if still > self.lease:
+                print(f"mucd: a trainer made no progress at {worker.call} for {self.lease:g} seconds: it is replaced", file=sys.stderr)
+                self.failures["lease_expired"] += 1
+                self._replace(worker, MucdError(f"no progress for {self.lease:g} seconds (--lease)"), lambda call: [call])
+            elif worker.probe is None:
+                worker.probe = worker.actor.progress.remote()
+        elif worker.suspected:
+            if still > IDLE_PATIENCE:
+                self._drop(worker)
+        elif not worker.alive and still > max(self.lease, self.start_patience):
+            if worker.place is None:
+                # Longer and longer: whatever is slow, such as fetching large data, would begin anew.
+                self.start_patience *= 2
+                self._drop(worker)
+            else:
+                self._not_started(worker, MucdError(f"not ready after {still:.0f} seconds"))
 
     def _probed(self, worker: _Worker) -> None:
         reference, worker.probe = worker.probe, None
@@ -244,7 +252,7 @@ class Pool:
         for other in self.workers:
             # Its node may be gone, and each of them would lose this call once more.
             if other.alive and other.call is None and other.place[0] == worker.place[0] and other.probe is None:
-                other.suspected, other.probe = True, other.actor.progress.remote()
+                other.suspected, other.probe, other.progressed = True, other.actor.progress.remote(), time.monotonic()
         self._failed[call] += 1
         self._again(call, f"a trainer died {DEATHS} times", error, halve)
 
@@ -258,7 +266,7 @@ class Pool:
         self.workers.remove(worker)
         ray.kill(worker.actor)
         # An idle one ends by itself.
-        if worker.call is not None or not worker.alive:
+        if worker.call is not None or worker.suspected or not worker.alive:
             end_process(worker.place)
 
     def close(self) -> None:

@@ -217,6 +217,7 @@ class Driver:
         """Bounds for who watches, also where the last blocks came too fast for a look between."""
         passed = looks_up_to(len(evidence.returns))
         if self.certifier and passed and (self.live.bounds or {"instances": 0})["instances"] < passed[-1]:
+            self.look = None
             self.live.bounds = self.ask(self.certifier, lambda actor: actor.look.remote(evidence.returns[: passed[-1]]))
 
     def _train_blocks(self, calls: list[Call], instances: int, behaviour: dict | None, bar: tqdm) -> None:

@@ -218,7 +218,7 @@ class RunStore:
         tensors = {f"parameters.{key}": value for key, value in block.parameters.items()}
         tensors |= {"returns": block.returns, "actions": block.actions, "levels": block.levels}
         metadata = {"run": self.identity, "states": self.states_hash()}
-        metadata["sha256"] = _digest(tensors, block.first, metadata)
+        metadata["digest"] = _digest(tensors, block.first, metadata)
         self.storage.create(f"blocks/{name}", save(tensors, metadata))
         return name
 
@@ -229,7 +229,7 @@ class RunStore:
         """A block, or None if its file is gone or damaged; a damaged file is moved aside, so that its instances are trained again.
 
         Raises:
-            MucdError: the block belongs to another run.
+            MucdError: the block belongs to another run, or was written by an earlier version.
         """
         file = f"blocks/{name}"
         try:
@@ -239,7 +239,9 @@ class RunStore:
         try:
             metadata, tensors = _metadata(content), load(content)
             instances = instances_of(name)
-            if metadata.get("sha256") != _digest(tensors, instances.start, metadata) or len(tensors["returns"]) != len(instances):
+            if "sha256" in metadata:
+                raise MucdError(f"{self.file(file)} was written by an earlier version of the package: go on with that version, or start a new run folder")
+            if metadata.get("digest") != _digest(tensors, instances.start, metadata) or len(tensors["returns"]) != len(instances):
                 raise ValueError("checksum")
         except (SafetensorError, ValueError, KeyError, AttributeError):
             # Before anything else in the header is believed: a flipped bit is no other run.

@@ -17,6 +17,7 @@ from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.policy import expected_return_bound, radius_keeping, return_band
 from mucd_ray.data.card import EnvironmentCard
 from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.errors import MucdError
 from mucd_ray.service.actors import Coordinator
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.cluster import Resources, Slot
@@ -136,9 +137,19 @@ def bundles(slot: Slot, trainers: int) -> tune.PlacementGroupFactory:
 
 
 def begun_points(folder: Path) -> list[dict]:
-    """The points at which trials of a study have begun, in that order."""
-    begun = [json.loads(file.read_bytes()) for file in folder.glob(f"trials/*/{POINT}")]
-    return [entry["point"] for entry in sorted(begun, key=lambda entry: entry["began"])]
+    """The points at which trials of a study have begun, in that order.
+
+    Raises:
+        MucdError: a file of them cannot be read.
+    """
+    begun = []
+    for file in folder.glob(f"trials/*/{POINT}"):
+        try:
+            entry = json.loads(file.read_bytes())
+            begun.append((float(entry["began"]), dict(entry["point"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise MucdError(f"{file} cannot be read ({error}): delete its folder, and the trial is made again") from None
+    return [point for _, point in sorted(begun, key=lambda entry: entry[0])]
 
 
 def run_trial(config: dict, *, question: Question, folder: str, slot: Slot, resources: Resources, dataset: OfflineDataset) -> None:

@@ -158,7 +158,7 @@ def _tuner(folder: Path, name: str, question: Question, trainable) -> tune.Tuner
         tune_config=tune.TuneConfig(
             metric=METRIC, mode="max", num_samples=question.how.trials, reuse_actors=False,
             # Another seed than before, whose proposals are among the points.
-            search_alg=OptunaSearch(points_to_evaluate=points, seed=question.seed + 1_000_003 * len(begun)),
+            search_alg=OptunaSearch(points_to_evaluate=points, seed=(question.seed + 1_000_003 * len(begun)) % 2**32),
             scheduler=ASHAScheduler(time_attr="instances", grace_period=question.rungs[0], max_t=question.most_instances, reduction_factor=2),
         ),
         run_config=tune.RunConfig(

@@ -92,6 +92,7 @@ def test_looks_are_at_the_first_instances_whoever_stored_them_and_when(local_ray
     coordinator, certifier = Coordinator.remote(str(store.path), 0), Certifier.remote(str(store.path), vars(Choices()))
     look = lambda: local_ray.get(certifier.look.remote(coordinator.returns.remote(100)))
     local_ray.get(coordinator.missing.remote(200, 32))
+    local_ray.kill(coordinator, no_restart=False)
     coordinator.add.remote(stored(64, 100, 400.0))
     assert look() is None
     coordinator.add.remote(stored(0, 64, 100.0))

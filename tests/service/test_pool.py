@@ -132,20 +132,24 @@ def test_actors_that_do_not_start_stop_with_the_reason(worker, capsys):
 
 def test_one_that_is_stuck_before_it_is_ready_is_replaced(worker, tmp_path):
     pool = Pool(lambda: worker.options(num_cpus=0).remote(None, str(tmp_path / "marker")), lambda: 1, 3.0)
+    pool.start_patience = 5.0
     assert results(pool, [Call("double", (4,))]) == [(Call("double", (4,)), 8)]
     assert pool.failures == {"start_failed": 1}
 
 
-def test_a_node_that_goes_away_with_idle_actors_costs_one_death(worker):
-    pool, call, killed = pool_of(worker, slots=5), Call("busy", (3.0,)), False
-    pool.upcoming = 5
-    for result in pool.run([call]):
-        if not killed and pool.alive == 5:
-            killed = True
-            for other in pool.workers:
-                os.kill(other.place[1], signal.SIGKILL)
+@pytest.mark.parametrize("what, lease, failure", [("SIGKILL", 300.0, "trainer_died"), ("SIGSTOP", 5.0, "lease_expired")])
+def test_a_node_that_goes_away_with_idle_actors_costs_one_call(worker, monkeypatch, what, lease, failure):
+    """Idle ones get no call before they have answered, and those that never do are replaced."""
+    monkeypatch.setattr("mucd_ray.service.pool.IDLE_PATIENCE", 3.0)
+    pool, call, harmed = pool_of(worker, slots=4, lease=lease), Call("busy", (3.0,)), []
+    pool.upcoming = 4
+    for _ in pool.run([call]):
+        if not harmed and pool.alive == 4:
+            pool.upcoming, harmed = 0, [worker.place[1] for worker in pool.workers]
+            for process in harmed:
+                os.kill(process, getattr(signal, what))
     pool.close()
-    assert killed and pool.failures == {"trainer_died": 1}
+    assert harmed and pool.failures == {failure: 1}
 
 
 def test_actors_without_room_wait_and_others_do_the_work(worker):

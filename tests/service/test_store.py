@@ -142,6 +142,15 @@ def test_any_flipped_bit_makes_a_block_damaged_and_nothing_else(store):
         assert store.read(name) is None and not path.exists(), place
 
 
+def test_a_block_of_an_earlier_version_is_named_and_stays(store):
+    name = store.commit(block(0, 4))
+    path = store.path / "blocks" / name
+    path.write_bytes(path.read_bytes().replace(b'"digest"', b'"sha256"'))
+    with pytest.raises(MucdError, match=f"{name} was written by an earlier version"):
+        store.read(name)
+    assert path.exists()
+
+
 def test_a_block_that_another_reader_has_mended_meanwhile_stays(store, monkeypatch):
     name = store.commit(block(0, 4))
     good, read = (store.path / "blocks" / name).read_bytes(), store.storage.read
