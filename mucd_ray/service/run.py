@@ -29,9 +29,10 @@ from mucd_ray.service.tally import Evidence, Tally
 CPU_BLOCK, GPU_BLOCK = 32, 1024
 # Seconds between looks at the run folder for what other drivers have stored.
 LIST_EVERY = 15.0
-# Seconds between two questions whether an actor still answers, and between two attempts at a look.
+# Seconds between two questions whether an actor still answers.
 ASK_EVERY = 2.0
-LOOK_EVERY = 1.0
+# Seconds between two looks: each takes a second of a core.
+LOOK_EVERY = 10.0
 
 
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
@@ -214,10 +215,9 @@ class Driver:
                 aside = []
 
     def _last_look(self, evidence: Evidence) -> None:
-        """Bounds for who watches, also where the last blocks came too fast for a look between."""
-        passed = looks_up_to(len(evidence.returns))
-        if self.certifier and passed and (self.live.bounds or {"instances": 0})["instances"] < passed[-1]:
-            self.look = None
+        """Bounds for who watches, where all blocks came too fast for a look between; a run that had one has its certificate next."""
+        passed, self.look = looks_up_to(len(evidence.returns)), None
+        if self.certifier and passed and self.live.bounds is None:
             self.live.bounds = self.ask(self.certifier, lambda actor: actor.look.remote(evidence.returns[: passed[-1]]))
 
     def _train_blocks(self, calls: list[Call], instances: int, behaviour: dict | None, bar: tqdm) -> None:
