@@ -40,7 +40,7 @@ from mucd_ray.service.store import Block, RunStore
 from mucd_ray.service.work import choose_states
 
 STATES, BLOCK, PARAMETERS = 200, 100, 4610
-REAL_STEPS, REAL_BLOCK = 400, 16
+REAL_STEPS, REAL_BLOCK = 100, 16
 SETTINGS = RunSettings(
     dataset="synthetic", fingerprint="none", units=20_000, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=20_000, size_margin=None,
     mechanism=Mechanism(sample_rate=0.1, noise_multiplier=100.0, clip_norm=1.0, steps=10, normaliser=2000.0), learner=Learner(learning_rate=1.0), states=STATES,
