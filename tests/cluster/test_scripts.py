@@ -144,7 +144,7 @@ def test_a_job_on_two_nodes_finishes_its_certificate_verifies_and_strangers_are_
     if ours["RAY_USE_TLS"] == "1":
         nodes.environment = ours | {"RAY_USE_TLS": "0"}
         # Ray itself would keep trying for many minutes.
-        refused = nodes.run("python", *job[1:], "--address", f"{nodes.ip}:{nodes.port}")
+        refused = nodes.run(*job[:-1], str(tmp_path / "other"), "--address", f"{nodes.ip}:{nodes.port}")
         assert refused.returncode == 2 and "set RAY_USE_TLS=1" in refused.stderr and "Traceback" not in refused.stderr
     nodes.environment = ours
 
