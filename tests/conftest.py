@@ -1,5 +1,6 @@
 """Shared by all rooms: real recordings in a temporary Minari folder, one real local Ray, one real object store."""
 
+import contextlib
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -43,21 +44,35 @@ def local_ray(bucket):
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
-def bucket():
-    """A real S3-compatible server on loopback: URL of an empty bucket; the environment has its address and keys, also for processes started from here."""
+@contextlib.contextmanager
+def s3_server(address, bucket):
+    """A real S3-compatible server with an empty bucket: yields its address and keys, which meanwhile are in the environment, also for processes started from here."""
+    import s3fs
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
     before = {name: os.environ.get(name) for name in settings}
     os.environ |= settings
-    import s3fs
-
-    s3fs.S3FileSystem().mkdir("runs")
-    yield "s3://runs"
+    # Its file systems keep the address with which they were made.
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir(bucket)
+    yield settings
+    s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.fixture(scope="session")
+def start_s3_server():
+    return s3_server
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """URL of an empty bucket of a server on loopback."""
+    with s3_server("127.0.0.1", "runs"):
+        yield "s3://runs"

@@ -167,12 +167,14 @@ class Pool:
         elif worker.suspected:
             if still > IDLE_PATIENCE:
                 self._drop(worker)
+                end_process(worker.place)
         elif not worker.alive and still > max(self.lease, self.start_patience):
             if worker.place is None:
                 # Longer and longer: whatever is slow, such as fetching large data, would begin anew.
                 self.start_patience *= 2
                 self._drop(worker)
             else:
+                end_process(worker.place)
                 self._not_started(worker, MucdError(f"not ready after {still:.0f} seconds"))
 
     def _probed(self, worker: _Worker) -> None:
@@ -251,8 +253,8 @@ class Pool:
         self._drop(worker)
         for other in self.workers:
             # Its node may be gone, and each of them would lose this call once more.
-            if other.alive and other.call is None and other.place[0] == worker.place[0] and other.probe is None:
-                other.suspected, other.probe, other.progressed = True, other.actor.progress.remote(), time.monotonic()
+            if other.alive and other.call is None and other.place[0] == worker.place[0]:
+                other.suspected, other.probe, other.progressed = True, other.probe or other.actor.progress.remote(), time.monotonic()
         self._failed[call] += 1
         self._again(call, f"a trainer died {DEATHS} times", error, halve)
 
@@ -265,8 +267,7 @@ class Pool:
     def _drop(self, worker: _Worker) -> None:
         self.workers.remove(worker)
         ray.kill(worker.actor)
-        # An idle one ends by itself.
-        if worker.call is not None or worker.suspected or not worker.alive:
+        if worker.call is not None:
             end_process(worker.place)
 
     def close(self) -> None:

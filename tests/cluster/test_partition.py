@@ -69,21 +69,11 @@ def cable(nodes):
 
 
 @pytest.fixture
-def far_bucket(cable, nodes, monkeypatch):
-    """A real S3-compatible server on the head's side of the cable."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address=HEAD, port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
-        nodes.environment[name] = value
-    import s3fs
-
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("far")
-    yield "s3://far"
-    server.stop()
+def far_bucket(cable, nodes, start_s3_server):
+    """A bucket on the head's side of the cable."""
+    with start_s3_server(HEAD, "far") as settings:
+        nodes.environment |= settings
+        yield "s3://far"
 
 
 @ROOT_ONLY
