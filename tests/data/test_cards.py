@@ -203,7 +203,7 @@ def test_dataset_and_card_must_match(cartpole, arrays):
         card_for("CartPole-v1").check(OfflineDataset.from_arrays(**arrays))
     for other in ({"env_id": "CartPole-v0"}, {"env_kwargs": {"sutton_barto_reward": True}}):
         found = dataclasses.replace(dataset, **other)
-        with pytest.raises(MucdError, match="CartPole-v0, not in CartPole-v1: record it again.*--card|sutton_barto_reward=True, the card makes it with no sutton_barto_reward: record.*--card"):
+        with pytest.raises(MucdError, match="CartPole-v0, not in CartPole-v1: record it again.*--card|sutton_barto_reward=True, the card makes it with sutton_barto_reward=False: record.*--card"):
             card_for("CartPole-v1").check(found)
     card_for("CartPole-v1").check(dataclasses.replace(dataset, env_kwargs={"render_mode": "rgb_array"}))
     three_actions = dataclasses.replace(dataset, action_space=gym.spaces.Discrete(3))
