@@ -40,7 +40,7 @@ def read_file(path, most_bytes: int, within: Path | None = None) -> bytes:
             raise MucdError(f"{path} is not a regular file: give one")
         if status.st_size > most_bytes:
             raise MucdError(f"{path} has {status.st_size:,} bytes, at most {most_bytes:,} are read: it is not what it should be")
-        return file.read(most_bytes + 1)[:most_bytes]
+        return file.read(status.st_size)
 
 
 def check_within(path, folder: Path) -> None:
@@ -72,7 +72,7 @@ def read_json(content: bytes | str, name, *, most_bytes: int = MOST_JSON_BYTES, 
         _check_depth(text)
         return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=constant, parse_int=_whole, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise MucdError(f"{name} is not JSON as it should be: {_printable(error)}") from None
+        raise MucdError(f"{name} is not JSON as it should be: {printable(error)}") from None
 
 
 def _check_depth(text: str) -> None:
@@ -103,9 +103,9 @@ def _finite(text: str) -> float:
     return value
 
 
-def _printable(error: Exception) -> str:
-    """At most 200 characters without control sequences: parsers quote what they read."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(error)[:200])
+def printable(value) -> str:
+    """At most 200 characters of a text, without control sequences: parsers quote what they read."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:200])
 
 
 def read_npy(content: bytes, name, *, most_bytes: int = MOST_ARRAY_BYTES) -> np.ndarray:
@@ -122,10 +122,10 @@ def read_npy(content: bytes, name, *, most_bytes: int = MOST_ARRAY_BYTES) -> np.
             raise ValueError(f"its dtype is {dtype}: only numbers are read")
         size = math.prod(shape) * dtype.itemsize
         if not all(length >= 0 for length in shape) or size != len(content) - start:
-            raise ValueError(f"its header says {_printable(shape)} and {dtype}, which is not {len(content) - start} bytes")
+            raise ValueError(f"its header says {printable(shape)} and {dtype}, which is not {len(content) - start} bytes")
         return np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if fortran else "C").copy()
     except (ValueError, TypeError, OverflowError, SyntaxError, RecursionError, MemoryError) as error:
-        raise MucdError(f"{name} cannot be read ({_printable(error)}): give a .npy file with one array of numbers") from None
+        raise MucdError(f"{name} cannot be read ({printable(error)}): give a .npy file with one array of numbers") from None
 
 
 def _npy_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:

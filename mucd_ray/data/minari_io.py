@@ -1,10 +1,8 @@
 """Reading Minari datasets, each of which may be an attacker's: by a reader of our own, see docs/files.md."""
 
 import os
-import stat
 from pathlib import Path
 
-import gymnasium as gym
 import h5py
 import numpy as np
 from minari import supported_dataset_versions
@@ -17,7 +15,7 @@ from mucd_ray.data.hdf5 import Hdf5File
 from mucd_ray.data.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
 from mucd_ray.data.tables import FORMATS, read_table
 from mucd_ray.errors import MucdError
-from mucd_ray.files import check_within
+from mucd_ray.files import check_within, printable
 
 HDF5_FILE = "main_data.hdf5"
 MOST_FOLDERS_DEEP = 8
@@ -92,8 +90,7 @@ def load_dataset(dataset_id: str, root: Path | None = None) -> OfflineDataset:
             raise
         raise MucdError(f"dataset {dataset_id!r} cannot be read: {error}") from None
     except Exception as error:  # parsers of hostile bytes raise anything
-        reason = "".join(letter if letter.isprintable() else " " for letter in str(error)[:300])
-        raise MucdError(f"dataset {dataset_id!r} cannot be read ({reason or type(error).__name__}): record it again or restore its folder") from error
+        raise MucdError(f"dataset {dataset_id!r} cannot be read ({printable(error) or type(error).__name__}): record it again or restore its folder") from error
 
     def joined(field, part=slice(None)):
         return np.concatenate([episode[field][part] for episode in episodes])
