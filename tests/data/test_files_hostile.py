@@ -1,11 +1,12 @@
-"""One hostile example of each kind of fault in docs/files.md that a dataset may hold: refused in one line, with nothing executed, followed or allocated."""
+"""One hostile example of each kind of fault in docs/files.md that a dataset may hold: refused in one line, with nothing executed, followed or allocated.
+
+Run folders, certificates and requests have theirs in tests/service/test_files_hostile.py.
+"""
 
 import json
 import os
-import re
 import shutil
 import struct
-from pathlib import Path
 
 import gymnasium as gym
 import h5py
@@ -13,15 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from minari_datasets import ACTIONS, SPACES, create
 
 from mucd_ray.cli import main
 from mucd_ray.data.cards import card_for, load_card
 from mucd_ray.data.minari_io import load_dataset, local_datasets
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_DEPTH, read_file, read_json, read_npy
-from tests.data.test_minari_formats import ACTIONS, SPACES, create
 
-MOST_MEGABYTES = 100
 BOMB = 1 << 28
 
 
@@ -30,22 +30,6 @@ def root(minari_root):
     """A Minari folder with the dataset "mine-v0": three episodes, observations float32 [2]."""
     create("mine-v0", SPACES["box"], ACTIONS["discrete"])
     return minari_root
-
-
-def refusal(call, *arguments):
-    """The one line with which a call is refused; meanwhile the process must not grow."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _peak()
-    with pytest.raises(MucdError) as caught:
-        call(*arguments)
-    assert _peak() - before < MOST_MEGABYTES, "it was allocated"
-    text = str(caught.value)
-    assert len(text) < 1200 and text.isprintable(), text
-    return text
-
-
-def _peak() -> float:
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def edit(root, change, name="mine-v0"):
@@ -63,7 +47,7 @@ def command(tmp_path):
 
 
 @pytest.mark.parametrize("lacking", ["observation_space", "action_space"])
-def test_a_lacking_space_is_refused_and_no_command_runs(root, tmp_path, lacking, capfd):
+def test_a_lacking_space_is_refused_and_no_command_runs(root, tmp_path, lacking, capfd, refusal):
     spec = {"id": "Anything-v0", **command(tmp_path)}
     edit(root, lambda values: (values.pop(lacking), values.update(env_spec=json.dumps(spec))))
     assert f"{lacking} must be given" in refusal(load_dataset, "mine-v0")
@@ -128,7 +112,7 @@ BOX = {"type": "Box", "dtype": "float32", "shape": [2], "low": [0, 0], "high": [
         ({"jpeg_encoding": "yes"}, "jpeg_encoding must be"),
     ],
 )
-def test_metadata_of_another_kind(root, change, message):
+def test_metadata_of_another_kind(root, change, message, refusal):
     edit(root, lambda values: values.update(change))
     assert message in refusal(load_dataset, "mine-v0")
 
@@ -148,7 +132,7 @@ def test_metadata_of_another_kind(root, change, message):
         (b'{"a": "' + b"x" * (1 << 25) + b'"}', "at most 16,777,216 are read"),
     ],
 )
-def test_json_of_another_kind(root, content, message):
+def test_json_of_another_kind(root, content, message, refusal):
     (root / "mine-v0/data/metadata.json").write_bytes(content)
     assert message in refusal(load_dataset, "mine-v0")
     assert local_datasets() == []
@@ -158,12 +142,12 @@ def test_json_of_another_kind(root, content, message):
 
 
 @pytest.mark.parametrize("dataset_id", ["../mine-v0", "a/../../mine-v0", "/etc", "", ".", "mine-v0/../mine-v0", "a\x00b-v0", "x" * 300])
-def test_ids_that_are_paths(root, dataset_id):
+def test_ids_that_are_paths(root, dataset_id, refusal):
     assert "is malformed" in refusal(load_dataset, dataset_id)
     assert "is malformed" in refusal(load_dataset, str(root / "mine-v0"))
 
 
-def test_links_out_of_the_dataset(root, tmp_path):
+def test_links_out_of_the_dataset(root, tmp_path, refusal):
     data = root / "mine-v0/data"
     shutil.copytree(data, tmp_path / "elsewhere")
     for name in ("metadata.json", "main_data.hdf5"):
@@ -183,7 +167,7 @@ def test_links_out_of_the_dataset(root, tmp_path):
     assert len(load_dataset("mine-v0")) == 11 and local_datasets() == ["mine-v0"]
 
 
-def test_pipes_and_devices(root):
+def test_pipes_and_devices(root, refusal):
     data = root / "mine-v0/data"
     for name in ("metadata.json", "main_data.hdf5"):
         os.rename(data / name, data / "aside")
@@ -319,14 +303,14 @@ def library_filter(group, folder):
         (library_filter, "HDF5 filters"),
     ],
 )
-def test_hdf5_that_is_no_plain_array(root, tmp_path, make, message):
+def test_hdf5_that_is_no_plain_array(root, tmp_path, make, message, refusal):
     with h5py.File(root / "mine-v0/data/main_data.hdf5", "r+") as file:
         del file["episode_0/rewards"]
         make(file["episode_0"], tmp_path)
     assert message in refusal(load_dataset, "mine-v0")
 
 
-def test_one_episode_under_many_names_is_no_more_than_its_file(root):
+def test_one_episode_under_many_names_is_no_more_than_its_file(root, refusal):
     length = 1 << 14
     with h5py.File(root / "mine-v0/data/main_data.hdf5", "r+") as file:
         for number in range(3):
@@ -338,7 +322,7 @@ def test_one_episode_under_many_names_is_no_more_than_its_file(root):
     assert "declare more bytes than the file has" in refusal(load_dataset, "mine-v0")
 
 
-def test_an_episode_that_is_a_link(root, tmp_path):
+def test_an_episode_that_is_a_link(root, tmp_path, refusal):
     with h5py.File(root / "mine-v0/data/main_data.hdf5", "r+") as file:
         del file["episode_1"]
         file["episode_1"] = h5py.ExternalLink(other_file(tmp_path), "/")
@@ -346,7 +330,7 @@ def test_an_episode_that_is_a_link(root, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "values"), [("actions", np.full(4, 2)[:3]), ("observations", np.zeros((4, 2))), ("terminations", np.zeros((4, 4))), ("rewards", np.zeros((4, 4)))])
-def test_arrays_that_do_not_fit_each_other(root, name, values):
+def test_arrays_that_do_not_fit_each_other(root, name, values, refusal):
     with h5py.File(root / "mine-v0/data/main_data.hdf5", "r+") as file:
         del file[f"episode_0/{name}"]
         file[f"episode_0/{name}"] = values
@@ -374,7 +358,7 @@ def jpeg_dataset(root, content):
         file["episode_0/observations"] = np.stack([row] * 5)
 
 
-def test_images_that_declare_another_size(minari_root):
+def test_images_that_declare_another_size(minari_root, refusal):
     import io
 
     from PIL import Image
@@ -422,7 +406,7 @@ def write_arrow(path, table, compression=None):
         ({"observations": pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(15, np.float32)), 3)}, "where Box"),
     ],
 )
-def test_arrow_of_another_kind(minari_root, change, message):
+def test_arrow_of_another_kind(minari_root, change, message, refusal):
     create("table-v0", SPACES["box"], ACTIONS["discrete"], "arrow")
     write_arrow(minari_root / "table-v0/data/0/part-0.arrow", pa.table(columns() | change))
     if message is None:
@@ -431,7 +415,7 @@ def test_arrow_of_another_kind(minari_root, change, message):
         assert message in refusal(load_dataset, "table-v0")
 
 
-def test_arrow_bombs_and_links(minari_root, tmp_path):
+def test_arrow_bombs_and_links(minari_root, tmp_path, refusal):
     create("table-v0", SPACES["box"], ACTIONS["discrete"], "arrow")
     path = minari_root / "table-v0/data/0/part-0.arrow"
     write_arrow(path, pa.table({"rewards": pa.array(np.zeros(BOMB // 8))}), "zstd")
@@ -449,7 +433,7 @@ def test_arrow_bombs_and_links(minari_root, tmp_path):
     refusal(load_dataset, "table-v0")
 
 
-def test_parquet_that_unpacks_to_more(minari_root):
+def test_parquet_that_unpacks_to_more(minari_root, refusal):
     create("table-v0", SPACES["box"], ACTIONS["discrete"], "parquet")
     path = minari_root / "table-v0/data/0/part-0.parquet"
     bomb = {name: pa.array(np.zeros(1 << 21)) for name in columns()}
@@ -463,7 +447,7 @@ def test_parquet_that_unpacks_to_more(minari_root):
     refusal(load_dataset, "table-v0")
 
 
-# .npy and JSON in general; run folders have theirs in tests/service/test_files_hostile.py
+# .npy and JSON in general
 
 
 def npy(header, payload=b"", version=1):
@@ -486,7 +470,7 @@ def npy(header, payload=b"", version=1):
         b"\x93NUMPY\x02\x00" + struct.pack("<I", (1 << 32) - 1), b"PK\x03\x04" + bytes(100), b"\x80\x04N.", b"", b"\x93NUMPY",
     ],
 )
-def test_npy_of_another_kind(content):
+def test_npy_of_another_kind(content, refusal):
     assert "cannot be read" in refusal(read_npy, content, "states.npy")
 
 
@@ -498,7 +482,7 @@ def test_npy_is_what_numpy_wrote(tmp_path):
         assert found.dtype == array.dtype and found.flags.writeable
 
 
-def test_files_are_read_up_to_a_size(tmp_path):
+def test_files_are_read_up_to_a_size(tmp_path, refusal):
     with open(tmp_path / "large", "wb") as file:
         file.truncate(1 << 40)
     assert "at most 10 are read" in refusal(read_file, tmp_path / "large", 10)
@@ -506,7 +490,7 @@ def test_files_are_read_up_to_a_size(tmp_path):
     assert gym.spaces.Box(*json.loads(json.dumps([-np.inf, np.inf]))) == gym.spaces.Box(*read_json("[-Infinity, Infinity]", "x", infinities=True))
 
 
-def test_a_card_that_declares_a_huge_observation(tmp_path):
+def test_a_card_that_declares_a_huge_observation(tmp_path, refusal):
     values = card_for("CartPole-v1").to_dict() | {"observation_shape": [1 << 30, 1 << 30], "indices": [0, 1, 2, 3]}
     (tmp_path / "card.json").write_text(json.dumps(values))
     assert "more than 16,777,216 entries" in refusal(load_card, tmp_path / "card.json")
