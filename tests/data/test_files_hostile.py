@@ -466,6 +466,7 @@ def npy(header, payload=b"", version=1):
         npy("{'descr': [('a', '<f8')], 'fortran_order': False, 'shape': (1,), }", bytes(8)),
         npy("{'descr': '<f8', 'fortran_order': False, 'shape': " + "(" * 3000 + ")" * 3000 + ", }"),
         npy("x" * (1 << 16), version=2),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (4,"),
         npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }", bytes(8), version=3),
         b"\x93NUMPY\x02\x00" + struct.pack("<I", (1 << 32) - 1), b"PK\x03\x04" + bytes(100), b"\x80\x04N.", b"", b"\x93NUMPY",
     ],
