@@ -1,5 +1,6 @@
 """Bytes from outside: JSON and .npy, read so that no file of an attacker takes more than its own size (docs/files.md)."""
 
+import contextlib
 import io
 import json
 import math
@@ -101,6 +102,15 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:40]} is too large")
     return value
+
+
+@contextlib.contextmanager
+def as_expected(name, fix: str):
+    """Around code that takes a JSON value of this package's own making apart: one that was made by somebody else is refused in a line."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise MucdError(f"{name} is not as this version writes it ({type(error).__name__}: {printable(error)}): {fix}") from None
 
 
 def printable(value) -> str:

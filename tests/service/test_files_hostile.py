@@ -131,3 +131,18 @@ def test_files_that_lead_elsewhere_or_never_end(store, tmp_path, refusal):
         file.truncate(1 << 40)
     for read in (read_certificate, read_tuned):
         assert "at most 67,108,864 are read" in refusal(read, tmp_path / "large.json")
+
+
+@pytest.mark.parametrize("values", [{}, [], 5, None, {"inputs": 5}, {"inputs": {}, "results": []}, {"finished": "no", "condition": None, "keeps": 5, "seen": "now", "run": ["x"]}])
+def test_json_that_is_not_what_the_package_writes_is_one_line(store, capfd, values):
+    for name in ("summary.json", "live.json", "baselines.json"):
+        store.write_json(name, values)
+    store.write_json("certificate.json", values | {"format": "mucd-certificate/4"} if isinstance(values, dict) else values)
+    store.write_json("drivers/one", values)
+    for command in (["report"], ["compare"], ["watch", "--once"], ["verify"], ["serve"]):
+        name, *more = command
+        place = str(store.path / "certificate.json") if name == "verify" else str(store.path)
+        status = main([name, place, *more])
+        captured = capfd.readouterr()
+        assert status == 2 or name == "verify" and status == 1, (name, captured)
+        assert "Traceback" not in captured.err and len(captured.err.splitlines()) <= 1, captured.err
