@@ -16,6 +16,30 @@ if os.environ.get("CI"):
 
 
 @pytest.fixture(scope="session")
+def refusal():
+    """refusal(call, *arguments): the one line with which a call is refused; meanwhile the process must not grow by more than 100 MB."""
+    import re
+    from pathlib import Path
+
+    from mucd_ray.errors import MucdError
+
+    def peak() -> float:
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+    def refused(call, *arguments) -> str:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = peak()
+        with pytest.raises(MucdError) as caught:
+            call(*arguments)
+        assert peak() - before < 100, "it was allocated"
+        text = str(caught.value)
+        assert len(text) < 1200 and text.isprintable(), text
+        return text
+
+    return refused
+
+
+@pytest.fixture(scope="session")
 def recordings(tmp_path_factory):
     """Ids of small real Minari datasets, recorded once per session: {"cartpole": id, "acrobot": id}."""
     from mucd_ray.data.record import record

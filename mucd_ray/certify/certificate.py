@@ -12,13 +12,13 @@ import json
 import math
 import re
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
 from mucd_ray.certify.claim import claim_sentences
 from mucd_ray.certify.results import compute_results
 from mucd_ray.errors import MucdError
+from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.mechanism.mechanism import Mechanism
 
 FORMAT = "mucd-certificate/4"
@@ -113,34 +113,20 @@ def content_hash(certificate: dict) -> str:
 def read_certificate(path) -> dict:
     """A certificate as it stands in the file. Raises MucdError unless it is JSON without duplicate keys, NaN or infinities."""
     try:
-        return parse_certificate(Path(path).read_bytes(), path)
+        return parse_certificate(read_file(path, MOST_JSON_BYTES), path)
     except OSError as error:
         raise MucdError(f"cannot read {path}: {error.strerror}") from None
 
 
 def parse_certificate(content: bytes, path) -> dict:
     """A certificate from the content of a file; `path` is named in errors. Raises MucdError as `read_certificate`."""
-    try:
-        certificate = json.loads(content, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise MucdError(f"{path} is not JSON: {error}") from None
+    certificate = read_json(content, path)
     found = certificate.get("format") if isinstance(certificate, dict) else None
     if isinstance(found, str) and found.startswith(FORMAT.split("/")[0] + "/") and found != FORMAT:
         raise MucdError(f"{path} has format {found}, this version reads {FORMAT}: make it again from its run folder with `mucd certify`")
     if found != FORMAT:
         raise MucdError(f"{path} is not a certificate of format {FORMAT}")
     return certificate
-
-
-def _without_duplicates(pairs):
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError(f"duplicate key among {[key for key, _ in pairs]!r}")
-    return values
-
-
-def _refuse_constant(name):
-    raise ValueError(f"{name} is not a number")
 
 
 def verify(certificate: dict) -> list[str]:

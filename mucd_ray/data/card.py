@@ -11,8 +11,10 @@ import numpy as np
 
 from mucd_ray.data import breakout, frames, freeway, halfcheetah, highway
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.environments import make_environment
+from mucd_ray.data.environments import StepLimit, make_environment
+from mucd_ray.data.recorded_in import check_arguments, check_environment_id, check_time_limit, name_of
 from mucd_ray.errors import MucdError
+from mucd_ray.files import read_file, read_json
 
 # Public functions of one observation that a card may name: [..., *observation_shape] -> [..., *any shape].
 TRANSFORMS = {
@@ -30,6 +32,9 @@ WRAPPERS = {
 }
 
 _ENTRIES_AT_A_TIME = 1 << 22
+MOST_CARD_BYTES = 1 << 24
+# Of one observation.
+MOST_ENTRIES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,8 @@ class EnvironmentCard:
         clip_returns: the environment itself has no such bounds, so every episode's return is clipped into `return_range` before anything
             else is done with it. Sound, being post-processing; the certificate is then about clipped returns.
         reward_range: (lo, hi), public bounds of one step's reward; only discounted returns need it.
-        max_episode_steps: public greatest length of an episode; only discounted returns need it.
+        max_episode_steps: public greatest length of an episode, after which it is cut if the environment has not ended it; discounted returns and
+            environments without a time limit of their own need it.
         reward_scale: public divisor that brings a typical reward near 1.
         random_return, expert_return: reference returns for normalised scores, if known.
         source: where the constants come from.
@@ -76,16 +82,20 @@ class EnvironmentCard:
     source: str
 
     def __post_init__(self):
+        if not isinstance(self.env_id, str) or not self.env_id.isprintable():
+            raise MucdError(f"env_id {self.env_id!r:.100} of a card must be a Gymnasium id")
         if not isinstance(self.make_kwargs, dict) or not isinstance(self.source, str):
             raise MucdError(f"card of {self.env_id}: make_kwargs must be an object and source a sentence")
         for name in ("indices", "observation_shape"):
             if not all(type(value) is int and 0 <= value < 1 << 31 for value in getattr(self, name)):
                 raise MucdError(f"card of {self.env_id}: {name} {getattr(self, name)} must be whole numbers from 0 on")
+        if math.prod(self.observation_shape) > MOST_ENTRIES:
+            raise MucdError(f"card of {self.env_id}: observation_shape {self.observation_shape} has more than {MOST_ENTRIES:,} entries")
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
         if self.wrapper is not None and self.wrapper not in WRAPPERS:
             raise MucdError(f"card of {self.env_id}: wrapper {self.wrapper!r} is unknown: use one of {', '.join(WRAPPERS)} or none")
-        if self.wrapper is not None and not self.env_id.startswith("ALE/"):
+        if self.wrapper is not None and not name_of(self.env_id).startswith("ALE/"):
             raise MucdError(f"card of {self.env_id}: wrapper {self.wrapper!r} is for Atari games: leave it out")
         size = self._entries(np.zeros(self.observation_shape)).size
         if not all(len(values) in (1, len(self.indices) or size) for values in (self.center, self.scale)):
@@ -186,29 +196,41 @@ class EnvironmentCard:
         return np.clip(np.where(np.isnan(returns), low, returns), low, high)
 
     def make(self) -> gym.Env:
-        """A fresh environment."""
+        """A fresh environment, whose episodes take at most `max_episode_steps` if that is given.
+
+        Raises:
+            MucdError: it cannot be made, or nothing limits its episodes: a policy may keep one going for ever.
+        """
         environment = make_environment(self.env_id, **self.make_kwargs)
+        if self._shortens(environment.spec.max_episode_steps):
+            environment = StepLimit(environment, self.max_episode_steps)
+        if (environment.spec.max_episode_steps or 0) < 1:  # -1 takes the registered one away
+            environment.close()
+            raise MucdError(
+                f"{self.env_id} has no time limit, and a policy that never ends an episode would run for ever: give a card with max_episode_steps, after which "
+                "episodes are cut, with --card FILE"
+            )
         return environment if self.wrapper is None else WRAPPERS[self.wrapper](environment)
 
+    def _shortens(self, registered: int | None) -> bool:
+        """Whether this card's limit is below the one with which Gymnasium makes the environment."""
+        return self.max_episode_steps is not None and (registered is None or self.max_episode_steps < registered)
+
+    @property
+    def is_as_registered(self) -> bool:
+        """Whether the environment is what Gymnasium makes of its id alone."""
+        return not self.make_kwargs and self.wrapper is None and not self._shortens(gym.spec(self.env_id).max_episode_steps)
+
     def check(self, dataset: OfflineDataset) -> None:
-        """Raise MucdError unless the dataset was recorded in this environment: same id and arguments (if known), observation shape, action space."""
-        if dataset.env_id not in (None, self.env_id):
-            other = other_version(dataset.env_id, self.env_id)
-            raise MucdError(
-                f"dataset {dataset.name} was recorded in {dataset.env_id}, not in {self.env_id}: "
-                + (f"record it again in {self.env_id}, or give a card of {dataset.env_id} with --card FILE" if other else f"use the card of {dataset.env_id}")
-            )
+        """Raise MucdError unless the dataset was recorded in this environment: same id, arguments, wrappers and time limit (if known), observation shape, action space."""
+        check_environment_id(dataset, self.env_id)
         environment = self.make()
-        action_space, arguments = environment.action_space, environment.spec.kwargs
-        environment.close()
-        differing = _differing(dataset.env_kwargs, arguments)
-        if differing:
-            name = differing[0]
-            recorded, made = (f"{name}={values[name]!r}" if name in values else f"no {name}" for values in (dataset.env_kwargs, arguments))
-            raise MucdError(
-                f"dataset {dataset.name} was recorded in {self.env_id} with {recorded}, the card makes it with {made}: record it again, or give a "
-                f"card whose make_kwargs are the recorded ones with --card FILE"
-            )
+        action_space, spec = environment.action_space, environment.spec
+        try:
+            check_arguments(dataset, environment)
+        finally:
+            environment.close()
+        check_time_limit(dataset, self.env_id, spec.max_episode_steps, by_card=self._shortens(gym.registry[spec.id].max_episode_steps))
         if dataset.observations.shape[1:] != tuple(self.observation_shape):
             raise MucdError(
                 f"dataset {dataset.name} has observations of shape {dataset.observations.shape[1:]}, the card of {self.env_id} expects "
@@ -242,24 +264,6 @@ class EnvironmentCard:
             raise MucdError(f"a field of the card of {values.get('env_id')} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
 
 
-# Arguments that change how an environment is drawn, not what is recorded.
-_DRAWING = {"render_mode", "width", "height", "camera_id", "camera_name", "default_camera_config", "visual_options"}
-
-
-def _differing(recorded: dict | None, made: dict) -> list[str]:
-    """Names of arguments with which the environment was not recorded as it is made; none where the recording does not tell."""
-    if recorded is None:
-        return []
-    missing = object()
-    plain = [json.loads(json.dumps(values, default=str)) for values in (recorded, made)]
-    return sorted(name for name in (set(recorded) | set(made)) - _DRAWING if plain[0].get(name, missing) != plain[1].get(name, missing))
-
-
-def other_version(first: str, second: str) -> bool:
-    """Whether two ids name versions of one environment, as HalfCheetah-v4 and HalfCheetah-v5 do."""
-    return first.rpartition("-v")[0] == second.rpartition("-v")[0] != ""
-
-
 def check_discount(discount: float) -> float:
     if not 0 < discount <= 1:
         raise MucdError(f"discount {discount} is outside (0, 1]: 1 means the plain sum of rewards, 0.99 counts a reward after 100 steps about a third")
@@ -273,8 +277,7 @@ def load_card(path) -> EnvironmentCard:
         MucdError: the file cannot be read, is not JSON, or is not a card.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
-    except (OSError, ValueError) as error:
+        values = read_json(read_file(path, MOST_CARD_BYTES), f"card {path}", infinities=True)
+    except (OSError, MucdError) as error:
         raise MucdError(f"card {path} cannot be read ({error}): give a JSON file with the fields of an environment card") from error
     return EnvironmentCard.from_dict(values)

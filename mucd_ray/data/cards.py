@@ -4,8 +4,9 @@ import dataclasses
 
 import gymnasium as gym
 
-from mucd_ray.data.card import EnvironmentCard, check_discount, load_card, other_version
+from mucd_ray.data.card import EnvironmentCard, check_discount, load_card
 from mucd_ray.data.frames import SIDE, STACK
+from mucd_ray.data.recorded_in import is_alias, name_of, other_version
 from mucd_ray.errors import MucdError
 
 __all__ = ["CARDS", "EnvironmentCard", "card_for", "check_discount", "load_card"]
@@ -18,13 +19,13 @@ def card_for(
     """The shipped card of an environment; where it has several, the first that fits what else is given (or the first of all, if none does).
 
     Args:
-        env_id: Gymnasium id.
+        env_id: Gymnasium id, with or without its module, or another registered id of the same environment and arguments.
         observation_shape, action_space: of the dataset, say.
         make_kwargs, wrapper: the card's.
     Raises:
         MucdError: none is shipped.
     """
-    cards = [card for card in CARDS if card.env_id == env_id]
+    cards = [card for card in CARDS if card.env_id == name_of(env_id)] or [card for card in CARDS if is_alias(env_id, card.env_id, card.make_kwargs)]
     if not cards:
         shipped = ", ".join(dict.fromkeys(card.env_id for card in CARDS))
         version = next((f"; the shipped {card.env_id} is another version, with other dynamics or rewards" for card in CARDS if other_version(card.env_id, env_id)), "")

@@ -19,6 +19,7 @@ class OfflineDataset:
     Attributes:
         name: Minari id or the user's label.
         env_id, env_kwargs: Gymnasium id of the environment that was recorded and the arguments of its `make`, if known.
+        env_max_episode_steps, env_wrappers: its time limit, if any, and the names of the wrappers around it, if known.
         observations, next_observations: [N, *observation_shape], dtype as recorded.
         actions: int64 [N] for a Discrete space (values as the space declares them, `start` included), float32 [N, k] for a Box.
         rewards: float64 [N].
@@ -39,20 +40,23 @@ class OfflineDataset:
     action_space: gym.Space
     observation_space: gym.Space
     env_kwargs: dict | None = None
+    env_max_episode_steps: int | None = None
+    env_wrappers: tuple[str, ...] = ()
 
     @classmethod
     def from_arrays(
         cls, *, observations, next_observations, actions, rewards, terminations, truncations, action_space, observation_space,
-        trajectory_starts=None, name="arrays", env_id=None, env_kwargs=None,
+        trajectory_starts=None, name="arrays", env_id=None, env_kwargs=None, env_max_episode_steps=None, env_wrappers=(),
     ) -> "OfflineDataset":
-        """Build and validate a dataset from flat arrays (shapes as in the class).
+        """Build and validate a dataset from flat arrays (shapes as in the class; rewards, terminations, truncations and discrete actions may be columns [N, 1]).
 
         Without `trajectory_starts` a trajectory ends where `terminations` or `truncations` is set, and at the last transition.
 
         Raises:
-            MucdError: the action space is neither Discrete nor a one-dimensional Box, or `validate` finds a fault.
+            MucdError: the action space is neither Discrete nor a one-dimensional Box, an array has another shape or does not hold numbers, or
+                `validate` finds a fault.
         """
-        terminations, truncations = np.asarray(terminations, bool), np.asarray(truncations, bool)
+        terminations, truncations = _flags(terminations, "terminations"), _flags(truncations, "truncations")
         if trajectory_starts is None:
             ends = np.flatnonzero(terminations | truncations) + 1
             trajectory_starts = np.unique(np.concatenate([[0], ends, [len(terminations)]]))
@@ -60,10 +64,12 @@ class OfflineDataset:
             name=name,
             env_id=env_id,
             env_kwargs=env_kwargs,
-            observations=np.asarray(observations),
-            next_observations=np.asarray(next_observations),
-            actions=_as_declared(np.asarray(actions), action_space),
-            rewards=np.asarray(rewards, np.float64),
+            env_max_episode_steps=env_max_episode_steps,
+            env_wrappers=tuple(env_wrappers),
+            observations=_rows(observations, "observations"),
+            next_observations=_rows(next_observations, "next observations"),
+            actions=_as_declared(_rows(actions, "actions"), action_space),
+            rewards=as_column(rewards, "rewards").astype(np.float64),
             terminations=terminations,
             truncations=truncations,
             trajectory_starts=np.asarray(trajectory_starts, np.int64),
@@ -147,11 +153,12 @@ class OfflineDataset:
     def _validate_actions(self):
         space, actions = self.action_space, self.actions
         if isinstance(space, gym.spaces.Discrete):
-            bad = (actions < space.start) | (actions >= space.start + space.n)
+            bad = (actions < int(space.start)) | (actions > int(space.start) + int(space.n) - 1)
         else:
-            # Rounding to float32 may move an action that sits on the bound by one unit in the last place.
-            low, high = np.nextafter(np.float32(space.low), -np.inf), np.nextafter(np.float32(space.high), np.inf)
-            bad = ~((actions >= low) & (actions <= high)).all(axis=1)
+            # Rounding to float32 may move an action that sits on the bound by one unit in the last place; a bound may lie beyond float32.
+            with np.errstate(over="ignore"):
+                low, high = np.nextafter(np.float32(space.low), -np.inf), np.nextafter(np.float32(space.high), np.inf)
+            bad = ~(np.isfinite(actions) & (actions >= low) & (actions <= high)).all(axis=1)
         if bad.any():
             row = int(np.argmax(bad))
             raise MucdError(
@@ -160,15 +167,51 @@ class OfflineDataset:
             )
 
 
+def _rows(values, name: str) -> np.ndarray:
+    """An array of one row per transition."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise MucdError(f"{name} are not one array ({error}): give one row per transition") from None
+    if not array.ndim:
+        raise MucdError(f"{name} are not one array of one row per transition: datasets whose {name} are dictionaries or tuples are not supported")
+    return array
+
+
+def as_column(values, name: str) -> np.ndarray:
+    """One number per transition, [N]; a column [N, 1] is the same. Raises MucdError for anything else: other shapes would be broadcast silently."""
+    array = _rows(values, name)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or array.dtype.kind not in "fiub" and array.size:
+        raise MucdError(f"{name} of shape {array.shape} and dtype {array.dtype}: give one number per transition")
+    return array
+
+
+def _flags(values, name: str) -> np.ndarray:
+    array = as_column(values, name)
+    if not ((array == 0) | (array == 1)).all():
+        raise MucdError(f"{name} must be true or false, or 0 or 1")
+    return array.astype(bool)
+
+
 def _as_declared(actions: np.ndarray, space: gym.Space) -> np.ndarray:
     """Actions in the dtype and shape of the class docstring; a value is never changed, only its dtype."""
     if isinstance(space, gym.spaces.Discrete):
         if actions.ndim == 2 and actions.shape[1] == 1:
             actions = actions[:, 0]
-        whole = actions.astype(np.int64) if actions.dtype.kind in "iub" else None
-        if whole is None or actions.ndim != 1:
+        whole = actions.dtype.kind in "iub" and actions.ndim == 1
+        if not whole or actions.dtype.kind == "u" and (actions > np.iinfo(np.int64).max).any():
             raise MucdError(f"actions of shape {actions.shape} and dtype {actions.dtype} do not fit {space}: give one integer per transition")
-        return whole
-    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and actions.shape[1:] == space.shape:
-        return actions.astype(np.float32)
-    raise MucdError(f"actions of shape {actions.shape} in {space} are not supported: use a Discrete or a one-dimensional Box action space")
+        return actions.astype(np.int64)
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and actions.shape[1:] == space.shape and actions.dtype.kind in "fiub":
+        with np.errstate(over="ignore"):
+            rounded = actions.astype(np.float32)
+        bad = ~np.isfinite(rounded).all(axis=1)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise MucdError(
+                f"{int(bad.sum())} of {len(bad)} actions are NaN, inf or beyond what float32 holds (3.4e38), first in row {row} ({actions[row]}): drop or repair these transitions"
+            )
+        return rounded
+    raise MucdError(f"actions of shape {actions.shape} and dtype {actions.dtype} in {space} are not supported: use a Discrete or a one-dimensional Box action space")

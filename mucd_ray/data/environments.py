@@ -18,6 +18,15 @@ EXTRAS = {
 }
 
 
+class StepLimit(gym.wrappers.TimeLimit):
+    """A time limit that leaves an episode which ends by itself at its last step as it is: terminated, not truncated."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._elapsed_steps += 1
+        return observation, reward, terminated, truncated or (not terminated and self._elapsed_steps >= self._max_episode_steps), info
+
+
 def make_environment(env_id: str, **kwargs) -> gym.Env:
     """A fresh environment; the package that an id needs is imported on first use.
 
@@ -25,7 +34,7 @@ def make_environment(env_id: str, **kwargs) -> gym.Env:
         MucdError: the package is not installed, or Gymnasium does not know the id or refuses the arguments.
     """
     for prefix, (module, extra) in EXTRAS.items():
-        if env_id.startswith(prefix):
+        if env_id.rpartition(":")[2].startswith(prefix):
             _set_up(env_id, module, extra)
     try:
         return gym.make(env_id, disable_env_checker=True, **kwargs)

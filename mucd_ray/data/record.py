@@ -14,7 +14,7 @@ import numpy as np
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.dataset.minari_storage import MinariStorage
-from minari.namespace import create_namespace, list_local_namespaces
+from minari.namespace import NAMESPACE_METADATA_FILENAME
 from minari.storage import get_dataset_path
 
 from mucd_ray.data.behaviours import Behaviour, behaviour_for
@@ -36,6 +36,7 @@ def record(
     frames: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    root: Path | None = None,
 ) -> dict:
     """Run a behaviour policy in the real environment and write whole episodes as a Minari dataset (HDF5, float32/uint8 as observed).
 
@@ -52,6 +53,7 @@ def record(
         frames: store small grey frames of an Atari game (mucd_ray/data/frames.py); the behaviour acts on the emulator's RAM all the same.
         overwrite: replace an existing dataset of this id.
         progress: called as progress(transitions so far, wanted) after each episode.
+        root: the folder of the datasets, by default Minari's.
     Returns:
         Plain values: dataset_id, path, env_id, behaviour, seed, transitions, trajectories, mean_return, return_by_noise.
     Raises:
@@ -63,7 +65,7 @@ def record(
         raise MucdError(f"transitions {transitions} and seed {seed}: give at least 1 transition and a seed of at least 0")
     if not levels or not all(0 <= level <= 1 for level in levels):
         raise MucdError(f"noise {levels} must be one or more levels in [0, 1]")
-    namespace, path = _target(dataset_id, overwrite)
+    path = _target(dataset_id, overwrite, root or get_dataset_path())
     shape = (STACK, SIDE, SIDE)
     card = card_for(env_id, shape if frames else None, make_kwargs=chosen.make_kwargs)
     if frames and card.observation_shape != shape:
@@ -71,7 +73,7 @@ def record(
     environment = card.make()
     try:
         episodes, drawn = _episodes(environment, chosen, levels, transitions, seed, progress)
-        _write(environment, chosen, episodes, drawn, dataset_id, namespace, path, overwrite)
+        _write(environment, chosen, episodes, drawn, dataset_id, path, overwrite)
     finally:
         environment.close()
     returns, drawn = np.array([episode.rewards.sum() for episode in episodes]), np.array(drawn)
@@ -88,18 +90,18 @@ def record(
     }
 
 
-def _target(dataset_id: str, overwrite: bool) -> tuple[str | None, Path]:
-    """Namespace and final folder of the dataset, before anything is recorded."""
+def _target(dataset_id: str, overwrite: bool, root: Path) -> Path:
+    """Final folder of the dataset, before anything is recorded."""
     try:
-        namespace, _, _ = parse_dataset_id(dataset_id)
+        parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:
         raise MucdError(
             f"dataset id {dataset_id!r} is malformed: use (namespace/)name-v0 with a namespace of at least two letters, for example acrobot/mixed-v0"
         ) from error
-    path = get_dataset_path(dataset_id)
+    path = root / dataset_id
     if path.exists() and not overwrite:
         raise MucdError(f"dataset {dataset_id!r} exists in {path}: choose another id, or pass --overwrite to replace it")
-    return namespace, path
+    return path
 
 
 def _episodes(environment: gym.Env, behaviour: Behaviour, levels, transitions: int, seed: int, progress):
@@ -141,13 +143,12 @@ def _episode(environment: gym.Env, policy, seed: int) -> EpisodeBuffer:
     )
 
 
-def _write(environment, behaviour, episodes, drawn, dataset_id, namespace, path, overwrite) -> None:
+def _write(environment, behaviour, episodes, drawn, dataset_id, path, overwrite) -> None:
     """Write into a hidden folder beside the target, then rename: the id never shows a part of a dataset."""
     continuous = isinstance(environment.action_space, gym.spaces.Box)
     noise = "standard deviation of Gaussian noise, in half ranges of an action," if continuous else "probability of a uniformly random action"
     try:
-        if namespace and namespace not in list_local_namespaces():
-            create_namespace(namespace)
+        _make_namespaces(path, len(Path(dataset_id).parts) - 1)
         with _only_writer(path.parent):
             aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
             _check_room(aside, episodes)
@@ -170,6 +171,14 @@ def _write(environment, behaviour, episodes, drawn, dataset_id, namespace, path,
     except (OSError, RuntimeError) as error:  # h5py raises both
         reason = str(error).splitlines()[0]
         raise MucdError(f"dataset {dataset_id!r} cannot be written ({reason}): set MINARI_DATASETS_PATH to a writable folder with free space") from error
+
+
+def _make_namespaces(path: Path, depth: int) -> None:
+    """The folders above a dataset, each marked as Minari marks a namespace. Minari's own way looks at all others, and fails on strangers among them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in path.parents[:depth]:
+        if not (folder / NAMESPACE_METADATA_FILENAME).exists():
+            (folder / NAMESPACE_METADATA_FILENAME).write_text("{}")
 
 
 def _check_room(folder: Path, episodes: list[EpisodeBuffer]) -> None:

@@ -45,8 +45,8 @@ def rollout_returns(
         float64 [P]; with `keep_states` also the raw observations [P, keep_states, *observation_shape].
 
     Raises:
-        MucdError: the number of seeds is not that of the policies, there is no slot, or an episode leaves the bounds that the card
-            declares (reward_range, max_episode_steps), on which the range of discounted returns rests.
+        MucdError: the number of seeds is not that of the policies, there is no slot, the environment has no time limit, or a reward leaves the
+            card's reward_range, on which the range of discounted returns rests.
     """
     seeds = np.asarray(seeds)
     if len(seeds) != len(policies):
@@ -58,7 +58,7 @@ def rollout_returns(
     if not seeds.shape[1] or keep_states and seeds.shape[1] > 1:
         raise MucdError(f"{counted(seeds.shape[1], 'episode')} per policy: give at least one seed each, and exactly one where states are kept")
     episodes, owners = seeds.reshape(-1), np.repeat(np.arange(len(policies)), seeds.shape[1])
-    if not keep_states and card.env_id in NATIVE and not card.make_kwargs:
+    if not keep_states and card.env_id in NATIVE and card.is_as_registered:
         return means(card.clipped(NATIVE[card.env_id](policies, card, episodes, owners, progress, discount)), seeds.shape)
     returns, kept = slot_queue(policies, card, episodes, owners, slots, keep_states, progress, discount)
     returns = means(card.clipped(returns), seeds.shape)
@@ -84,7 +84,7 @@ def slot_queue(policies, card, seeds, owners, slots, keep_states=0, progress=Non
         number = next(waiting, None)
         if number is not None:
             observation, _ = environment.reset(seed=int(seeds[number]))
-            busy.append([environment, number, observation, 1.0, 0, [observation]])
+            busy.append([environment, number, observation, 1.0, [observation]])
 
     try:
         for environment in environments:
@@ -95,12 +95,12 @@ def slot_queue(policies, card, seeds, owners, slots, keep_states=0, progress=Non
             outputs = policies.outputs(card.features(observations), index)
             playing, busy = busy, []
             for episode, action in zip(playing, environment_actions(action_space, outputs)):
-                environment, number, _, weight, steps, seen = episode
+                environment, number, _, weight, seen = episode
                 observation, reward, terminated, truncated, _ = environment.step(action)
                 returns[number] += weight * float(reward)
-                _check_declared(card, reward, steps + 1)
+                _check_reward(card, reward)
                 if not (terminated or truncated):
-                    episode[2:5] = observation, weight * discount, steps + 1
+                    episode[2:4] = observation, weight * discount
                     if keep_states:
                         seen.append(observation)
                     busy.append(episode)
@@ -116,11 +116,9 @@ def slot_queue(policies, card, seeds, owners, slots, keep_states=0, progress=Non
     return returns, np.stack(kept) if keep_states else None
 
 
-def _check_declared(card: EnvironmentCard, reward: float, steps: int) -> None:
+def _check_reward(card: EnvironmentCard, reward: float) -> None:
     if card.reward_range is not None and not card.reward_range[0] <= reward <= card.reward_range[1]:
         raise MucdError(f"a reward of {reward} in {card.env_id} is outside the card's reward_range {card.reward_range}: correct the card")
-    if card.max_episode_steps is not None and steps > card.max_episode_steps:
-        raise MucdError(f"an episode of {card.env_id} takes more than the card's max_episode_steps {card.max_episode_steps}: correct the card")
 
 
 def _sample_states(seen: list[np.ndarray], count: int, seed: int) -> np.ndarray:
@@ -141,7 +139,7 @@ def cartpole_returns(policies, card, seeds, owners, progress=None, discount=1.0)
     # The vector environment draws all initial states from one seed; these are the ones of the single environments.
     environments.unwrapped.state = np.stack(starts, axis=1)
     observations = environments.unwrapped.state.T.astype(np.float32)
-    returns, running, weight, steps = np.zeros(len(seeds)), np.ones(len(seeds), bool), 1.0, 0
+    returns, running, weight = np.zeros(len(seeds)), np.ones(len(seeds), bool), 1.0
     actions = np.zeros(len(seeds), np.int64)
     while running.any():
         outputs = policies.outputs(card.features(observations[running]), owners[running])
@@ -149,9 +147,9 @@ def cartpole_returns(policies, card, seeds, owners, progress=None, discount=1.0)
         observations, rewards, terminated, truncated, _ = environments.step(actions)
         # A finished environment starts again by itself; what it does then is ignored.
         returns[running] += weight * rewards[running].astype(float)
-        weight, steps = weight * discount, steps + 1
+        weight *= discount
         for reward in (rewards[running].min(), rewards[running].max()):
-            _check_declared(card, reward, steps)
+            _check_reward(card, reward)
         running &= ~(terminated | truncated)
         if progress is not None:
             progress()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from mucd_ray.data.cards import load_card
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
+from mucd_ray.files import as_expected
 from mucd_ray.learn.learner import LocalUpdate
 from mucd_ray.service.choices import INFERENCES, Choices
 from mucd_ray.service.cluster import Resources
@@ -77,7 +78,8 @@ def report_run(options, out) -> None:
     certificate = store.certificate()
     if certificate is None:
         raise MucdError(f"{options.run} has no certificate.json: make it with `mucd certify {options.run}`")
-    path = write_report(store, certificate)
+    with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {options.run}`"):
+        path = write_report(store, certificate)
     out(json.dumps({"report": path}) if options.json else path)
 
 
@@ -87,7 +89,9 @@ def tune_constants(options, out) -> None:
     if options.actors < 1:
         raise MucdError(f"--trainers-per-trial {options.actors} must be at least 1")
     results = study(options, _resources(options))
-    out(json.dumps(results) if options.json else describe_study(results))
+    with as_expected(f"{options.storage}/results.json", "delete it and run the same command again"):
+        text = json.dumps(results) if options.json else describe_study(results)
+    out(text)
 
 
 def _print(summary: dict, options, out) -> int:

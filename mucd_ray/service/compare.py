@@ -2,6 +2,7 @@
 
 from mucd_ray.certify.claim import percent_down
 from mucd_ray.errors import MucdError
+from mucd_ray.files import as_expected
 from mucd_ray.service.store import RunStore
 
 COLUMNS = ("run", "unit", "algorithm", "P", "N", "mean return", "keeps 90 %", "keeps 75 %", "keeps 50 %", "action radius", "holds")
@@ -13,8 +14,10 @@ def compare_runs(locations: list[str]) -> list[dict]:
     for location in locations:
         store = RunStore.open(location)
         summary = store.read_json("summary.json")
-        if summary is None or "condition" not in summary:
+        if not isinstance(summary, dict) or "condition" not in summary:
             raise MucdError(f"{location} has {'no summary' if summary is None else 'a summary of another version'}: make it with `mucd certify {location}`")
+        with as_expected(store.file("summary.json"), f"make it again with `mucd certify {location}`"):
+            _row(summary)
         found.append(summary)
     return found
 

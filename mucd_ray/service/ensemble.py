@@ -14,6 +14,7 @@ from mucd_ray.certify.tabulated import tabulated
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, softmax_probabilities, trained_policies
 from mucd_ray.evaluate.votes import counts
+from mucd_ray.files import as_expected
 from mucd_ray.mechanism.mechanism import UNITS
 from mucd_ray.service.store import RunStore
 
@@ -47,10 +48,11 @@ class Ensemble:
         self.certificate, self.settings = store.certificate(), store.settings()
         if self.certificate is None:
             raise MucdError(f"{run} has no certificate.json: make it with `mucd certify {run}`")
-        inputs, results = self.certificate["inputs"], self.certificate["results"]
-        if results["action"] is None:
-            raise MucdError(f"the certificate of {run} certifies no actions, since they are unbounded: there is no action to serve")
-        self.kind, self.instances, self.eta = results["action"]["kind"], results["instances"], results["eta"]
+        with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {run}`"):
+            inputs, results = self.certificate["inputs"], self.certificate["results"]
+            if results["action"] is None:
+                raise MucdError(f"the certificate of {run} certifies no actions, since they are unbounded: there is no action to serve")
+            self.kind, self.instances, self.eta = results["action"]["kind"], results["instances"], results["eta"]
         self.states = store.states()
         self.policies = trained_policies(self.settings.problem, _parameters(store, self.instances))
         self.outputs = self.settings.columns

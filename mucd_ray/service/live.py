@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 
+from mucd_ray.files import as_expected
 from mucd_ray.service.metrics import RunMetrics
 from mucd_ray.service.storage import LocalStorage, reason
 from mucd_ray.service.store import RunStore
@@ -118,6 +119,7 @@ def _records(store: RunStore) -> list[tuple[str, dict]]:
     found = []
     for name in store.storage.names("drivers"):
         record = store.read_json(f"drivers/{name}")
-        if record and time.time() - record["seen"] < GONE_AFTER:
-            found.append((f"drivers/{name}", record))
+        with as_expected(store.file(f"drivers/{name}"), "delete it"):
+            if record and time.time() - record["seen"] < GONE_AFTER:
+                found.append((f"drivers/{name}", record))
     return found

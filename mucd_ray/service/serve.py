@@ -6,6 +6,7 @@ the exact shapes. Requests that wait are answered in one batch.
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from mucd_ray.service.ensemble import Ensemble
 from mucd_ray.service.store import RunStore
 
 try:
-    from fastapi import FastAPI
+    from fastapi import FastAPI, HTTPException
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict, create_model
@@ -36,6 +37,8 @@ MOST_OBSERVATIONS = 256
 SMALL_BATCH = 16
 # Requests that a replica holds: those beyond wait in Serve.
 MOST_WAITING = 256
+# Bytes of one number in JSON with what stands around it, and of everything else in a request.
+BYTES_OF_A_NUMBER, BYTES_OF_A_REQUEST = 32, 1 << 16
 # Errors told of one bad request.
 MOST_ERRORS = 10
 
@@ -77,6 +80,8 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
     # Its pages of documentation would load scripts from elsewhere.
     app = FastAPI(title="mucd_ray", version="1", description=" ".join([*about["claim"], confidence]), docs_url=None, redoc_url=None)
 
+    app.add_middleware(BodyLimit, most=BYTES_OF_A_REQUEST + MOST_OBSERVATIONS * BYTES_OF_A_NUMBER * (math.prod(ensemble.settings.card.observation_shape) + 1))
+
     @app.exception_handler(RequestValidationError)
     async def refuse(request, error: RequestValidationError) -> JSONResponse:
         """Without the input itself, which may be long, or NaN."""
@@ -101,6 +106,30 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
         return {"status": "ok", "instances": ensemble.instances}
 
     return app
+
+
+class BodyLimit:
+    """Refuses bodies of more than `most` bytes: by what they declare, and else as soon as they have become so long."""
+
+    def __init__(self, app, most: int):
+        self.app, self.most = app, most
+
+    async def __call__(self, scope, receive, send) -> None:
+        declared = dict(scope.get("headers", [])).get(b"content-length", b"0")
+        if not declared.isdigit() or len(declared) > 20 or int(declared) > self.most:
+            await JSONResponse({"detail": f"a body has at most {self.most} bytes"}, status_code=413)(scope, receive, send)
+            return
+        left = self.most
+
+        async def limited():
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413, f"a body has at most {self.most} bytes")
+            return message
+
+        await self.app(scope, limited, send)
 
 
 def observation_type(shape: tuple[int, ...], dtype: np.dtype):

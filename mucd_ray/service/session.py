@@ -16,6 +16,7 @@ from mucd_ray.data.cards import CARDS, EnvironmentCard, card_for
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
+from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
 from mucd_ray.learn.algorithms import algorithm_for
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.problem import action_shape
@@ -39,6 +40,7 @@ DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chose
 SEED_NOTE = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
 LOCAL_NOTE = "Of a trajectory with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
 CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
+WIDEST_BOUND = 1e18
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
 
@@ -145,14 +147,15 @@ def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: boo
 
 
 def _action_bounds(card: EnvironmentCard) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Public (low [d], high [d]) of the environment's continuous actions; None if they are discrete or unbounded."""
+    """Public (low [d], high [d]) of the environment's continuous actions; None if they are discrete, or unbounded to all intents."""
     environment = card.make()
     space = environment.action_space
     environment.close()
     if not isinstance(space, gymnasium.spaces.Box):
         return None
     low, high = (bound.astype(float).reshape(-1) for bound in (space.low, space.high))
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+    # Learners compute in float32, in which a wider range has no width.
+    if not ((low < high).all() and (np.abs(np.array([low, high])) <= WIDEST_BOUND).all()):
         return None
     return tuple(low.tolist()), tuple(high.tolist())
 
@@ -190,11 +193,9 @@ def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:
     if path is None:
         return None
     try:
-        states = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        states = read_npy(read_file(path, MOST_ARRAY_BYTES), "it")
+    except (OSError, MucdError) as error:
         raise MucdError(f"states file {path} cannot be read ({error}): give a .npy array of observations") from None
-    if not isinstance(states, np.ndarray):
-        raise MucdError(f"states file {path} holds several arrays: give a .npy array of observations")
     if states.ndim != 1 + len(card.observation_shape):
         raise MucdError(f"states file {path} of shape {states.shape} must be a list of observations of shape {tuple(card.observation_shape)}")
     if states.dtype.kind not in "fiub" or not len(states) or not np.isfinite(states).all():

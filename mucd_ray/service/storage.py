@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Protocol
 
 from mucd_ray.errors import MucdError
+from mucd_ray.files import read_file
 
 # fsspec file systems whose `pipe_file(mode="create")` is one conditional request. On the others it looks first and writes then.
 CONDITIONAL_WRITES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
 PROBE_WRITERS = 4
+MOST_FILE_BYTES = 1 << 36
 
 
 class Storage(Protocol):
@@ -33,7 +35,7 @@ class Storage(Protocol):
         """Write a file, or write it anew, in one step."""
 
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """Raises FileNotFoundError, and MucdError for what is no file of this folder."""
 
     def exists(self, name: str) -> bool: ...
 
@@ -93,7 +95,7 @@ class LocalStorage:
             os.replace(temporary, final)
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        return read_file(self.path / name, MOST_FILE_BYTES, within=self.path)
 
     def exists(self, name: str) -> bool:
         return (self.path / name).exists()

@@ -30,9 +30,11 @@ from safetensors.numpy import load, save
 
 from mucd_ray.certify.certificate import parse_certificate
 from mucd_ray.errors import MucdError
+from mucd_ray.files import printable, read_json, read_npy
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.storage import check_commits, open_storage, reason
 
+MOST_HEADER_BYTES = 1 << 20
 BLOCK = re.compile(r"block-(\d{8})-(\d{6})\.safetensors$")
 # What a start that was killed may leave behind: it comes before settings.json, which makes the folder a run.
 BEGINNINGS = re.compile(r"(blocks|targets|looks|secret|secret\.sha256|probe-[0-9a-f]+)$")
@@ -111,9 +113,9 @@ class RunStore:
 
     def settings(self) -> RunSettings:
         try:
-            return RunSettings.from_dict(json.loads(self.storage.read("settings.json")))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise MucdError(f"{self.file('settings.json')} cannot be read ({error}): restore it, or start a new run folder") from None
+            return RunSettings.from_dict(read_json(self.storage.read("settings.json"), "it"))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MucdError) as error:
+            raise MucdError(f"{self.file('settings.json')} cannot be read ({printable(error)}): restore it, or start a new run folder") from None
 
     @cached_property
     def identity(self) -> str:
@@ -169,10 +171,13 @@ class RunStore:
 
     def states(self) -> np.ndarray | None:
         try:
-            return np.load(io.BytesIO(self.storage.read("states.npy")), allow_pickle=False)
+            states = read_npy(self.storage.read("states.npy"), "it")
+            if not states.ndim:
+                raise ValueError("it holds a single number")
+            return states
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, MucdError) as error:
             raise MucdError(f"{self.file('states.npy')} cannot be read ({error}): restore it; the votes belong to these states") from None
 
     def write_states(self, states: np.ndarray) -> np.ndarray:
@@ -204,10 +209,10 @@ class RunStore:
 
     def read_json(self, name: str):
         try:
-            return json.loads(self.storage.read(name), parse_constant=_refuse_constant)
+            return read_json(self.storage.read(name), "it")
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except MucdError as error:
             raise MucdError(f"{self.file(name)} cannot be read ({error}): delete it, and `mucd run` makes it again") from None
 
     # blocks
@@ -237,13 +242,13 @@ class RunStore:
         except FileNotFoundError:
             return None
         try:
-            metadata, tensors = _metadata(content), load(content)
+            metadata, tensors = _metadata(content), _tensors(content)
             instances = instances_of(name)
             if "sha256" in metadata:
                 raise MucdError(f"{self.file(file)} was written by an earlier version of the package: go on with that version, or start a new run folder")
             if metadata.get("digest") != _digest(tensors, instances.start, metadata) or len(tensors["returns"]) != len(instances):
                 raise ValueError("checksum")
-        except (SafetensorError, ValueError, KeyError, AttributeError):
+        except (SafetensorError, ValueError, KeyError, AttributeError, TypeError):
             # Before anything else in the header is believed: a flipped bit is no other run.
             self._set_aside(file, content)
             return None
@@ -297,10 +302,6 @@ def split(done: np.ndarray, block_size: int) -> list[range]:
     return blocks
 
 
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is not a number")
-
-
 def _secret_hash(text: bytes) -> bytes:
     return hashlib.sha256(b"mucd run secret " + text).hexdigest().encode()
 
@@ -310,7 +311,22 @@ def _metadata(content: bytes) -> dict[str, str]:
     if len(content) < 8:
         raise ValueError("no header")
     (length,) = struct.unpack("<Q", content[:8])
-    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    try:
+        return read_json(content[8 : 8 + length], "header", most_bytes=MOST_HEADER_BYTES).get("__metadata__", {})
+    except MucdError as error:
+        raise ValueError(error) from None
+
+
+def _tensors(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a block. Raises ValueError where they are not of the kinds and shapes in `Block`."""
+    tensors = load(content)
+    count = len(tensors["returns"])
+    kinds = {name: (tensors[name].dtype, tensors[name].ndim, len(tensors[name])) for name in ("returns", "actions", "levels")}
+    if kinds != {"returns": (np.float64, 1, count), "actions": (np.int16, 2, count), "levels": (np.uint8, 3, count)}:
+        raise ValueError("other arrays")
+    if any(name.startswith("parameters.") and (tensor.dtype.kind != "f" or not tensor.ndim or len(tensor) != count) for name, tensor in tensors.items()):
+        raise ValueError("other parameters")
+    return tensors
 
 
 def _digest(tensors: dict[str, np.ndarray], first: int, metadata: dict[str, str]) -> str:

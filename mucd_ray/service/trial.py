@@ -18,6 +18,7 @@ from mucd_ray.certify.policy import expected_return_bound, radius_keeping, retur
 from mucd_ray.data.card import EnvironmentCard
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
+from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.service.actors import Coordinator
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.cluster import Resources, Slot
@@ -145,9 +146,9 @@ def begun_points(folder: Path) -> list[dict]:
     begun = []
     for file in folder.glob(f"trials/*/{POINT}"):
         try:
-            entry = json.loads(file.read_bytes())
+            entry = read_json(read_file(file, MOST_JSON_BYTES, within=folder), "it")
             begun.append((float(entry["began"]), dict(entry["point"])))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, MucdError) as error:
             raise MucdError(f"{file} cannot be read ({error}): delete its folder, and the trial is made again") from None
     return [point for _, point in sorted(begun, key=lambda entry: entry[0])]
 

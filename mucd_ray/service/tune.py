@@ -1,10 +1,11 @@
 """`mucd tune`: a study on Ray Tune. Optuna proposes constants, ASHA stops the poor half of the trials at every rung.
 
-    question.json   what is searched        trials/KEY      run folders, one per trial
+    question.json   what is searched        trials/KEY      run folders, one per trial        data/   what --simulate recorded
     tune/           what Ray Tune writes, which nobody reads: a study goes on from the run folders of its trials
     results.json, trials.csv, tuned.json, pareto.png        made at the end
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -13,7 +14,7 @@ import os
 import secrets
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ from mucd_ray.certify.plan import frontier, plan
 from mucd_ray.data.behaviours import behaviour_for
 from mucd_ray.data.cards import card_for, load_card
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.minari_io import load_dataset, local_datasets
+from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.data.record import record
 from mucd_ray.errors import MucdError
+from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.report import plots
 from mucd_ray.service.cluster import Resources, joined, slot_for
@@ -38,6 +40,7 @@ from mucd_ray.service.trial import Question, begun_points, bundles, run_trial
 from mucd_ray.service.tuned import SIMULATOR, TRUSTED, Origin
 from mucd_ray.words import counted
 
+QUESTION, DATA, RECORDING = "question.json", "data", "simulated-v0"
 METRIC = "bound_at_target"
 FRACTION = 0.01
 TRIAL_FAILURES = 2
@@ -46,8 +49,11 @@ TUNE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
 COLUMNS = ("key", "instances", "mean_return", "fraction_keeping_half", METRIC, "sample_rate", "steps", "clip_norm", "learning_rate", "average", "hidden", "failure")
 
 
-def tuning_data(options) -> tuple[str, OfflineDataset]:
-    """(kind, dataset): the one that the user trusts, or one that is recorded in the simulator unless that was done before."""
+def tuning_data(options, folder: Path) -> tuple[str, OfflineDataset]:
+    """(kind, dataset): the one that the user trusts, or one that is recorded in the simulator into the study's own folder.
+
+    A recording among the user's datasets would be trusted by its name alone, and anybody who can write there can make one of that name.
+    """
     if (options.tune_on is None) == (options.simulate is None):
         raise MucdError("tune on data that you trust, --tune-on DATASET, or on the simulator, --simulate ENV_ID: exactly one of them")
     if options.tune_on is not None:
@@ -58,10 +64,25 @@ def tuning_data(options) -> tuple[str, OfflineDataset]:
     # Far from the small seeds that people record with.
     digest = hashlib.sha256(f"mucd tuning {options.simulate} {behaviour.name} {transitions} {options.seed}".encode()).hexdigest()
     name = f"tuning/{options.simulate.split('/')[-1].lower()}-{digest[:8]}-v0"
-    if name not in local_datasets():
+    _check_folder(folder)
+    dataset = _recorded_before(folder)
+    if dataset is None:
         print(f"mucd: recording {counted(transitions, 'transition', form=',')} of {options.simulate} as {name}", file=sys.stderr)
-        record(options.simulate, behaviour.name, transitions, (1 << 32) + int(digest[8:15], 16), name)
-    return SIMULATOR, load_dataset(name)
+        record(options.simulate, behaviour.name, transitions, (1 << 32) + int(digest[8:15], 16), RECORDING, root=folder / DATA, overwrite=True)
+        dataset = load_dataset(RECORDING, folder / DATA)
+    return SIMULATOR, replace(dataset, name=name)
+
+
+def _recorded_before(folder: Path) -> OfflineDataset | None:
+    """The study's recording, if it is the one on which the study began."""
+    question = folder / QUESTION
+    if not question.exists() or not (folder / DATA / RECORDING).exists():
+        return None
+    with contextlib.suppress(MucdError):
+        dataset = load_dataset(RECORDING, folder / DATA)
+        how = read_json(read_file(question, MOST_JSON_BYTES), question).get("how")
+        return dataset if isinstance(how, dict) and how.get("fingerprint") == dataset.fingerprint() else None
+    return None
 
 
 def make_question(options, kind: str, dataset: OfflineDataset) -> Question:
@@ -104,12 +125,12 @@ def study(options, resources: Resources) -> dict:
     """The whole of `mucd tune`; returns the results as in results.json. A study that was killed goes on, a finished one is only told."""
     if "://" in options.storage:
         raise MucdError(f"--storage {options.storage}: a study needs a folder that every node reaches, not a URL")
-    kind, dataset = tuning_data(options)
-    question = make_question(options, kind, dataset)
     folder = Path(options.storage).absolute()
+    kind, dataset = tuning_data(options, folder)
+    question = make_question(options, kind, dataset)
     _check_same(folder, question)
     if (folder / "results.json").exists():
-        return json.loads((folder / "results.json").read_text())
+        return read_json(read_file(folder / "results.json", MOST_JSON_BYTES), folder / "results.json")
     os.environ |= TUNE
     with joined(resources):
         slot = slot_for(resources)
@@ -128,18 +149,23 @@ def study(options, resources: Resources) -> dict:
     return _finish(folder, question, sorted(rows, key=lambda row: (row[METRIC] is not None, row["instances"], row[METRIC] or 0.0), reverse=True))
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise MucdError unless a study may be there: a folder that holds one, is empty or missing, or only has the recording that comes first."""
+    if folder.is_dir() and not (folder / QUESTION).exists() and {entry.name for entry in folder.iterdir()} - {DATA}:
+        raise MucdError(f"{folder} is not empty and holds no study: choose a new folder with --storage")
+
+
 def _check_same(folder: Path, question: Question) -> None:
-    file, text = folder / "question.json", json.dumps(question.to_dict(), indent=1)
+    file, text = folder / QUESTION, json.dumps(question.to_dict(), indent=1)
     storage = open_storage(str(folder))
+    _check_folder(folder)
     if not file.exists():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise MucdError(f"{folder} is not empty and holds no study: choose a new folder with --storage")
         folder.mkdir(parents=True, exist_ok=True)
-        storage.create("question.json", text.encode())
+        storage.create(QUESTION, text.encode())
     try:
-        there, ours = json.loads(file.read_text()), json.loads(text)
+        there, ours = read_json(read_file(file, MOST_JSON_BYTES), file), json.loads(text)
         names = [name for name in ours if there.get(name) != ours[name]]
-    except (ValueError, AttributeError):
+    except (MucdError, AttributeError):
         raise MucdError(f"{file} cannot be read: start a new study in another --storage") from None
     if names:
         raise MucdError(f"{folder} holds a study of another question ({', '.join(names).replace('_', ' ')}): ask the same again, or choose another --storage")

@@ -4,11 +4,11 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from mucd_ray.certify.evidence import TUNED_ON_THIS_DATASET
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
+from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.mechanism.mechanism import UNITS, Mechanism
 from mucd_ray.words import counted
@@ -96,12 +96,12 @@ class Tuned:
 def read_tuned(path: str) -> Tuned:
     """Raises MucdError unless the file is one that `mucd tune` wrote."""
     try:
-        values = json.loads(Path(path).read_bytes())
+        values = read_json(read_file(path, MOST_JSON_BYTES), "it")
         if values.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         local = LocalUpdate(**values["learner"]["local"])
         return Tuned(**values | {"learner": Learner(**values["learner"] | {"local": local}), "how": Origin(**values["how"])})
     except OSError as error:
         raise MucdError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, MucdError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MucdError) as error:
         raise MucdError(f"{path} is not what `mucd tune` writes ({error}): give its tuned.json") from None

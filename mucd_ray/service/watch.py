@@ -6,6 +6,7 @@ import time
 
 from mucd_ray.certify.claim import percent_down, round_down
 from mucd_ray.errors import MucdError
+from mucd_ray.files import as_expected
 from mucd_ray.service.live import drivers
 from mucd_ray.service.store import RunStore
 from mucd_ray.words import counted
@@ -23,16 +24,20 @@ def watch_run(options, out) -> None:
         news, at_work = store.read_json("live.json"), drivers(store)
         if news is None:
             raise MucdError(f"{options.run} has no news yet (live.json): it appears when training begins")
+        if not isinstance(news, dict):
+            raise MucdError(f"{store.file('live.json')} is no JSON object: go on with the run, and it is written anew")
         if options.json:
             out(json.dumps(news | {"drivers": at_work}))
         else:
-            text = describe(store, news, at_work, unit)
+            with as_expected(store.file("live.json"), "go on with the run, and it is written anew"):
+                text = describe(store, news, at_work, unit)
             # In place: over the lines of the last time.
             back = UP.format(shown) if shown and sys.stderr.isatty() else ""
             out(back + "\n".join(CLEAR_LINE + line if back else line for line in text))
             shown = len(text)
-        if options.once or not at_work and (news["finished"] or _is_certified(store, news["instances_wanted"])):
-            return
+        with as_expected(store.file("live.json"), "go on with the run, and it is written anew"):
+            if options.once or not at_work and (news["finished"] or _is_certified(store, news["instances_wanted"])):
+                return
         time.sleep(LOOK_EVERY)
 
 

@@ -203,9 +203,116 @@ def test_dataset_and_card_must_match(cartpole, arrays):
         card_for("CartPole-v1").check(OfflineDataset.from_arrays(**arrays))
     for other in ({"env_id": "CartPole-v0"}, {"env_kwargs": {"sutton_barto_reward": True}}):
         found = dataclasses.replace(dataset, **other)
-        with pytest.raises(MucdError, match="CartPole-v0, not in CartPole-v1: record it again.*--card|sutton_barto_reward=True, the card makes it with no sutton_barto_reward: record.*--card"):
+        with pytest.raises(MucdError, match="CartPole-v0, not in CartPole-v1: record it again.*--card|sutton_barto_reward=True, the card makes it with sutton_barto_reward=False: record.*--card"):
             card_for("CartPole-v1").check(found)
     card_for("CartPole-v1").check(dataclasses.replace(dataset, env_kwargs={"render_mode": "rgb_array"}))
     three_actions = dataclasses.replace(dataset, action_space=gym.spaces.Discrete(3))
     with pytest.raises(MucdError, match="declares actions in"):
         card_for("CartPole-v1").check(three_actions)
+
+
+@pytest.fixture(scope="module")
+def registered():
+    """Ids of one environment in several spellings."""
+    gym.register("mucd/Renamed-v0", "gymnasium.envs.classic_control.cartpole:CartPoleEnv", max_episode_steps=500, kwargs={"sutton_barto_reward": True})
+    gym.register("mucd/Shorter-v0", "gymnasium.envs.classic_control.cartpole:CartPoleEnv", max_episode_steps=499)
+    yield
+    gym.registry.pop("mucd/Renamed-v0"), gym.registry.pop("mucd/Shorter-v0")
+
+
+CARTPOLE = card_for("CartPole-v1")
+SUTTON = dataclasses.replace(CARTPOLE, make_kwargs={"sutton_barto_reward": True}, reward_range=(-1.0, 1.0), return_range=(-500.0, 500.0))
+
+
+@pytest.mark.parametrize(
+    ("card", "recorded"),
+    [
+        (CARTPOLE, {"env_id": "gymnasium:CartPole-v1"}),
+        (CARTPOLE, {"env_id": "no_such_module:CartPole-v1"}),
+        (dataclasses.replace(CARTPOLE, env_id="gymnasium:CartPole-v1"), {}),
+        (CARTPOLE, {"env_kwargs": {"sutton_barto_reward": False}}),
+        (CARTPOLE, {"env_kwargs": None}),
+        (CARTPOLE, {"env_max_episode_steps": None}),
+        (SUTTON, {"env_kwargs": {"sutton_barto_reward": True}}),
+        (SUTTON, {"env_id": "mucd/Renamed-v0"}),
+        (SUTTON, {"env_id": "x:mucd/Renamed-v0", "env_kwargs": {"sutton_barto_reward": True}}),
+        (CARTPOLE, {"env_id": "mucd/Renamed-v0", "env_kwargs": {"sutton_barto_reward": False}}),
+        (CARTPOLE, {"env_wrappers": ("TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics")}),
+        (dataclasses.replace(CARTPOLE, max_episode_steps=100), {}),
+        (dataclasses.replace(CARTPOLE, make_kwargs={"max_episode_steps": 900}, max_episode_steps=900), {"env_max_episode_steps": 900}),
+    ],
+)
+def test_one_environment_in_another_spelling_is_the_same(cartpole, registered, card, recorded):
+    card.check(dataclasses.replace(load_dataset(cartpole["dataset_id"]), **recorded))
+
+
+@pytest.mark.parametrize(
+    ("card", "recorded", "message"),
+    [
+        (CARTPOLE, {"env_id": "mucd/Renamed-v0"}, "in mucd/Renamed-v0 with sutton_barto_reward=True, the card makes it with sutton_barto_reward=False"),
+        (SUTTON, {}, "with sutton_barto_reward=False, the card makes it with sutton_barto_reward=True"),
+        (CARTPOLE, {"env_id": "mucd/Shorter-v0"}, "recorded in mucd/Shorter-v0, not in CartPole-v1"),
+        (CARTPOLE, {"env_kwargs": {"colour": "x" * 9999}}, "with colour='xxx[^,]{90,100}, the card makes it with no colour"),
+        (CARTPOLE, {"env_max_episode_steps": 200}, "at most 200 steps an episode, the card makes it with 500.*max_episode_steps 200"),
+        (CARTPOLE, {"env_max_episode_steps": 900}, "at most 900 steps an episode, the card makes it with 500.*make_kwargs"),
+        (dataclasses.replace(CARTPOLE, max_episode_steps=100), {"env_max_episode_steps": 50}, "at most 50 steps"),
+        (CARTPOLE, {"env_wrappers": ("TimeLimit", "ClipReward")}, "through the wrapper ClipReward"),
+    ],
+)
+def test_another_environment_is_named(cartpole, registered, card, recorded, message):
+    with pytest.raises(MucdError, match=message) as caught:
+        card.check(dataclasses.replace(load_dataset(cartpole["dataset_id"]), **recorded))
+    assert len(str(caught.value)) < 500
+
+
+def test_an_alias_finds_the_shipped_card():
+    continuous = next(card for card in CARDS if card.make_kwargs == {"continuous": True})
+    assert card_for("LunarLanderContinuous-v3", continuous.observation_shape) is continuous
+    assert card_for("ale_py:ALE/Freeway-v5").env_id == "ALE/Freeway-v5"
+
+
+def test_wrappers_of_the_card_are_those_of_its_recordings(minari_root):
+    from mucd_ray.data.record import record
+
+    record("ALE/Breakout-v5", None, 100, 1, "served-v0", noise=(1.0,))
+    dataset = load_dataset("served-v0")
+    card = card_for(dataset.env_id, dataset.observations.shape[1:], dataset.action_space)
+    assert dataset.env_wrappers == ("Serve",) and dataset.env_max_episode_steps == 5000
+    card.check(dataset)
+    with pytest.raises(MucdError, match="through the wrapper Serve"):
+        dataclasses.replace(card, wrapper=None).check(dataset)
+
+
+def test_an_environment_without_a_time_limit_is_refused_before_anything_is_trained(minari_root, tmp_path, capfd):
+    from minari_datasets import create
+
+    from mucd_ray.cli import main
+
+    create("cliff-v0", gym.spaces.Discrete(48), gym.spaces.Discrete(4))
+    card = {"env_id": "CliffWalking-v1", "observation_shape": [], "indices": [], "center": [0.0], "scale": [1.0], "clip": 50.0, "return_range": [-2000.0, 0.0], "source": "test"}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert main(["run", "cliff-v0", "--storage", str(tmp_path / "run"), "--card", str(tmp_path / "card.json")]) == 2
+    errors = capfd.readouterr().err
+    assert "CliffWalking-v1 has no time limit" in errors and "max_episode_steps" in errors and "Traceback" not in errors and not (tmp_path / "run").exists()
+    limited = dataclasses.replace(EnvironmentCard.from_dict(card), max_episode_steps=20)
+    limited.check(load_dataset("cliff-v0"))
+    environment = limited.make()
+    environment.reset(seed=0)
+    ends = [environment.step(0)[2:4] for _ in range(20)]
+    assert ends == [(False, False)] * 19 + [(False, True)]
+    with pytest.raises(MucdError, match="has no time limit"):
+        dataclasses.replace(CARTPOLE, make_kwargs={"max_episode_steps": -1}, max_episode_steps=None).make()
+
+
+def test_an_episode_that_ends_at_the_limit_by_itself_is_terminated_not_truncated():
+    """Otherwise recordings of environments that count their own steps would change."""
+
+    def ends(limit):
+        environment, ends = dataclasses.replace(CARTPOLE, max_episode_steps=limit).make(), []
+        environment.reset(seed=1)
+        while not ends or not any(ends[-1]):
+            ends.append(environment.step(1)[2:4])
+        return ends
+
+    falls = len(ends(100))
+    assert falls < 20 and ends(falls)[-1] == (True, False) and ends(falls - 1)[-1] == (False, True)

@@ -90,3 +90,50 @@ def test_empty_dataset_is_refused(arrays):
     empty = {name: value[:0] if isinstance(value, np.ndarray) else value for name, value in arrays.items()}
     with pytest.raises(MucdError, match="is empty"):
         OfflineDataset.from_arrays(**empty)
+
+
+def test_columns_are_the_same_as_rows(arrays):
+    """A column [N, 1] next to a row [N] would make N x N numbers."""
+    flat = OfflineDataset.from_arrays(**arrays)
+    names = ("rewards", "terminations", "truncations", "actions")
+    columns = OfflineDataset.from_arrays(**arrays | {name: np.asarray(arrays[name])[:, None] for name in names})
+    assert columns.fingerprint() == flat.fingerprint() and columns.rewards.shape == (6,)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("rewards", np.zeros((6, 2)), "rewards of shape .6, 2."),
+        ("rewards", np.zeros((1, 6)), "rewards of shape .1, 6."),
+        ("rewards", ["a"] * 6, "rewards of shape .6,. and dtype <U1"),
+        ("rewards", 1.0, "one row per transition"),
+        ("terminations", np.zeros((6, 6)), "terminations of shape"),
+        ("terminations", [0, 0, 0.5, 0, 0, 1], "terminations must be true or false"),
+        ("truncations", [0, 0, np.nan, 0, 0, 1], "truncations must be true or false"),
+        ("actions", {"a": np.zeros(6)}, "actions are not one array.*dictionaries"),
+        ("actions", [[1], [1, 2], [1], [1], [1], [1]], "actions are not one array"),
+        ("actions", np.array([1, 2, 3, 1, 2, 2**64 - 1], np.uint64), "give one integer per transition"),
+        ("observations", 5.0, "one row per transition"),
+    ],
+)
+def test_other_shapes_are_named(arrays, name, value, message):
+    with pytest.raises(MucdError, match=message) as caught:
+        OfflineDataset.from_arrays(**{**arrays, name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("space", [gym.spaces.Box(-np.inf, np.inf, (1,)), gym.spaces.Box(-1e300, 1e300, (1,), np.float64), gym.spaces.Box(-1.0, 1.0, (1,))])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e39, -1e300])
+def test_actions_that_float32_does_not_hold_are_refused(arrays, space, bad):
+    actions = np.zeros((6, 1))
+    OfflineDataset.from_arrays(**arrays | {"actions": actions, "action_space": space})
+    actions[4] = bad
+    with pytest.raises(MucdError, match="1 of 6 actions are NaN, inf or beyond what float32 holds"):
+        OfflineDataset.from_arrays(**arrays | {"actions": actions, "action_space": space})
+
+
+def test_large_discrete_spaces_do_not_overflow(arrays):
+    space = gym.spaces.Discrete(2**62, start=2**62)
+    with pytest.raises(MucdError, match="6 of 6 actions are outside"):
+        OfflineDataset.from_arrays(**arrays | {"action_space": space})
+    OfflineDataset.from_arrays(**arrays | {"actions": np.full(6, 2**63 - 1), "action_space": space})

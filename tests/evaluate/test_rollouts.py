@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mucd_ray.data.cards import card_for
+from mucd_ray.data.cards import EnvironmentCard, card_for
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import StackedPolicies
 from mucd_ray.evaluate.rollouts import constant_returns, means, rollout_returns, slot_queue
@@ -120,13 +120,29 @@ def test_policies_that_overflow_act_and_count_as_the_lowest_action(poison):
     assert np.isfinite(rollout_returns(pendulum, card_for("Pendulum-v1"), [0])).all()
 
 
-@pytest.mark.parametrize("field, value", [("reward_range", (0.0, 0.5)), ("max_episode_steps", 4)])
 @pytest.mark.parametrize("kwargs", [{}, {"sutton_barto_reward": False}])
-def test_an_episode_that_leaves_the_declared_bounds_is_refused(field, value, kwargs):
+def test_a_reward_outside_the_declared_range_is_refused(kwargs):
     network, parameters = random_policies(3)
-    card = dataclasses.replace(CARTPOLE, make_kwargs=kwargs, **{field: value})
-    with pytest.raises(MucdError, match=f"CartPole-v1.*card's {field}"):
+    card = dataclasses.replace(CARTPOLE, make_kwargs=kwargs, reward_range=(0.0, 0.5))
+    with pytest.raises(MucdError, match="CartPole-v1.*card's reward_range"):
         rollout_returns(StackedPolicies(network, parameters), card, [1, 2, 3])
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"sutton_barto_reward": False}])
+def test_episodes_end_at_the_card_s_limit(kwargs):
+    network, parameters = random_policies(3)
+    whole = rollout_returns(StackedPolicies(network, parameters), CARTPOLE, [1, 2, 3])
+    card = dataclasses.replace(CARTPOLE, make_kwargs=kwargs, max_episode_steps=9)
+    assert np.array_equal(rollout_returns(StackedPolicies(network, parameters), card, [1, 2, 3]), np.minimum(whole, 9.0)) and (whole > 9).any()
+
+
+def test_an_environment_without_a_time_limit_needs_one_by_the_card():
+    card = EnvironmentCard(env_id="CliffWalking-v1", observation_shape=(), indices=(), center=(0.0,), scale=(1.0,), clip=50.0, return_range=(-2000.0, 0.0), source="test")
+    policies = StackedPolicies(Network(inputs=1, outputs=4), {"0.weight": torch.zeros(1, 1, 4), "0.bias": torch.tensor([[1.0, 0, 0, 0]])})
+    with pytest.raises(MucdError, match="^CliffWalking-v1 has no time limit[^\n]*max_episode_steps"):
+        rollout_returns(policies, card, [1])
+    # Always up: one a step, and never the goal.
+    assert rollout_returns(policies, dataclasses.replace(card, max_episode_steps=20), [1]) == [-20.0]
 
 
 def test_constant_actions_of_acrobot_earn_the_floor():

@@ -21,7 +21,7 @@ from mucd_ray.service.about import assumptions
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.cluster import Resources
 from mucd_ray.service.run import certify, discounted_returns, training_units
-from mucd_ray.service.session import Request, execute, make_settings
+from mucd_ray.service.session import Request, _action_bounds, execute, make_settings
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.tally import Tally
 from mucd_ray.service.summary import describe, summarise
@@ -203,3 +203,18 @@ def test_continuous_actions_are_certified_from_end_to_end(request, monkeypatch, 
     notes = assumptions(store, unbounded, Choices(), 40)
     bare = certificate_of(unbounded, evidence, vars(Choices()), None, notes, {})
     assert bare["inputs"]["actions"] is None and verify(bare) == [] and "actions are unbounded" in bare["assumptions"][-1]
+
+
+class Wide(gym.Env):
+    """Continuous actions with finite bounds that float32 does not hold."""
+
+    observation_space, action_space = gym.spaces.Box(-1.0, 1.0, (3,)), gym.spaces.Box(-1e300, 1e300, (1,), np.float64)
+
+
+def test_bounds_that_float32_does_not_hold_are_none():
+    gym.register("mucd/Wide-v0", Wide, max_episode_steps=5)
+    try:
+        card = dataclasses.replace(card_for("Pendulum-v1"), env_id="mucd/Wide-v0", max_episode_steps=None, reward_range=None)
+        assert _action_bounds(card) is None and _action_bounds(card_for("Pendulum-v1")) == ((-2.0,), (2.0,))
+    finally:
+        gym.registry.pop("mucd/Wide-v0")

@@ -130,6 +130,36 @@ def test_bad_input_is_refused_with_its_place(url):
     assert call(f"{url}/act", one(GOOD))[0] == 200
 
 
+def test_large_and_odd_bodies_are_refused_as_they_come(url):
+    host, port = url.removeprefix("http://").split(":")
+    most = 65536 + MOST_OBSERVATIONS * 32 * 5
+
+    def answer(headers, *parts):
+        """Status of a request that is sent bit by bit, until the server answers."""
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n" + headers + b"\r\n")
+            try:
+                for part in parts:
+                    connection.sendall(part)
+            except OSError:
+                pass
+            try:
+                return int(connection.recv(64).split()[1])
+            except ConnectionResetError:
+                return 413
+
+    chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    assert answer(b"Content-Length: 1000000000000\r\n") == 413
+    assert answer(b"Content-Length: %d\r\n" % (most + 1)) == 413
+    assert answer(b"Transfer-Encoding: chunked\r\n", *[chunk] * 8, b"0\r\n\r\n") == 413
+    for body in ('{"observation": ' + "9" * 5000 + "}", '{"a": ' * 5_000, '{"observation": [1, 2, 3, 4], "observation": null}', "\ufeff{}", '"' + "\\ud800" * 9 + '"'):
+        assert call(f"{url}/act", body)[0] in (400, 422), body[:60]
+    # The largest honest request still passes.
+    long = [-3.4028234663852886e38] * 4
+    assert call(f"{url}/act/batch", json.dumps({"observations": [long] * MOST_OBSERVATIONS}, indent=1))[0] == 200
+    assert call(f"{url}/act", json.dumps({"observation": GOOD}))[0] == 200
+
+
 @pytest.mark.slow
 def test_mucd_serve_from_start_to_sigterm(run):
     """The command itself, on a real Ray Serve of its own."""

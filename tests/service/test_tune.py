@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 
+import minari
 import numpy as np
 import pytest
 
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.cli import build_parser, main
-from mucd_ray.data.minari_io import load_dataset
+from mucd_ray.data.minari_io import load_dataset, local_datasets
+from mucd_ray.data.record import record
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.trial import STEPS
-from mucd_ray.service.tune import make_question
-from mucd_ray.service.tuned import TRUSTED, read_tuned
+from mucd_ray.service.tune import _check_same, make_question, tuning_data
+from mucd_ray.service.tuned import SIMULATOR, TRUSTED, read_tuned
 
 
 def command(recordings, folder, *more):
@@ -126,3 +128,31 @@ def test_a_study_that_is_killed_goes_on_and_its_result_makes_a_run(recordings, t
     assert best["key"] in told and "not certified" in told
     run = ["run", recordings["acrobot"], "--storage", str(tmp_path / "run"), "--tuned", results["tuned"]]
     assert main(run) == 2 and "were tuned for CartPole-v1" in capfd.readouterr().err
+
+
+def test_a_planted_recording_is_not_what_a_study_simulates(tmp_path, monkeypatch):
+    """Under the name that simulated data have, which anybody can work out, among the user's datasets and in the study's own folder."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    options = build_parser().parse_args(["tune", "--simulate", "CartPole-v1", "--transitions", "300", "--storage", str(tmp_path / "study"), "--instances", "200", "--signal-budget", "15"])
+    study = tmp_path / "study"
+    _, honest = tuning_data(options, study)
+    assert len(honest) >= 300 and honest.name.startswith("tuning/cartpole-v1-") and not (tmp_path / "minari" / "tuning").exists()
+    for root, name in ((None, honest.name), (study / "data", "simulated-v0")):
+        record("CartPole-v1", None, 300, 666, name, noise=(1.0,), root=root, overwrite=True)
+        assert load_dataset(name, root).fingerprint() != honest.fingerprint()
+        assert tuning_data(options, study)[1].fingerprint() == honest.fingerprint()
+    # From here on the study knows its recording by content, and takes it as it is.
+    _check_same(study, make_question(options, SIMULATOR, honest))
+    before = os.stat(study / "data/simulated-v0").st_ino
+    assert tuning_data(options, study)[1].fingerprint() == honest.fingerprint() and os.stat(study / "data/simulated-v0").st_ino == before
+    record("CartPole-v1", None, 300, 666, "simulated-v0", noise=(1.0,), root=study / "data", overwrite=True)
+    assert tuning_data(options, study)[1].fingerprint() == honest.fingerprint()
+
+
+def test_strangers_among_the_datasets_stop_no_recording(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    for name in ("stray/data", "a b/data", "x/y/z", "tuning/.hidden/data"):
+        (tmp_path / "minari" / name).mkdir(parents=True)
+    record("CartPole-v1", None, 100, 1, "tuning/deep/mine-v0")
+    assert local_datasets() == ["tuning/deep/mine-v0"]
+    assert minari.namespace.list_local_namespaces()

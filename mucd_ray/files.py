@@ -1,0 +1,148 @@
+"""Bytes from outside: JSON and .npy, read so that no file of an attacker takes more than its own size (docs/files.md)."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from mucd_ray.errors import MucdError
+
+MOST_JSON_BYTES = 1 << 26
+MOST_DEPTH = 64
+# Longest whole number, in digits: more than any of 64 bits, and no float overflows.
+MOST_DIGITS = 300
+MOST_ARRAY_BYTES = 1 << 32
+
+_TEXT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+
+
+def read_file(path, most_bytes: int, within: Path | None = None) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        within: a folder; a file that is a link to somewhere outside it is refused.
+    Raises:
+        MucdError: no regular file (a pipe or a device may never end), one outside `within`, or one of more than `most_bytes`.
+        OSError: it is missing or cannot be read.
+    """
+    if within is not None:
+        check_within(path, within)
+    # A pipe without a writer would wait for one.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise MucdError(f"{path} is not a regular file: give one")
+        if status.st_size > most_bytes:
+            raise MucdError(f"{path} has {status.st_size:,} bytes, at most {most_bytes:,} are read: it is not what it should be")
+        return file.read(status.st_size)
+
+
+def check_within(path, folder: Path) -> None:
+    """Raise MucdError where `path` leads out of `folder`, by links or otherwise."""
+    if not Path(path).resolve().is_relative_to(Path(folder).resolve()):
+        raise MucdError(f"{path} leads out of {folder}: links out of a folder are not followed, put the file itself there")
+
+
+def read_json(content: bytes | str, name, *, most_bytes: int = MOST_JSON_BYTES, infinities: bool = False):
+    """The value of a JSON text.
+
+    Args:
+        name: what errors call it.
+        infinities: whether Infinity and -Infinity may stand for numbers, as Python writes the bounds of a space.
+    Raises:
+        MucdError: no UTF-8 or no JSON; more than `most_bytes`; a key twice in an object; lists and objects more than MOST_DEPTH deep; NaN, or a
+            number that no float holds.
+    """
+    if len(content) > most_bytes:
+        raise MucdError(f"{name} has {len(content):,} bytes, at most {most_bytes:,} are read: it is not what it should be")
+
+    def constant(text):
+        if infinities and text != "NaN":
+            return float(text)
+        raise ValueError(f"{text} is not a number")
+
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8")
+        _check_depth(text)
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=constant, parse_int=_whole, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise MucdError(f"{name} is not JSON as it should be: {printable(error)}") from None
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for bracket in _BRACKET.findall(_TEXT.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MOST_DEPTH:
+            raise ValueError(f"lists and objects are nested more than {MOST_DEPTH} deep")
+
+
+def _without_duplicates(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("duplicate key in an object")
+    return values
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+@contextlib.contextmanager
+def as_expected(name, fix: str):
+    """Around code that takes a JSON value of this package's own making apart: one that was made by somebody else is refused in a line."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise MucdError(f"{name} is not as this version writes it ({type(error).__name__}: {printable(error)}): {fix}") from None
+
+
+def printable(value) -> str:
+    """At most 200 characters of a text, without control sequences: parsers quote what they read."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:200])
+
+
+def read_npy(content: bytes, name, *, most_bytes: int = MOST_ARRAY_BYTES) -> np.ndarray:
+    """The array of a .npy file of numbers; nothing is unpickled, and nothing is allocated before the header fits the bytes there are.
+
+    Raises:
+        MucdError: no .npy file, another dtype than booleans, integers and floats, a shape that is not that of the bytes, or too many of them.
+    """
+    if len(content) > most_bytes:
+        raise MucdError(f"{name} has {len(content):,} bytes, at most {most_bytes:,} are read: it is not what it should be")
+    try:
+        shape, fortran, dtype, start = _npy_header(content)
+        if dtype.kind not in "fiub" or dtype.itemsize > 8:
+            raise ValueError(f"its dtype is {dtype}: only numbers are read")
+        size = math.prod(shape) * dtype.itemsize
+        if not all(length >= 0 for length in shape) or size != len(content) - start:
+            raise ValueError(f"its header says {printable(shape)} and {dtype}, which is not {len(content) - start} bytes")
+        return np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if fortran else "C").copy()
+    except Exception as error:  # numpy reads the header as Python, and raises anything
+        raise MucdError(f"{name} cannot be read ({printable(error)}): give a .npy file with one array of numbers") from None
+
+
+def _npy_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, whether in Fortran's order, dtype, where the numbers begin)."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"its format version is {version}")
+    return *readers[version](file), file.tell()

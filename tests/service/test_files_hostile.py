@@ -1,0 +1,148 @@
+"""One hostile example of each kind of fault in docs/files.md that a run folder, a certificate or a study may hold; datasets have theirs in tests/data."""
+
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from mucd_ray.certify.certificate import read_certificate
+from mucd_ray.cli import main
+from mucd_ray.data.cards import card_for
+from mucd_ray.learn.learner import Learner
+from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.service import store as store_module
+from mucd_ray.service.settings import RunSettings
+from mucd_ray.service.store import Block, RunStore
+from mucd_ray.service.session import _states
+from mucd_ray.service.trial import begun_points
+from mucd_ray.service.tuned import read_tuned
+
+SETTINGS = RunSettings(
+    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=100, size_margin=None,
+    mechanism=Mechanism(sample_rate=0.1, noise_multiplier=3.0, clip_norm=1.0, steps=5, normaliser=10.0), learner=Learner(learning_rate=1.0),
+)
+HOSTILE_JSON = [
+    b"[" * 100_000, b'{"a": ' * 5000 + b"1" + b"}" * 5000, b'{"a": ' + b"9" * 5000 + b"}", b'{"a": 1e999}', b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff\xfe", b"", b"nul",
+    b'{"a": "' + b"x" * (1 << 26) + b'"}',
+]
+HUGE_NPY = b"\x93NUMPY\x01\x00" + struct.pack("<H", 64) + b"{'descr':'<f8','fortran_order':False,'shape':(1099511627776,)}".ljust(63) + b"\n"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore.create_or_open(tmp_path / "run", SETTINGS)
+
+
+@pytest.mark.parametrize("content", HOSTILE_JSON, ids=range(len(HOSTILE_JSON)))
+def test_json_of_another_kind(store, tmp_path, refusal, content):
+    for name in ("settings.json", "certificate.json", "summary.json", "live.json", "baselines.json"):
+        (store.path / name).write_bytes(content)
+    (tmp_path / "trials/a").mkdir(parents=True)
+    (tmp_path / "trials/a/point.json").write_bytes(content)
+    file = store.path / "certificate.json"
+    for call, *arguments in (
+        (store.settings,), (store.certificate,), (store.read_json, "summary.json"), (store.read_json, "live.json"), (store.read_json, "baselines.json"),
+        (read_certificate, file), (read_tuned, file), (begun_points, tmp_path),
+    ):
+        assert ".json" in refusal(call, *arguments)
+    for command in (["verify", str(file)], ["report", str(store.path)], ["compare", str(store.path)], ["run", "d-v0", "--storage", "x", "--tuned", str(file)]):
+        assert main(command) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"card": None}, {"card": {"env_id": ["x"]}}, {"card": card_for("CartPole-v1").to_dict() | {"observation_shape": [1 << 30, 1 << 30]}}, {"mechanism": {"steps": 10}},
+        {"mechanism": 5}, {"learner": []}, {"action_bounds": 5}, {"assumptions": 5}, {"unknown": 1},
+    ],
+)
+def test_settings_of_another_kind(store, refusal, change):
+    (store.path / "settings.json").write_text(json.dumps(SETTINGS.to_dict() | change))
+    assert "settings.json cannot be read" in refusal(store.settings)
+
+
+def test_states_of_another_kind(store, tmp_path, refusal):
+    for content in (HUGE_NPY, b"\x80\x04N.", b"PK\x03\x04", b""):
+        (store.path / "states.npy").write_bytes(content)
+        assert "states.npy cannot be read" in refusal(store.states)
+        (tmp_path / "mine.npy").write_bytes(content)
+        assert "mine.npy cannot be read" in refusal(_states, tmp_path / "mine.npy", SETTINGS.card)
+    np.save(tmp_path / "objects.npy", np.array([os.system, 1], object), allow_pickle=True)
+    assert "cannot be read" in refusal(_states, tmp_path / "objects.npy", SETTINGS.card)
+    np.savez(tmp_path / "several.npz", np.zeros(4))
+    assert "cannot be read" in refusal(_states, tmp_path / "several.npz", SETTINGS.card)
+
+
+def block(**changes):
+    arrays = {"returns": np.zeros(2), "actions": np.zeros((2, 7), np.int16), "levels": np.zeros((2, 7, 2), np.uint8), "weight": np.zeros((2, 4, 2), np.float32)}
+    return arrays | changes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"returns": np.zeros((2, 1))}, {"returns": np.zeros(2, np.int64)}, {"returns": np.array(1.0)}, {"actions": np.zeros((2, 7))}, {"actions": np.zeros((3, 7), np.int16)},
+        {"levels": np.zeros((2, 14), np.uint8)}, {"levels": np.zeros((2, 7, 2))}, {"weight": np.zeros((1, 4, 2), np.float32)}, {"weight": np.zeros((2, 4), np.int64)},
+    ],
+)
+def test_blocks_with_other_arrays_and_a_fitting_digest_are_damaged(store, monkeypatch, changes):
+    """The digest finds accidents. An attacker computes it as we do, so what was digested is checked, too."""
+    arrays = block(**changes)
+    forged = Block(first=0, returns=arrays["returns"], actions=arrays["actions"], levels=arrays["levels"], parameters={"weight": arrays["weight"]})
+    name = "block-00000000-000002.safetensors"
+    monkeypatch.setattr(store_module, "block_name", lambda instances: name)
+    monkeypatch.setattr(Block, "instances", range(2))
+    store.commit(forged)
+    assert (store.path / "blocks" / name).exists() and store.read(name) is None and not (store.path / "blocks" / name).exists()
+
+
+def test_safetensors_of_another_kind_are_damaged(store):
+    path = store.path / "blocks/block-00000000-000002.safetensors"
+    path.parent.mkdir()
+    header = lambda text: struct.pack("<Q", len(text)) + text
+    for content in (
+        struct.pack("<Q", (1 << 64) - 1) + b"{}", struct.pack("<Q", 1 << 40), b"\0" * 8, header(b"[" * 100_000), header(b"[]"), header(b'{"__metadata__": 5}'),
+        header(b'{"__metadata__": {"a": 5}}'), header(b'{"returns": {"dtype": "F64", "shape": [1099511627776], "data_offsets": [0, 8796093022208]}}'),
+        header(b'{"returns": {"dtype": "F64", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}'),
+        header(b'{"returns": {"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]}}'), save({"other": np.zeros(3)}),
+    ):
+        path.write_bytes(content)
+        assert store.read(path.name) is None and not path.exists(), content[:80]
+
+
+def test_files_that_lead_elsewhere_or_never_end(store, tmp_path, refusal):
+    good = (store.path / "settings.json").read_bytes()
+    (tmp_path / "elsewhere.json").write_bytes(good)
+    (store.path / "settings.json").unlink()
+    (store.path / "settings.json").symlink_to(tmp_path / "elsewhere.json")
+    assert "leads out of" in refusal(store.settings)
+    (store.path / "settings.json").unlink()
+    (store.path / "settings.json").symlink_to("/dev/zero")
+    assert "leads out of" in refusal(store.settings)
+    (store.path / "settings.json").unlink()
+    os.mkfifo(store.path / "settings.json")
+    assert "is not a regular file" in refusal(store.settings)
+    for read in (read_certificate, read_tuned):
+        assert "is not a regular file" in refusal(read, "/dev/zero")
+    with open(tmp_path / "large.json", "wb") as file:
+        file.truncate(1 << 40)
+    for read in (read_certificate, read_tuned):
+        assert "at most 67,108,864 are read" in refusal(read, tmp_path / "large.json")
+
+
+@pytest.mark.parametrize("values", [{}, [], 5, None, {"inputs": 5}, {"inputs": {}, "results": []}, {"finished": "no", "condition": None, "keeps": 5, "seen": "now", "run": ["x"]}])
+def test_json_that_is_not_what_the_package_writes_is_one_line(store, capfd, values):
+    for name in ("summary.json", "live.json", "baselines.json"):
+        store.write_json(name, values)
+    store.write_json("certificate.json", values | {"format": "mucd-certificate/4"} if isinstance(values, dict) else values)
+    store.write_json("drivers/one", values)
+    for command in (["report"], ["compare"], ["watch", "--once"], ["verify"], ["serve"]):
+        name, *more = command
+        place = str(store.path / "certificate.json") if name == "verify" else str(store.path)
+        status = main([name, place, *more])
+        captured = capfd.readouterr()
+        assert status == 2 or name == "verify" and status == 1, (name, captured)
+        assert "Traceback" not in captured.err and len(captured.err.splitlines()) <= 1, captured.err
