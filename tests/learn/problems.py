@@ -116,10 +116,10 @@ def clipped_sum(engine: str, problem: Problem, flat: np.ndarray, units: Units, c
     parameters, data = torch.zeros(1, -(-problem.parameter_count // 32) * 32), UnitsOnDevice(units, CPU, padded=engine == "padded")
     parameters[0, : problem.parameter_count] = torch.from_numpy(flat)
     draws = (DrawsOnDevice if data.padded else Draws)(Streams(bytes(16)), [0], data, 1.0, problem.learner.local.cap)
-    out = torch.zeros_like(parameters)
+    out = torch.zeros_like(parameters, dtype=torch.float64)
     with torch.no_grad():
         result = stacked.clipped_sum(problem, parameters, parameters.clone(), data, draws.rows(0), clip_norm, out=out, workspace=Workspace(CPU))
-    return result[0, : problem.parameter_count].double().numpy()
+    return result[0, : problem.parameter_count].numpy()
 
 
 def random_parameters(problem: Problem, rng, scale: float = 0.3) -> np.ndarray:
