@@ -73,12 +73,12 @@ def train_stacked(
 
 
 def noisy_mean(summed: Tensor, noise: Tensor, mechanism: Mechanism) -> Tensor:
-    """What a step releases, float32: the clipped sum (float64) with noise from N(0, 1) draws, over the public normaliser.
+    """What a step releases, float32: the clipped sum (float64) plus noise from N(0, 1) draws (float32), over the public normaliser.
 
-    Rounding to float32 comes last, when it is post-processing: before the noise it would depend on all units at once, and one unit could
-    move it by more than its own vector.
+    Uses both up. The sum is rounded to float32 with its noise, which is post-processing; before the noise, rounding would depend on all
+    units at once, and one unit could move it by more than its own vector.
     """
-    return noise.to(torch.float64).mul_(mechanism.noise_multiplier * mechanism.clip_norm).add_(summed).div_(mechanism.normaliser).to(torch.float32)
+    return summed.add_(noise.mul_(mechanism.noise_multiplier * mechanism.clip_norm)).to(torch.float32).div_(mechanism.normaliser)
 
 
 def initial_flat(problem: Problem, generator: np.random.Generator) -> np.ndarray:
@@ -133,7 +133,10 @@ def _clipped_transitions(problem, parameters, target, batch: Batch, clip_norm, o
         # Zero times NaN or inf is NaN: both operands of the product have to be zero.
         for tensor in (*gradients.deltas, *gradients.inputs):
             tensor.masked_fill_(~finite[..., None], 0.0)
-    return gradients.weighted_sum(factors, out)
+    if batch.x.shape[1] > SUM_ROWS:
+        return gradients.weighted_sum(factors, out)
+    # The same numbers, in one copy for all layers.
+    return out.copy_(gradients.weighted_sum(factors, workspace.take("sum", out.shape)))
 
 
 def _clipped_trajectories(problem, parameters, target, units, rows: list[list[np.ndarray]], clip_norm, out, workspace) -> Tensor:
@@ -232,7 +235,10 @@ class RowGradients:
         for (weight, bias), delta, x in zip(layers, self.deltas, self.inputs):
             delta.mul_(weights[..., None])
             self.sum_outer(self.rows_of(delta), self.rows_of(x), weight)
-            bias.copy_(_sum_rows(delta))
+            first, *others = delta.split(SUM_ROWS, 1)
+            bias.copy_(_sum_rows(first))
+            for part in others:
+                bias.add_(_sum_rows(part))
         return out
 
     def _evaluate(self, evaluation, layers: dict[str, Layers]) -> Tensor:
@@ -319,13 +325,12 @@ def _sum_outer_padded(delta: Tensor, x: Tensor, out: Tensor) -> None:
 
 
 def _sum_rows(x: Tensor) -> Tensor:
-    """Sum over rows [G, B, n] -> float64 [G, n], tile by tile: rows of zeros at the end, however many, change no rounding."""
+    """Sum over rows [G, B, n] -> [G, n], tile by tile: rows of zeros at the end, however many, change no rounding."""
     x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % ALIGNMENT))
     first, *others = x.unflatten(1, (-1, ALIGNMENT)).sum(2).unbind(1)
-    total = first.to(torch.float64)
     for tile in others:
-        total.add_(tile)
-    return total
+        first.add_(tile)
+    return first
 
 
 def _round_up(length: int) -> int:

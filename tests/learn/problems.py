@@ -112,7 +112,7 @@ def clipped_sum(engine: str, problem: Problem, flat: np.ndarray, units: Units, c
     if engine == "fused":
         from mucd_ray.learn import fused
 
-        return fused.clipped_sum(problem, flat, units, clip_norm).astype(float)
+        return fused.clipped_sum(problem, flat, units, clip_norm)
     parameters, data = torch.zeros(1, -(-problem.parameter_count // 32) * 32), UnitsOnDevice(units, CPU, padded=engine == "padded")
     parameters[0, : problem.parameter_count] = torch.from_numpy(flat)
     draws = (DrawsOnDevice if data.padded else Draws)(Streams(bytes(16)), [0], data, 1.0, problem.learner.local.cap)
