@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.networks import named_parameters
+from mucd_ray.learn.precision import require_float32_products
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.stacked import UnitsOnDevice, train_stacked
 from mucd_ray.learn.streams import Streams
@@ -53,7 +54,7 @@ def train_block(
     float32 rounding of the sums. Nothing but the noisy sums depends on `units`, apart from their number.
 
     Raises:
-        MucdError: shapes, action values, the mechanism's unit or the engine do not fit.
+        MucdError: shapes, action values, the mechanism's unit or the engine do not fit; products on the device are coarser than float32.
     """
     check(problem, mechanism, units)
     if engine not in ENGINES:
@@ -84,6 +85,8 @@ def fused_trains(problem: Problem) -> bool:
 
 
 def _train_torch(problem, mechanism, units, instances, streams, device, block, progress) -> Tensor:
+    # Before anything else is done on the device.
+    require_float32_products(device)
     if device.type == "cpu":
         # Two threads were 13 times slower than one on a busy machine, and thread counts may change the order of sums.
         torch.set_num_threads(1)
@@ -125,6 +128,7 @@ def _train_modules(problem, mechanism, units, instances, streams, progress) -> d
     from mucd_ray.learn.opacus_engine import train_opacus
 
     torch.set_num_threads(1)
+    require_float32_products(torch.device("cpu"), convolutions=True)
     trained = []
     for instance in instances:
         module = train_opacus(problem.module_factory, problem, mechanism, units, instance, streams)

@@ -96,7 +96,7 @@ def train_opacus(
             vectors = gradients.of_trajectories(parameters, target, draws.rows(step)[0])
         summed.zero_()
         for of_units in vectors:
-            summed += _clipped_sum(of_units, mechanism.clip_norm, torch.float32 if units.unit == "transition" else torch.float64)
+            summed += clipped_sum(of_units, mechanism.clip_norm, torch.float32 if units.unit == "transition" else torch.float64)
         optimiser.step(parameters, noisy_mean(summed, draws.noise(step, len(parameters))[0], mechanism), step)
         if algorithm.has_target:
             target.add_(torch.sub(parameters, target).mul_(problem.constants["target_rate"]))
@@ -106,11 +106,11 @@ def train_opacus(
     return module.eval()
 
 
-def _clipped_sum(of_units: Tensor, clip_norm: float, dtype: torch.dtype) -> Tensor:
+def clipped_sum(of_units: Tensor, clip_norm: float, dtype: torch.dtype) -> Tensor:
     """Sum of the units' clipped vectors [U, D] -> float64 [D]; uses `of_units` up.
 
     A unit counts as zero if its squared norm is not finite in `dtype`, which is that of the torch engine's squared norms. Every clipped
-    vector is rounded by itself and their sum is not rounded to float32: no unit moves what another one adds.
+    vector is rounded by itself and their sum is float64: no unit moves what another one adds.
     """
     squares = torch.linalg.vector_norm(of_units, dim=1, dtype=torch.float64).square_()
     of_units.masked_fill_(~torch.isfinite(squares.to(dtype))[:, None], 0.0)

@@ -147,3 +147,10 @@ def released(problem: Problem, units: Units, instances, *, engine="torch", **pla
     with torch.no_grad():
         flat = train_stacked(problem, mechanism, UnitsOnDevice(units, CPU), instances, STREAMS)
     return flat[:, : problem.parameter_count].numpy()
+
+
+def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """To the nearest number of `bits` explicit bits, as TF32 (10) and bfloat16 (7) round operands."""
+    drop = 23 - bits
+    as_int = x.contiguous().view(torch.int32)
+    return ((as_int + (1 << drop - 1)) & -(1 << drop)).view(torch.float32)

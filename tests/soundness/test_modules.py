@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.opacus_engine import RowGradients, train_opacus
+from mucd_ray.learn.opacus_engine import RowGradients, clipped_sum, train_opacus
 from mucd_ray.mechanism.mechanism import Mechanism
 
 INPUTS, OUTPUTS = 100, 2
@@ -270,6 +270,22 @@ def test_what_is_no_function_of_one_row_is_refused(kind, message):
     with pytest.raises(MucdError, match=message) as refused:
         released(kind, asked, units)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("clip_norm", [1e-12, 1e-3, 1.0, 1e12])
+def test_no_vector_exceeds_the_clip_norm_by_rounding(clip_norm, dtype):
+    """Of denormals, of the largest numbers, of both beside each other, and of norms next to C."""
+    rng = np.random.default_rng(5)
+    for scale in (1e-45, 1e-42, 1e-38, 1e-23, 1e-19, 1e-12, 1e-6, 1.0, 1e12, 1e18, 1e19, 1e30, 3e36, clip_norm / 9, clip_norm / np.sqrt(90)):
+        with np.errstate(over="ignore"):
+            vectors = torch.from_numpy((scale * rng.standard_normal((20, 90))).astype(np.float32))
+        vectors[::2, :10] *= 1e-10
+        vectors[1::4, 0] = float("nan")
+        vectors[3::4, 5] = 3e38
+        for vector in vectors:
+            norm = torch.linalg.vector_norm(clipped_sum(vector.clone()[None], clip_norm, dtype)).item()
+            assert norm <= clip_norm and not (vector.isnan().any() and norm)
 
 
 def test_initial_parameters_come_from_the_generator_alone():

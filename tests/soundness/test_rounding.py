@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from problems import STREAMS, clipped_sum, problem
+from problems import STREAMS, clipped_sum, made_up, problem, rounded, trained, transitions
 
+from mucd_ray.errors import MucdError
 from mucd_ray.learn.fused import FusedTrainer
 from mucd_ray.learn.fused_memory import TILE
 from mucd_ray.learn.fused_step import CARRY
@@ -82,3 +83,25 @@ def test_noise_is_added_before_anything_is_rounded():
     exact = (noise * np.float32(SIGMA * 0.3)).astype(float) + sums
     released = noisy_mean(torch.from_numpy(sums), torch.from_numpy(noise), mechanism)
     assert released.dtype == torch.float32 and np.array_equal(released.numpy(), exact.astype(np.float32) / np.float32(7))
+
+
+@pytest.mark.parametrize("name,engine", [("mm", "torch"), ("bmm", "padded")])
+def test_tf32_exceeds_the_clip_norm_and_is_refused(name, engine, monkeypatch):
+    """The attack, with the rounding that a GPU would do: a unit whose operands all round up."""
+    asked, product = problem(inputs=200, actions=2), getattr(torch, name)
+    units = transitions(asked, 1, np.random.default_rng(0))
+    # Just above the middle of two neighbours of eleven bits.
+    units.features[:] = 1 + 2.0**-11 + 2.0**-20
+    flat = np.zeros(asked.parameter_count, np.float32)
+
+    def coarse(a, b, **options):
+        return product(rounded(a, 10), rounded(b, 10), **options)
+
+    def norm():
+        return np.linalg.norm(clipped_sum(engine, asked, flat, units, 1.0))
+
+    assert norm() <= 1
+    monkeypatch.setattr(torch, name, coarse)
+    assert norm() > 1 + 1e-4
+    with pytest.raises(MucdError, match=f"torch.{name} on cpu is coarser"):
+        trained(asked, made_up("transition", asked, 30, np.random.default_rng(1)), [0], engine="torch")
