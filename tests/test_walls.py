@@ -1,6 +1,7 @@
 """Imports run downwards only (docs/layout in the README): checked in the sources, and for `verify` in a real process."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,22 @@ def test_a_room_imports_only_what_lies_below_it(room):
             assert top not in FORBIDDEN[room], f"{path} imports {name}"
             if top == "mucd_ray" and len(rest) > 1:
                 assert rest[0] == room or rest[0] in ROOMS_BELOW[room], f"{path} imports {name}"
+
+
+def test_no_circle_anywhere():
+    """Of all imports, those inside functions too: what a file needs lies below it."""
+    files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    needs = {}
+    for name, path in files.items():
+        needs[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                needs[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path} imports relative to itself"
+                needs[name] |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    assert "mucd_ray.learn.opacus_engine" in needs["mucd_ray.learn.ensemble"], "imports inside functions count"
+    graphlib.TopologicalSorter({name: of & (files.keys() - {name}) for name, of in needs.items()}).prepare()
 
 
 def test_nothing_is_unpickled():

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.networks import named_parameters
+from mucd_ray.learn.precision import require_float32_products
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.stacked import UnitsOnDevice, train_stacked
 from mucd_ray.learn.streams import Streams
-from mucd_ray.learn.units import Units
+from mucd_ray.learn.units import Units, check
 from mucd_ray.mechanism.mechanism import Mechanism
 
 # Larger blocks save Python time until one layer's activations, this many floats, no longer stay in cache.
@@ -53,7 +54,7 @@ def train_block(
     float32 rounding of the sums. Nothing but the noisy sums depends on `units`, apart from their number.
 
     Raises:
-        MucdError: shapes, action values, the mechanism's unit or the engine do not fit.
+        MucdError: shapes, action values, the mechanism's unit or the engine do not fit; products on the device are coarser than float32.
     """
     check(problem, mechanism, units)
     if engine not in ENGINES:
@@ -84,6 +85,8 @@ def fused_trains(problem: Problem) -> bool:
 
 
 def _train_torch(problem, mechanism, units, instances, streams, device, block, progress) -> Tensor:
+    # Before anything else is done on the device.
+    require_float32_products(device)
     if device.type == "cpu":
         # Two threads were 13 times slower than one on a busy machine, and thread counts may change the order of sums.
         torch.set_num_threads(1)
@@ -125,6 +128,7 @@ def _train_modules(problem, mechanism, units, instances, streams, progress) -> d
     from mucd_ray.learn.opacus_engine import train_opacus
 
     torch.set_num_threads(1)
+    require_float32_products(torch.device("cpu"), convolutions=True)
     trained = []
     for instance in instances:
         module = train_opacus(problem.module_factory, problem, mechanism, units, instance, streams)
@@ -137,21 +141,3 @@ def _train_modules(problem, mechanism, units, instances, streams, progress) -> d
 def _block_size(problem: Problem, rows: float) -> int:
     widest = max(width for _, network in problem.networks for width in (network.inputs, network.outputs, *network.hidden))
     return max(1, min(CPU_BLOCK, int(CPU_BLOCK_FLOATS / (max(rows, 1.0) * widest))))
-
-
-def check(problem: Problem, mechanism: Mechanism, units: Units) -> None:
-    if mechanism.unit != units.unit:
-        raise MucdError(f"the mechanism's unit is a {mechanism.unit}, the data has units of one {units.unit}: make both the same")
-    width, rows = problem.learner.random_features or problem.inputs, len(units.features)
-    if units.features.shape[1] != width:
-        raise MucdError(f"features are {units.features.dtype} {units.features.shape}: the network wants float32 [N, {width}]")
-    if problem.algorithm.looks_ahead and len(units.next_features) != rows:
-        raise MucdError(f"algorithm {problem.learner.algorithm!r} looks ahead: give the next observation's features of all {rows} transitions")
-    actions = units.actions
-    if problem.discrete:
-        if actions.ndim != 1 or not np.issubdtype(actions.dtype, np.integer):
-            raise MucdError(f"actions are {actions.dtype} {actions.shape}: discrete ones are integers [N]")
-        if actions.min() < 0 or actions.max() >= problem.actions:
-            raise MucdError(f"actions lie in [{actions.min()}, {actions.max()}]: the network has actions 0..{problem.actions - 1}")
-    elif actions.shape != (rows, problem.actions) or actions.dtype != np.float32:
-        raise MucdError(f"actions are {actions.dtype} {actions.shape}: the network wants float32 [N, {problem.actions}]")

@@ -1,8 +1,10 @@
 """The fused engine: one compiled kernel trains one instance after the other, with all of its state in cache.
 
-A step is: noise into the gradient buffer; Poisson sample of units; for each tile of rows the passes of `fused_step` (forward, deltas,
-norms, clip, and one product per layer into the buffer); then the optimiser. Where units are trajectories, tiles hold rows of one
-trajectory, its update is summed in a buffer of its own, clipped as a whole and added.
+A step is: Poisson sample of units; for each tile of rows the passes of `fused_step` (forward, deltas, norms, clip, and one product per
+layer into the gradient buffer); noise; then the optimiser. Where units are trajectories, tiles hold rows of one trajectory, its update is
+summed in a buffer of its own, clipped as a whole and added.
+
+Sums of more than 16 tiles, or clipped trajectories, go on in float64: what a unit adds is rounded beside at most 1024 others.
 
 The kernel draws from the streams of `streams` and rounds as `clipping` promises, so its results are those of the torch engine to
 float32 rounding. They are bit-identical whatever the grouping, since an instance never shares an operation with another.
@@ -29,6 +31,7 @@ from mucd_ray.learn.fused_step import (
     add_noise,
     average,
     backward,
+    carry,
     clip,
     evaluate,
     finish_training,
@@ -37,6 +40,7 @@ from mucd_ray.learn.fused_step import (
     move,
     move_locally,
     spread_rows,
+    start_sum,
     start_training,
     start_update,
     tile_of,
@@ -63,7 +67,7 @@ def _transition_kernel(delta: Callable) -> Callable:
         outputs, context, deltas = loss_operands(memory, layers, evaluations, plan)
         sample = np.empty(0, np.int64)
         for step in range(plan.steps):
-            add_noise(memory, layers, plan, key, np.uint64(step), instance, words)
+            start_sum(memory, plan)
             sample, size = poisson_sample(key, SAMPLE, np.uint64(step), instance, len(data.starts), plan.sample_rate, sample)
             tiles = tiles_of(size)
             for tile in range(tiles):
@@ -76,6 +80,8 @@ def _transition_kernel(delta: Callable) -> Callable:
                 backward(memory, layers, 0, vectors)
                 clip(memory, layers, plan, end - start, vectors)
                 add_gradients(memory, layers, plan, end - start, vectors, plan.gradient)
+                carry(memory, plan, tile + 1)
+            add_noise(memory, layers, plan, key, np.uint64(step), instance, words, tiles)
             move(memory, plan, step, total)
         finish_training(memory, plan, total)
 
@@ -90,12 +96,14 @@ def _trajectory_kernel(delta: Callable) -> Callable:
         outputs, context, deltas = loss_operands(memory, layers, evaluations, plan)
         sample, rows, word = np.empty(0, np.int64), np.empty(plan.cap, np.int64), np.empty(32, np.uint64)
         for step in range(plan.steps):
-            add_noise(memory, layers, plan, key, np.uint64(step), instance, words)
+            start_sum(memory, plan)
             sample, size = poisson_sample(key, SAMPLE, np.uint64(step), instance, len(data.starts), plan.sample_rate, sample)
-            for trajectory in sample[:size]:
+            for unit in range(size):
+                trajectory = sample[unit]
                 philox(key, 1, SUBSET | np.uint64(trajectory) << np.uint64(8), np.uint64(step), instance, word)
                 count = spread_rows(data.starts[trajectory], data.lengths[trajectory], plan.cap, uniform(word[0]), rows)
                 if not count:
+                    carry(memory, plan, unit + 1)
                     continue
                 parameters = start_update(memory, plan)
                 for local_step in range(plan.local_steps):
@@ -112,6 +120,8 @@ def _trajectory_kernel(delta: Callable) -> Callable:
                         add_gradients(memory, layers, plan, end - start, vectors, plan.local_gradient)
                     move_locally(memory, plan)
                 add_clipped(memory, plan)
+                carry(memory, plan, unit + 1)
+            add_noise(memory, layers, plan, key, np.uint64(step), instance, words, size)
             move(memory, plan, step, total)
         finish_training(memory, plan, total)
 
@@ -203,24 +213,26 @@ class FusedTrainer:
     def train_from(self, initial: np.ndarray, instance: int) -> np.ndarray:
         """The same from given initial parameters."""
         self.memory[:] = 0.0
-        for layer, weight, bias in self._views(0):
+        for layer, weight, bias in self._views(self.memory):
             end = layer["flat"] + weight.size
             weight[:] = initial[layer["flat"] : end].reshape(weight.shape)
             bias[:] = initial[end : end + len(bias)]
         self.kernel(*self._arguments(instance))
-        return self.packed(0)
+        return self._packed(self.memory)
 
-    def packed(self, start: int) -> np.ndarray:
-        """Flat copy of the block of parameters at `start`: the parameters (0) or the gradient buffer (plan.gradient)."""
-        return np.concatenate([part.ravel() for _, *parts in self._views(start) for part in parts])
+    @property
+    def last_sum(self) -> np.ndarray:
+        """Flat copy of the last step's noisy sum, float64 [parameter_count]; where it never left float32, as it was rounded to that."""
+        sums = self.memory[self.plan.sums :][: 2 * self.plan.size].view(np.float64)
+        return self._packed(sums if sums.any() else self.memory[self.plan.gradient :]).astype(np.float64)
 
-    def _views(self, start: int):
+    def _packed(self, block: np.ndarray) -> np.ndarray:
+        return np.concatenate([part.ravel() for _, *parts in self._views(block) for part in parts])
+
+    def _views(self, block: np.ndarray):
         for layer in self.layers:
-            weight = self.memory[start + layer["weight"] :][: layer["outputs"] * layer["stride"]]
-            yield (
-                layer, weight.reshape(layer["outputs"], layer["stride"])[:, : layer["inputs"]],
-                self.memory[start + layer["bias"] :][: layer["outputs"]],
-            )
+            weight = block[layer["weight"] :][: layer["outputs"] * layer["stride"]]
+            yield layer, weight.reshape(layer["outputs"], layer["stride"])[:, : layer["inputs"]], block[layer["bias"] :][: layer["outputs"]]
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -231,9 +243,9 @@ def _read_only(array: np.ndarray) -> np.ndarray:
 
 
 def clipped_sum(problem: Problem, flat: np.ndarray, units: Units, clip_norm: float) -> np.ndarray:
-    """The kernel's clipped sum over all units without noise, float32 [parameter_count], at parameters `flat`: for tests."""
+    """The kernel's clipped sum over all units without noise, float64 [parameter_count], at parameters `flat`: for tests."""
     mechanism = Mechanism(unit=units.unit, sample_rate=1.0, noise_multiplier=1.0, clip_norm=clip_norm, steps=1, normaliser=1.0)
     trainer = FusedTrainer(problem, mechanism, units, Streams(bytes(16)))
     trainer.plan = trainer.plan._replace(noise_scale=0.0)
     trainer.train_from(flat, 0)
-    return trainer.packed(trainer.plan.gradient)
+    return trainer.last_sum

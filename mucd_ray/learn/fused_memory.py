@@ -2,7 +2,7 @@
 
 Rows of the batch are lanes: a layer's activations are [width, TILE], so that norms, clipping and activation functions run on whole
 vectors of rows and products read the weights [out, in] as they are stored. Parameters, target copy, gradient and optimiser state are
-blocks of `Plan.size` floats with the same layout.
+blocks of `Plan.size` floats with the same layout; `Plan.sums` is one of doubles.
 """
 
 from collections import namedtuple
@@ -32,7 +32,7 @@ Data = namedtuple("Data", "features next_features actions rewards keeps starts l
 Plan = namedtuple(
     "Plan",
     "steps sample_rate noise_scale clip_norm normaliser adam learning_rate momentum averaged target_rate cap local_steps local_rate "
-    "size noises gradient first second target local local_gradient update "
+    "size noises gradient sums first second target local local_gradient update "
     "next_x rows outputs context noise squares factors",
 )
 
@@ -58,7 +58,7 @@ def layout(network: Network, evaluations: int) -> tuple[np.ndarray, dict[str, in
         flat += (inputs + 1) * outputs
     size = end
     blocks = ("gradient", "first", "second", "target", "local", "local_gradient", "update")
-    starts = {"size": size, **{name: take(size) for name in blocks}}
+    starts = {"size": size, **{name: take(size) for name in blocks}, "sums": take(2 * size)}
     # As `streams.gaussian_noise` draws them.
     starts["noises"] = -(-flat // 64) * 64
     starts["noise"] = take(starts["noises"])

@@ -19,6 +19,7 @@ from mucd_ray.learn.simd import (
     add_column_squares,
     add_row_sums,
     address,
+    address_of_doubles,
     multiply,
     scale_or_clear,
     transpose,
@@ -31,27 +32,14 @@ ZERO, ONE = np.float32(0.0), np.float32(1.0)
 NOISE = np.uint64(purposes.NOISE)
 # Random words made at a time: few enough to stay in the first-level cache.
 WORDS = 1024
+# Tiles, or clipped trajectories, that are added up in float32 before their sum goes on in float64.
+CARRY = 16
 
 
 @compiled
 def matrix(memory, start, rows):
     """View [rows, TILE]."""
     return numba.carray(address(memory, start), (rows, TILE))
-
-
-@compiled
-def _unpack(memory, start, layers, flat, scale):
-    """Write scale * flat, in the order of `networks.layer_views`, to the layers' weights and biases in the block at `start`."""
-    for layer in layers:
-        for row in range(layer.outputs):
-            target, source = start + layer.weight + row * layer.stride, layer.flat + row * layer.inputs
-            to, what = memory[target : target + layer.inputs], flat[source : source + layer.inputs]
-            for column in range(layer.inputs):
-                to[column] = scale * what[column]
-        source = layer.flat + layer.inputs * layer.outputs
-        to, what = memory[start + layer.bias : start + layer.bias + layer.outputs], flat[source : source + layer.outputs]
-        for row in range(layer.outputs):
-            to[row] = scale * what[row]
 
 
 @compiled
@@ -72,8 +60,30 @@ def loss_operands(memory, layers, evaluations, plan):
 
 
 @compiled
-def add_noise(memory, layers, plan, key, step, instance, words):
-    """The step's Gaussian noise, with which the gradient buffer begins; `words` uint64 [WORDS] are scratch."""
+def start_sum(memory, plan):
+    """Clear the gradient buffer."""
+    memory[plan.gradient : plan.gradient + plan.size] = ZERO
+
+
+@compiled
+def carry(memory, plan, added):
+    """After every CARRY things `added` to the gradient buffer: move it to the step's float64 sums, which begin with the first time."""
+    if added % CARRY:
+        return
+    gradient, sums = memory[plan.gradient : plan.gradient + plan.size], numba.carray(address_of_doubles(memory, plan.sums), (plan.size,))
+    first = added == CARRY
+    for i in range(plan.size):
+        sums[i] = np.float64(gradient[i]) if first else sums[i] + np.float64(gradient[i])
+        gradient[i] = ZERO
+
+
+@compiled
+def add_noise(memory, layers, plan, key, step, instance, words, added):
+    """The sum of a step with its Gaussian noise into the gradient buffer; `words` uint64 [WORDS] are scratch, `added` as for `carry`.
+
+    Noise comes last: rows that are added to large noise, or to a large sum, are rounded by it, so that one unit would move what all others
+    add. What the sum plus the noise is rounded to is post-processing.
+    """
     half = plan.noises // 2
     noise = memory[plan.noise : plan.noise + plan.noises]
     for start in range(0, half, WORDS):
@@ -81,7 +91,30 @@ def add_noise(memory, layers, plan, key, step, instance, words):
         part = words[: end - start]
         philox(key, 1 + start // 4, NOISE, step, instance, part)
         standard_normals(part, noise[start:end], noise[half + start : half + end])
-    _unpack(memory, plan.gradient, layers, noise, np.float32(plan.noise_scale))
+    if added < CARRY:
+        _add_unpacked(memory[plan.gradient : plan.gradient + plan.size], layers, noise, np.float32(plan.noise_scale))
+        return
+    gradient, sums = memory[plan.gradient : plan.gradient + plan.size], numba.carray(address_of_doubles(memory, plan.sums), (plan.size,))
+    for i in range(plan.size):
+        sums[i] += np.float64(gradient[i])
+    _add_unpacked(sums, layers, noise, plan.noise_scale)
+    for i in range(plan.size):
+        gradient[i] = np.float32(sums[i])
+
+
+@compiled
+def _add_unpacked(block, layers, flat, scale):
+    """Add scale * flat, in the order of `networks.layer_views`, to the layers' weights and biases in a block of floats or doubles."""
+    for layer in layers:
+        for row in range(layer.outputs):
+            target, source = layer.weight + row * layer.stride, layer.flat + row * layer.inputs
+            to, what = block[target : target + layer.inputs], flat[source : source + layer.inputs]
+            for column in range(layer.inputs):
+                to[column] += scale * what[column]
+        source = layer.flat + layer.inputs * layer.outputs
+        to, what = block[layer.bias : layer.bias + layer.outputs], flat[source : source + layer.outputs]
+        for row in range(layer.outputs):
+            to[row] += scale * what[row]
 
 
 @compiled

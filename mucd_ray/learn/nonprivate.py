@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.algorithm import Transition, output_deltas
 from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
@@ -72,18 +74,14 @@ def _transitions(units: Units, allowed: np.ndarray) -> Units:
 
 
 def _train_modules(problem: Problem, units: Units, allowed: np.ndarray, seeds: list[int], steps: int, batch: int, learning_rate: float, progress) -> dict[str, torch.Tensor]:
-    # Opacus takes a second to import, which nobody else should pay.
-    from mucd_ray.learn.opacus_engine import BatchGradients
-
     torch.set_num_threads(1)
     trained = []
     for generator in (np.random.default_rng(seed) for seed in seeds):
         module = problem.module_factory(generator)
         target, optimiser = copy.deepcopy(module), torch.optim.Adam(module.parameters(), lr=learning_rate)
-        gradients = BatchGradients(problem, units, module, target)
         for _ in range(steps):
             rows = allowed[generator.integers(len(allowed), size=min(batch, len(allowed)))]
-            outputs, deltas = gradients.outputs_and_deltas(rows)
+            outputs, deltas = _outputs_and_deltas(problem, units, module, target, rows)
             optimiser.zero_grad()
             outputs.backward(deltas / len(rows))
             optimiser.step()
@@ -95,3 +93,16 @@ def _train_modules(problem: Problem, units: Units, allowed: np.ndarray, seeds: l
                 progress()
         trained.append({name: parameter.detach() for name, parameter in module.named_parameters()})
     return {name: torch.stack([parameters[name] for parameters in trained]) for name in trained[0]}
+
+
+def _outputs_and_deltas(problem: Problem, units: Units, module: nn.Module, target: nn.Module, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The module's outputs at these rows, through which gradients flow back, and the loss' derivatives by them, both [B, O]."""
+    context = []
+    with torch.no_grad():
+        for evaluation in problem.algorithm.context:
+            x = torch.from_numpy((units.next_features if evaluation.next else units.features)[rows])
+            context.append((target if evaluation.target else module)(x))
+    transition = Transition(*(torch.from_numpy(array[rows]) for array in (units.actions, units.rewards, units.keeps)))
+    outputs = module(torch.from_numpy(units.features[rows]))
+    joined = torch.cat(context, -1) if context else outputs.new_zeros(len(rows), 0)
+    return outputs, output_deltas(problem.algorithm.loss, problem.constants)(outputs, joined, transition)

@@ -68,6 +68,18 @@ def address(typing, memory, offset):
     return signature, generate
 
 
+@intrinsic
+def address_of_doubles(typing, memory, offset):
+    """The same for float64 numbers, each of which takes two places of memory."""
+    signature = types.CPointer(types.float64)(memory, types.intp)
+
+    def generate(context, builder, signature, arguments):
+        scalar, _ = _addressing(context, builder, signature, arguments[0])
+        return builder.bitcast(scalar(arguments[1]), ir.DoubleType().as_pointer())
+
+    return signature, generate
+
+
 # What becomes of a product: added to C; or plus a bias for each row, into C; that rectified; or kept where another matrix is positive.
 # The last two add the squares of what they store to column sums, group by group of a tile's rows (see `clipping.ROUNDING_PER_TERM`).
 ADD, BIAS, RECTIFY, WHERE_POSITIVE = range(4)

@@ -27,6 +27,8 @@ from mucd_ray.mechanism.mechanism import Mechanism
 # Rows and parameters of an instance are padded to a multiple of this. They then start at the same alignment in every block and
 # no element falls into the scalar tail of a vectorised loop, where rounding may differ.
 ALIGNMENT = 32
+# Rows that are summed in float32 before the sum goes on in float64, see `clipped_sum`.
+SUM_ROWS = 256
 # Trajectories whose updates are held at a time; whole instances at least.
 GROUPS_AT_A_TIME = 256
 
@@ -55,12 +57,11 @@ def train_stacked(
     optimiser = OPTIMISERS[learner.optimiser](learner, parameters)
     averaged = learner.averaged_steps(mechanism.steps)
     total = torch.zeros_like(parameters, dtype=torch.float64) if averaged else None
-    summed, workspace = torch.zeros_like(parameters), Workspace(device)
+    summed, workspace = torch.zeros_like(parameters, dtype=torch.float64), Workspace(device)
     draws = (DrawsOnDevice if units.padded else Draws)(streams, instances, units, mechanism.sample_rate, learner.local.cap)
     for step in range(mechanism.steps):
         clipped_sum(problem, parameters, target, units, draws.rows(step), mechanism.clip_norm, out=summed, workspace=workspace)
-        noisy = draws.noise(step, summed.shape[1]).mul_(mechanism.noise_multiplier * mechanism.clip_norm).add_(summed)
-        optimiser.step(parameters, noisy.div_(mechanism.normaliser), step)
+        optimiser.step(parameters, noisy_mean(summed, draws.noise(step, summed.shape[1]), mechanism), step)
         if problem.algorithm.has_target:
             # See the optimisers: no fused multiply-add.
             target.add_(torch.sub(parameters, target).mul_(problem.constants["target_rate"]))
@@ -69,6 +70,15 @@ def train_stacked(
         if progress is not None:
             progress()
     return parameters if total is None else total.div_(averaged).to(torch.float32)
+
+
+def noisy_mean(summed: Tensor, noise: Tensor, mechanism: Mechanism) -> Tensor:
+    """What a step releases, float32: the clipped sum (float64) plus noise from N(0, 1) draws (float32), over the public normaliser.
+
+    Uses both up. The sum is rounded to float32 with its noise, which is post-processing; before the noise, rounding would depend on all
+    units at once, and one unit could move it by more than its own vector.
+    """
+    return summed.add_(noise.mul_(mechanism.noise_multiplier * mechanism.clip_norm)).to(torch.float32).div_(mechanism.normaliser)
 
 
 def initial_flat(problem: Problem, generator: np.random.Generator) -> np.ndarray:
@@ -101,10 +111,11 @@ def clipped_sum(
     Args:
         parameters, target: flat [P, stride], see `tower_layers`.
         rows: as `Draws.rows` gives them.
-        out: flat tensor like `parameters` to write into; its tail beyond parameter_count is left alone.
+        out: flat float64 tensor of the shape of `parameters` to write into; its tail beyond parameter_count is left alone.
 
     Formal guarantee: adding or removing one unit, whatever it contains, moves a row of the result by at most `clip_norm` in L2 norm,
-    up to float32 rounding of the sum.
+    up to rounding. Trajectories are rounded one by one. Transitions are summed in float32, at most SUM_ROWS at a time, and these sums in
+    float64; where one more row moves all others to other places of these sums, B rows change by at most 2 B SUM_ROWS 2^-24 clip norms.
     """
     if units.unit == "transition":
         return _clipped_transitions(problem, parameters, target, rows, clip_norm, out, workspace)
@@ -122,7 +133,10 @@ def _clipped_transitions(problem, parameters, target, batch: Batch, clip_norm, o
         # Zero times NaN or inf is NaN: both operands of the product have to be zero.
         for tensor in (*gradients.deltas, *gradients.inputs):
             tensor.masked_fill_(~finite[..., None], 0.0)
-    return gradients.weighted_sum(factors, out)
+    if batch.x.shape[1] > SUM_ROWS:
+        return gradients.weighted_sum(factors, out)
+    # The same numbers, in one copy for all layers.
+    return out.copy_(gradients.weighted_sum(factors, workspace.take("sum", out.shape)))
 
 
 def _clipped_trajectories(problem, parameters, target, units, rows: list[list[np.ndarray]], clip_norm, out, workspace) -> Tensor:
@@ -132,7 +146,7 @@ def _clipped_trajectories(problem, parameters, target, units, rows: list[list[np
     trajectory moves for itself alone. One with a non-finite component, or without transitions, counts as zero.
     """
     out[:, : problem.parameter_count] = 0.0
-    for start, end in _slices([len(of_instance) for of_instance in rows], GROUPS_AT_A_TIME):
+    for start, end in slices([len(of_instance) for of_instance in rows], GROUPS_AT_A_TIME):
         groups = [(p, chosen) for p in range(start, end) for chosen in rows[p] if len(chosen)]
         if not groups:
             continue
@@ -144,7 +158,7 @@ def _clipped_trajectories(problem, parameters, target, units, rows: list[list[np
         updates.mul_(clip_factors(squares, clip_norm).to(torch.float32)[:, None])
         sizes = torch.bincount(owners, minlength=end)[start:].tolist()
         for p, part in zip(range(start, end), updates.split(sizes)):
-            out[p, : problem.parameter_count] = part.sum(0)
+            out[p, : problem.parameter_count] = part.sum(0, dtype=torch.float64)
     return out
 
 
@@ -172,7 +186,7 @@ def _is_row(batch: Batch) -> Tensor:
     return (torch.arange(batch.x.shape[1], device=batch.x.device) < counts).to(torch.float32)
 
 
-def _slices(sizes: list[int], most: int) -> list[tuple[int, int]]:
+def slices(sizes: list[int], most: int) -> list[tuple[int, int]]:
     """Ranges [start, end) of instances whose sizes sum to at most `most`, or of a single instance."""
     slices, start, total = [], 0, 0
     for index, size in enumerate(sizes):
@@ -221,7 +235,10 @@ class RowGradients:
         for (weight, bias), delta, x in zip(layers, self.deltas, self.inputs):
             delta.mul_(weights[..., None])
             self.sum_outer(self.rows_of(delta), self.rows_of(x), weight)
-            bias.copy_(_sum_rows(delta))
+            first, *others = delta.split(SUM_ROWS, 1)
+            bias.copy_(_sum_rows(first))
+            for part in others:
+                bias.add_(_sum_rows(part))
         return out
 
     def _evaluate(self, evaluation, layers: dict[str, Layers]) -> Tensor:
@@ -287,7 +304,13 @@ def _multiply_rows(a: Sequence[Tensor], b: Tensor, out: Sequence[Tensor]) -> Non
 
 def _sum_outer_rows(delta: Sequence[Tensor], x: Sequence[Tensor], out: Tensor) -> None:
     for rows, inputs, result in zip(delta, x, out.unbind(0)):
-        torch.mm(rows.t(), inputs, out=result)
+        if result.dtype == torch.float32 and len(rows) <= SUM_ROWS:
+            torch.mm(rows.t(), inputs, out=result)
+            continue
+        (first, its), *others = zip(rows.split(SUM_ROWS), inputs.split(SUM_ROWS))
+        result.copy_(torch.mm(first.t(), its))
+        for part, its in others:
+            result.add_(torch.mm(part.t(), its))
 
 
 def _multiply_padded(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -295,7 +318,10 @@ def _multiply_padded(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 
 def _sum_outer_padded(delta: Tensor, x: Tensor, out: Tensor) -> None:
-    out.copy_(torch.bmm(delta.transpose(1, 2), x))
+    (first, its), *others = zip(delta.split(SUM_ROWS, 1), x.split(SUM_ROWS, 1))
+    out.copy_(torch.bmm(first.transpose(1, 2), its))
+    for part, its in others:
+        out.add_(torch.bmm(part.transpose(1, 2), its))
 
 
 def _sum_rows(x: Tensor) -> Tensor:

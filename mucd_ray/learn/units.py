@@ -9,6 +9,7 @@ from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.problem import Problem
+from mucd_ray.mechanism.mechanism import Mechanism
 
 ARRAYS = ("features", "next_features", "actions", "rewards", "keeps", "starts", "lengths")
 
@@ -84,6 +85,25 @@ def check_unit(learner: Learner, unit: str) -> None:
     """Raise MucdError unless the learner is sound at this unit."""
     if unit == "transition" and learner.local.min_return is not None:
         raise MucdError("a least return needs --unit trajectory: one changed reward moves the return of every transition of a trajectory")
+
+
+def check(problem: Problem, mechanism: Mechanism, units: Units) -> None:
+    """Raise MucdError unless the mechanism's unit, shapes and action values fit one another."""
+    if mechanism.unit != units.unit:
+        raise MucdError(f"the mechanism's unit is a {mechanism.unit}, the data has units of one {units.unit}: make both the same")
+    width, rows = problem.learner.random_features or problem.inputs, len(units.features)
+    if units.features.shape[1] != width:
+        raise MucdError(f"features are {units.features.dtype} {units.features.shape}: the network wants float32 [N, {width}]")
+    if problem.algorithm.looks_ahead and len(units.next_features) != rows:
+        raise MucdError(f"algorithm {problem.learner.algorithm!r} looks ahead: give the next observation's features of all {rows} transitions")
+    actions = units.actions
+    if problem.discrete:
+        if actions.ndim != 1 or not np.issubdtype(actions.dtype, np.integer):
+            raise MucdError(f"actions are {actions.dtype} {actions.shape}: discrete ones are integers [N]")
+        if actions.min() < 0 or actions.max() >= problem.actions:
+            raise MucdError(f"actions lie in [{actions.min()}, {actions.max()}]: the network has actions 0..{problem.actions - 1}")
+    elif actions.shape != (rows, problem.actions) or actions.dtype != np.float32:
+        raise MucdError(f"actions are {actions.dtype} {actions.shape}: the network wants float32 [N, {problem.actions}]")
 
 
 def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem, unit: str) -> Units:

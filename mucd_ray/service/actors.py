@@ -16,6 +16,7 @@ from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.looks import effective_eta
 from mucd_ray.certify.policy import return_band, shares_kept
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.precision import forbid_coarse_products
 from mucd_ray.learn.units import ARRAYS, Units
 from mucd_ray.service.settings import check_code
 from mucd_ray.service.storage import reason
@@ -66,6 +67,7 @@ class Trainer(Watched):
         # Zero-copy views of the object store: an in-place write by anybody would change them for everybody.
         self.units = Units(unit=self.settings.mechanism.unit, **dict(zip(ARRAYS, self.arrays, strict=True)))
         self._check_data()
+        forbid_coarse_products()
         self.device = "cuda" if ray.get_gpu_ids() else "cpu"
 
     def train(self, instances: range) -> str:

@@ -112,14 +112,14 @@ def clipped_sum(engine: str, problem: Problem, flat: np.ndarray, units: Units, c
     if engine == "fused":
         from mucd_ray.learn import fused
 
-        return fused.clipped_sum(problem, flat, units, clip_norm).astype(float)
+        return fused.clipped_sum(problem, flat, units, clip_norm)
     parameters, data = torch.zeros(1, -(-problem.parameter_count // 32) * 32), UnitsOnDevice(units, CPU, padded=engine == "padded")
     parameters[0, : problem.parameter_count] = torch.from_numpy(flat)
     draws = (DrawsOnDevice if data.padded else Draws)(Streams(bytes(16)), [0], data, 1.0, problem.learner.local.cap)
-    out = torch.zeros_like(parameters)
+    out = torch.zeros_like(parameters, dtype=torch.float64)
     with torch.no_grad():
         result = stacked.clipped_sum(problem, parameters, parameters.clone(), data, draws.rows(0), clip_norm, out=out, workspace=Workspace(CPU))
-    return result[0, : problem.parameter_count].double().numpy()
+    return result[0, : problem.parameter_count].numpy()
 
 
 def random_parameters(problem: Problem, rng, scale: float = 0.3) -> np.ndarray:
@@ -147,3 +147,10 @@ def released(problem: Problem, units: Units, instances, *, engine="torch", **pla
     with torch.no_grad():
         flat = train_stacked(problem, mechanism, UnitsOnDevice(units, CPU), instances, STREAMS)
     return flat[:, : problem.parameter_count].numpy()
+
+
+def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """To the nearest number of `bits` explicit bits, as TF32 (10) and bfloat16 (7) round operands."""
+    drop = 23 - bits
+    as_int = x.contiguous().view(torch.int32)
+    return ((as_int + (1 << drop - 1)) & -(1 << drop)).view(torch.float32)

@@ -1,5 +1,7 @@
 """The engine for any module: the same mechanism as the torch engine, for every algorithm of one network and both units."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -121,8 +123,11 @@ class Remembers(nn.Module):
 ])
 def test_layers_that_mix_rows_draw_or_remember_are_refused(layer, message):
     def factory(generator):
-        layers = [nn.Linear(4, 8), layer]
-        return nn.Sequential(*layers, *([] if isinstance(layer, nn.Linear) else [nn.Linear(8, 3)]))
+        layers = [nn.Linear(4, 8), copy.deepcopy(layer)]
+        module = nn.Sequential(*layers, *([] if isinstance(layer, nn.Linear) else [nn.Linear(8, 3)]))
+        for parameter in module.parameters():
+            parameter.data = torch.tensor(generator.uniform(-0.3, 0.3, tuple(parameter.shape)), dtype=torch.float32)
+        return module
 
     with pytest.raises(MucdError, match=message):
         train_opacus(factory, problem(), PLAN, dataset(), 0, STREAMS)

@@ -1,0 +1,323 @@
+"""Modules that would carry a unit past its clip norm, if the engine for any `nn.Module` let them: whatever is trained, one unit moves the
+released parameters by at most C; what is not a function of one row is refused."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from problems import STREAMS, changed, joined, made_up, problem, take
+from torch import nn
+from torch.nn.utils import parameters_to_vector
+
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.opacus_engine import RowGradients, clipped_sum, train_opacus
+from mucd_ray.mechanism.mechanism import Mechanism
+
+INPUTS, OUTPUTS = 100, 2
+SEEN = []
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(INPUTS, OUTPUTS)
+        self.register_buffer("mean", torch.zeros(INPUTS))
+        self.frozen = nn.Parameter(torch.ones(INPUTS), requires_grad=False)
+        self.plain, self.calls = torch.zeros(INPUTS), 0
+
+    def forward(self, x):
+        return self.lin(x)
+
+
+class Entities(nn.Module):
+    """Each row is 25 entities that share a layer: folded into the batch they look like 25 units."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(4, OUTPUTS)
+
+    def forward(self, x):
+        return self.lin(x.reshape(-1, 4)).reshape(-1, 25, OUTPUTS).sum(1)
+
+
+class Residual(nn.Module):
+    """No layer that Opacus has a rule for: a parameter of its own, a frozen one, norms of a row's own values."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.zeros(INPUTS, 16)), nn.Parameter(torch.zeros(16), requires_grad=False)
+        self.norm, self.groups, self.head = nn.LayerNorm(16), nn.GroupNorm(4, 16), nn.Linear(16, OUTPUTS)
+
+    def forward(self, x):
+        x = self.norm(x @ self.weight) * self.scale
+        return self.head(x + torch.where(x > 0, x, 0.1 * x).tanh() + self.groups(x))
+
+
+class Sleeper(Linear):
+    """Begins to mix what it saw in earlier calls only after a while."""
+
+    def forward(self, x):
+        SEEN.append(x.detach())
+        return self.lin(x + 100 * SEEN[-2].mean() if len(SEEN) > 12 else x)
+
+
+class Centred(Linear):
+    def forward(self, x):
+        return self.lin(x - x.detach().mean(0))
+
+
+class HiddenByZeros(Linear):
+    """Mixes rows behind a head that starts at zero, so that nothing shows at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(OUTPUTS, OUTPUTS)
+        self.zero = True
+
+    def forward(self, x):
+        return self.head(self.lin(x + x.mean(0)))
+
+
+class BatchSize(Linear):
+    def forward(self, x):
+        return self.lin(x * len(x))
+
+
+class RunningBuffer(Linear):
+    def forward(self, x):
+        self.mean.lerp_(x.detach().mean(0), 0.1)
+        return self.lin(x + self.mean)
+
+
+class AssignedBuffer(Linear):
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return self.lin(x + self.mean)
+
+
+class RunningFrozen(Linear):
+    """The frozen parameter would be released: the mean of the raw data."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.frozen.lerp_(x.mean(0), 0.1)
+        return self.lin(x)
+
+
+class RunningData(Linear):
+    def forward(self, x):
+        self.frozen.data.lerp_(x.detach().mean(0), 0.1)
+        return self.lin(x)
+
+
+class RunningAttribute(Linear):
+    def forward(self, x):
+        self.plain = 0.9 * self.plain + 0.1 * x.detach().mean(0)
+        return self.lin(x + self.plain)
+
+
+class MovesItself(Linear):
+    def forward(self, x):
+        with torch.no_grad():
+            self.lin.weight.mul_(1.01)
+        return self.lin(x)
+
+
+class Counts(Linear):
+    def forward(self, x):
+        self.calls += 1
+        return self.lin(x * self.calls)
+
+
+class Hooked(Linear):
+    def __init__(self):
+        super().__init__()
+        self.register_forward_hook(lambda module, inputs, output: SEEN.append(output.detach().mean()) or output + sum(SEEN))
+
+
+class FirstRow(Linear):
+    def forward(self, x):
+        return self.lin(x[:1]).expand(len(x), OUTPUTS)
+
+
+class Remembers(Linear):
+    def forward(self, x):
+        SEEN.append(x.detach().mean(0))
+        return self.lin(x + torch.stack(SEEN).mean(0))
+
+
+class Branches(Linear):
+    def forward(self, x):
+        return self.lin(x) if x.sum() > 0 else self.lin(-x)
+
+
+class Numbers(Linear):
+    def forward(self, x):
+        return self.lin(x) * float(x[0, 0])
+
+
+class Selects(Linear):
+    def forward(self, x):
+        return self.lin(x) + x[x > 0].sum()
+
+
+class Drops(Linear):
+    def forward(self, x):
+        return nn.functional.dropout(self.lin(x), 0.5)
+
+
+class Draws(Linear):
+    def forward(self, x):
+        return self.lin(x) * random.random()
+
+
+class Foreign(Linear):
+    def forward(self, x):
+        return self.lin(foreign(x))
+
+
+@torch.library.custom_op("soundness::foreign", mutates_args=())
+def foreign(x: torch.Tensor) -> torch.Tensor:
+    return x - x.mean(0)
+
+
+def factory(kind):
+    """Draws every parameter from the generator that it is given; a head may start at zero."""
+
+    def make(generator):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = kind()
+        for name, parameter in module.named_parameters():
+            zero = getattr(module, "zero", False) and name.startswith("head")
+            parameter.data = torch.tensor(generator.uniform(-0.3, 0.3, tuple(parameter.shape)) * (not zero), dtype=torch.float32)
+        return module
+
+    return make
+
+
+PLAN = {"sample_rate": 1.0, "noise_multiplier": 0.01, "clip_norm": 0.5, "steps": 1, "normaliser": 1.0}
+
+
+def released(kind, asked, units, **plan):
+    """All parameters after training, frozen ones and buffers too: one step with a learning rate of 1 releases the clipped sum."""
+    SEEN.clear()
+    module = train_opacus(factory(kind), asked, Mechanism(unit=units.unit, **PLAN | plan), units, 0, STREAMS)
+    return torch.cat([parameters_to_vector(module.parameters()).detach(), *(buffer.flatten() for buffer in module.buffers())]).double().numpy()
+
+
+@pytest.mark.parametrize("algorithm", ["bc", "dqn"])
+@pytest.mark.parametrize("unit", ["transition", "trajectory"])
+@pytest.mark.parametrize("kind", [Linear, Entities, pytest.param(Residual, marks=pytest.mark.slow), Sleeper])
+def test_one_unit_moves_all_that_is_released_by_at_most_c(kind, unit, algorithm):
+    """Loud units reach C. Units that are not finite count as none, and none is in what another one adds."""
+    asked, rng = problem(algorithm, inputs=INPUTS, actions=OUTPUTS, learning_rate=1.0, cap=4), np.random.default_rng(0)
+    units = made_up(unit, asked, 40, rng)
+    # Last, so that removing it moves no other unit to another place.
+    loud = joined(units, changed(take(units, [0]), 0, features=50.0, rewards=-50.0))
+    without, whole = released(kind, asked, units), released(kind, asked, loud)
+    assert np.linalg.norm(whole - without) <= 0.5 * (1 + 1e-5)
+    assert np.linalg.norm(whole - without) > 0.49
+    twice = released(kind, asked, joined(loud, take(loud, [40])))
+    assert np.linalg.norm(twice - without) <= 2 * 0.5 * (1 + 1e-5)
+    for value in (np.nan, 3e38):
+        broken = released(kind, asked, joined(units, changed(take(units, [0]), 0, features=value, next_features=value, rewards=value)))
+        assert np.isfinite(broken).all() and np.linalg.norm(broken - without) <= 0.5 * (1 + 1e-5)
+
+
+def test_a_module_that_remembers_later_trains_as_if_it_did_not():
+    """Its code is not run on data: bit for bit what the same layers without memory become."""
+    asked = problem("dqn", inputs=INPUTS, actions=OUTPUTS, optimiser="adam")
+    units = made_up("transition", asked, 60, np.random.default_rng(1))
+    plan = {"steps": 40, "sample_rate": 0.3, "normaliser": 20.0}
+    assert released(Sleeper, asked, units, **plan).tobytes() == released(Linear, asked, units, **plan).tobytes()
+    released(Sleeper, asked, units, **plan)
+    assert len(SEEN) < 12 and all(x.numel() <= 3 * INPUTS for x in SEEN)
+
+
+@pytest.mark.parametrize("kind", [Linear, Entities, Residual])
+def test_no_row_reaches_the_gradient_of_another(kind):
+    """Bit for bit, whatever the neighbours hold; alone it is the same to rounding."""
+    asked, rng = problem("dqn", inputs=INPUTS, actions=OUTPUTS), np.random.default_rng(2)
+    units, module = made_up("transition", asked, 30, rng), factory(kind)(rng)
+    flat = parameters_to_vector([p for p in module.parameters() if p.requires_grad]).detach()
+    gradients = RowGradients(asked, module, units)
+
+    def rows(units, chosen):
+        gradients.units = units
+        return gradients.of_rows(flat, flat, np.array(chosen)).numpy()
+
+    before = rows(units, range(30))
+    for value in (np.nan, np.inf, -1e30):
+        broken = units
+        for index in range(0, 30, 2):
+            broken = changed(broken, index, features=value, next_features=value, rewards=value)
+        assert rows(broken, range(30))[1::2].tobytes() == before[1::2].tobytes()
+    alone = np.concatenate([rows(units, [index]) for index in range(30)])
+    np.testing.assert_allclose(before, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind,message", [
+    (Centred, "other rows"), (HiddenByZeros, "other rows"), (BatchSize, "other rows"), (RunningBuffer, "state"), (AssignedBuffer, "state"),
+    (RunningFrozen, "state"), (RunningData, "state"), (RunningAttribute, "state"), (MovesItself, "state"), (Counts, "every call"), (Hooked, "every call"), (FirstRow, "other rows"),
+    (Remembers, "every call"), (Branches, "torch.where"), (Numbers, "torch.where"), (Selects, "torch.where"), (Drops, "random"), (Draws, "every call"),
+    (Foreign, "any code"),
+])
+def test_what_is_no_function_of_one_row_is_refused(kind, message):
+    asked = problem(inputs=INPUTS, actions=OUTPUTS)
+    units = made_up("transition", asked, 20, np.random.default_rng(3))
+    with pytest.raises(MucdError, match=message) as refused:
+        released(kind, asked, units)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("clip_norm", [1e-12, 1e-3, 1.0, 1e12])
+def test_no_vector_exceeds_the_clip_norm_by_rounding(clip_norm, dtype):
+    """Of denormals, of the largest numbers, of both beside each other, and of norms next to C."""
+    rng = np.random.default_rng(5)
+    for scale in (1e-45, 1e-42, 1e-38, 1e-23, 1e-19, 1e-12, 1e-6, 1.0, 1e12, 1e18, 1e19, 1e30, 3e36, clip_norm / 9, clip_norm / np.sqrt(90)):
+        with np.errstate(over="ignore"):
+            vectors = torch.from_numpy((scale * rng.standard_normal((20, 90))).astype(np.float32))
+        vectors[::2, :10] *= 1e-10
+        vectors[1::4, 0] = float("nan")
+        vectors[3::4, 5] = 3e38
+        for vector in vectors:
+            norm = torch.linalg.vector_norm(clipped_sum(vector.clone()[None], clip_norm, dtype)).item()
+            assert norm <= clip_norm and not (vector.isnan().any() and norm)
+
+
+def test_initial_parameters_come_from_the_generator_alone():
+    asked = problem(inputs=INPUTS, actions=OUTPUTS)
+    units, kept, calls = made_up("transition", asked, 20, np.random.default_rng(4)), Linear(), []
+
+    def from_numpy(generator):
+        module = factory(Linear)(generator)
+        module.lin.weight.data[0, 0] = np.random.rand()
+        return module
+
+    def by_call(generator):
+        calls.append(generator)
+        module = factory(Linear)(generator)
+        module.frozen.data += len(calls)
+        return module
+
+    def of_other_shapes(generator):
+        return factory(Entities if generator.uniform() < STREAMS_SAY else Linear)(generator)
+
+    # What the stream of this instance draws first, and the public generator that is tried beside it.
+    first, other = STREAMS.generator(0, 0, 0).uniform(), np.random.default_rng(0).uniform()
+    STREAMS_SAY = (first + other) / 2
+    cases = {
+        "its factory is given": [lambda generator: Linear(), from_numpy, by_call, lambda generator: factory(Linear)(np.random.default_rng())],
+        "same parameters twice": [lambda generator: kept], "different shapes": [of_other_shapes],
+    }
+    state = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
+    for message, factories in cases.items():
+        for make in factories:
+            with pytest.raises(MucdError, match=message):
+                train_opacus(make, asked, Mechanism(**PLAN), units, 0, STREAMS)
+    train_opacus(factory(Linear), asked, Mechanism(**PLAN), units, 0, STREAMS)
+    # And nobody else's generators were moved, other than by the factories themselves.
+    assert torch.equal(state[0], torch.get_rng_state()) and state[1:] == (np.random.get_state()[1].tobytes(), random.getstate())
