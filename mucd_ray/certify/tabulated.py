@@ -6,7 +6,7 @@ import numpy as np
 
 from mucd_ray.certify.action import certify_scores, certify_votes
 from mucd_ray.certify.bands import order_statistic_band
-from mucd_ray.certify.confidence import action_share, clopper_pearson_lower, clopper_pearson_upper
+from mucd_ray.certify.confidence import clopper_pearson_lower, clopper_pearson_upper, vote_shares
 from mucd_ray.certify.evidence import LEVELS
 from mucd_ray.certify.guarantees import Guarantees, OutcomesGuarantee
 from mucd_ray.certify.families import Pair
@@ -62,9 +62,9 @@ def tabulated(guarantees: Guarantees, kind: str, *, instances: int, outputs: int
     unanimous[:, :, 0] = instances
     if kind == "votes":
         largest = certify_votes(best, guarantees, eta=eta, cap=cap).radius
-        counts, share = np.arange(instances + 1), action_share(eta, outputs)
-        top = clopper_pearson_lower(counts, instances, share)
-        lower_at, upper_at = top, np.concatenate([1.0 - top, clopper_pearson_upper(counts, instances, share)])
+        counts, (_, of_top, of_runner_up) = np.arange(instances + 1), vote_shares(eta, outputs)
+        top = clopper_pearson_lower(counts, instances, of_top)
+        lower_at, upper_at = top, np.concatenate([1.0 - top, clopper_pearson_upper(counts, instances, of_runner_up)])
     elif kind == "scores":
         unanimous[0, 0] = np.bincount([LEVELS], minlength=LEVELS + 1) * instances
         largest = certify_scores(unanimous, guarantees, eta=eta, cap=cap).radius
