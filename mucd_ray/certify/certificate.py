@@ -12,7 +12,6 @@ import json
 import math
 import re
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
@@ -20,8 +19,12 @@ from mucd_ray.certify.claim import claim_sentences
 from mucd_ray.certify.results import compute_results
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.work import TooMuchWork, limited_to
 
-FORMAT = "mucd-certificate/4"
+FORMAT = "mucd-certificate/5"
+# What `verify` spends on a file from anybody, times its patience: bytes read, and operations (mechanism/work.py; up to some ten minutes of a core).
+MOST_BYTES = 64 << 20
+MOST_OPERATIONS = 1e11
 # Processors differ in the last digits of exp and log, which T-fold composition amplifies. Bounds agree if they differ by at most
 # TOLERANCE + T * TOLERANCE_PER_STEP, of the return range or of 1; counts, radii and shares are the same everywhere.
 TOLERANCE = 1e-6
@@ -110,23 +113,38 @@ def content_hash(certificate: dict) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
-def read_certificate(path) -> dict:
-    """A certificate as it stands in the file. Raises MucdError unless it is JSON without duplicate keys, NaN or infinities."""
+def read_certificate(path, patience: float = 1.0) -> dict:
+    """A certificate as it stands in the file.
+
+    Raises:
+        MucdError: more than `patience` times MOST_BYTES; not JSON without duplicate keys, NaN and infinities; another format.
+    """
+    most = int(MOST_BYTES * _checked_patience(patience))
     try:
-        return parse_certificate(Path(path).read_bytes(), path)
-    except OSError as error:
-        raise MucdError(f"cannot read {path}: {error.strerror}") from None
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except (OSError, ValueError) as error:
+        raise MucdError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > most:
+        raise MucdError(f"{path} has more than {most >> 20} MiB: `mucd verify --patience N` reads N times {MOST_BYTES >> 20} MiB")
+    return parse_certificate(content, path)
+
+
+def _checked_patience(patience: float) -> float:
+    if not 0 < patience <= 1e6:
+        raise MucdError(f"patience {patience} is outside (0, 1e6]: 10 allows ten times the usual work")
+    return patience
 
 
 def parse_certificate(content: bytes, path) -> dict:
     """A certificate from the content of a file; `path` is named in errors. Raises MucdError as `read_certificate`."""
     try:
-        certificate = json.loads(content, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        certificate = json.loads(content, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise MucdError(f"{path} is not JSON: {error}") from None
     found = certificate.get("format") if isinstance(certificate, dict) else None
     if isinstance(found, str) and found.startswith(FORMAT.split("/")[0] + "/") and found != FORMAT:
-        raise MucdError(f"{path} has format {found}, this version reads {FORMAT}: make it again from its run folder with `mucd certify`")
+        raise MucdError(f"{path} has format {found[:60]!r}, this version reads {FORMAT}: make it again from its run folder with `mucd certify`")
     if found != FORMAT:
         raise MucdError(f"{path} is not a certificate of format {FORMAT}")
     return certificate
@@ -135,16 +153,26 @@ def parse_certificate(content: bytes, path) -> dict:
 def _without_duplicates(pairs):
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError(f"duplicate key among {[key for key, _ in pairs]!r}")
+        raise ValueError(f"duplicate key among {[key[:60] for key, _ in pairs[:20]]!r}")
     return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:60]} is too large for a double")
+    return value
 
 
 def _refuse_constant(name):
     raise ValueError(f"{name} is not a number")
 
 
-def verify(certificate: dict) -> list[str]:
+def verify(certificate: dict, patience: float = 1.0) -> list[str]:
     """Mismatches between what the certificate says and what follows from its inputs; empty if it holds.
+
+    Raises:
+        TooMuchWork: its inputs need more than `patience` times MOST_OPERATIONS; nothing is then known about it.
 
     The evidence itself, what it was said to be (mechanism, unit, range and clipping of returns), `context` and the assumptions about the run cannot be checked from the file; their hash is.
     """
@@ -154,8 +182,14 @@ def verify(certificate: dict) -> list[str]:
         return [f"format: {certificate['format']!r} is not {FORMAT}"]
     inputs, assumptions = certificate["inputs"], certificate["assumptions"]
     try:
-        results = json.loads(json.dumps(compute_results(inputs), allow_nan=False))
         found_hash = content_hash(certificate)
+    except (TypeError, ValueError, RecursionError) as error:
+        return [f"sha256: this is no JSON and has no hash: {error}"]
+    try:
+        with limited_to(MOST_OPERATIONS * _checked_patience(patience)):
+            results = json.loads(json.dumps(compute_results(inputs), allow_nan=False))
+    except TooMuchWork as error:
+        raise TooMuchWork(f"to derive this certificate's numbers again {error}: --patience N allows N times {MOST_OPERATIONS:.3g}, up to some ten minutes of a core") from None
     except (MucdError, KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
         return [f"inputs: {type(error).__name__}: {error}"]
     tolerance = TOLERANCE + TOLERANCE_PER_STEP * inputs["mechanism"]["steps"]

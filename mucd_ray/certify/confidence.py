@@ -14,6 +14,8 @@ from mucd_ray.errors import MucdError
 
 # Below it 1 - eta loses digits.
 LEAST_ETA = 1e-10
+# Larger whole numbers are not all doubles.
+LARGEST = 2**53
 
 
 def check_eta(eta: float) -> float:
@@ -22,14 +24,16 @@ def check_eta(eta: float) -> float:
     return eta
 
 
-def check_count(value, name: str, least: int = 1) -> int:
-    """`value` as an int; MucdError if it is not a whole number, or below `least`."""
+def check_count(value, name: str, least: int = 1, most: int | None = None) -> int:
+    """`value` as an int; MucdError if it is not a whole number, below `least` or above `most`."""
     try:
         count = operator.index(value)
     except TypeError:
         count = None
     if count is None or isinstance(value, bool) or count < least:
         raise MucdError(f"{name} {value!r} must be a whole number, at least {least}")
+    if most is not None and count > most:
+        raise MucdError(f"{name} {str(value)[:60]} must be a whole number, at most {most}")
     return count
 
 

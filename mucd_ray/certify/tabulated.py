@@ -29,6 +29,7 @@ class TabulatedGuarantees:
     """
 
     def __init__(self, guarantees: Guarantees, radii, lower_at, upper_at):
+        self.largest_radius = guarantees.largest_radius
         self.radii = sorted({0, *(int(radius) for radius in radii)})
         self.lower_at, self.upper_at = (np.unique(np.concatenate([[0.0, 1.0], points])) for points in (lower_at, upper_at))
         self.lower = np.array([guarantees.at(radius).lower(self.lower_at) for radius in self.radii])
@@ -56,6 +57,7 @@ def tabulated(guarantees: Guarantees, kind: str, *, instances: int, outputs: int
         instances, outputs: P, and the number of actions or of dimensions.
         eta, cap: those of the certificate.
     """
+    cap = min(cap, guarantees.largest_radius)
     best = np.zeros((1, outputs), int)
     best[0, 0] = instances
     unanimous = np.zeros((1, outputs, LEVELS + 1), int)
