@@ -328,3 +328,29 @@ def test_a_file_that_is_no_certificate_is_refused(tmp_path, content):
         read_certificate(tmp_path / "c.json")
     with pytest.raises(MucdError, match="missing.json"):
         read_certificate(tmp_path / "missing.json")
+
+
+FOUL = [None, True, -1, 0, 1, 2**53, 2**63, 10**400, 0.5, -0.0, 5e-324, 1e-9, 1e100, 1.7e308, "", "votes", "\x1b[2J", [], [[]], [1.5], {}, {"kind": "votes"}]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_the_inputs_verify_answers(data):
+    """Foul values anywhere in the inputs, with a hash that fits: mismatches in printable words, or a refusal to spend so much; never another exception."""
+    forged = copy.deepcopy(CERTIFICATES[data.draw(st.sampled_from(list(CERTIFICATES)))])
+    for _ in range(data.draw(st.integers(1, 2))):
+        where = forged["inputs"]
+        while True:
+            key = data.draw(st.sampled_from(list(where) if isinstance(where, dict) else range(len(where))))
+            inside = isinstance(where[key], dict | list) and len(where[key]) and data.draw(st.integers(0, 3))
+            if not inside:
+                break
+            where = where[key]
+        where[key] = copy.deepcopy(data.draw(st.sampled_from(FOUL)))
+    forged["sha256"] = content_hash(forged)
+    with mock.patch.object(certificate_file, "MOST_OPERATIONS", 3e8):
+        try:
+            mismatches = verify(forged)
+        except TooMuchWork:
+            return
+    assert all(len(message) < 5000 for message in mismatches)
