@@ -9,7 +9,10 @@ import sys
 import threading
 
 from mucd_ray.errors import MucdError
-from mucd_ray.words import counted
+from mucd_ray.words import counted, harmless
+
+# The products of the accounting are small: threads of numpy's linear algebra cost more than they do. Read when numpy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 DESCRIPTION = "Certified defence of offline reinforcement learning against poisoned data."
 
@@ -21,10 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
             status = options.command(options, out)
         return status or 0
     except MucdError as error:
-        print(f"mucd: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mucd: error: {harmless(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"mucd: error: {error.strerror or error}: {error.filename or 'a file'}; mend this and run the same command again", file=sys.stderr)
+        print(harmless(f"mucd: error: {error.strerror or error}: {error.filename or 'a file'}; mend this and run the same command again"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mucd: interrupted; run the same command again to continue", file=sys.stderr)
@@ -68,13 +71,16 @@ def run_as_job(command: str) -> int:
 
 @contextlib.contextmanager
 def _only_results_on_stdout():
-    """Libraries and Ray's processes print to stderr; yields a function that prints to the real standard output."""
+    """Libraries and Ray's processes print to stderr; yields a function that prints to the real standard output.
+
+    What it prints may come from files that anybody has written: only `control` reaches the terminal as it is.
+    """
     sys.stdout.flush()
     real = os.dup(1)
     os.dup2(2, 1)
 
-    def out(text: str) -> None:
-        os.write(real, (text + "\n").encode())
+    def out(text: str, control: str = "") -> None:
+        os.write(real, (control + harmless(text) + "\n").encode())
 
     try:
         yield out
@@ -215,24 +221,29 @@ def serve(options, out):
 
 
 def verify(options, out):
-    from mucd_ray.certify.certificate import read_certificate
+    from mucd_ray.certify.certificate import STANDING_ASSUMPTIONS, read_certificate
     from mucd_ray.certify.certificate import verify as find_mismatches
 
-    certificate = read_certificate(options.certificate)
-    mismatches = find_mismatches(certificate)
+    certificate = read_certificate(options.certificate, options.patience)
+    mismatches = find_mismatches(certificate, options.patience)
     if options.json:
         out(json.dumps({"valid": not mismatches, "mismatches": mismatches}))
     elif mismatches:
         out("\n".join(["INVALID", *mismatches[:20], *([f"and {len(mismatches) - 20} more"] if len(mismatches) > 20 else [])]))
     else:
-        out("\n".join(["VALID: every number follows from the evidence in the file (the evidence itself, and which mechanism, unit and returns it is about, is taken as it is).", *certificate["claim"], "Assumptions:", *certificate["assumptions"]]))
+        out("\n".join(["VALID: every number follows from the evidence in the file (the evidence itself, and which mechanism, unit and returns it is about, is taken as it is).", *certificate["claim"], "Assumptions of every certificate:", *certificate["assumptions"][: len(STANDING_ASSUMPTIONS)], *_words_of_the_maker(certificate["assumptions"][len(STANDING_ASSUMPTIONS) :])]))
     return 1 if mismatches else 0
+
+
+def _words_of_the_maker(assumptions: list[str]) -> list[str]:
+    """Each marked by itself: a sentence of the maker's may look like one of ours."""
+    return ["Further assumptions, in the words of the certificate's maker, which nothing checks:", *(f"> {text}" for text in assumptions)] if assumptions else []
 
 
 def plan(options, out):
     from dataclasses import asdict
 
-    from mucd_ray.certify.claim import percent_down
+    from mucd_ray.certify.rounding import exactly, percent_down
     from mucd_ray.certify.plan import plan as make_plan
 
     asked = {name: getattr(options, name) for name in ("units", "eta", "actions", "threat", "accountant", "steps", "sample_rate", "agreement")}
@@ -244,9 +255,9 @@ def plan(options, out):
             solve=options.solve,
         )
         mechanism = answer.mechanism
-        vote = "unanimous vote" if answer.agreement == 1 else f"vote with an agreement of {answer.agreement:g}"
+        vote = "unanimous vote" if answer.agreement == 1 else f"vote with an agreement of {exactly(answer.agreement)}"
         lines.append(
-            f"sample rate {mechanism.sample_rate:.6g}, noise multiplier {mechanism.noise_multiplier:.6g}, steps {mechanism.steps}: a {vote} of "
+            f"sample rate {exactly(mechanism.sample_rate)}, noise multiplier {exactly(mechanism.noise_multiplier)}, steps {mechanism.steps}: a {vote} of "
             f"{counted(answer.instances, 'instance')} is certified up to r = {answer.radius} of {counted(answer.units, mechanism.unit)} ({percent_down(answer.radius / answer.units)} %); "
             f"signal budget S = {answer.signal_budget:.4g}"
         )
@@ -257,7 +268,7 @@ def plan(options, out):
         counts = list(dict.fromkeys(row["instances"] for row in rows))
         lines.append(f"{'S':>8}" + "".join(f"  {f'P = {count}':>12}" for count in counts) + "   certified share of the data")
         for budget in dict.fromkeys(row["signal_budget"] for row in rows):
-            lines.append(f"{budget:8g}" + "".join(f"  {percent_down(row['radius'] / options.units):>10} %" for row in rows if row["signal_budget"] == budget))
+            lines.append(f"{exactly(budget):>8}" + "".join(f"  {percent_down(row['radius'] / options.units):>10} %" for row in rows if row["signal_budget"] == budget))
         lines.append(f"plotted in {options.frontier}")
     out(json.dumps(result) if options.json else "\n".join(lines))
     _warn_unsound(options.accountant)
@@ -291,14 +302,17 @@ def _frontier(options, asked: dict) -> list[dict]:
 
 def tradeoff(options, out):
     from mucd_ray.certify.guarantees import Guarantees
+    from mucd_ray.certify.rounding import exactly, probability_down, probability_up
 
     guarantee = Guarantees(_mechanism(options), family=options.accountant).group(options.inserted, options.removed)
     lower, upper = guarantee.lower(options.probability), guarantee.upper(options.probability)
     if options.json:
         out(json.dumps({"lower": lower.tolist(), "upper": upper.tolist()}))
     else:
-        rows = [f"{'under D':>10}  {'lower':>10}  {'upper':>10}"]
-        out("\n".join(rows + [f"{p:10.6g}  {a:10.6g}  {b:10.6g}" for p, a, b in zip(options.probability, lower, upper, strict=True)]))
+        bounds = zip(options.probability, lower, upper, strict=True)
+        rows = [("under D", "lower", "upper"), *((exactly(p), probability_down(a), probability_up(b)) for p, a, b in bounds)]
+        widths = [max(10, *map(len, column)) for column in zip(*rows)]
+        out("\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows))
     _warn_unsound(options.accountant)
 
 
@@ -306,16 +320,26 @@ def radius(options, out):
     import numpy as np
 
     from mucd_ray.certify.action import action_radii
+    from mucd_ray.certify.confidence import LARGEST, check_count
     from mucd_ray.certify.guarantees import Guarantees
 
-    if not options.runner_up <= options.top:
+    for name, value in (("top", options.top), ("runner-up", options.runner_up)):
+        if not 0 <= value <= 1:
+            raise MucdError(f"{name} {value} is outside [0, 1]: it is a probability")
+    # Nothing else has more than what the top action leaves.
+    runner_up = min(options.runner_up, 1.0 - options.top)
+    if runner_up > options.top:
         raise MucdError(f"runner-up {options.runner_up} is above top {options.top}: the top action has the larger probability")
     guarantees = Guarantees(_mechanism(options), threat=options.threat, family=options.accountant)
-    found = int(action_radii(np.array([options.top]), np.array([options.runner_up]), guarantees, options.units)[0])
+    cap = min(check_count(options.units, "units", 1, LARGEST), guarantees.largest_radius)
+    found = int(action_radii(np.array([options.top]), np.array([runner_up]), guarantees, cap)[0])
     if options.json:
-        out(json.dumps({"radius": None if found < 0 else found}))
+        out(json.dumps({"radius": None if found < 0 else found, "floor": found == cap}))
+    elif found < 0:
+        out("abstain: the two probabilities do not certify even r = 0")
     else:
-        out(f"r = {found}" if found >= 0 else "abstain: the two probabilities do not certify even r = 0")
+        end = "the search ends at --units" if cap == options.units else "no larger group is accounted for"
+        out(f"r = {found}" + (f" at least: {end}" if found == cap else ""))
     _warn_unsound(options.accountant)
 
 
@@ -344,7 +368,7 @@ class Parser(argparse.ArgumentParser):
     """Bad arguments are one line, like all other bad input."""
 
     def error(self, message):
-        self.exit(2, f"mucd: error: {message}; see `{self.prog} --help`\n")
+        self.exit(2, harmless(f"mucd: error: {' '.join(message.split())}; see `{self.prog} --help`") + "\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -460,6 +484,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("verify", verify, "Re-derive every number of a certificate from its evidence; exit status 1 on any mismatch.", "mucd verify runs/acrobot/certificate.json")
     sub.add_argument("certificate", help="certificate.json")
+    sub.add_argument("--patience", type=float, default=1.0, metavar="N", help="spend up to N times the usual work (some ten minutes of a core, 64 MiB) on a file that asks for more")
 
     sub = command("report", report, "Write report.html and the plots of a certified run.", "mucd report runs/acrobot")
     sub.add_argument("run", help="run folder")

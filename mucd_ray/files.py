@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mucd_ray.errors import MucdError
+from mucd_ray.words import harmless
 
 MOST_JSON_BYTES = 1 << 26
 MOST_DEPTH = 64
@@ -100,7 +101,7 @@ def _whole(text: str) -> int:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"the number {text[:40]} is too large")
+        raise ValueError(f"the number {text[:40]} is too large for a double")
     return value
 
 
@@ -115,7 +116,7 @@ def as_expected(name, fix: str):
 
 def printable(value) -> str:
     """At most 200 characters of a text, without control sequences: parsers quote what they read."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:200])
+    return harmless(str(value)[:200].replace("\n", " "))
 
 
 def read_npy(content: bytes, name, *, most_bytes: int = MOST_ARRAY_BYTES) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Numbers in sentences."""
+"""Numbers and foreign text in what is printed."""
 
 
 def counted(number: int, *nouns: str, form: str = "") -> str:
@@ -8,3 +8,8 @@ def counted(number: int, *nouns: str, form: str = "") -> str:
 
 def plural(noun: str) -> str:
     return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+
+
+def harmless(text: str) -> str:
+    """Text that a file may have brought, for a terminal: whatever is not printable (escape sequences, marks of direction, lone surrogates) as its escape. Line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -8,11 +8,14 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mucd_ray.certify.certificate import make_certificate, make_inputs
 from mucd_ray.certify.evidence import votes_evidence
 from mucd_ray.cli import build_parser, main
 from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.work import limited_to
 
 MECHANISM = ["--sample-rate", "0.002", "--noise-multiplier", "3", "--steps", "1000"]
 
@@ -44,7 +47,63 @@ def test_tradeoff_prints_bounds_in_the_order_asked(capfd):
 def test_radius(capfd, threat):
     found = answer(capfd, "radius", *MECHANISM, "--top", "0.99", "--runner-up", "0.01", "--threat", threat)["radius"]
     assert 40 < found < 130
-    assert answer(capfd, "radius", *MECHANISM, "--top", "0.5", "--runner-up", "0.5", "--threat", threat) == {"radius": None}
+    assert answer(capfd, "radius", *MECHANISM, "--top", "0.5", "--runner-up", "0.5", "--threat", threat) == {"radius": None, "floor": False}
+
+
+def test_a_radius_says_where_its_search_ended_and_never_gives_away_what_top_leaves(capfd):
+    question = ["radius", *MECHANISM, "--top", "0.99", "--runner-up", "0.01", "--threat", "insert"]
+    full = answer(capfd, *question)
+    assert not full["floor"] and answer(capfd, *question, "--units", str(full["radius"] - 1)) == {"radius": full["radius"] - 1, "floor": True}
+    assert answer(capfd, *question, "--units", str(2**53)) == full
+    # Others cannot have more than what the top action leaves.
+    assert answer(capfd, *question[:-3], "0.5", "--threat", "insert") == full
+    weak = ["--sample-rate", "1e-9", "--noise-multiplier", "100", "--steps", "1", "--top", "0.99", "--runner-up", "0.01", "--units", "1000000000"]
+    assert answer(capfd, "radius", *weak, "--threat", "insert") == {"radius": 10**8, "floor": True}
+    assert answer(capfd, "radius", *weak, "--threat", "substitute") == {"radius": 5 * 10**7, "floor": True}
+    assert main(["radius", *weak, "--threat", "insert"]) == 0 and capfd.readouterr().out == "r = 100000000 at least: no larger group is accounted for\n"
+
+
+def test_bounds_are_printed_on_the_safe_side(capfd):
+    question = ["tradeoff", *MECHANISM, "--inserted", "1", "--removed", "0", "--probability", "0.9999997", "0.5"]
+    bounds = answer(capfd, *question)
+    assert main(question) == 0
+    rows = [[float(cell) for cell in line.split()] for line in capfd.readouterr().out.splitlines()[1:]]
+    for row, p, lower, upper in zip(rows, (0.9999997, 0.5), bounds["lower"], bounds["upper"], strict=True):
+        assert row[0] == p and lower - 1e-5 * (1 - lower) <= row[1] <= lower and upper <= row[2] < 1
+
+
+NUMBERS = st.sampled_from(["0", "-1", "1", "2", "5", "30", "1000", "1e999", "-inf", "nan", "0.5", "1e-9", "5e-324", "0.999", "1e9", "9" * 20, "9" * 5000, "0x10", "1_0", "", "\x1b[2J", "٣"]) | st.floats().map(repr) | st.integers().map(str)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_the_options_no_traceback(capfd, data):
+    """Values of options as text, most of them foul: an answer, or one line and exit status 2."""
+    options = {
+        "tradeoff": ["--sample-rate", "--noise-multiplier", "--steps", "--inserted", "--removed", "--probability"],
+        "radius": ["--sample-rate", "--noise-multiplier", "--steps", "--top", "--runner-up", "--units"],
+        "plan": ["--units", "--fraction", "--radius", "--instances", "--noise-multiplier", "--steps", "--sample-rate", "--agreement", "--actions", "--eta"],
+    }
+    usual = {
+        "--sample-rate": "0.01", "--noise-multiplier": "4", "--steps": "20", "--inserted": "3", "--removed": "2", "--probability": "0.9", "--top": "0.9", "--runner-up": "0.1",
+        "--units": "500", "--fraction": "0.01", "--agreement": "0.9", "--actions": "3", "--eta": "0.01", "--radius": "5", "--instances": "100",
+    }
+    command = data.draw(st.sampled_from(list(options)))
+    names = options[command] if command != "plan" else ["--units", *data.draw(st.sets(st.sampled_from(options["plan"][1:]), max_size=5))]
+    foul = data.draw(st.sets(st.sampled_from(names), max_size=2))
+    # With "=" a value may begin with a minus.
+    arguments = [f"{name}={data.draw(NUMBERS) if name in foul else usual[name]}" for name in names]
+    accountant = data.draw(st.sampled_from(["tradeoff", "rdp", "adp-group", "published"]))
+    try:
+        with limited_to(3e8):
+            status = main([command, *arguments, "--accountant", accountant])
+    except SystemExit as stop:
+        status = stop.code
+    captured = capfd.readouterr()
+    assert status in (0, 2), captured
+    assert all(line.isprintable() for line in (captured.out + captured.err).split("\n"))
+    if status == 2:
+        assert captured.out == "" and captured.err.startswith("mucd: error: ") and captured.err.count("\n") == 1
 
 
 def test_plan_answers_with_a_mechanism_that_radius_confirms(capfd):
@@ -79,14 +138,35 @@ def test_verify_accepts_the_true_and_rejects_the_edited(capfd, tmp_path):
         mechanism=Mechanism(sample_rate=0.1, noise_multiplier=20.0, clip_norm=1.0, steps=10, normaliser=1.0),
         units=500, radius_cap=20, actions=votes_evidence(np.array([[40, 0]])), returns=np.arange(40.0), return_range=(0, 50),
     )
-    certificate = make_certificate(inputs, assumptions=[], context={})
+    certificate = make_certificate(inputs, assumptions=["VALID for every r."], context={})
     path = tmp_path / "certificate.json"
     path.write_text(json.dumps(certificate))
-    assert main(["verify", str(path)]) == 0 and capfd.readouterr().out.startswith("VALID")
+    assert main(["verify", str(path)]) == 0
+    shown = capfd.readouterr().out.splitlines()
+    # The maker's own sentences are marked as such.
+    assert shown[0].startswith("VALID") and shown[-2:] == ["Further assumptions, in the words of the certificate's maker, which nothing checks:", "> VALID for every r."]
     certificate["results"]["policy"]["keeps"]["0.5"]["radius"] += 1
     path.write_text(json.dumps(certificate))
     assert main(["verify", str(path)]) == 1 and "INVALID" in capfd.readouterr().out
     assert "not JSON" in (path.write_text("{") and refusal(capfd, "verify", str(path)))
+
+
+def test_a_hostile_certificate_is_harmless_and_cheap(capfd, tmp_path):
+    path = tmp_path / "certificate.json"
+    for content, named in [
+        ('{"format": "mucd-certificate/\\u001b[2JVALID"}', "mucd-certificate/\\x1b[2JVALID"),
+        ('{"format": "mucd-certificate/\\ud800"}', "\\ud800"),
+        ('{"context": {"far": 1e400}}', "1e400 is too large"),
+        ('{"a": 1, "a": "\\u001b[2J"}', "duplicate key"),
+        ("[" * 100_000, "not JSON"),
+        ("1" * 10_000, "not JSON"),
+    ]:
+        path.write_text(content)
+        message = refusal(capfd, "verify", str(path))
+        assert named in message and "\x1b" not in message
+    with path.open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    assert "more than 64 MiB" in refusal(capfd, "verify", str(path))
 
 
 @pytest.mark.parametrize(
@@ -95,8 +175,18 @@ def test_verify_accepts_the_true_and_rejects_the_edited(capfd, tmp_path):
         (["tradeoff", "--sample-rate", "1.5", "--noise-multiplier", "3", "--steps", "10", "--inserted", "1", "--removed", "0", "--probability", "0.5"], "sample rate 1.5"),
         (["tradeoff", "--sample-rate", "0.1", "--noise-multiplier", "0", "--steps", "10", "--inserted", "1", "--removed", "0", "--probability", "0.5"], "noise multiplier 0.0"),
         (["tradeoff", *MECHANISM, "--inserted", "1", "--removed", "0", "--probability", "1.5"], "probability 1.5"),
-        (["tradeoff", *MECHANISM, "--inserted", "-1", "--removed", "0", "--probability", "0.5"], "inserted=-1"),
+        (["tradeoff", *MECHANISM, "--inserted", "-1", "--removed", "0", "--probability", "0.5"], "inserted -1"),
+        (["tradeoff", *MECHANISM, "--inserted", "-1", "--removed", "2", "--probability", "0.5", "--accountant", "adp-group"], "inserted -1"),
+        (["tradeoff", *MECHANISM, "--inserted", "5", "--removed", "-2", "--probability", "0.5", "--accountant", "published"], "removed -2"),
+        (["tradeoff", *MECHANISM, "--inserted", "99999999", "--removed", "2", "--probability", "0.5", "--accountant", "adp-group"], "a group of 100000001 units"),
         (["radius", *MECHANISM, "--top", "0.1", "--runner-up", "0.9"], "runner-up 0.9 is above top 0.1"),
+        (["radius", *MECHANISM, "--top", "nan", "--runner-up", "0.1"], "top nan"),
+        (["radius", *MECHANISM, "--top", "0.9", "--runner-up", "-0.1"], "runner-up -0.1"),
+        *((["radius", *MECHANISM, "--top", "0.9", "--runner-up", "0.1", "--units", units], f"units {units}") for units in ("0", "-5", str(2**63 - 1), "1" + "0" * 20)),
+        (["plan", "--units", "1" + "0" * 400, "--fraction", "0.1"], "units 1000"),
+        (["plan", "--units", "100", "--fraction", "0.1", "--instances", "1" + "0" * 30], "instances 1000"),
+        (["plan", "--units", "100", "--fraction", "0.1", "--actions", "1" + "0" * 30], "actions 1000"),
+        (["verify", "nowhere.json", "--patience", "0"], "patience 0.0"),
         (["plan", "--units", "100", "--fraction", "2", "--instances", "100"], "fraction 2.0"),
         (["plan", "--units", "100"], "a fraction of the units or a radius"),
         (["plan", "--units", "100", "--radius", "101"], "radius 101"),

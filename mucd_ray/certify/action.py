@@ -12,6 +12,7 @@ from mucd_ray.certify.bands import order_statistic_band
 from mucd_ray.certify.confidence import check_eta, top_two_bounds
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.radius import largest_radii
+from mucd_ray.mechanism.work import spend
 
 ABSTAIN = -1
 # Numbers that a temporary array of `certify_scores` holds at most, or those of one state.
@@ -30,14 +31,17 @@ class ActionCertificate:
 
 
 def action_radii(top: np.ndarray, runner_up: np.ndarray, guarantees: Guarantees, cap: int) -> np.ndarray:
-    """Largest r <= cap with lower_r(top) > upper_r(runner_up) per state [S] -> [S]; ABSTAIN where none (theory section 6)."""
+    """Largest r <= cap with lower_r(top) > upper_r(runner_up) per state [S] -> [S]; ABSTAIN where none (theory section 6).
+
+    As everywhere, nothing above `guarantees.largest_radius` is asked for: a radius that reaches it is a floor.
+    """
     pairs, inverse = np.unique(np.stack([top, runner_up], axis=1), axis=0, return_inverse=True)
 
     def holds(radius):
         guarantee = guarantees.at(radius)
         return guarantee.lower(pairs[:, 0]) > guarantee.upper(pairs[:, 1])
 
-    return largest_radii(holds, cap)[inverse.reshape(-1)]
+    return largest_radii(holds, min(cap, guarantees.largest_radius))[inverse.reshape(-1)]
 
 
 def certify_votes(counts: np.ndarray, guarantees: Guarantees, *, eta: float, cap: int) -> ActionCertificate:
@@ -74,6 +78,7 @@ def certify_scores(histogram: np.ndarray, guarantees: Guarantees, *, eta: float,
     lower, upper = np.zeros((2, instances + 1))
 
     def bounds(radius):
+        spend(histogram.size)
         guarantee = guarantees.at(radius)
         lower[seen], upper[seen] = guarantee.lower(1.0 - unseen[seen]), guarantee.upper(unseen[seen])
         ceilings = np.concatenate([upper[above(part)].mean(axis=2) for part in parts])
@@ -85,4 +90,4 @@ def certify_scores(histogram: np.ndarray, guarantees: Guarantees, *, eta: float,
         return top > others
 
     top, runner_up = bounds(0)
-    return ActionCertificate(action=action, radius=largest_radii(holds, cap), top=top, runner_up=runner_up)
+    return ActionCertificate(action=action, radius=largest_radii(holds, min(cap, guarantees.largest_radius)), top=top, runner_up=runner_up)

@@ -11,6 +11,7 @@ from scipy.special import betainccinv
 from scipy.stats import poisson
 
 from mucd_ray.certify.confidence import check_count, check_eta
+from mucd_ray.mechanism.work import spend
 
 # The exact band uses all order statistics up to this many, and beyond a fixed selection of about as many.
 BAND_INDICES = 1000
@@ -79,6 +80,7 @@ def _stays_below(index: np.ndarray, levels: np.ndarray, samples: int) -> float:
     for k, level in zip(index, levels, strict=True):
         mean = samples * (level - previous)
         reach = int(mean + 12 * math.sqrt(mean) + 30)
+        spend(20 * reach + len(mass) * reach / 8)
         mass = np.convolve(mass, _poisson_masses(mean, reach))
         cut = max(0, k - first)
         mass, first = mass[cut : cut + samples + 1 - max(first, k)], max(first, k)

@@ -117,13 +117,13 @@ class Question:
         return found
 
     def largest_radius(self, mechanism: Mechanism, instances: int, start: int, *, least: int = 1, quick: bool = False) -> int:
-        """A certified radius, at least `least` and at most one unit or 0.5 % below the largest, searched from `start` on; 0 if none."""
+        """A certified radius, at least `least` and at most one unit or 0.5 % below the largest that is accounted for, searched from `start` on; 0 if none."""
 
         def certified(quick: bool):
             return lambda k: self.certifies(mechanism, radius=-k, instances=instances, quick=quick)
 
         # The least of the negative radii.
-        found = _least(certified(quick=True), -start, -self.units, -least, max(1, start // 1024))
+        found = _least(certified(quick=True), -start, -min(self.units, _guarantees(mechanism, self.threat, self.accountant).largest_radius), -least, max(1, start // 1024))
         if found is not None and not quick:
             found = _least(certified(quick=False), found, found, -least, 1, gap=max(1, -found // 200))
         return -(found or 0)
@@ -210,7 +210,8 @@ def _guarantees(mechanism: Mechanism, threat: str, accountant: str) -> Guarantee
 def vote_bounds(instances: int, actions: int, eta: float, agreement: float) -> tuple[float, float]:
     """Bounds on the two most likely actions of a vote in which all who disagree vote for the same other action."""
     top = math.floor(Fraction(str(agreement)) * instances)
-    bounds = top_two_bounds(np.array([[top, instances - top] + [0] * (actions - 2)]), eta)
+    # Three actions or more are alike.
+    bounds = top_two_bounds(np.array([[top, instances - top, 0][: min(actions, 3)]]), eta)
     # Of two equal counts, or if the others are more, nothing is certified.
     return (float(bounds.top[0]), float(bounds.runner_up[0])) if 2 * top > instances else (0.0, 1.0)
 

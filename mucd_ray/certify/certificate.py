@@ -18,10 +18,14 @@ import numpy as np
 from mucd_ray.certify.claim import claim_sentences
 from mucd_ray.certify.results import compute_results
 from mucd_ray.errors import MucdError
-from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
+from mucd_ray.files import read_file, read_json
 from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.work import TooMuchWork, limited_to
 
-FORMAT = "mucd-certificate/4"
+FORMAT = "mucd-certificate/5"
+# What `verify` spends on a file from anybody, times its patience: bytes read, and operations (mechanism/work.py; up to some ten minutes of a core).
+MOST_BYTES = 64 << 20
+MOST_OPERATIONS = 1e11
 # Processors differ in the last digits of exp and log, which T-fold composition amplifies. Bounds agree if they differ by at most
 # TOLERANCE + T * TOLERANCE_PER_STEP, of the return range or of 1; counts, radii and shares are the same everywhere.
 TOLERANCE = 1e-6
@@ -110,27 +114,42 @@ def content_hash(certificate: dict) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
-def read_certificate(path) -> dict:
-    """A certificate as it stands in the file. Raises MucdError unless it is JSON without duplicate keys, NaN or infinities."""
+def read_certificate(path, patience: float = 1.0) -> dict:
+    """A certificate as it stands in the file.
+
+    Raises:
+        MucdError: more than `patience` times MOST_BYTES; not JSON without duplicate keys, NaN and infinities; another format.
+    """
+    most = int(MOST_BYTES * _checked_patience(patience))
     try:
-        return parse_certificate(read_file(path, MOST_JSON_BYTES), path)
+        content = read_file(path, most)
     except OSError as error:
         raise MucdError(f"cannot read {path}: {error.strerror}") from None
+    return parse_certificate(content, path, most)
 
 
-def parse_certificate(content: bytes, path) -> dict:
+def _checked_patience(patience: float) -> float:
+    if not 0 < patience <= 1e6:
+        raise MucdError(f"patience {patience} is outside (0, 1e6]: 10 allows ten times the usual work")
+    return patience
+
+
+def parse_certificate(content: bytes, path, most_bytes: int = MOST_BYTES) -> dict:
     """A certificate from the content of a file; `path` is named in errors. Raises MucdError as `read_certificate`."""
-    certificate = read_json(content, path)
+    certificate = read_json(content, path, most_bytes=most_bytes)
     found = certificate.get("format") if isinstance(certificate, dict) else None
     if isinstance(found, str) and found.startswith(FORMAT.split("/")[0] + "/") and found != FORMAT:
-        raise MucdError(f"{path} has format {found}, this version reads {FORMAT}: make it again from its run folder with `mucd certify`")
+        raise MucdError(f"{path} has format {found[:60]!r}, this version reads {FORMAT}: make it again from its run folder with `mucd certify`")
     if found != FORMAT:
         raise MucdError(f"{path} is not a certificate of format {FORMAT}")
     return certificate
 
 
-def verify(certificate: dict) -> list[str]:
+def verify(certificate: dict, patience: float = 1.0) -> list[str]:
     """Mismatches between what the certificate says and what follows from its inputs; empty if it holds.
+
+    Raises:
+        TooMuchWork: its inputs need more than `patience` times MOST_OPERATIONS; nothing is then known about it.
 
     The evidence itself, what it was said to be (mechanism, unit, range and clipping of returns), `context` and the assumptions about the run cannot be checked from the file; their hash is.
     """
@@ -140,8 +159,14 @@ def verify(certificate: dict) -> list[str]:
         return [f"format: {certificate['format']!r} is not {FORMAT}"]
     inputs, assumptions = certificate["inputs"], certificate["assumptions"]
     try:
-        results = json.loads(json.dumps(compute_results(inputs), allow_nan=False))
         found_hash = content_hash(certificate)
+    except (TypeError, ValueError, RecursionError) as error:
+        return [f"sha256: this is no JSON and has no hash: {error}"]
+    try:
+        with limited_to(MOST_OPERATIONS * _checked_patience(patience)):
+            results = json.loads(json.dumps(compute_results(inputs), allow_nan=False))
+    except TooMuchWork as error:
+        raise TooMuchWork(f"to derive this certificate's numbers again {error}: --patience N allows N times {MOST_OPERATIONS:.3g}, up to some ten minutes of a core") from None
     except (MucdError, KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
         return [f"inputs: {type(error).__name__}: {error}"]
     tolerance = TOLERANCE + TOLERANCE_PER_STEP * inputs["mechanism"]["steps"]

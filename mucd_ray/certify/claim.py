@@ -1,11 +1,12 @@
 """The claim in words: what may change, how much, what stays true, with which probability. Every claimed number is rounded to the safe side."""
 
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 
 from mucd_ray.certify.evidence import TUNED_ON_THIS_DATASET
 from mucd_ray.certify.guarantees import READINGS, THREATS
 from mucd_ray.certify.looks import looks_up_to
+from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
+from mucd_ray.mechanism.accounting import MOST_UNITS
 from mucd_ray.mechanism.mechanism import UNITS
 from mucd_ray.words import counted
 
@@ -32,33 +33,45 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     sentences += _policy(inputs, results, kind)
     if results["action"] is not None:
         sentences += _continuous(results["action"]) if results["action"]["kind"] == "continuous" else _discrete(results["action"])
+    if _largest(results) >= (limit := MOST_UNITS // (2 if inputs["threat"] == "substitute" else 1)):
+        sentences.append(f"Radii were searched up to {limit}, the most that is accounted for: one of {limit} is a floor.")
     if inputs["clipped"]:
         low, high = inputs["return_range"]
-        sentences.append(f"Clipped means: an episode's return below {low:.6g} counts as {low:.6g}, and one above {high:.6g} as {high:.6g}.")
+        sentences.append(f"Clipped means: an episode's return below {exactly(low)} counts as {exactly(low)}, and one above {exactly(high)} as {exactly(high)}.")
     if results["goal"] is not None:
         sentences.append(_goal(inputs, results["goal"]))
     return [*sentences, *_confidence(inputs, results)]
 
 
+def _largest(results) -> int:
+    """The largest radius of which these results speak."""
+    largest = [results["policy"]["curve"]["radius"][-1]]
+    if results["action"] is not None:
+        for scope in SCOPES:
+            part = results["action"][scope]
+            largest += [entry["max_radius"] or 0 for entry in part.get("tolerance", {"": part}).values()]
+    return max(largest)
+
+
 def _what(inputs) -> str:
-    what = "return" if inputs["discount"] == 1 else f"return discounted by {inputs['discount']:.6g} per step"
+    what = "return" if inputs["discount"] == 1 else f"return discounted by {exactly(inputs['discount'])} per step"
     return f"clipped {what}" if inputs["clipped"] else what
 
 
 def _policy(inputs, results, kind) -> list[str]:
-    policy, floor = results["policy"], inputs["return_range"][0]
+    policy, (floor, most) = results["policy"], inputs["return_range"]
     what = _what(inputs)
     episodes = "one episode's" if inputs["rollouts"] == 1 else f"the mean of {inputs['rollouts']} episodes'"
     half = policy["keeps"]["0.5"]
     if half["radius"] < 1:
-        return [f"Policy level: no radius keeps half of the mean {what}'s height above the least possible return {floor:.6g}."]
+        return [f"Policy level: no radius keeps half of the mean {what}'s height above the least possible return {exactly(floor)}."]
     curve = policy["curve"]
     at = curve["radius"].index(half["radius"])
     return [
         f"Policy level: for every D' with r = {half['radius']} ({share(half['radius'], inputs['units'])} of D), the expected {what} of one trained "
-        f"instance is at least {round_down(half['bound'])}; it is at most {round_up(curve['ceiling'][at])}; and with probability at least 1/2 an instance "
-        f"earns {round_down(curve['quantiles']['0.5'][at])} or more ({episodes} {what} counts). On D itself the mean over {counted(results['instances'], 'instance')} is "
-        f"{policy['unpoisoned_mean']:.6g} and the least possible return {floor:.6g}. The same is listed for other r."
+        f"instance is at least {round_down(half['bound'], width=most - floor)}; it is at most {round_up(curve['ceiling'][at], width=most - floor)}; and with probability at least 1/2 an instance "
+        f"earns {round_down(curve['quantiles']['0.5'][at], width=most - floor)} or more ({episodes} {what} counts). On D itself the mean over {counted(results['instances'], 'instance')} is "
+        f"{round_down(policy['unpoisoned_mean'], width=most - floor)} and the least possible return {exactly(floor)}. The same is listed for other r."
     ]
 
 
@@ -95,7 +108,12 @@ def _continuous(action) -> list[str]:
 def _goal(inputs, goal) -> str:
     words = "is met" if goal["met"] else "is NOT met"
     of = "" if goal["name"] == "actions" else f" of the {_what(inputs)}"
-    return f"Goal {inputs['goal']}: at r = {goal['radius']} the certified value{of} is {round_down(goal['certified'])}, wanted is {goal['wanted']:.6g}; the goal {words}."
+    return f"Goal {inputs['goal']}: at r = {goal['radius']} the certified value{of} is {round_down(goal['certified'], width=_width(inputs, goal))}, wanted is {exactly(goal['wanted'])}; the goal {words}."
+
+
+def _width(inputs, goal) -> float | None:
+    low, high = inputs["return_range"]
+    return high - low if goal["name"] == "absolute-return" else None
 
 
 def _confidence(inputs, results) -> list[str]:
@@ -132,43 +150,4 @@ def _certified(radii: list) -> str:
 
 def _radius(value) -> str:
     """A radius, or the median of radii, which may end in .5."""
-    return "none" if value is None else f"{value:.1f}".removesuffix(".0")
-
-
-def share(count: int, total: int) -> str:
-    """count / total in percent, with four digits, never above it."""
-    return f"{_rounded(Fraction(100 * count, total), 4, ROUND_FLOOR)} %"
-
-
-def confidence_percent(eta: float, statements: int = 1) -> str:
-    """In percent, the probability with which that many statements, each wrong with probability at most eta, hold together; never above it."""
-    return _rounded(max(Fraction(0), 100 * (1 - statements * _as_written(eta))), 12, ROUND_FLOOR)
-
-
-def percent_down(fraction: float, digits: int = 3) -> str:
-    """`fraction` in percent with that many significant digits, never above it."""
-    return _rounded(100 * _as_written(fraction), digits, ROUND_FLOOR)
-
-
-def percent_up(fraction: float, digits: int = 3) -> str:
-    """`fraction` in percent with that many significant digits, never below it."""
-    return _rounded(100 * _as_written(fraction), digits, ROUND_CEILING)
-
-
-def round_down(value: float, digits: int = 6) -> str:
-    """`value` with that many significant digits, never above it."""
-    return _rounded(_as_written(value), digits, ROUND_FLOOR)
-
-
-def round_up(value: float, digits: int = 6) -> str:
-    """`value` with that many significant digits, never below it."""
-    return _rounded(_as_written(value), digits, ROUND_CEILING)
-
-
-def _as_written(value: float) -> Fraction:
-    """0.29 is 29/100, not the binary number next to it, which would be rounded down to 0.289999."""
-    return Fraction(repr(float(value)))
-
-
-def _rounded(exact: Fraction, digits: int, rounding: str) -> str:
-    return f"{Context(prec=digits, rounding=rounding).divide(Decimal(exact.numerator), Decimal(exact.denominator)).normalize():f}"
+    return "none" if value is None else tenths_down(value)

@@ -8,12 +8,14 @@ import operator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv
+from scipy.special import betainc, betaincinv
 
 from mucd_ray.errors import MucdError
 
 # Below it 1 - eta loses digits.
 LEAST_ETA = 1e-10
+# Larger whole numbers are not all doubles.
+LARGEST = 2**53
 
 
 def check_eta(eta: float) -> float:
@@ -22,14 +24,16 @@ def check_eta(eta: float) -> float:
     return eta
 
 
-def check_count(value, name: str, least: int = 1) -> int:
-    """`value` as an int; MucdError if it is not a whole number, or below `least`."""
+def check_count(value, name: str, least: int = 1, most: int | None = None) -> int:
+    """`value` as an int; MucdError if it is not a whole number, below `least` or above `most`."""
     try:
         count = operator.index(value)
     except TypeError:
         count = None
     if count is None or isinstance(value, bool) or count < least:
         raise MucdError(f"{name} {value!r} must be a whole number, at least {least}")
+    if most is not None and count > most:
+        raise MucdError(f"{name} {str(value)[:60]} must be a whole number, at most {most}")
     return count
 
 
@@ -63,23 +67,38 @@ def _checked_counts(count, trials: int) -> np.ndarray:
 @dataclass(frozen=True, kw_only=True)
 class TopTwo:
     """Per state: the action with most votes (the lowest index of ties), a lower bound on its probability, and an upper bound on
-    the probability of every other action. Arrays of shape [S]."""
+    the probability of every other action; 0 and 1, which say nothing, where it is not clear which action is the most probable.
+    Arrays of shape [S]."""
 
     action: np.ndarray
     top: np.ndarray
     runner_up: np.ndarray
 
 
-def action_share(eta: float, actions: int) -> float:
-    """What each of an action's two bounds may spend: eta/(2A). With two actions the upper bound on one is the lower bound on the other, and eta/A suffices."""
-    return eta / actions if actions == 2 else eta / (2 * actions)
+def vote_shares(eta: float, actions: int) -> tuple[float, float, float]:
+    """What may be spent on (the order of the first two, the lower bound of the first, the upper bound of the second).
+
+    With two actions the upper bound on one is the lower bound on the other, and both are paid for: the order costs nothing.
+    """
+    return (0.0, eta / 2, eta / 2) if actions == 2 else (eta / 4, eta / 2, eta / 4)
+
+
+def order_p_value(first, second):
+    """Of the hypothesis that the action with `first` votes, the most, is not the most probable one, when the next has `second`; same shapes.
+
+    2 P(Binomial(first + second, 1/2) >= first): no price is paid for the number of actions (docs/theorems.md; Gutmann & Maymin 1987;
+    Hung & Fithian 2019).
+    """
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    return np.where(first > 0, np.minimum(2 * betainc(np.maximum(first, 1), second + 1, 0.5), 1.0), 1.0)
 
 
 def top_two_bounds(counts: np.ndarray, eta: float) -> TopTwo:
     """Simultaneous bounds for each row of votes [S, A]; each row's bounds hold together with probability 1 - eta.
 
-    SimuEM (Jia et al. 2020, AAAI 2021, arXiv 2008.04495) spends eta/A on each action. Which action is on top depends on the same
-    votes, so either of an action's two bounds may come to be used and both must be paid for: see `action_share`.
+    Three events are paid for, whatever A: that another action than the truly most probable one wins with a significant lead, and
+    that the interval of the truly first action, or of the truly second one, fails (docs/theorems.md). SimuEM (Jia et al. 2020,
+    AAAI 2021, arXiv 2008.04495) pays for every action.
     """
     check_eta(eta)
     try:
@@ -91,10 +110,15 @@ def top_two_bounds(counts: np.ndarray, eta: float) -> TopTwo:
     counts = _checked_counts(counts, int(counts[0].sum()))
     states, actions = counts.shape
     trials = int(counts[0].sum())
-    share = action_share(eta, actions)
+    of_order, of_top, of_runner_up = vote_shares(eta, actions)
     action = counts.argmax(axis=1)
-    top = clopper_pearson_lower(counts[np.arange(states), action], trials, share)
+    first = counts[np.arange(states), action]
     others = counts.copy()
     others[np.arange(states), action] = -1
-    runner_up = clopper_pearson_upper(others.max(axis=1), trials, share)
-    return TopTwo(action=action, top=top, runner_up=np.minimum(runner_up, 1.0 - top))
+    second = others.max(axis=1)
+    top = clopper_pearson_lower(first, trials, of_top)
+    runner_up = np.minimum(clopper_pearson_upper(second, trials, of_runner_up), 1.0 - top)
+    if actions > 2:
+        clear = order_p_value(first, second) <= of_order
+        top, runner_up = np.where(clear, top, 0.0), np.where(clear, runner_up, 1.0)
+    return TopTwo(action=action, top=top, runner_up=runner_up)

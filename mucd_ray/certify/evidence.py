@@ -5,7 +5,7 @@ their public range, so that evidence is a histogram of whole numbers. Rounding t
 the end of the level's cell that errs to the safe side.
 """
 
-import math
+import sys
 from dataclasses import fields
 
 import numpy as np
@@ -17,6 +17,7 @@ from mucd_ray.words import counted
 # A level is 0.5 % of the range.
 LEVELS = 200
 LARGEST = 2**53
+LARGEST_REAL = sys.float_info.max
 # What a claim may depend on that nothing accounts for.
 TUNED_ON_THIS_DATASET = "tuned-on-this-dataset"
 CONDITIONS = (TUNED_ON_THIS_DATASET,)
@@ -84,9 +85,9 @@ def check_inputs(inputs: dict) -> None:
     if not isinstance(mechanism, dict) or set(mechanism) != {field.name for field in fields(Mechanism)}:
         raise MucdError("mechanism must hold exactly the fields of a mechanism")
     if not (inputs["goal"] is None or isinstance(inputs["goal"], str)):
-        raise MucdError(f"goal {inputs['goal']!r} must be null or text")
+        raise MucdError(f"goal {_shown(inputs['goal'])} must be null or text")
     if not (inputs["condition"] is None or inputs["condition"] in CONDITIONS):
-        raise MucdError(f"condition {inputs['condition']!r} must be null or one of {', '.join(CONDITIONS)}")
+        raise MucdError(f"condition {_shown(inputs['condition'])} must be null or one of {', '.join(CONDITIONS)}")
     _check_real("return range", inputs["return_range"], 2)
     _check_real("returns", inputs["returns"])
     _check_real("eta and discount", [inputs["eta"], inputs["discount"]])
@@ -157,15 +158,21 @@ def _array(name: str, values, dimensions: int) -> np.ndarray:
     return np.array(flat, dtype=np.int64).reshape(shape)
 
 
+def _shown(value) -> str:
+    """The beginning of a value that may be of any length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
 def _check_whole(name: str, values: list) -> None:
     for value in values:
         if type(value) is not int or not 0 <= value <= LARGEST:
-            raise MucdError(f"{name}: {value!r} must be a whole number from 0 to 2^53")
+            raise MucdError(f"{name}: {_shown(value)} must be a whole number from 0 to 2^53")
 
 
 def _check_real(name: str, values, length: int | None = None) -> None:
     if not isinstance(values, list) or length not in (None, len(values)):
         raise MucdError(f"{name} must be a list of {'' if length is None else length} numbers".replace("  ", " "))
     for value in values:
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise MucdError(f"{name}: {value!r} must be a finite number")
+        if type(value) not in (int, float) or not abs(value) <= LARGEST_REAL:
+            raise MucdError(f"{name}: {_shown(value)} must be a finite number")

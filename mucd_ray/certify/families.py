@@ -20,6 +20,7 @@ import numpy as np
 
 from mucd_ray.mechanism.accounting import GroupAccountant
 from mucd_ray.mechanism.loss_distribution import LossDistribution, TradeoffCurve, pessimistic
+from mucd_ray.mechanism.work import spend
 
 # From probabilities [n] to bounds [n].
 Bound = Callable[[np.ndarray], np.ndarray]
@@ -90,10 +91,16 @@ def adp_group(accountant: GroupAccountant, inserted: int, removed: int) -> Pair:
     with np.errstate(invalid="ignore", divide="ignore"):
         terms = np.where(eps > 0, np.exp(-eps) * np.expm1(-GROUP_LOSSES) / np.expm1(-eps), float(units))
     decay, growth, shift = np.exp(-GROUP_LOSSES), np.exp(GROUP_LOSSES), delta * terms
-    return Pair(
-        lambda p: (np.multiply.outer(p, decay) - shift).max(axis=-1),
-        lambda p: ((p[..., None] + shift) * growth).min(axis=-1),
-    )
+
+    def below(p):
+        spend(p.size * len(eps))
+        return (np.multiply.outer(p, decay) - shift).max(axis=-1)
+
+    def above(p):
+        spend(p.size * len(eps))
+        return ((p[..., None] + shift) * growth).min(axis=-1)
+
+    return Pair(below, above)
 
 
 def published(accountant: GroupAccountant, inserted: int, removed: int) -> Pair:
@@ -158,6 +165,7 @@ def _hoelder_below(eps: np.ndarray, infinite: float) -> Bound:
     powers = RENYI_ORDERS / (RENYI_ORDERS - 1)
 
     def below(p):
+        spend(p.size * len(powers))
         with np.errstate(divide="ignore"):
             log_p = np.log(np.maximum(p - infinite, 0.0))
         return np.exp((np.multiply.outer(log_p, powers) - eps).max(axis=-1))
@@ -170,6 +178,7 @@ def _hoelder_above(eps: np.ndarray, infinite: float) -> Bound:
     powers = (RENYI_ORDERS - 1) / RENYI_ORDERS
 
     def above(p):
+        spend(p.size * len(powers))
         with np.errstate(divide="ignore"):
             log_p = np.log(p)
         return np.exp(np.minimum(((log_p[..., None] + eps) * powers).min(axis=-1), 0.0)) + infinite

@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException
 from fractions import Fraction
 
 from mucd_ray.errors import MucdError
@@ -39,7 +39,7 @@ class Goal:
         try:
             least = _number(match["least"], match["percent"])
             fraction = _number(match["fraction"], match["of_data"])
-        except InvalidOperation:
+        except (DecimalException, OverflowError):
             raise MucdError(f"goal {text!r} is not understood: {form}") from None
         _, lowest, highest = GOALS[match["name"]]
         if not (lowest < least <= highest and math.isfinite(least)):
@@ -62,4 +62,7 @@ class Goal:
 
 def _number(text: str, percent: str) -> float:
     """The float next to what is written: 29.1 % are 0.291, which 29.1 / 100 is not."""
-    return float(Decimal(text).scaleb(-2 if percent else 0))
+    written = Decimal(text).scaleb(-2 if percent else 0)
+    if Decimal(text) and not float(written):
+        raise OverflowError("too small for a double")
+    return float(written)

@@ -10,9 +10,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from mucd_ray.certify.confidence import check_count
 from mucd_ray.certify.families import FAMILIES, IDENTITY, Pair, mirrored, slopes_at_most_one, worst
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.accounting import GroupAccountant
+from mucd_ray.mechanism.accounting import MOST_UNITS, GroupAccountant
 from mucd_ray.mechanism.mechanism import Mechanism
 
 # Splits of a symmetric difference are covered by at most this many groups; past it a group's bound is that of its union, which
@@ -25,8 +26,10 @@ ADP_GRID = 512
 # Chains that fall short of the pure splits by more than this are replaced by exact pairs; at how many even levels of p and of the
 # bound this is looked at, and how far from 0 and 1.
 SLACK = 5e-4
-GRID = 16
+GRID = 64
 LEAST_PROBABILITY = 1e-4
+# Probabilities at which a bound is evaluated at a time: all splits of each are in memory together.
+POINTS_AT_A_TIME = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,17 @@ class OutcomesGuarantee:
 
     def lower(self, p):
         p = _probabilities(p)
-        return np.clip(self.pair.lower(p.reshape(-1)).reshape(p.shape), 0.0, p)
+        return np.clip(_in_parts(self.pair.lower, p), 0.0, p)
 
     def upper(self, p):
         p = _probabilities(p)
-        return np.clip(self.pair.upper(p.reshape(-1)).reshape(p.shape), p, 1.0)
+        return np.clip(_in_parts(self.pair.upper, p), p, 1.0)
+
+
+def _in_parts(bound, p: np.ndarray) -> np.ndarray:
+    flat = p.reshape(-1)
+    parts = [bound(flat[start : start + POINTS_AT_A_TIME]) for start in range(0, max(len(flat), 1), POINTS_AT_A_TIME)]
+    return np.concatenate(parts).reshape(p.shape)
 
 
 def _probabilities(p) -> np.ndarray:
@@ -90,8 +99,20 @@ class Guarantees:
         self.at = lru_cache(None)(self._at)
 
     def group(self, inserted: int, removed: int) -> OutcomesGuarantee:
-        """The guarantee for exactly this group."""
+        """The guarantee for exactly this group.
+
+        Raises:
+            MucdError: a negative number, or more units than are accounted for.
+        """
+        inserted, removed = check_count(inserted, "inserted", 0), check_count(removed, "removed", 0)
+        if inserted + removed > MOST_UNITS:
+            raise MucdError(f"a group of {inserted + removed} units is above {MOST_UNITS}, the most that is accounted for: ask for a smaller radius")
         return OutcomesGuarantee(self._pair(inserted, removed))
+
+    @property
+    def largest_radius(self) -> int:
+        """Beyond it nothing is accounted for, and nothing is claimed."""
+        return MOST_UNITS // 2 if self.threat == "substitute" else MOST_UNITS
 
     def _pair(self, inserted: int, removed: int) -> Pair:
         return IDENTITY if inserted == removed == 0 else FAMILIES[self.family](self.accountant, inserted, removed)
@@ -175,7 +196,7 @@ class Guarantees:
         """
         groups = np.array(_cover(radius, SPLITS))
         grid = self._grid(radius)
-        larger = radius + radius // SPLITS
+        larger = min(radius + radius // SPLITS, MOST_UNITS)
         pure = worst([self._pair(larger, 0), self._pair(0, larger)])
         least, most = pure.lower(grid) - slack, pure.upper(grid) + slack
         lower = chains.lower(grid)

@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 
 from mucd_ray.certify.confidence import check_eta
 from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.work import spend
 
 # Shares of the wealth that are put at stake. All of it is best while every value is 1, less where values vary; 1/128 still suits
 # tens of thousands of values. They and their weights are fixed, so that a bet never depends on how many values follow.
@@ -58,6 +59,7 @@ def betting(values, eta: float) -> float:
 
     def excess(mean: float) -> float:
         """log of the largest wealth so far, over what is needed to refute `mean`."""
+        spend(3 * len(STAKES) * len(values))
         with np.errstate(divide="ignore"):
             growth = np.log(np.multiply.outer(STAKES, values / mean) + (1 - STAKES)[:, None])
         np.cumsum(growth, axis=1, out=growth)

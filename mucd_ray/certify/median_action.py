@@ -13,6 +13,7 @@ from mucd_ray.certify.bands import order_statistic_band
 from mucd_ray.certify.confidence import check_eta
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.radius import largest_radii
+from mucd_ray.mechanism.work import spend
 
 
 class MedianActions:
@@ -60,7 +61,7 @@ class MedianActions:
             lower, upper = self._ends(radius)
             return (upper - lower <= widest).all(axis=1)
 
-        return largest_radii(within, cap)
+        return largest_radii(within, min(cap, self.guarantees.largest_radius))
 
     def median(self) -> np.ndarray:
         """The median action of the instances on D, [S, d], as a share of the range: the middle of its level's cell."""
@@ -76,4 +77,5 @@ class MedianActions:
 
     def _level(self, rank: int) -> np.ndarray:
         """Level of the rank-th smallest action, [S, d]."""
+        spend(self.cumulative.size)
         return (self.cumulative < rank).sum(axis=2)

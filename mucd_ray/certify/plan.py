@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mucd_ray.certify.calibration import Question, check_agreement, least_instances, vote_bounds
-from mucd_ray.certify.confidence import check_count, check_eta
+from mucd_ray.certify.calibration import MOST_INSTANCES, Question, check_agreement, least_instances, vote_bounds
+from mucd_ray.certify.confidence import LARGEST, check_count, check_eta
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import Mechanism
 from mucd_ray.words import counted
@@ -81,14 +81,14 @@ def plan(
         MucdError: a value is outside its range, it is not clear what to solve for, or there is no solution.
     """
     check_eta(eta)
-    units = check_count(units, "units", 2)
-    actions = check_count(actions, "actions", 2)
+    units = check_count(units, "units", 2, LARGEST)
+    actions = check_count(actions, "actions", 2, LARGEST)
     check_agreement(agreement)
     radius = _wanted_radius(units, fraction, radius)
     given = {"noise-multiplier": noise_multiplier, "steps": steps, "sample-rate": sample_rate, "instances": instances}
     solve = _what_to_solve(solve, given)
     if solve != "instances":
-        instances = INSTANCES if instances is None else check_count(instances, "instances")
+        instances = INSTANCES if instances is None else check_count(instances, "instances", 1, MOST_INSTANCES)
         if vote_bounds(instances, actions, eta, agreement)[0] <= 0.5:
             raise MucdError(
                 f"{counted(instances, 'instance')} cannot certify anything at eta {eta:g} and {actions} actions"
@@ -146,15 +146,15 @@ def frontier(
         where nothing is certified. The sample rate is chosen as in `plan`.
     """
     check_eta(eta)
-    units = check_count(units, "units", 2)
-    check_count(actions, "actions", 2)
+    units = check_count(units, "units", 2, LARGEST)
+    check_count(actions, "actions", 2, LARGEST)
     check_agreement(agreement)
     steps = STEPS if steps is None else check_count(steps, "steps")
     for budget in signal_budgets:
         if not (budget > 0 and math.isfinite(budget)):
             raise MucdError(f"signal budget {budget} must be a finite number above 0")
     rows = []
-    for count in [check_count(count, "instances") for count in instances]:
+    for count in [check_count(count, "instances", 1, MOST_INSTANCES) for count in instances]:
         question = Question(
             units=units, radius=1, agreement=agreement, eta=eta, actions=actions, threat=threat, accountant=accountant, instances=count
         )

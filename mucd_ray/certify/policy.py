@@ -83,7 +83,7 @@ def radius_keeping(share: float, unpoisoned: float, band: ReturnBand, guarantees
     if unpoisoned <= band.floor:
         return -1
     wanted = band.floor + share * (unpoisoned - band.floor)
-    return int(largest_radii(lambda r: np.array([expected_return_bound(band, guarantees, r) >= wanted]), cap)[0])
+    return int(largest_radii(lambda r: np.array([expected_return_bound(band, guarantees, r) >= wanted]), min(cap, guarantees.largest_radius))[0])
 
 
 def shares_kept(unpoisoned: float, band: ReturnBand, guarantees: Guarantees, cap: int, units: int) -> dict[str, dict]:

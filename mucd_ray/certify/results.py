@@ -16,8 +16,8 @@ from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.policy import ceiling_band, expected_return_bound, mean_route_bound, radius_keeping, return_band, shares_kept
 from mucd_ray.certify.radius import radius_ladder
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.accounting import MOST_UNITS
 from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.work import spend
 from mucd_ray.words import counted
 
 QUANTILES = (0.1, 0.25, 0.5)
@@ -68,7 +68,7 @@ def compute_results(inputs: dict) -> dict:
 
 
 def _policy_results(inputs, returns, guarantees, eta) -> dict:
-    units, cap, return_range = inputs["units"], inputs["radius_cap"], inputs["return_range"]
+    units, cap, return_range = inputs["units"], _cap(inputs, guarantees), inputs["return_range"]
     low, high = return_range
     bands = {name: return_band(returns, return_range, eta=eta, method=name) for name in BANDS}
     band, ceiling = bands[inputs["band"]], ceiling_band(returns, return_range, eta=eta, method=inputs["band"])
@@ -99,15 +99,25 @@ def _policy_results(inputs, returns, guarantees, eta) -> dict:
 
 def _named_radii(last: int, extra: list[int], units: int, cap: int) -> np.ndarray:
     """0, 1, 2, ... up to `last`, ever sparser, with `extra` and the radii of the named fractions: what a curve is evaluated at."""
-    named = [min(cap, math.ceil(fraction * units), MOST_UNITS) for fraction in FRACTIONS]
+    named = [min(cap, math.ceil(fraction * units)) for fraction in FRACTIONS]
     radii = np.unique(np.concatenate([radius_ladder(last), extra, named])).astype(int)
     return radii[radii >= 0]
+
+
+def _cap(inputs, guarantees) -> int:
+    """No radius above it is asked for."""
+    return min(inputs["radius_cap"], guarantees.largest_radius)
 
 
 def _table(points: np.ndarray, function):
     """`function` at any of `points` (sorted, [n]), each computed once for all who ask."""
     values = function(points)
-    return lambda p: values[np.searchsorted(points, p)]
+
+    def at(p):
+        spend(8 * np.size(p))
+        return values[np.searchsorted(points, p)]
+
+    return at
 
 
 def _discrete(certify, key: str):
@@ -115,8 +125,8 @@ def _discrete(certify, key: str):
         evidence = np.array(inputs["actions"][key])
         reference = inputs["actions"]["reference"]
         scopes = {
-            "per_state": certify(evidence, guarantees, eta=eta, cap=inputs["radius_cap"]),
-            "family_wise": certify(evidence, guarantees, eta=_shared(eta, len(evidence)), cap=inputs["radius_cap"]),
+            "per_state": certify(evidence, guarantees, eta=eta, cap=_cap(inputs, guarantees)),
+            "family_wise": certify(evidence, guarantees, eta=_shared(eta, len(evidence)), cap=_cap(inputs, guarantees)),
         }
         action = scopes["per_state"].action
         agrees = None if reference is None else action == np.array(reference)
@@ -124,7 +134,7 @@ def _discrete(certify, key: str):
             "states": len(evidence),
             "action": action.tolist(),
             "agreement": None if agrees is None else float(agrees.mean()),
-            **{scope: _discrete_scope(certificate, agrees, inputs) for scope, certificate in scopes.items()},
+            **{scope: _discrete_scope(certificate, agrees, inputs, _cap(inputs, guarantees)) for scope, certificate in scopes.items()},
         }
 
     return results
@@ -136,9 +146,10 @@ def _shared(eta: float, states: int) -> float:
     return eta / states
 
 
-def _discrete_scope(certificate: ActionCertificate, agrees: np.ndarray | None, inputs) -> dict:
+def _discrete_scope(certificate: ActionCertificate, agrees: np.ndarray | None, inputs, cap: int) -> dict:
     certified = certificate.radius[certificate.radius >= 1]
-    radii = _named_radii(int(max(certificate.radius.max(), 1)), [], inputs["units"], inputs["radius_cap"])
+    radii = _named_radii(int(max(certificate.radius.max(), 1)), [], inputs["units"], cap)
+    spend(len(radii) * len(certificate.radius))
     holds = certificate.radius >= radii[:, None]
     return {
         "radius": [None if r == ABSTAIN else int(r) for r in certificate.radius],
@@ -171,7 +182,7 @@ def _continuous(inputs, guarantees, eta) -> dict:
 
 
 def _continuous_scope(actions: MedianActions, low, high, inputs) -> dict:
-    cap, units = inputs["radius_cap"], inputs["units"]
+    cap, units = _cap(inputs, actions.guarantees), inputs["units"]
     tolerance = {}
     for share in TOLERANCES:
         radius = actions.radii(share, cap)
@@ -185,7 +196,7 @@ def _continuous_scope(actions: MedianActions, low, high, inputs) -> dict:
     last = max(1, *(entry["max_radius"] or 1 for entry in tolerance.values()))
     radii = _named_radii(last, [], units, cap)
     widths = [actions.half_width(int(r)) for r in radii]
-    at = [int(r) for r in np.unique([0, *(min(cap, math.ceil(fraction * units), MOST_UNITS) for fraction in FRACTIONS)])]
+    at = [int(r) for r in np.unique([0, *(min(cap, math.ceil(fraction * units)) for fraction in FRACTIONS)])]
     ends = [actions.interval(r) for r in at]
     return {
         "tolerance": tolerance,
@@ -208,7 +219,7 @@ ACTION_RESULTS = {"votes": _discrete(certify_votes, "counts"), "scores": _discre
 
 def _goal_results(inputs, returns, guarantees, eta, action) -> dict:
     goal = Goal.parse(inputs["goal"])
-    goal.check(inputs["units"], inputs["radius_cap"], discrete=action is not None and action["kind"] != "continuous")
+    goal.check(inputs["units"], _cap(inputs, guarantees), discrete=action is not None and action["kind"] != "continuous")
     radius = goal.radius(inputs["units"])
     if goal.name == "actions":
         reached = action["family_wise"]["radius"]

@@ -6,7 +6,7 @@ import numpy as np
 
 from mucd_ray.certify.action import certify_scores, certify_votes
 from mucd_ray.certify.bands import order_statistic_band
-from mucd_ray.certify.confidence import action_share, clopper_pearson_lower, clopper_pearson_upper
+from mucd_ray.certify.confidence import clopper_pearson_lower, clopper_pearson_upper, vote_shares
 from mucd_ray.certify.evidence import LEVELS
 from mucd_ray.certify.guarantees import Guarantees, OutcomesGuarantee
 from mucd_ray.certify.families import Pair
@@ -29,6 +29,7 @@ class TabulatedGuarantees:
     """
 
     def __init__(self, guarantees: Guarantees, radii, lower_at, upper_at):
+        self.largest_radius = guarantees.largest_radius
         self.radii = sorted({0, *(int(radius) for radius in radii)})
         self.lower_at, self.upper_at = (np.unique(np.concatenate([[0.0, 1.0], points])) for points in (lower_at, upper_at))
         self.lower = np.array([guarantees.at(radius).lower(self.lower_at) for radius in self.radii])
@@ -56,15 +57,16 @@ def tabulated(guarantees: Guarantees, kind: str, *, instances: int, outputs: int
         instances, outputs: P, and the number of actions or of dimensions.
         eta, cap: those of the certificate.
     """
+    cap = min(cap, guarantees.largest_radius)
     best = np.zeros((1, outputs), int)
     best[0, 0] = instances
     unanimous = np.zeros((1, outputs, LEVELS + 1), int)
     unanimous[:, :, 0] = instances
     if kind == "votes":
         largest = certify_votes(best, guarantees, eta=eta, cap=cap).radius
-        counts, share = np.arange(instances + 1), action_share(eta, outputs)
-        top = clopper_pearson_lower(counts, instances, share)
-        lower_at, upper_at = top, np.concatenate([1.0 - top, clopper_pearson_upper(counts, instances, share)])
+        counts, (_, of_top, of_runner_up) = np.arange(instances + 1), vote_shares(eta, outputs)
+        top = clopper_pearson_lower(counts, instances, of_top)
+        lower_at, upper_at = top, np.concatenate([1.0 - top, clopper_pearson_upper(counts, instances, of_runner_up)])
     elif kind == "scores":
         unanimous[0, 0] = np.bincount([LEVELS], minlength=LEVELS + 1) * instances
         largest = certify_scores(unanimous, guarantees, eta=eta, cap=cap).radius

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import fft
 
 from mucd_ray.mechanism.mixture import LEFT_OUT, Mixture
+from mucd_ray.mechanism.work import spend
 
 # Grid points per typical size of the sum of all losses, and how far the splitting of cells may widen the sum, as a share of its
 # typical size. A sum that is typically smaller than LEAST_SCALE is treated as being of that size: the error is then absolute.
@@ -93,13 +94,18 @@ class LossDistribution:
 
     def renyi_divergence(self, orders: np.ndarray) -> np.ndarray:
         """D_alpha(P||Q) of the part with finite loss, for orders alpha > 1 [m] -> [m] (Mironov 2017, Definition 3)."""
-        if not self.masses.any():
+        # On a fine grid nearly all masses are zero.
+        kept = np.flatnonzero(self.masses)
+        if not len(kept):
             return np.zeros(len(orders))
-        with np.errstate(divide="ignore"):
-            log_masses = np.log(self.masses)
-        exponents = log_masses + np.multiply.outer(orders - 1, self.losses)
-        largest = exponents.max(axis=1)
-        return (np.log(np.exp(exponents - largest[:, None]).sum(axis=1)) + largest) / (orders - 1)
+        spend(2 * len(orders) * len(kept))
+        losses, log_masses = (self.start + kept) * self.step, np.log(self.masses[kept])
+        log_moments = np.empty(len(orders))
+        for k, order in enumerate(orders):
+            exponents = log_masses + (order - 1) * losses
+            largest = exponents.max()
+            log_moments[k] = np.log(np.exp(exponents - largest).sum()) + largest
+        return log_moments / (orders - 1)
 
     def tradeoff_curve(self) -> "TradeoffCurve":
         """Neyman-Pearson: to collect probability under P at the least cost under Q, take the largest losses first."""
@@ -122,6 +128,7 @@ class TradeoffCurve:
 
     def __call__(self, p):
         """p in [0, 1], any shape -> the bound, same shape."""
+        spend(4 * np.size(p))
         return np.minimum(np.interp(p, self.under_p, self.under_q, left=0.0), p)
 
     def profile(self, eps: np.ndarray) -> np.ndarray:
@@ -215,6 +222,7 @@ class _Cells:
             ends = coarse[first], coarse[last]
             if last - first > COARSE_CELLS / 2:
                 break
+        spend(60 * COARSE_CELLS)
         coarse, losses, masses = coarse[first : last + 1], losses[first : last + 1], masses[first:last]
         size = _typical_size((losses[1:] + losses[:-1]) / 2, masses, steps)
         step = _grid_step((losses[1:] + losses[:-1]) / 2, masses, losses[-1] - losses[0], size, steps)
@@ -297,6 +305,7 @@ def _left_out(steps: int) -> float:
 def _window(step: float, start: int, masses: np.ndarray, steps: int) -> tuple[int, int]:
     """(first index, length) of a window with all but WINDOW_TAIL of the T-fold sum on each side, by Chernoff's bound."""
     kept = np.flatnonzero(masses)
+    spend(60 * len(kept))
     losses, log_masses = (start + kept) * step, np.log(masses[kept])
     weights = masses[kept] / masses[kept].max()
     weights /= weights.sum()
@@ -335,6 +344,7 @@ def _least(function, low: float, high: float) -> float:
 
 def _self_convolve(masses: np.ndarray, start: int, steps: int, first: int, size: int) -> np.ndarray:
     """Masses of the T-fold sum on the grid indices first .. first+size-1; what lies outside wraps around into the window."""
+    spend(len(masses) + 8 * size)
     folded = np.bincount(np.arange(len(masses)) % size, masses, size)
     result = fft.irfft(fft.rfft(folded) ** steps, size)
     return np.maximum(np.roll(result, (steps * start - first) % size), 0.0)

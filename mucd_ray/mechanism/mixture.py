@@ -15,6 +15,8 @@ import numpy as np
 from scipy.special import ndtr
 from scipy.stats import binom
 
+from mucd_ray.mechanism.work import spend
+
 # Mixture components lighter than LIGHTEST are left out: together at most LEFT_OUT. With up to 10^8 units, the deviation is below
 # 5000 and the lightest kept component at least 8 deviations out or among the first few, so that from there on the weights fall by a
 # factor of at most 1 - 1/1000 each, and both tails hold less than 2000 LIGHTEST.
@@ -40,6 +42,7 @@ class Mixture:
         # By Bernstein's inequality less than e^-70 lies outside mean +- reach.
         mean, reach = units * sample_rate, 12 * np.sqrt(units * sample_rate * (1 - sample_rate)) + 60
         k = np.arange(max(0, int(mean - reach)), min(units, int(mean + reach)) + 1)
+        spend(20 * len(k))
         weights = binom.pmf(k, units, sample_rate)
         kept = weights > LIGHTEST
         return cls(centres=sign * k[kept].astype(float), weights=weights[kept], sigma=sigma)
@@ -57,6 +60,7 @@ class Mixture:
 
     def _distribution(self, x: np.ndarray, sign: int) -> np.ndarray:
         """P(X <= x) for sign +1, P(X > x) for sign -1: [n] -> [n]."""
+        spend(2 * len(x) * len(self.centres))
         result = np.empty(len(x))
         for part in _parts(len(x), len(self.centres)):
             result[part] = ndtr(sign * (x[part, None] - self.centres) / self.sigma) @ self.weights
@@ -73,6 +77,7 @@ class Mixture:
 
     def log_ratio_to_noise(self, x: np.ndarray) -> np.ndarray:
         """log of this density over that of N(0, sigma^2), at x [n] -> [n]."""
+        spend(2 * len(x) * len(self.centres))
         result = np.empty(len(x))
         log_weights = np.log(self.weights) - self.centres**2 / (2 * self.sigma**2)
         for part in _parts(len(x), len(self.centres)):

@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
+from mucd_ray.certify.rounding import exactly
+
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
@@ -131,7 +133,7 @@ def poisoned_return(
 def _levels(ax, levels: dict[str, float]) -> None:
     for name, level in levels.items():
         colour, style = LEVELS[name]
-        ax.axhline(level, color=colour, linestyle=style, linewidth=1.3, zorder=1, label=f"{name}: {_number(level)}")
+        ax.axhline(level, color=colour, linestyle=style, linewidth=1.3, zorder=1, label=f"{name}: {_level(name, level)}")
 
 
 def _end_of_return(radius: np.ndarray, bound: np.ndarray, levels: dict[str, float]) -> float:
@@ -360,6 +362,11 @@ def _radius_axes(axes, end: float, units: int, unit: str, low: float | None = No
     percent.xaxis.set_major_formatter(lambda p, _: f"{p:.6g} %" if p >= 0 else "")
     percent.tick_params(labelsize=FONT - 1, colors=INK)
     percent.set_xlabel(f"share of the dataset's {units:,} {unit}", fontsize=FONT)
+
+
+def _level(name: str, value: float) -> str:
+    """The floor is a public constant, all other levels are estimates."""
+    return exactly(value).replace("-", "−") if name == "public floor" else _number(value)
 
 
 def _number(value: float) -> str:

@@ -5,6 +5,7 @@ Everything shown is read from certificate.json and baselines.json; no number of 
 
 import base64
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -12,11 +13,11 @@ import numpy as np
 
 from mucd_ray.certify.bands import BANDS
 from mucd_ray.certify.certificate import content_hash
-from mucd_ray.certify.claim import confidence_percent, percent_down, percent_up, round_down, round_up
 from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.looks import looks_up_to
 from mucd_ray.certify.means import MEANS
 from mucd_ray.certify.policy import return_band
+from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, percent_up, probability_down, probability_up, round_down, round_up, tenths_down
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import UNITS
 from mucd_ray.report import plots
@@ -91,7 +92,7 @@ def draw(certificate: dict, baselines: dict) -> dict[str, FigureData]:
 
 def _return_bound(certificate: dict, baselines: dict) -> FigureData:
     inputs, policy = certificate["inputs"], certificate["results"]["policy"]
-    curve, units = policy["curve"], UNITS[inputs["mechanism"]["unit"]]
+    curve, units, (down, _) = policy["curve"], UNITS[inputs["mechanism"]["unit"]], _of_returns(inputs)
     levels = {"unpoisoned mean": policy["unpoisoned_mean"]}
     levels |= {name.lower(): baselines[key] for key, name in BASELINES.items() if _is_number(baselines.get(key))}
     levels["public floor"] = inputs["return_range"][0]
@@ -109,21 +110,21 @@ def _return_bound(certificate: dict, baselines: dict) -> FigureData:
         f"hold together with probability at least {_confidence(inputs)} %. Between two evaluated radii it shows the value of the larger one. Not claimed, only "
         f"for comparison: the same bound from another confidence band; and what follows if nothing but a bound on the mean return under D is known "
         f"({mean_route}, the best of {len(MEANS)} such bounds on this sample: each holds with that probability by itself, their best need not).",
-        alt=f"Certified lower bound on the expected {_what(inputs)}, falling from {round_down(curve['bound'][0])} at r = 0 to {round_down(curve['bound'][-1])} "
+        alt=f"Certified lower bound on the expected {_what(inputs)}, falling from {down(curve['bound'][0])} at r = 0 to {down(curve['bound'][-1])} "
         f"at r = {whole(curve['radius'][-1])}. For comparison: {', '.join(f'{label} {number(level)}' for label, level in levels.items())}.",
     )
 
 
 def _poisoned_return(certificate: dict) -> FigureData:
     inputs, policy = certificate["inputs"], certificate["results"]["policy"]
-    curve, units = policy["curve"], UNITS[inputs["mechanism"]["unit"]]
+    curve, units, (down, up) = policy["curve"], UNITS[inputs["mechanism"]["unit"]], _of_returns(inputs)
     quantiles = dict(sorted(curve["quantiles"].items(), key=lambda item: -float(item[0])))
     at = policy["keeps"]["0.5"]["radius"]
-    alt = f"Mean {_what(inputs)} under poisoning: between {round_down(curve['bound'][0])} and {round_up(curve['ceiling'][0])} at r = 0"
+    alt = f"Mean {_what(inputs)} under poisoning: between {down(curve['bound'][0])} and {up(curve['ceiling'][0])} at r = 0"
     if at >= 1:
         k = curve["radius"].index(at)
-        alt += f", between {round_down(curve['bound'][k])} and {round_up(curve['ceiling'][k])} at r = {whole(at)}, where half of the policies earn at least "
-        alt += round_down(curve["quantiles"]["0.5"][k])
+        alt += f", between {down(curve['bound'][k])} and {up(curve['ceiling'][k])} at r = {whole(at)}, where half of the policies earn at least "
+        alt += down(curve["quantiles"]["0.5"][k])
     return _both(
         certificate,
         plots.poisoned_return,
@@ -245,17 +246,20 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    inputs, results, context = certificate["inputs"], certificate["results"], certificate["context"]
     environment.filters |= {
         "number": number,
         "whole": whole,
         "counted": _counted,
         "percent": percent,
-        "claimed": round_down,
-        "claimed_up": round_up,
+        "exactly": exactly,
+        "claimed": _of_returns(inputs)[0],
+        "claimed_up": _of_returns(inputs)[1],
+        "probability": probability_down,
+        "probability_up": probability_up,
         "claimed_percent": claimed_percent,
         "claimed_percent_up": claimed_percent_up,
     }
-    inputs, results, context = certificate["inputs"], certificate["results"], certificate["context"]
     dataset = context.get("dataset") or {}
     return environment.get_template("template.html").render(
         certificate=certificate,
@@ -285,6 +289,12 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         evidence=_flat({key: value for key, value in context.items() if key not in ("baselines", "software")}),
         software=_flat(context.get("software") or {}),
     )
+
+
+def _of_returns(inputs: dict):
+    """How lower and upper bounds on returns are written: with the digits that matter in their range."""
+    width = inputs["return_range"][1] - inputs["return_range"][0]
+    return partial(round_down, width=width), partial(round_up, width=width)
 
 
 def _kept_rows(policy: dict) -> list[dict]:
@@ -344,7 +354,7 @@ def _baseline_rows(policy: dict, inputs: dict, baselines: dict) -> list[tuple[st
             which = baselines.get("best_constant_action") if key == "best_constant_return" else None
             rows.append((name + (f" (action {which})" if which is not None else ""), number(baselines[key])))
     floor, ceiling = inputs["return_range"]
-    return [*rows, ("Public floor of the return", number(floor)), ("Public ceiling of the return", number(ceiling))]
+    return [*rows, ("Public floor of the return", exactly(floor)), ("Public ceiling of the return", exactly(ceiling))]
 
 
 def number(value, digits: int = 6) -> str:
@@ -352,8 +362,11 @@ def number(value, digits: int = 6) -> str:
 
 
 def whole(value) -> str:
-    """A count or a radius; a median radius may end in .5."""
-    return "none" if value is None else f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+    """A count or a radius; a median radius may end in .5, a mean one is rounded down."""
+    if value is None:
+        return "none"
+    whole, _, tenth = tenths_down(value).partition(".")
+    return f"{int(whole):,}" + (f".{tenth}" if tenth else "")
 
 
 def _counted(number: int, noun: str) -> str:

@@ -5,6 +5,7 @@ import json
 from importlib.metadata import version
 
 from mucd_ray.certify.looks import looks_up_to
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.settings import RunSettings
 from mucd_ray.service.store import RunStore
@@ -21,11 +22,15 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
         f"Environment card: {settings.card.source}",
         *settings.assumptions,
     ]
+    # Not the threat and the accountant: what is said against one threat, or by one rule, is true beside what is said by another.
+    given = [name for name in ("eta", "band", "inference") if getattr(choices, name) != getattr(Choices(), name)]
+    if given:
+        notes.append(f"Of this certificate {', '.join(given)} were given by the user: the confidence holds if they were not chosen by looking at results.")
     low, high = settings.return_range
     if settings.card.clip_returns:
-        notes.append(f"Every episode's return is clipped into the public range [{low:g}, {high:g}] before anything is done with it; nothing is claimed about unclipped returns.")
+        notes.append(f"Every episode's return is clipped into the public range [{exactly(low)}, {exactly(high)}] before anything is done with it; nothing is claimed about unclipped returns.")
     else:
-        notes.append(f"Every episode's return lies in the declared public range [{low:g}, {high:g}], on whatever data a policy was trained.")
+        notes.append(f"Every episode's return lies in the declared public range [{exactly(low)}, {exactly(high)}], on whatever data a policy was trained.")
     if settings.states_sha256 is not None:
         notes.append("The states were given by the user: the claim about actions holds if they were chosen independently of the instances that vote.")
     if not settings.columns:

@@ -1,6 +1,6 @@
 """Certified runs side by side, from the summaries in their folders."""
 
-from mucd_ray.certify.claim import percent_down
+from mucd_ray.certify.rounding import percent_down, tenths_down
 from mucd_ray.errors import MucdError
 from mucd_ray.files import as_expected
 from mucd_ray.service.store import RunStore
@@ -42,7 +42,7 @@ def _action_radius(action: dict | None) -> str:
         return "-"
     part = action["per_state"]
     name, entry = next(iter(part["tolerance"].items())) if "tolerance" in part else (None, part)
-    radius = "none" if entry["median_radius"] is None else f"{entry['median_radius']:g}"
+    radius = "none" if entry["median_radius"] is None else tenths_down(entry["median_radius"])
     return radius if name is None else f"{radius} (+-{100 * float(name):g} %)"
 
 

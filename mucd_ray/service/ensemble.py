@@ -5,11 +5,12 @@ import numpy as np
 import torch
 
 from mucd_ray.certify.action import certify_scores, certify_votes
-from mucd_ray.certify.claim import CONDITIONS, round_down
+from mucd_ray.certify.claim import CONDITIONS
 from mucd_ray.certify.evidence import LEVELS, histogram, levels
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.results import TOLERANCES
+from mucd_ray.certify.rounding import confidence_percent
 from mucd_ray.certify.tabulated import tabulated
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, softmax_probabilities, trained_policies
@@ -67,7 +68,7 @@ class Ensemble:
         lead = "" if self.certificate["results"]["sound"] else "NOT SOUND: made with the published accounting rule, for comparison only. "
         if self.certificate["inputs"]["condition"]:
             lead += f"CONDITIONAL: {CONDITIONS[self.certificate['inputs']['condition']]}. "
-        return CONFIDENCE.format(lead=lead, level=f"{round_down(100 * (1 - self.eta), 12)} %")
+        return CONFIDENCE.format(lead=lead, level=f"{confidence_percent(self.eta)} %")
 
     def about(self) -> dict:
         """What is served."""

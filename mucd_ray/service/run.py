@@ -11,8 +11,8 @@ import ray
 from tqdm import tqdm
 
 from mucd_ray.certify.calibration import least_instances
-from mucd_ray.certify.claim import round_down
 from mucd_ray.certify.looks import effective_eta, looks_up_to
+from mucd_ray.certify.rounding import exactly, round_down
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.units import Units, make_units
@@ -327,7 +327,7 @@ def _tell_look(certificate: dict) -> None:
     if goal is None:
         return
     words = "met" if goal["met"] else "not met"
-    print(f"look at {instances} instances: {goal['name']} certified at r = {goal['radius']} is {round_down(goal['certified'], 4)}, wanted {goal['wanted']:g}: {words}", file=sys.stderr)
+    print(f"look at {instances} instances: {goal['name']} certified at r = {goal['radius']} is {round_down(goal['certified'], 4)}, wanted {exactly(goal['wanted'])}: {words}", file=sys.stderr)
 
 
 def discounted_returns(dataset: OfflineDataset, discount: float) -> np.ndarray:

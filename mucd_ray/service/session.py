@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
 import gymnasium
@@ -11,6 +11,7 @@ import numpy as np
 
 from mucd_ray.certify.looks import effective_eta
 from mucd_ray.certify.plan import plan
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.certify.size import declared_size
 from mucd_ray.data.cards import CARDS, EnvironmentCard, card_for
 from mucd_ray.data.dataset import OfflineDataset
@@ -182,11 +183,22 @@ def _mechanism(request: Request, choices: Choices, declared: int, actions: int) 
         accountant="tradeoff", sample_rate=request.sample_rate, **({} if request.steps is None else {"steps": request.steps}),
     )
     mechanism = replace(answer.mechanism, unit=request.unit, clip_norm=clip_norm)
-    given = [name for name in ("sample_rate", "steps", "clip_norm") if getattr(request, name) is not None]
+    given = _given(request, choices)
     return mechanism, (
-        f"The mechanism was planned from the declared size {declared}, the wanted fraction {request.fraction:g}, {counted(request.instances, 'instance')} and "
-        f"eta {eta:g} alone" + (f", with {', '.join(given).replace('_', ' ')} given by the user. {CONDITIONAL}" if given else ".")
+        f"The mechanism was planned from the declared size {declared}, the wanted fraction {exactly(request.fraction)}, {counted(request.instances, 'instance')}, "
+        f"eta {exactly(eta)} and the {choices.threat} threat alone" + (f", with {', '.join(given)} given by the user. {CONDITIONAL}" if given else ".")
     )
+
+
+def _given(request: Request, choices: Choices) -> list[str]:
+    """What a planned mechanism has from the user. A value that is the package's default shapes nothing, whoever wrote it down.
+
+    The declared size is left out: `size_note` speaks about it. Accountant, band and inference plan nothing.
+    """
+    usual = {field.name: field.default for kind in (Request, Choices) for field in fields(kind)}
+    asked = vars(request) | vars(choices)
+    names = ("unit", "fraction", "instances", "eta", "threat", "sample_rate", "steps", "clip_norm", "looks")
+    return [name.replace("_", " ") for name in names if asked[name] != usual[name]]
 
 
 def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:

@@ -1,8 +1,10 @@
 """What a user sees of a certified run: the summary as data and as text."""
 
 import math
+from functools import partial
 
-from mucd_ray.certify.claim import CONDITIONS, percent_down, round_down
+from mucd_ray.certify.claim import CONDITIONS
+from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
 from mucd_ray.report.report import report_files
 from mucd_ray.service.store import RunStore
 from mucd_ray.words import counted
@@ -45,6 +47,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "rollouts": inputs["rollouts"],
         "discount": inputs["discount"],
         "clipped": inputs["return_range"] if inputs["clipped"] else None,
+        "return_range": inputs["return_range"],
         "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
         "baselines": certificate["context"]["baselines"],
         "normalised": normalised_score(policy["unpoisoned_mean"], certificate["context"]["normalised"]),
@@ -80,9 +83,11 @@ def _action_summary(part: dict) -> dict:
 
 def describe(summary: dict) -> str:
     """The summary for people."""
+    low, high = summary["return_range"]
+    bound = partial(round_down, digits=5, width=high - low)
     baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "instance")
     lines = [
-        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {summary['accountant']} accounting; eta {summary['eta']:g}"
+        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {summary['accountant']} accounting; eta {exactly(summary['eta'])}"
         + (", at all looks together" if summary["looks"] == "anytime" else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
@@ -94,7 +99,7 @@ def describe(summary: dict) -> str:
         if entry["radius"] >= 0:
             lines.append(
                 f"certified: keeps {100 * float(share):.0f} % up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['fraction'])} %), "
-                f"expected return at least {round_down(entry['bound'], 5)}, median at least {round_down(entry['median'], 5)}"
+                f"expected return at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
             )
     lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
     if lost:
@@ -106,7 +111,7 @@ def describe(summary: dict) -> str:
         goal = summary["goal"]
         lines.append(
             f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {instances}; certified at r = {goal['radius']} is "
-            f"{round_down(goal['certified'], 4)}, wanted {goal['wanted']:g}"
+            f"{round_down(goal['certified'], 4)}, wanted {exactly(goal['wanted'])}"
         )
     if not summary["sound"]:
         lines.insert(0, "NOT SOUND: published accounting, for comparison only")
@@ -120,13 +125,13 @@ def describe(summary: dict) -> str:
 def _episodes(summary: dict) -> str:
     parts = [f"normalised score {summary['normalised']:.1f}"] if summary["normalised"] is not None else []
     parts += [f"{summary['rollouts']} episodes each"] if summary["rollouts"] > 1 else []
-    parts += ["clipped into [{:g}, {:g}]".format(*summary["clipped"])] if summary["clipped"] else []
-    parts += [f"discount {summary['discount']:g}"] if summary["discount"] < 1 else []
+    parts += ["clipped into [{}, {}]".format(*map(exactly, summary["clipped"]))] if summary["clipped"] else []
+    parts += [f"discount {exactly(summary['discount'])}"] if summary["discount"] < 1 else []
     return f"  ({', '.join(parts)})" if parts else ""
 
 
 def _radius(radius: float | None) -> str:
-    return "none" if radius is None else f"{radius:g}"
+    return "none" if radius is None else tenths_down(radius)
 
 
 def _describe_actions(part: dict, name: str) -> list[str]:

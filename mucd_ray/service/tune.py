@@ -22,7 +22,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from mucd_ray.certify.claim import percent_down
+from mucd_ray.certify.rounding import percent_down
 from mucd_ray.certify.plan import frontier, plan
 from mucd_ray.data.behaviours import behaviour_for
 from mucd_ray.data.cards import card_for, load_card

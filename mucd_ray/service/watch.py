@@ -4,7 +4,7 @@ import json
 import sys
 import time
 
-from mucd_ray.certify.claim import percent_down, round_down
+from mucd_ray.certify.rounding import percent_down, round_down
 from mucd_ray.errors import MucdError
 from mucd_ray.files import as_expected
 from mucd_ray.service.live import drivers
@@ -13,7 +13,7 @@ from mucd_ray.words import counted
 
 LOOK_EVERY = 2.0
 WIDTH = 30
-UP, CLEAR_LINE = "\x1b[{}A", "\x1b[2K"
+UP_AND_CLEAR = "\x1b[{}A\x1b[J"
 
 
 def watch_run(options, out) -> None:
@@ -32,8 +32,7 @@ def watch_run(options, out) -> None:
             with as_expected(store.file("live.json"), "go on with the run, and it is written anew"):
                 text = describe(store, news, at_work, unit)
             # In place: over the lines of the last time.
-            back = UP.format(shown) if shown and sys.stderr.isatty() else ""
-            out(back + "\n".join(CLEAR_LINE + line if back else line for line in text))
+            out("\n".join(text), control=UP_AND_CLEAR.format(shown) if shown and sys.stderr.isatty() else "")
             shown = len(text)
         with as_expected(store.file("live.json"), "go on with the run, and it is written anew"):
             if options.once or not at_work and (news["finished"] or _is_certified(store, news["instances_wanted"])):

@@ -2,7 +2,9 @@ import copy
 import dataclasses
 import functools
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from unittest import mock
@@ -12,12 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mucd_ray.certify import certificate as certificate_file
 from mucd_ray.certify.certificate import content_hash, make_certificate, make_inputs, read_certificate, verify
-from mucd_ray.certify.claim import claim_sentences, confidence_percent, percent_down, percent_up, round_down, round_up, share
+from mucd_ray.certify.claim import claim_sentences
 from mucd_ray.certify.evidence import continuous_evidence, histogram, levels, scores_evidence, votes_evidence
 from mucd_ray.certify.results import compute_results
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.work import TooMuchWork
 
 MECHANISM = Mechanism(sample_rate=0.05, noise_multiplier=30.0, clip_norm=0.1, steps=40, normaliser=50.0)
 
@@ -211,13 +215,23 @@ def test_a_certificate_made_here_verifies_on_a_processor_with_other_last_digits(
     assert result.stdout.strip() == str([[]] * len(names)), result.stdout + result.stderr
 
 
-def test_claimed_numbers_are_rounded_down():
-    assert [round_down(x) for x in (123.45678, -123.45678, 0.0, 1e-9, 250.0)] == ["123.456", "-123.457", "0", "0.000000001", "250"]
-    assert [round_up(x) for x in (123.45678, -123.45678, 0.0, 250.0)] == ["123.457", "-123.456", "0", "250"]
-    # 0.29 and 0.07 are read as they are written, not as the binary numbers next to them.
-    assert [round_down(0.29), round_up(0.07), percent_down(0.29), percent_up(0.07), share(29, 100)] == ["0.29", "0.07", "29", "7", "29 %"]
-    assert [percent_down(2 / 3), percent_up(2 / 3), share(2, 3)] == ["66.6", "66.7", "66.66 %"]
-    assert [confidence_percent(0.001, n) for n in (1, 2, 3)] == ["99.9", "99.8", "99.7"] and confidence_percent(0.6, 2) == "0"
+def test_claimed_numbers_are_rounded_to_the_safe_side_and_constants_not_at_all():
+    low, high = -1234564.0, -900004.9
+    returns = np.random.default_rng(4).normal(-950_000, 20_000, 100).clip(low, high)
+    certificate = make_certificate(inputs(returns=returns, return_range=(low, high), clipped=True, discount=0.98765432, goal="absolute-return>=-1000000.7@0.005"), assumptions=[], context={})
+    claim, policy = " ".join(certificate["claim"]), certificate["results"]["policy"]
+    for words in (
+        "below -1234564 counts as -1234564, and one above -900004.9 as -900004.9.", "least possible return -1234564.", "wanted is -1000000.7;", "discounted by 0.98765432 per step",
+    ):
+        assert words in claim
+    half, curve = policy["keeps"]["0.5"], policy["curve"]
+    at = curve["radius"].index(half["radius"])
+    least, most, median = (float(number) for number in re.search(r"is at least (\S+); it is at most (\S+); .* an instance earns (\S+) or more", claim).groups())
+    assert half["bound"] - 1 <= least <= half["bound"] and curve["ceiling"][at] <= most <= curve["ceiling"][at] + 1
+    assert curve["quantiles"]["0.5"][at] - 1 <= median <= curve["quantiles"]["0.5"][at]
+
+
+def test_nothing_certified_is_said():
     nothing = make_certificate(inputs(mechanism=dataclasses.replace(MECHANISM, noise_multiplier=0.3)), assumptions=[], context={})
     assert "at 0 % of 4 states" in nothing["claim"][2] and "no radius keeps" in nothing["claim"][1]
 
@@ -248,6 +262,47 @@ def test_evidence_that_does_not_fit_is_refused_and_never_verifies(changes, messa
     assert verify(edited)[0].startswith("inputs: ")
 
 
+def test_what_verify_spends_is_bounded_before_it_is_spent(tmp_path, monkeypatch):
+    """A small file can ask for days: heavy mixtures, hundreds of radii. What is usual passes, and patience lifts the limit."""
+    mechanism = {"unit": "transition", "sample_rate": 0.5, "noise_multiplier": 1e6, "clip_norm": 1.0, "steps": 10_000_000, "normaliser": 1.0}
+    hostile = copy.deepcopy(CERTIFICATE)
+    hostile["inputs"] |= {"mechanism": mechanism, "units": 10**9, "radius_cap": 10**9, "actions": None, "accountant": "rdp"}
+    monkeypatch.setattr(certificate_file, "MOST_OPERATIONS", 1e8)
+    with pytest.raises(TooMuchWork, match="--patience"):
+        verify(hostile)
+    assert verify(CERTIFICATE) == []
+    monkeypatch.setattr(certificate_file, "MOST_OPERATIONS", 1e4)
+    with pytest.raises(TooMuchWork, match="more than 1e\\+04 operations"):
+        verify(CERTIFICATE)
+    assert verify(CERTIFICATE, patience=1e5) == []
+    monkeypatch.setattr(certificate_file, "MOST_BYTES", 1 << 20)
+    (tmp_path / "c.json").write_text(json.dumps(CERTIFICATE) + " " * (1 << 20))
+    with pytest.raises(MucdError, match="at most 1,048,576 are read"):
+        read_certificate(tmp_path / "c.json")
+    assert read_certificate(tmp_path / "c.json", patience=2) == CERTIFICATE
+
+
+def test_numbers_beyond_doubles_are_refused_where_they_are(tmp_path):
+    for text in ('{"x": 1e400}', '{"x": -1e999}'):
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(MucdError, match="too large for a double"):
+            read_certificate(tmp_path / "c.json")
+    assert forge(lambda c: c["context"].update(far=math.inf), refit=False)[0].startswith("sha256: ")
+    for change in (lambda c: c["inputs"]["returns"].__setitem__(0, 10**400), lambda c: c["inputs"]["mechanism"].update(clip_norm=10**400), lambda c: c["inputs"].update(eta=10**400)):
+        (message,) = forge(change)
+        assert "must be a finite number" in message and len(message) < 200
+
+
+def test_a_weak_mechanism_with_a_billion_units_is_certified_up_to_the_largest_group():
+    weak = Mechanism(sample_rate=1e-9, noise_multiplier=100.0, clip_norm=1.0, steps=1, normaliser=1.0)
+    for threat, limit in (("insert", 10**8), ("substitute", 5 * 10**7)):
+        certificate = make_certificate(inputs(mechanism=weak, units=10**9, radius_cap=10**9, threat=threat), assumptions=[], context={})
+        assert certificate["results"]["policy"]["keeps"]["0.5"]["radius"] == limit and verify(certificate) == []
+        assert certificate["results"]["action"]["per_state"]["max_radius"] == limit
+        assert f"one of {limit} is a floor" in " ".join(certificate["claim"])
+    assert "floor" not in " ".join(CERTIFICATE["claim"]).replace("floor of", "")
+
+
 @pytest.mark.parametrize("threat", ["insert", "remove", "substitute"])
 def test_other_threats_are_named_and_no_weaker_than_they_should_be(threat):
     other = make_certificate(inputs(threat=threat), assumptions=[], context={})
@@ -273,3 +328,29 @@ def test_a_file_that_is_no_certificate_is_refused(tmp_path, content):
         read_certificate(tmp_path / "c.json")
     with pytest.raises(MucdError, match="missing.json"):
         read_certificate(tmp_path / "missing.json")
+
+
+FOUL = [None, True, -1, 0, 1, 2**53, 2**63, 10**400, 0.5, -0.0, 5e-324, 1e-9, 1e100, 1.7e308, "", "votes", "\x1b[2J", [], [[]], [1.5], {}, {"kind": "votes"}]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_the_inputs_verify_answers(data):
+    """Foul values anywhere in the inputs, with a hash that fits: mismatches in printable words, or a refusal to spend so much; never another exception."""
+    forged = copy.deepcopy(CERTIFICATES[data.draw(st.sampled_from(list(CERTIFICATES)))])
+    for _ in range(data.draw(st.integers(1, 2))):
+        where = forged["inputs"]
+        while True:
+            key = data.draw(st.sampled_from(list(where) if isinstance(where, dict) else range(len(where))))
+            inside = isinstance(where[key], dict | list) and len(where[key]) and data.draw(st.integers(0, 3))
+            if not inside:
+                break
+            where = where[key]
+        where[key] = copy.deepcopy(data.draw(st.sampled_from(FOUL)))
+    forged["sha256"] = content_hash(forged)
+    with mock.patch.object(certificate_file, "MOST_OPERATIONS", 3e8):
+        try:
+            mismatches = verify(forged)
+        except TooMuchWork:
+            return
+    assert all(len(message) < 5000 for message in mismatches)

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy.special import gammaln, xlogy
 from scipy.stats import binom
 
-from mucd_ray.certify.confidence import clopper_pearson_lower, clopper_pearson_upper, top_two_bounds
+from mucd_ray.certify.confidence import clopper_pearson_lower, clopper_pearson_upper, order_p_value, top_two_bounds
 from mucd_ray.errors import MucdError
+
 
 def test_a_unanimous_count_has_the_closed_form():
     assert clopper_pearson_lower(1000, 1000, 0.001) == pytest.approx(0.001 ** (1 / 1000))
@@ -34,9 +36,65 @@ def test_top_two_bounds_hold_together(p):
     assert np.all(bounds.top + bounds.runner_up <= 1 + 1e-12) or len(p) > 2
 
 
+def all_votes(trials, actions):
+    """Every count of so many votes, [n, actions]."""
+    if actions == 1:
+        return np.array([[trials]])
+    return np.concatenate([np.insert(all_votes(trials - first, actions - 1), 0, first, axis=1) for first in range(trials + 1)])
+
+
+def all_kinds_of_probabilities(actions):
+    """[n, actions]: ties of the first, of the second, of all, sharp and flat ones, those at which many actions may win by chance."""
+    rng = np.random.default_rng(actions)
+    shapes = [np.full(actions, 1 / actions), np.eye(actions)[0], np.append([0.5, 0.5], np.zeros(actions - 2))]
+    for lead in np.linspace(0.01, 0.99, 99):
+        shapes += [np.append(lead, np.full(actions - 1, (1 - lead) / (actions - 1))), np.append([lead, (1 - lead)], np.zeros(actions - 2))]
+        shapes += [np.append([lead / 2, lead / 2], np.full(actions - 2, (1 - lead) / (actions - 2)))]
+    shapes += [rng.dirichlet(np.full(actions, alpha)) for alpha in (0.2, 1.0, 5.0, 100.0) for _ in range(100)]
+    return np.array([row[order] for row in shapes for order in (slice(None), slice(None, None, -1))])
+
+
+@pytest.mark.parametrize("trials, actions", [(1, 3), (7, 3), (24, 3), (5, 4), (13, 4), (9, 5)])
+def test_votes_among_three_or_more_actions_cover_exactly(trials, actions):
+    """The multinomial is summed, not simulated: bounds fail together with probability at most eta, and a significant winner that is not the first at most as often as is paid for."""
+    counts, p = all_votes(trials, actions), all_kinds_of_probabilities(actions)
+    weights = np.exp(gammaln(trials + 1) - gammaln(counts + 1).sum(1) + xlogy(counts[None], p[:, None]).sum(-1))
+    assert weights.sum(axis=1) == pytest.approx(1.0)
+    ordered = np.sort(counts, axis=1)
+    p_value = order_p_value(ordered[:, -1], ordered[:, -2])
+    of_winner = p[:, counts.argmax(axis=1)]
+    for eta in (0.9, 0.5, 0.2, 0.05, 0.001):
+        bounds = top_two_bounds(counts, eta)
+        others = np.where(np.arange(actions) == bounds.action[:, None], -1.0, p[:, None, :]).max(axis=2)
+        wrong = (bounds.top > of_winner + 1e-12) | (bounds.runner_up < others - 1e-12)
+        assert (weights * wrong).sum(axis=1).max() <= eta
+        # The first of a tie may be either: counted as wrong unless it is one fixed action of them.
+        not_first = p.argmax(axis=1)[:, None] != counts.argmax(axis=1)
+        assert (weights * (not_first & (p_value <= eta))).sum(axis=1).max() <= eta
+
+
+def test_without_the_test_of_the_order_the_same_shares_would_fail():
+    """Four equal actions: some one of them looks better than it is too often for two intervals to be enough."""
+    counts, eta = all_votes(13, 4), 0.9
+    weights = np.exp(gammaln(14) - gammaln(counts + 1).sum(1) - 13 * np.log(4))
+    top = clopper_pearson_lower(counts.max(axis=1), 13, eta / 2)
+    runner_up = clopper_pearson_upper(np.sort(counts, axis=1)[:, -2], 13, eta / 4)
+    assert weights @ ((top > 0.25) | (runner_up < 0.25)) > eta
+
+
+def test_a_clear_vote_costs_no_more_for_more_actions():
+    two, many = (top_two_bounds([[1000] + [0] * (actions - 1)], 0.001) for actions in (2, 18))
+    assert two.top == many.top == pytest.approx(0.0005 ** (1 / 1000)) and two.runner_up == pytest.approx(1 - 0.0005 ** (1 / 1000))
+    assert many.runner_up == two.runner_up
+    # The lead of 12 : 1 among 20 has the two-sided p-value 2 * 14 / 2^13.
+    assert order_p_value(12, 1) == pytest.approx(28 / 2**13) and top_two_bounds([[12, 1, 4, 3]], 4 * 28 / 2**13 - 1e-9).top == 0
+    assert order_p_value(5, 5) == 1 and order_p_value(0, 0) == 1
+
+
 def test_ties_go_to_the_lowest_action_and_certify_nothing():
     bounds = top_two_bounds([[50, 50], [0, 100]], 0.01)
     assert bounds.action.tolist() == [0, 1]
+    assert top_two_bounds([[40, 40, 20]], 0.01).top == 0
     assert bounds.top[0] < bounds.runner_up[0] and bounds.top[1] > bounds.runner_up[1]
 
 

@@ -19,7 +19,8 @@ def test_goals_are_read(text, goal):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "return", "return>0.5@0.01", "fame>=0.5@0.01", "return>=0.5", "return>=1.5@0.01", "return>=0@0.01", "return>=0.5@1", "return>=nan@0.1", "return>=--1@0.1", "actions>=0.5@200%"]
+    "text", ["", "return", "return>0.5@0.01", "fame>=0.5@0.01", "return>=0.5", "return>=1.5@0.01", "return>=0@0.01", "return>=0.5@1", "return>=nan@0.1", "return>=--1@0.1", "actions>=0.5@200%",
+             "absolute-return>=1e9999999@0.01", "absolute-return>=-1e999@0.01", "return>=0.5@1e-9999999", "return>=1e-400@0.01", "return>=.@0.1", "return>=0.5@1e"]
 )
 def test_what_is_no_goal_is_refused_by_name(text):
     with pytest.raises(MucdError, match="goal"):

@@ -15,6 +15,7 @@ import pytest
 from mucd_ray.certify.certificate import read_certificate, verify
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError
+from mucd_ray.service.about import assumptions
 from mucd_ray.service.actors import Coordinator
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.cluster import Resources
@@ -182,6 +183,38 @@ def test_bad_requests_name_the_value_and_the_fix(local_ray, recordings, referenc
     with pytest.raises(MucdError, match="has changed"):
         train(store, load_dataset(recordings["acrobot"]), INSTANCES, Choices(), Resources())
     assert store.names() == []
+
+
+@pytest.mark.parametrize(
+    "changes, choices, named",
+    [
+        ({}, {}, None),
+        ({"fraction": 0.01, "instances": 1000, "unit": "transition"}, {"eta": 0.001, "threat": "symmetric", "accountant": "rdp", "band": "dkw"}, None),
+        ({"fraction": 0.02}, {}, "fraction"),
+        ({"instances": 900}, {}, "instances"),
+        ({}, {"eta": 0.002}, "eta"),
+        ({}, {"threat": "substitute"}, "threat"),
+        ({}, {"looks": "anytime"}, "looks"),
+        ({"steps": 50, "clip_norm": 0.2}, {"eta": 0.002}, "eta, steps, clip norm"),
+    ],
+)  # fmt: skip
+def test_whatever_of_the_user_shapes_a_planned_mechanism_is_said(recordings, changes, choices, named):
+    """Where the value is not the default: only then the mechanism is another one."""
+    dataset = load_dataset(recordings["cartpole"])
+    settings, _ = make_settings(Request(dataset=recordings["cartpole"], **changes), dataset, Choices(**choices))
+    (note,) = (text for text in settings.assumptions if text.startswith("The mechanism was planned"))
+    usual, _ = make_settings(Request(dataset=recordings["cartpole"]), dataset, Choices())
+    if named is None:
+        assert note.endswith(" alone.") and settings.mechanism == usual.mechanism
+    else:
+        assert f" alone, with {named} given by the user. The claim is conditional" in note and settings.mechanism != usual.mechanism
+
+
+def test_what_of_a_certificate_was_given_is_said(reference, tmp_path):
+    store = new_run(reference, tmp_path)
+    for choices, named in ((Choices(), None), (Choices(threat="insert", accountant="rdp"), None), (Choices(eta=0.01, band="dkw"), "eta, band")):
+        notes = [text for text in assumptions(store, store.settings(), choices, FIRST) if text.startswith("Of this certificate")]
+        assert notes == ([] if named is None else [f"Of this certificate {named} were given by the user: the confidence holds if they were not chosen by looking at results."])
 
 
 def test_a_row_more_trains_the_same_mechanism(recordings):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mucd_ray.certify.certificate import content_hash, verify
-from mucd_ray.certify.claim import percent_down
+from mucd_ray.certify.rounding import percent_down
 from mucd_ray.cli import main
 from mucd_ray.data.minari_io import load_dataset
 from mucd_ray.errors import MucdError

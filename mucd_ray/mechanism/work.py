@@ -1,0 +1,35 @@
+"""How much a calculation may spend, in elementary operations: the same inputs are refused, or not, on every machine and under any load.
+
+An operation is one exponential, distribution function or product of a table, about ten nanoseconds of one core. Everything whose size
+inputs decide asks here before it begins; outside `limited_to` nothing is counted.
+"""
+
+import contextlib
+from contextvars import ContextVar
+
+from mucd_ray.errors import MucdError
+
+_left: ContextVar[list[float] | None] = ContextVar("left", default=None)
+
+
+class TooMuchWork(MucdError):
+    """What is asked for needs more operations than were allowed."""
+
+
+@contextlib.contextmanager
+def limited_to(operations: float):
+    """Within it, `spend` raises TooMuchWork once more than that many operations have been asked for."""
+    before = _left.set([operations, operations])
+    try:
+        yield
+    finally:
+        _left.reset(before)
+
+
+def spend(operations: float) -> None:
+    """To be called before so many operations are done."""
+    left = _left.get()
+    if left is not None:
+        left[0] -= operations
+        if left[0] < 0:
+            raise TooMuchWork(f"this needs more than {left[1]:.3g} operations")
