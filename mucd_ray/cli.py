@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -14,42 +15,86 @@ from mucd_ray.words import counted, harmless
 # The products of the accounting are small: threads of numpy's linear algebra cost more than they do. Read when numpy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+ENDED = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal hung up"}
 DESCRIPTION = "Certified defence of offline reinforcement learning against poisoned data."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = build_parser().parse_args(arguments)
+    _open_standard_streams()
+    received = []
     try:
-        with _sigterm_ends_the_process(), _only_results_on_stdout() as out:
+        try:
+            options = build_parser().parse_args(arguments)
+        finally:
+            sys.stdout.flush()  # of --help, which fails here and not when Python ends
+        with _signals_end_the_process(received), _only_results_on_stdout() as out:
             status = options.command(options, out)
         return status or 0
     except MucdError as error:
-        print(f"mucd: error: {harmless(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
+        return _end(2, f"error: {' '.join(str(error).split())}")
     except OSError as error:
-        print(harmless(f"mucd: error: {error.strerror or error}: {error.filename or 'a file'}; mend this and run the same command again"), file=sys.stderr)
-        return 2
+        if isinstance(error, BrokenPipeError) and _readers_are_gone():
+            # As if SIGPIPE had ended it: nobody reads on, as after `| head`.
+            return 128 + signal.SIGPIPE
+        return _end(2, f"error: {error.strerror or error}: {error.filename or 'a file'}; mend this and run the same command again")
     except KeyboardInterrupt:
-        print("mucd: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+        return _end(130, "interrupted; run the same command again to continue")
     except SystemExit as stop:
-        if stop.code != signal.SIGTERM:
+        if not received:
             raise
-        print("mucd: terminated; run the same command again to continue", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        return _end(128 + received[0], f"{ENDED[received[0]]}; run the same command again to continue")
+
+
+def _end(status: int, words: str) -> int:
+    """Say why on standard error, unless nobody is there to read it."""
+    with contextlib.suppress(OSError):
+        print(harmless(f"mucd: {words}"), file=sys.stderr)
+    return status
+
+
+def _open_standard_streams() -> None:
+    """Standard streams that are closed (`>&-`) lead to /dev/null, instead of to the next file that is opened."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))
+
+
+def _readers_are_gone() -> bool:
+    """Whether standard output or error is a pipe that nobody reads; such a one then leads to /dev/null, where Python's last words go."""
+    gone = False
+    for number in (1, 2):
+        watch = select.poll()
+        watch.register(number, 0)
+        if any(event & select.POLLERR for _, event in watch.poll(0)):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
+            gone = True
+    return gone
 
 
 @contextlib.contextmanager
-def _sigterm_ends_the_process():
-    """SIGTERM raises SystemExit(SIGTERM), as Ray's own handler does, which takes this one's place once Ray is connected."""
+def _signals_end_the_process(received: list):
+    """SIGTERM and SIGHUP, unless it is ignored (`nohup`), raise SystemExit, so that Ray's processes end, too. They are written down in `received`, since
+    inside a call of Ray's every SystemExit becomes another one."""
     if threading.current_thread() is not threading.main_thread():
         yield  # where signals are somebody else's business
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+
+    def end(number, frame):
+        received.append(number)
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in ENDED if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_as_job(command: str) -> int:
@@ -80,7 +125,9 @@ def _only_results_on_stdout():
     os.dup2(2, 1)
 
     def out(text: str, control: str = "") -> None:
-        os.write(real, (control + harmless(text) + "\n").encode())
+        rest = memoryview((control + harmless(text) + "\n").encode())
+        while rest:
+            rest = rest[os.write(real, rest) :]
 
     try:
         yield out
@@ -395,11 +442,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("run", run, "Train an ensemble on a dataset, certify it and write a run folder.", "mucd run acrobot/mixed-v0 --storage runs/acrobot --fraction 0.01")
     sub.add_argument("dataset", help="Minari dataset id (local, or under MINARI_DATASETS_PATH)")
-    sub.add_argument("--storage", "--out", required=True, help="run folder, a local path or an fsspec URL such as s3://bucket/run; an unfinished run there is continued")
+    sub.add_argument("--storage", "--out", type=_path, required=True, help="run folder, a local path or an fsspec URL such as s3://bucket/run; an unfinished run there is continued")
     sub.add_argument("--instances", type=int, default=1000, help="P, the number of instances")
-    sub.add_argument("--card", help="JSON file with the environment's public facts (default: the shipped card)")
+    sub.add_argument("--card", type=_path, help="JSON file with the environment's public facts (default: the shipped card)")
     sub.add_argument("--unit", choices=["transition", "trajectory"], help="what an attacker changes, and what the certificate counts (default: transition)")
-    sub.add_argument("--tuned", metavar="FILE", help="tuned.json of `mucd tune`: sets unit, mechanism and learner")
+    sub.add_argument("--tuned", type=_path, metavar="FILE", help="tuned.json of `mucd tune`: sets unit, mechanism and learner")
     group = sub.add_argument_group("mechanism (public constants; by default planned from the declared size and the wanted fraction)")
     group.add_argument("--fraction", type=float, help="share of the units that a unanimous vote should withstand (default: 0.01)")
     group.add_argument("--units", type=int, help="declared size of the dataset (default: its size rounded to 1, 1.25, 1.6, 2, ... times a power of ten)")
@@ -428,21 +475,21 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--rollouts", type=int, default=1, help="episodes per instance; its return is their mean")
     group.add_argument("--discount", type=float, default=1.0, help="a reward after t steps counts discount^t; below 1 the card must bound rewards and episode length, or clip returns (then the discounted sum is clipped)")
     group.add_argument("--states", type=int, default=200, help="number of states to vote on, chosen by held-out instances")
-    group.add_argument("--states-file", help=".npy file of observations to vote on instead")
+    group.add_argument("--states-file", type=_path, help=".npy file of observations to vote on instead")
     group.add_argument("--held-out", type=int, default=16, help="instances that choose the states and do not vote")
     group.add_argument("--seed", type=int, help="reproducible randomness, for tests: the certificate holds only if no attacker knows it (default: a secret)")
     _add_choices(sub)
     _add_resources(sub)
 
     sub = command("grow", grow, "Add instances to a run and certify it again.", "mucd grow runs/acrobot --instances 3000")
-    sub.add_argument("run", help="run folder")
+    sub.add_argument("run", type=_path, help="run folder")
     sub.add_argument("--instances", type=int, required=True, help="new total number of instances")
     _add_until(sub)
     _add_choices(sub, of_run=True)
     _add_resources(sub)
 
     sub = command("certify", certify, "Certify the finished instances of a run, without training.", "mucd certify runs/acrobot --threat insert --eta 0.01")
-    sub.add_argument("run", help="run folder")
+    sub.add_argument("run", type=_path, help="run folder")
     sub.add_argument("--looks", default="fixed", choices=["fixed", "anytime"], help="anytime certifies the largest complete number of the public series 100, 160, 250, ...; fixed one that was asked for")
     _add_choices(sub)
 
@@ -451,12 +498,12 @@ def build_parser() -> argparse.ArgumentParser:
         "Search public constants of learner and mechanism under a signal budget, on data that is not the data to be certified. The same command continues a search that was killed.",
         "mucd tune --simulate Acrobot-v1 --storage runs/tuning --fraction 0.01 && mucd run acrobot/mixed-v0 --storage runs/tuned --tuned runs/tuning/tuned.json",
     )
-    sub.add_argument("--storage", required=True, help="folder of the study, reachable from every node")
+    sub.add_argument("--storage", type=_path, required=True, help="folder of the study, reachable from every node")
     sub.add_argument("--tune-on", metavar="DATASET", help="Minari dataset that you trust: no attacker can change it")
     sub.add_argument("--simulate", metavar="ENV_ID", help="record fresh data in this environment instead")
     sub.add_argument("--behaviour", help="behaviour policy of --simulate (default: the environment's first)")
     sub.add_argument("--transitions", type=int, help="of --simulate (default: 20000)")
-    sub.add_argument("--card", help="JSON file with the environment's public facts (default: the shipped card)")
+    sub.add_argument("--card", type=_path, help="JSON file with the environment's public facts (default: the shipped card)")
     sub.add_argument("--unit", choices=["transition", "trajectory"], help="what an attacker changes (default: transition)")
     sub.add_argument("--algorithm", default="bc", help="offline learner, see docs/algorithms.md")
     sub.add_argument("--units", type=int, help="size of the dataset that will be certified (default: that of the tuning data)")
@@ -469,25 +516,25 @@ def build_parser() -> argparse.ArgumentParser:
     _add_resources(sub, per_trial=True)
 
     sub = command("compare", compare, "Certified runs side by side.", "mucd compare runs/acrobot runs/tuned")
-    sub.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or its URL")
+    sub.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="run folder, or its URL")
 
     sub = command("watch", watch, "Show how a run is going: instances, rate, trainers, current bounds.", "mucd watch runs/acrobot")
-    sub.add_argument("run", help="run folder, or its URL")
+    sub.add_argument("run", type=_path, help="run folder, or its URL")
     sub.add_argument("--once", action="store_true", help="show it once instead of until the run ends")
 
     sub = command("serve", serve, "Answer observations over HTTP with the ensemble's action and its certified radius (extra `serve`).", "mucd serve runs/acrobot --port 8000")
-    sub.add_argument("run", help="run folder with a certificate")
+    sub.add_argument("run", type=_path, help="run folder with a certificate")
     sub.add_argument("--host", default="127.0.0.1", help="address to listen at; anybody who reaches it may ask")
     sub.add_argument("--port", type=int, default=8000)
     sub.add_argument("--replicas", type=int, default=1, help="copies of the ensemble, one CPU each")
     sub.add_argument("--address", help="Ray cluster to join, on whose head node it listens (default: RAY_ADDRESS, or a local Ray)")
 
     sub = command("verify", verify, "Re-derive every number of a certificate from its evidence; exit status 1 on any mismatch.", "mucd verify runs/acrobot/certificate.json")
-    sub.add_argument("certificate", help="certificate.json")
+    sub.add_argument("certificate", type=_path, help="certificate.json")
     sub.add_argument("--patience", type=float, default=1.0, metavar="N", help="spend up to N times the usual work (some ten minutes of a core, 64 MiB) on a file that asks for more")
 
     sub = command("report", report, "Write report.html and the plots of a certified run.", "mucd report runs/acrobot")
-    sub.add_argument("run", help="run folder")
+    sub.add_argument("run", type=_path, help="run folder")
 
     sub = command(
         "plan", plan,
@@ -505,7 +552,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--sample-rate", type=float, help="q (default: a batch of about 1024)")
     sub.add_argument("--instances", type=int, help="P (default: 1000)")
     sub.add_argument("--agreement", type=float, default=1.0, help="share of the instances that vote for the top action; all others vote for one other action")
-    sub.add_argument("--frontier", metavar="FILE.png", help="also plot the certified share of the data against the signal budget for 100, 1000 and 10000 instances")
+    sub.add_argument("--frontier", type=_path, metavar="FILE.png", help="also plot the certified share of the data against the signal budget for 100, 1000 and 10000 instances")
     sub.add_argument("--actions", type=int, default=2, help="number of discrete actions")
     sub.add_argument("--eta", type=float, default=0.001, help="probability that a statement may be wrong")
     _add_threat(sub)
@@ -524,6 +571,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--units", type=int, default=10_000_000, help="no radius above this is searched")
     _add_threat(sub)
     return parser
+
+
+def _path(text: str) -> str:
+    """Shells do not expand the ~ of --option=~/file."""
+    return os.path.expanduser(text)
 
 
 def _add_mechanism(sub):

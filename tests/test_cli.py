@@ -166,7 +166,7 @@ def test_a_hostile_certificate_is_harmless_and_cheap(capfd, tmp_path):
         assert named in message and "\x1b" not in message
     with path.open("wb") as file:
         file.truncate((64 << 20) + 1)
-    assert "more than 64 MiB" in refusal(capfd, "verify", str(path))
+    assert "at most 67,108,864 are read" in refusal(capfd, "verify", str(path))
 
 
 @pytest.mark.parametrize(
@@ -338,3 +338,45 @@ def test_sigterm_before_ray_is_connected():
     program += "sys.exit(cli.main(['plan', '--units', '100', '--radius', '5']))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 143 and result.stderr == "mucd: terminated; run the same command again to continue\n"
+
+
+def program(*arguments, shell=None, body="cli.main(sys.argv[1:])", **environment):
+    """The command line in a process of its own, by a shell that redirects its streams."""
+    code = f"import os, signal, sys\nfrom mucd_ray import cli\n{body}" if body.startswith("cli.plan") else f"import sys\nfrom mucd_ray import cli\nsys.exit({body})"
+    return subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$@" {shell or ""}', "bash", sys.executable, "-c", code, *arguments], env=os.environ | environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    "shell, status, out",
+    [
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        ("| python3 -c 'import os; os.close(0)'", 141, ""),
+        ("2>&1 >/dev/full | cat", 2, "mucd: error: No space left on device"),
+    ],
+)
+def test_standard_output_that_is_closed_or_broken_ends_quietly(shell, status, out):
+    result = program("radius", *MECHANISM, "--top", "0.99", "--runner-up", "0.01", shell=shell)
+    assert (result.returncode, result.stderr) == (status, "") and result.stdout.startswith(out) and result.stdout.count("\n") <= 1
+
+
+def test_hangups_end_a_command_unless_they_are_ignored():
+    body = "cli.plan = lambda options, out: (os.kill(os.getpid(), signal.SIGHUP), out('goes on'))[0]\nsys.exit(cli.main(['plan', '--units', '100', '--radius', '5']))"
+    ended, ignored = program(body=body), program(body=body.replace("sys.exit", "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nsys.exit"))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (129, "", "mucd: the terminal hung up; run the same command again to continue\n")
+    assert (ignored.returncode, ignored.stdout, ignored.stderr) == (0, "goes on\n", "")
+
+
+def test_the_backend_of_a_notebook_breaks_nothing():
+    for backend in ("module://matplotlib_inline.backend_of_a_notebook", "agg"):
+        result = program("report", "nowhere", MPLBACKEND=backend)
+        assert result.returncode == 2 and result.stderr.startswith("mucd: error: nowhere is not a run folder"), result.stderr
+
+
+def test_a_tilde_in_an_option_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = build_parser().parse_args(["run", "some/data-v0", "--storage=~/x", "--card=~/card.json", "--tuned=~/t.json", "--states-file=~/s.npy"])
+    assert [options.storage, options.card, options.tuned, options.states_file] == [str(tmp_path / name) for name in ("x", "card.json", "t.json", "s.npy")]
+    assert build_parser().parse_args(["run", "some/data-v0", "--storage=s3://bucket/~/x"]).storage == "s3://bucket/~/x"

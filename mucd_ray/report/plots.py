@@ -4,12 +4,24 @@ Bounds and shares fall with r, and are known at evaluated radii only. Between tw
 larger one, so that no point of a curve claims more than the certificate does.
 """
 
+import contextlib
 import io
 import itertools
 import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
+
+# A notebook passes its own backend to every process that it starts, where it may be missing and would fail this import.
+_backend = os.environ.pop("MPLBACKEND", None)
+import matplotlib
+
+if _backend:
+    with contextlib.suppress(ValueError):
+        # What the import itself does.
+        matplotlib.rcParams["backend"] = _backend
+        os.environ["MPLBACKEND"] = _backend
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 

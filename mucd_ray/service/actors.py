@@ -1,27 +1,21 @@
 """The Ray actors: trainers make blocks, the coordinator adds them up, the certifier turns sums into bounds.
 
-All of them hold nothing that cannot be rebuilt from the run folder, so any of them may die at any time.
+All of them hold nothing that cannot be rebuilt from the run folder, so any of them may die at any time. This file imports Ray and numpy alone, and constructors do
+nothing: an actor tells where it is before it imports the rest, since Ray cannot tell one whose process is stopped until then from one that waits for room.
 """
 
 import errno
 import hashlib
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
 
-from mucd_ray.certify.certificate import make_certificate, make_inputs
-from mucd_ray.certify.evidence import continuous_evidence, scores_evidence, votes_evidence
-from mucd_ray.certify.guarantees import Guarantees
-from mucd_ray.certify.looks import effective_eta
-from mucd_ray.certify.policy import return_band, shares_kept
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.precision import forbid_coarse_products
-from mucd_ray.learn.units import ARRAYS, Units
-from mucd_ray.service.settings import check_code
-from mucd_ray.service.storage import reason
-from mucd_ray.service.store import RunStore
-from mucd_ray.service.tally import Evidence, Tally
+
+if TYPE_CHECKING:
+    from mucd_ray.service.tally import Evidence
 
 # Coordinator and certifier take no GPU and must not see one.
 NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}}
@@ -61,6 +55,12 @@ class Trainer(Watched):
 
     def prepare(self) -> None:
         """Read the run folder, and check the data; before anything else."""
+        from mucd_ray.learn.precision import forbid_coarse_products
+        from mucd_ray.learn.units import ARRAYS, Units
+        from mucd_ray.service import work  # noqa: F401  what `train` needs, too
+        from mucd_ray.service.settings import check_code
+        from mucd_ray.service.store import RunStore
+
         self.store = RunStore.open(self.run)
         self.settings, self.secret = self.store.settings(), self.store.secret()
         check_code(self.settings)
@@ -72,6 +72,7 @@ class Trainer(Watched):
 
     def train(self, instances: range) -> str:
         """Train, vote, roll out, commit; returns the block's name."""
+        from mucd_ray.service.storage import reason
         from mucd_ray.service.work import train_and_evaluate
 
         block = train_and_evaluate(self.settings, self.secret, self.units, self.store.states(), instances, self.device, self._tick)
@@ -106,7 +107,16 @@ class Coordinator(Watched):
     """Aggregates per-state votes and returns; a restarted one rebuilds its state from the run folder."""
 
     def __init__(self, run: str, instances: int):
-        self.tally = Tally(RunStore.open(run), instances)
+        self.run, self.instances, self._tally = run, instances, None
+
+    @property
+    def tally(self):
+        from mucd_ray.service.store import RunStore
+        from mucd_ray.service.tally import Tally
+
+        if self._tally is None:
+            self._tally = Tally(RunStore.open(self.run), self.instances)
+        return self._tally
 
     def add(self, names: list[str]) -> None:
         """Count blocks; which ones matters only for speed, since `missing` looks at the run folder."""
@@ -118,7 +128,7 @@ class Coordinator(Watched):
         self.tally.sync()
         return self.tally.missing(block_size)
 
-    def evidence(self, instances: int) -> Evidence | None:
+    def evidence(self, instances: int) -> "Evidence | None":
         """That of instances 0..instances-1, or None if one of them is not counted."""
         self.tally.extend(instances)
         return self.tally.evidence() if len(self.tally.returns) == instances else None
@@ -135,26 +145,42 @@ class Certifier(Watched):
     """Turns evidence into bounds: live ones at every look while instances arrive, and the certificate at the end."""
 
     def __init__(self, run: str, choices: dict):
-        self.settings, self.choices = RunStore.open(run).settings(), choices
-        self.guarantees = Guarantees(self.settings.mechanism, threat=choices["threat"], family=choices["accountant"])
+        self.run, self.choices, self.settings = run, choices, None
+
+    def _read_run(self) -> None:
+        """Settings and guarantees, the first time."""
+        from mucd_ray.certify.guarantees import Guarantees
+        from mucd_ray.service.store import RunStore
+
+        if self.settings is None:
+            settings = RunStore.open(self.run).settings()
+            self.guarantees = Guarantees(settings.mechanism, threat=self.choices["threat"], family=self.choices["accountant"])
+            self.settings = settings
 
     def look(self, returns: np.ndarray | None) -> dict | None:
         """What a number of instances of the public series of looks certifies, from their returns [P]; None without them. The bounds of all looks hold
         together (certify/looks.py)."""
         if returns is None:
             return None
+        from mucd_ray.certify.looks import effective_eta
+        from mucd_ray.certify.policy import return_band, shares_kept
+
+        self._read_run()
         eta = effective_eta(self.choices["eta"], "anytime", len(returns))
         band = return_band(returns, self.settings.return_range, eta=eta, method=self.choices["band"])
         mean, cap = float(returns.mean()), self.settings.radius_cap(self.choices["threat"])
         keeps = shares_kept(mean, band, self.guarantees, cap, self.settings.units)
         return {"instances": len(returns), "eta": eta, "threat": self.choices["threat"], "mean_return": mean, "keeps": keeps}
 
-    def certificate(self, evidence: Evidence, reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
+    def certificate(self, evidence: "Evidence", reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
+        self._read_run()
         return certificate_of(self.settings, evidence, self.choices, reference, assumptions, context)
 
 
-def certificate_of(settings, evidence: Evidence, choices: dict, reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
+def certificate_of(settings, evidence: "Evidence", choices: dict, reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
     """The certificate of this evidence; `reference` [S]: the actions against which accuracy is counted."""
+    from mucd_ray.certify.certificate import make_certificate, make_inputs
+
     choices = dict(choices)
     actions = _actions(settings, evidence, choices.pop("inference"), reference)
     inputs = make_inputs(
@@ -173,7 +199,9 @@ def certificate_of(settings, evidence: Evidence, choices: dict, reference: list[
     return make_certificate(inputs, assumptions=assumptions, context=context)
 
 
-def _actions(settings, evidence: Evidence, inference: str, reference: list[int] | None) -> dict | None:
+def _actions(settings, evidence: "Evidence", inference: str, reference: list[int] | None) -> dict | None:
+    from mucd_ray.certify.evidence import continuous_evidence, scores_evidence, votes_evidence
+
     if settings.actions:
         return scores_evidence(evidence.histogram, reference) if inference == "scores" else votes_evidence(evidence.votes, reference)
     return continuous_evidence(evidence.histogram, *settings.action_bounds) if settings.action_bounds else None

@@ -6,13 +6,15 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import ray
 
 from mucd_ray.errors import MucdError
+from mucd_ray.service.local_ray import local_ray
 
 # Ray's own defaults notice a partition after five minutes.
 KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
@@ -109,10 +111,12 @@ def joined(resources: Resources) -> Iterator[None]:
     """Join the cluster that the address, RAY_ADDRESS or a Ray job names; otherwise start a local Ray and stop it at the end.
 
     Raises:
-        MucdError: no cluster answers there, or it wants another token.
+        MucdError: no cluster answers there, it wants another token, or a local Ray does not start.
     """
     address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
-    check_reachable(address)
+    remedy = "leave --address out" if resources.address else "unset RAY_ADDRESS, which names it,"
+    if address != "local":
+        check_reachable(address, remedy)
     if ray.is_initialized():
         yield
         return
@@ -120,28 +124,67 @@ def joined(resources: Resources) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name, value in KEEPALIVE.items():
         os.environ.setdefault(name, value)
-    options = {"include_dashboard": False} if address == "local" else {}
-    # A local Ray may write a token file, which is nobody else's business.
-    mask = os.umask(0o077)
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with _signals_raise() as connected, local_ray(**options) if address == "local" else _connected(address, remedy, options):
+        connected()
+        yield
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[Callable[[], None]]:
+    """SIGINT, SIGTERM and SIGHUP raise, unless somebody handles or ignores them: by default the latter two would leave processes of a local Ray behind.
+
+    Yields a function to call once Ray is connected: the first signal until then is held back, since a Ray whose start was cut off crashes when Python ends. And Ray's own
+    handler prints a trace and aborts after three seconds, where Python's lets what is open be closed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = {number: handler for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if (handler := signal.getsignal(number)) is not None}
+    wanted, held = {number: _end if handler is signal.SIG_DFL else handler for number, handler in before.items()}, []
+
+    def set_handlers(handlers: dict) -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def hold(number: int, frame) -> None:
+        set_handlers(wanted)
+        held.append(number)
+        with contextlib.suppress(OSError):
+            os.write(2, b"mucd: ends as soon as Ray has started; a second signal ends it at once\n")
+
+    def connected() -> None:
+        set_handlers(wanted)
+        if held:
+            wanted[held[0]](held[0], None)
+
+    set_handlers({number: hold for number, handler in wanted.items() if callable(handler)})
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        yield connected
+    finally:
+        set_handlers(before)
+
+
+def _end(number: int, frame) -> None:
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _connected(address: str, remedy: str, options: dict) -> Iterator[None]:
+    try:
+        ray.init(address=address, **options)
     except Exception as error:  # Ray raises bare ones, too
         text = " ".join(str(error).split())[:300]
         if "token" in text.lower() or "unauthenticated" in text.lower():
             raise MucdError(f"the Ray cluster at {address} refuses the token ({text}): set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to its token") from None
-        raise MucdError(f"no Ray cluster answers at {address} ({text}): start one, or leave the address out") from None
-    finally:
-        os.umask(mask)
-    if threading.current_thread() is threading.main_thread():
-        # Ray's native handler prints a trace and aborts after three seconds: back to Python's, which lets what is open be closed.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        raise MucdError(f"no Ray cluster answers at {address} ({text}): start one there, or {remedy} for a local Ray") from None
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def check_reachable(address: str) -> None:
+def check_reachable(address: str, remedy: str = "leave the address out") -> None:
     """Ray itself keeps trying for many minutes where nobody answers, or where one side speaks TLS and the other does not."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     host = host.strip("[]")
@@ -154,7 +197,7 @@ def check_reachable(address: str) -> None:
             else:
                 _check_plain(connection, address)
     except (OSError, ValueError, OverflowError) as error:
-        raise MucdError(f"no Ray cluster answers at {address} ({error}): start one there, or leave the address out for a local Ray") from None
+        raise MucdError(f"no Ray cluster answers at {address} ({error}): start one there, or {remedy} for a local Ray") from None
 
 
 def _check_tls(connection: socket.socket, address: str) -> None:

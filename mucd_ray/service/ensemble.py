@@ -1,5 +1,7 @@
 """The certified instances of a finished run as one policy that answers new observations, without Ray."""
 
+import functools
+
 import gymnasium
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, softmax_
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import as_expected
 from mucd_ray.mechanism.mechanism import UNITS
-from mucd_ray.service.store import RunStore
+from mucd_ray.service.store import RunStore, copies_that_count
 
 # Outputs of all policies that are computed at a time: more leave the processor's cache.
 FLOATS_AT_A_TIME = 1 << 18
@@ -60,7 +62,7 @@ class Ensemble:
         widest = max(outputs for _, outputs in self.settings.problem.network.layers)
         self._rows = max(1, FLOATS_AT_A_TIME // (self.instances * widest))
         self._check_votes(run)
-        self._guarantees, self._radii = None, {}
+        self._radii = {}
 
     @property
     def confidence(self) -> str:
@@ -90,15 +92,19 @@ class Ensemble:
         }
 
     def warm_up(self) -> None:
-        """All accounting, in advance: seconds to a minute, after which answers take milliseconds. The radii of the certificate are in the table."""
+        """All accounting, in advance: seconds to a minute, which the first answers take otherwise; later ones take milliseconds."""
+        self.answers(self.states)
+
+    @functools.cached_property
+    def _guarantees(self):
+        """Tables of what follows from votes, levels or medians. The radii of the certificate are among them."""
         inputs, part = self.certificate["inputs"], self.certificate["results"]["action"]["per_state"]
         own = [part["radius"]] if self.kind != "continuous" else [entry["radius"] for entry in part["tolerance"].values()]
-        self._guarantees = tabulated(
+        return tabulated(
             Guarantees(self.settings.mechanism, threat=inputs["threat"], family=inputs["accountant"]),
             self.kind, instances=self.instances, outputs=self.outputs, eta=self.eta, cap=self._cap,
             radii=[radius for radii in own for radius in radii if radius is not None],
         )
-        self.answers(self.states)
 
     def answers(self, observations: np.ndarray) -> list[dict]:
         """One answer per observation [S, *observation_shape], as plain JSON values; a radius is None where not even r = 0 is certified."""
@@ -169,10 +175,8 @@ class Ensemble:
 def _parameters(store: RunStore, instances: int) -> dict[str, torch.Tensor]:
     """Parameters [P, ...] by name of instances 0..instances-1, in their order."""
     found = {}
-    for name in store.names():
-        block = store.read(name)
-        if block is not None:
-            found |= {block.first + k: {key: value[k] for key, value in block.parameters.items()} for k in range(len(block.returns)) if block.first + k < instances}
+    for _, block, places in copies_that_count((name, store.read(name)) for name in store.names()):
+        found |= {block.first + k: {key: value[k] for key, value in block.parameters.items()} for k in places if block.first + k < instances}
     if len(found) < instances:
         raise MucdError(f"{instances - len(found)} of the {instances} certified instances are missing in {store.location}: run the same `mucd run` again to mend it")
     ordered = [found[instance] for instance in range(instances)]

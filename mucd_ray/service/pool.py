@@ -30,6 +30,10 @@ LOOK_EVERY = 2.0
 LONGEST_PAUSE = 60.0
 # Seconds, or a lease if that is longer, that a start may take where there is room: it imports packages and fetches and reads the data.
 START_PATIENCE = 600.0
+# Seconds that one that gets ready may answer nothing. Its answers come from a thread of their own, which a large library that is being loaded from a slow disk holds up.
+ANSWER_PATIENCE = 120.0
+# Seconds without any trainer after which it is said for what they wait.
+SILENCE = 30.0
 # Seconds that an idle one has to answer when another one of its node has died.
 IDLE_PATIENCE = 15.0
 
@@ -51,6 +55,7 @@ class _Worker:
 
     Attributes:
         born: reply to the question where it is, then to `prepare`.
+        answered: when it last answered anything while it gets ready.
         suspected: idle, and another one of its node has died: it gets no call before it has answered.
     """
 
@@ -66,6 +71,7 @@ class _Worker:
     began: float = 0.0
     made: float = field(default_factory=time.monotonic)
     progressed: float = field(default_factory=time.monotonic)
+    answered: float = field(default_factory=time.monotonic)
 
 
 class Pool:
@@ -77,6 +83,7 @@ class Pool:
     Attributes:
         upcoming: calls that will be made later, for which actors may start now.
         start_patience: seconds that a start may take.
+        answer_patience: seconds that one that gets ready may answer nothing.
         failures: how often what happened: trainer_died, training_failed, start_failed, lease_expired.
     """
 
@@ -85,9 +92,10 @@ class Pool:
         self.workers: list[_Worker] = []
         self.waiting: deque[Call] = deque()
         self.failures: Counter[str] = Counter()
-        self.upcoming, self.start_patience = 0, START_PATIENCE
+        self.upcoming, self.start_patience, self.answer_patience = 0, START_PATIENCE, ANSWER_PATIENCE
         self._failed: Counter[Call] = Counter()
         self._failed_starts, self._pause_until, self._looked, self._wanted = 0, 0.0, -LOOK_EVERY, 0
+        self._placed, self._told = time.monotonic(), False
 
     @property
     def alive(self) -> int:
@@ -143,6 +151,7 @@ class Pool:
             self._looked, self._wanted = now, max(1, self.slots())
             for worker in self.workers[:]:
                 self._watch(worker, now)
+            self._tell_waiting(now)
         busy = sum(worker.call is not None for worker in self.workers)
         wanted = min(self._wanted, len(self.waiting) + busy + self.upcoming)
         if now >= self._pause_until:
@@ -153,6 +162,19 @@ class Pool:
             # An actor that still waits for room would ask an autoscaler for a node that nobody needs.
             for worker in [worker for worker in self.workers if not worker.alive]:
                 self._drop(worker)
+
+    def _tell_waiting(self, now: float) -> None:
+        """Once, if none has found a place for a while: for what they wait."""
+        if not self.workers or any(worker.place for worker in self.workers):
+            self._placed = now
+        elif now - self._placed > SILENCE and not self._told:
+            self._told = True
+            free = ray.available_resources()
+            print(
+                f"mucd: no trainer has found room for {SILENCE:g} seconds (free now: {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU; --actors, --device and --gpus-per-actor "
+                "say what is asked for): waiting until other work ends or a node comes",
+                file=sys.stderr,
+            )
 
     def _watch(self, worker: _Worker, now: float) -> None:
         """Ask a busy one how far it is, and replace what stands still. One without a place waits for room, or its process is stuck: a new one does as well."""
@@ -168,24 +190,30 @@ class Pool:
             if still > IDLE_PATIENCE:
                 self._drop(worker)
                 end_process(worker.place)
+        elif not worker.alive and worker.place is not None and now - worker.answered > self.answer_patience:
+            # It is stopped, or its node is gone. Longer the next time, in case it is only slow.
+            self._not_started(worker, MucdError(f"no answer for {self.answer_patience:g} seconds while it got ready"))
+            self.answer_patience *= 2
         elif not worker.alive and still > max(self.lease, self.start_patience):
             if worker.place is None:
                 # Longer and longer: whatever is slow, such as fetching large data, would begin anew.
                 self.start_patience *= 2
                 self._drop(worker)
             else:
-                end_process(worker.place)
                 self._not_started(worker, MucdError(f"not ready after {still:.0f} seconds"))
+        elif not worker.alive and worker.place is not None and worker.probe is None:
+            worker.probe = worker.actor.progress.remote()
 
     def _probed(self, worker: _Worker) -> None:
         reference, worker.probe = worker.probe, None
         try:
             ticks = ray.get(reference)
         except RayError:
-            # A busy one's reply tells what became of it.
-            if worker.call is None:
+            # A busy one's reply tells what became of it, and that of one that gets ready.
+            if worker.call is None and worker.alive:
                 self._drop(worker)
             return
+        worker.answered = time.monotonic()
         worker.suspected = False
         if ticks != worker.ticks:
             worker.ticks, worker.progressed = ticks, time.monotonic()
@@ -211,7 +239,7 @@ class Pool:
             self._not_started(worker, error)
             return
         if worker.place is None:
-            worker.place, worker.progressed = value, time.monotonic()
+            worker.place, worker.progressed, worker.answered = value, time.monotonic(), time.monotonic()
             worker.born = worker.actor.prepare.remote()
         else:
             worker.alive, self._failed_starts = True, 0
@@ -267,7 +295,7 @@ class Pool:
     def _drop(self, worker: _Worker) -> None:
         self.workers.remove(worker)
         ray.kill(worker.actor)
-        if worker.call is not None:
+        if worker.call is not None or not worker.alive:
             end_process(worker.place)
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from mucd_ray.service.actors import Certifier, Coordinator, Trainer, certificate
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.cluster import Resources, joined, slot_for
 from mucd_ray.service.live import Live
-from mucd_ray.service.pool import Call, Pool, end_process, text_of
+from mucd_ray.service.pool import ANSWER_PATIENCE, Call, Pool, end_process, text_of
 from mucd_ray.service.settings import RunSettings, check_code
 from mucd_ray.service.store import RunStore, instances_of
 from mucd_ray.service.tally import Evidence, Tally
@@ -62,7 +62,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     Args:
         states: the user's states [S, *observation_shape]; by default held-out instances choose them.
     Raises:
-        MucdError: too few instances, a budget that is no look, another dataset, no resources, or training that keeps failing.
+        MucdError: too few instances, or fewer than the run has; a budget that is no look, another dataset, no resources, or training that keeps failing.
     """
     settings = store.settings()
     store.secret()
@@ -75,6 +75,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
         raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.location} began: restore it, or start a new run folder")
     if settings.states_sha256 is not None and states is None and store.states() is None:
         raise MucdError(f"{store.file('states.npy')} is missing and came from the user: restore it, or run again with --states-file")
+    _refuse_less(store, instances)
     numbers = [instances] if choices.goal is None else looks_up_to(instances)
     if choices.looks == "fixed":
         numbers = [instances]
@@ -88,6 +89,17 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
                 return certificate
     with joined(resources):
         return _train_on_ray(store, settings, dataset, numbers, choices, resources)
+
+
+def _refuse_less(store: RunStore, instances: int) -> None:
+    """Raise MucdError where a run has more than this: its certificate would be replaced by one of fewer instances."""
+    targets, looks, stored = store.targets(), store.looks(), store.stored_instances()
+    most = max((number for number in (*targets, *looks) if number <= stored), default=0)
+    if instances < most:
+        raise MucdError(
+            f"{store.location} has {most} instances, more than {instances}: `mucd certify {store.location}{'' if most in targets else ' --looks anytime'}` certifies these, "
+            f"and only a number above {most} grows it"
+        )
 
 
 def is_goal_met(certificate: dict) -> bool:
@@ -279,7 +291,7 @@ class Driver:
         self.live.publish(done, {"alive": self.pool.alive, "wanted": self.pool.wanted}, self.pool.failures, end=end)
 
     def ask(self, actor, call: Callable):
-        """The reply of the coordinator or the certifier, however often it dies; one that does not answer for the length of a lease is replaced.
+        """The reply of the coordinator or the certifier, however often it dies; one that does not answer is replaced.
 
         Args:
             call: makes the call on the actor, maybe more than once.
@@ -296,7 +308,7 @@ class Driver:
                 with contextlib.suppress(ray.exceptions.RayError):
                     place, answered = ray.get(ping), time.monotonic()
                 ping = None
-            elif time.monotonic() - answered > self.lease:
+            elif time.monotonic() - answered > min(self.lease, ANSWER_PATIENCE):
                 ray.kill(actor, no_restart=False)
                 end_process(place)
                 reply, ping, answered = call(actor), None, time.monotonic()

@@ -197,7 +197,7 @@ class Health(BaseModel):
 
 
 def serve_run(run: str, *, host: str, port: int, replicas: int, address: str | None, out) -> None:
-    """Serve the certified ensemble of a run folder until SIGINT or SIGTERM; `out` gets one line when it is ready.
+    """Serve the certified ensemble of a run folder until SIGINT, SIGTERM or SIGHUP; `out` gets one line when it is ready.
 
     Raises:
         MucdError: nothing to serve, a port that is taken, too few CPUs, or a cluster that already serves something.
@@ -222,12 +222,14 @@ def serve_run(run: str, *, host: str, port: int, replicas: int, address: str | N
 
 
 def _on_signals(handler) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # One that is ignored stays so (`nohup`).
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _wait() -> None:
-    """Until SIGINT or SIGTERM."""
+    """Until one of these signals."""
     try:
         while APPLICATION in serve.status().applications:
             time.sleep(5.0)

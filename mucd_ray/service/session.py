@@ -25,7 +25,7 @@ from mucd_ray.mechanism.mechanism import Mechanism
 from mucd_ray.service.choices import Choices
 from mucd_ray.service.cluster import Resources
 from mucd_ray.service.run import train
-from mucd_ray.service.settings import RunSettings, code_digest
+from mucd_ray.service.settings import RunSettings, code_digest, package_version
 from mucd_ray.service.store import RunStore
 from mucd_ray.service.summary import finish
 from mucd_ray.service.tuned import Tuned
@@ -114,6 +114,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         held_out=request.held_out,
         states_sha256=hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest() if states is not None else None,
         code=code_digest(),
+        version=package_version(),
         condition=tuned.condition(dataset) if tuned is not None else None,
         assumptions=(
             *notes,

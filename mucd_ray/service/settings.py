@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.units import check_unit
 from mucd_ray.mechanism.mechanism import Mechanism
 from mucd_ray.words import counted
+
+DIGEST_COMMAND = 'python -c "from mucd_ray.service.settings import code_digest; print(code_digest())"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class RunSettings:
         states_sha256: hash of the user's file of states, if there was one.
         code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
         condition: what every claim about this run depends on that nothing accounts for (certify/evidence.py), or None.
+        version: of the package with which the run began, for people: `code` decides what may be mixed. "" in runs of earlier versions.
         assumptions: sentences about how the constants were chosen, repeated in every certificate.
     """
 
@@ -55,6 +59,7 @@ class RunSettings:
     states_sha256: str | None = None
     code: str = ""
     condition: str | None = None
+    version: str = ""
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -123,10 +128,14 @@ class RunSettings:
         )
 
     def identity(self) -> str:
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
+
+    def _deciding(self) -> dict:
+        """All but the version: two that train the same instances may share a run."""
+        return {name: value for name, value in self.to_dict().items() if name != "version"}
 
     def differences(self, other: "RunSettings") -> list[str]:
-        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        mine, theirs = _flat(self._deciding()), _flat(other._deciding())
         return [f"{k}: {mine.get(k)!r} there, {theirs.get(k)!r} now" for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
 
 
@@ -140,12 +149,20 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
+def package_version() -> str:
+    """Version of the package, with its commit if it was installed from a repository."""
+    distribution = importlib.metadata.distribution("mucd_ray")
+    commit = json.loads(distribution.read_text("direct_url.json") or "{}").get("vcs_info", {}).get("commit_id")
+    return distribution.version + (f" (commit {commit})" if commit else "")
+
+
 def check_code(settings: RunSettings) -> None:
     """Raise MucdError unless this code trains the instances that the run began with."""
     if settings.code != code_digest():
+        version = f"version {settings.version}" if settings.version else "an earlier version, which did not write down its number"
         raise MucdError(
-            f"the run began with other code ({settings.code or 'unknown'}, now {code_digest()}), whose instances may not be mixed with those of this one: install the version "
-            "it began with, or start a new run folder; `mucd certify` still certifies what is there"
+            f"the run began with other code, of {version} ({settings.code or 'unknown'}, now {code_digest()}), whose instances may not be mixed with those of this one: go on with "
+            f"the one where `{DIGEST_COMMAND}` prints {settings.code or 'the same'}, or start a new run folder; `mucd certify` still certifies what is there"
         )
 
 

@@ -17,7 +17,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file
 
 # fsspec file systems whose `pipe_file(mode="create")` is one conditional request. On the others it looks first and writes then.
-CONDITIONAL_WRITES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
+CONDITIONAL_WRITES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 PROBE_WRITERS = 4
 MOST_FILE_BYTES = 1 << 36
 
@@ -60,16 +60,27 @@ def open_storage(location) -> Storage:
     text = str(location)
     protocol, separator, rest = text.partition("://")
     if not separator or protocol in ("file", "local"):
-        return LocalStorage(Path(rest if separator else text))
+        try:
+            # Shells expand ~ only at the beginning of a word.
+            return LocalStorage(Path(rest if separator else text).expanduser())
+        except RuntimeError as error:
+            raise MucdError(f"--storage {text}: {error}: write the folder's path without ~") from None
     if protocol not in CONDITIONAL_WRITES:
-        raise MucdError(f"--storage {text}: {protocol} is not known for atomic first-writer-wins commits: use a local path or one of {', '.join(sorted(CONDITIONAL_WRITES))}")
+        raise MucdError(
+            f"--storage {text}: {protocol} is not known for atomic first-writer-wins commits that all processes see: use a local path or one of {', '.join(sorted(CONDITIONAL_WRITES))}"
+        )
+    # To an object store a//b and a/b are different folders, and its file system lists the second when it is asked for the first.
+    parts = [part for part in rest.split("/") if part]
+    if not parts or {".", ".."} & set(parts):
+        raise MucdError(f"--storage {text}: its path must be a bucket and names of folders, such as {protocol}://bucket/run")
+    text = f"{protocol}://{'/'.join(parts)}"
     import fsspec
 
     try:
         filesystem, root = fsspec.core.url_to_fs(text)
     except (ImportError, ValueError) as error:
         raise MucdError(f"--storage {text} cannot be used ({error}): install that package on every node, or use a local path or another URL") from None
-    return ObjectStorage(text.rstrip("/"), filesystem, root.rstrip("/"))
+    return ObjectStorage(text, filesystem, root.rstrip("/"))
 
 
 class LocalStorage:
@@ -170,7 +181,9 @@ class ObjectStorage:
             found = self._call("ls", folder, detail=False)
         except FileNotFoundError:
             return []
-        return sorted(name for path in found if (name := path.rstrip("/").rpartition("/")[2]))
+        # An empty object named like the folder itself is how consoles make one.
+        own = self._path(folder).rstrip("/")
+        return sorted({path.rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != own})
 
     def move(self, name: str, to: str) -> None:
         self._call("mv", name, self._path(to))
@@ -194,7 +207,7 @@ class ObjectStorage:
 
 
 def check_commits(storage: Storage) -> None:
-    """Raise MucdError unless the place can be written and of several writers of one new file exactly one wins."""
+    """Raise MucdError unless the place can be written, of several writers of one new file exactly one wins, and listings show what was written."""
     name, won = f"probe-{secrets.token_hex(8)}", []
 
     def write():
@@ -208,6 +221,10 @@ def check_commits(storage: Storage) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    try:
+        listed = name in storage.names()
+    except Exception as error:
+        won.append(error)
     with contextlib.suppress(Exception):
         storage.remove(name)
     for error in won:
@@ -215,6 +232,8 @@ def check_commits(storage: Storage) -> None:
             raise MucdError(f"run folder {storage.location} cannot be written ({reason(error)}): {_fix(error)}")
     if won.count(True) != 1:
         raise MucdError(f"{storage.location} has no atomic commits ({won.count(True)} of {len(won)} writers of one file won): choose another --storage")
+    if not listed:
+        raise MucdError(f"{storage.location} does not list what was just written there: choose another --storage")
 
 
 def reason(error: Exception) -> str:

@@ -9,8 +9,9 @@
     live.json       progress and bounds while the run goes on
     certificate.json, summary.json, report.html, plots/      made from the above, replaced at will
 
-Of a block, the first commit wins (storage.py): a reader never sees half a file, and attempts that overlap do no harm, since an
-instance's content does not depend on who trained it.
+Of a block, the first commit wins (storage.py): a reader never sees half a file. Attempts that overlap in other blocks do no harm: an instance's
+content does not depend on who trained it, except in its last bits on another kind of processor, and of several copies one counts for everything
+(`copies_that_count`).
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import json
 import re
 import secrets
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +39,8 @@ from mucd_ray.service.storage import check_commits, open_storage, reason
 MOST_HEADER_BYTES = 1 << 20
 BLOCK = re.compile(r"block-(\d{8})-(\d{6})\.safetensors$")
 # What a start that was killed may leave behind: it comes before settings.json, which makes the folder a run.
-BEGINNINGS = re.compile(r"(blocks|targets|looks|secret|secret\.sha256|probe-[0-9a-f]+)$")
+# Beside what file systems and desktops leave in any folder.
+BEGINNINGS = re.compile(r"(blocks|targets|looks|secret|secret\.sha256|probe-[0-9a-f]+|lost\+found|\.DS_Store)$")
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,16 @@ class RunStore:
         return self.storage.exists("settings.json")
 
     def settings(self) -> RunSettings:
+        version = None
         try:
-            return RunSettings.from_dict(read_json(self.storage.read("settings.json"), "it"))
+            values = read_json(self.storage.read("settings.json"), "it")
+            version = values.get("version")
+            return RunSettings.from_dict(values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MucdError) as error:
-            raise MucdError(f"{self.file('settings.json')} cannot be read ({printable(error)}): restore it, or start a new run folder") from None
+            # Fields come and go with versions.
+            named = isinstance(version, str) and version
+            known = f"restore it, or go on with version {printable(version)} of the package, which wrote it" if named else "restore it, or use the version that wrote it"
+            raise MucdError(f"{self.file('settings.json')} cannot be read ({printable(error)}): {known}, or start a new run folder") from None
 
     @cached_property
     def identity(self) -> str:
@@ -292,6 +301,21 @@ def instances_of(name: str) -> range:
     """The instances of a block, by its name."""
     first, count = (int(part) for part in BLOCK.match(name).groups())
     return range(first, first + count)
+
+
+def copies_that_count(blocks: Iterable[tuple[str, Block | None]]) -> Iterator[tuple[str, Block, list[int]]]:
+    """Which copy of an instance counts, for votes, levels, returns and parameters alike: that in the block whose name comes first, whatever was stored first.
+
+    Args:
+        blocks: names and blocks in the order of names; those that cannot be read are None.
+    Yields:
+        name, block, and the places in it of those of its instances that no earlier block holds.
+    """
+    seen: set[int] = set()
+    for name, block in blocks:
+        if block is not None:
+            yield name, block, [place for place, instance in enumerate(block.instances) if instance not in seen]
+            seen.update(block.instances)
 
 
 def split(done: np.ndarray, block_size: int) -> list[range]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mucd_ray.certify.evidence import LEVELS, histogram
-from mucd_ray.service.store import RunStore, instances_of, split
+from mucd_ray.service.store import Block, RunStore, copies_that_count, instances_of, split
 
 # Blocks read at a time: an object store answers each after tens of milliseconds.
 READERS = 8
@@ -23,15 +23,23 @@ class Evidence:
 
 
 class Tally:
-    """Votes, levels and returns of the stored instances 0..instances-1."""
+    """Votes, levels and returns of the stored instances 0..instances-1.
+
+    Blocks are counted as they come. Where one comes late that holds copies which count instead of others (`copies_that_count`), all are counted anew before anybody is told.
+    """
 
     def __init__(self, store: RunStore, instances: int):
         self.store, self.settings, self.instances = store, store.settings(), instances
+        self._empty()
+        self.sync()
+
+    def _empty(self) -> None:
         self.returns: dict[int, float] = {}
         self.votes = np.zeros((self.settings.states if self.settings.actions else 0, self.settings.actions), np.int64)
         self.histogram = np.zeros((self.settings.states, self.settings.columns, LEVELS + 1), np.int64)
         self.counted: set[str] = set()
-        self.sync()
+        # The block that was counted, by instance.
+        self.taken: dict[int, str] = {}
 
     def sync(self) -> None:
         """Count every stored block that is not counted yet."""
@@ -39,16 +47,19 @@ class Tally:
 
     def add(self, names: Iterable[str]) -> None:
         """Count stored blocks; counting one again changes nothing, and one that is damaged or gone is left out."""
-        names = [name for name in names if name not in self.counted and instances_of(name).start < self.instances]
+        names = sorted(name for name in names if name not in self.counted and instances_of(name).start < self.instances)
+        if any(name < self.taken.get(instance, name) for name in names for instance in instances_of(name)):
+            names = sorted(self.counted.union(names))
+            self._empty()
         with ThreadPoolExecutor(READERS) as readers:
-            for name, block in zip(names, readers.map(self.store.read, names)):
-                if block is not None:
-                    self._count(block)
-                    self.counted.add(name)
+            for name, block, places in copies_that_count(zip(names, readers.map(self.store.read, names))):
+                self._count(name, block, places)
+                self.counted.add(name)
 
-    def _count(self, block) -> None:
-        new = [k for k, instance in enumerate(block.instances) if instance < self.instances and instance not in self.returns]
-        self.returns |= {block.first + k: float(block.returns[k]) for k in new}
+    def _count(self, name: str, block: Block, places: list[int]) -> None:
+        new = [place for place in places if block.first + place < self.instances and block.first + place not in self.taken]
+        self.taken |= {block.first + place: name for place in new}
+        self.returns |= {block.first + place: float(block.returns[place]) for place in new}
         if new:
             self.histogram += histogram(block.levels[new])
         for action in range(self.settings.actions):

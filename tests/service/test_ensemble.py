@@ -29,7 +29,6 @@ def test_answers_at_the_runs_own_states_are_the_certificates(served_run, choices
     certify(served_run, choices)
     action = read_certificate(served_run.path / "certificate.json")["results"]["action"]
     ensemble = Ensemble(str(served_run.path))
-    ensemble.warm_up()
     answers = ensemble.answers(served_run.states())
     assert ensemble.kind == choices.inference and ensemble.instances == 40
     assert [answer["action"] for answer in answers] == action["action"]
@@ -46,7 +45,6 @@ def test_continuous_answers_are_the_certificates(make_run, recordings, tmp_path)
     record("Pendulum-v1", None, 3000, 5, "pendulum/served-v0")
     run = make_run("pendulum/served-v0", tmp_path)
     ensemble = Ensemble(str(run.path))
-    ensemble.warm_up()
     answers, action = ensemble.answers(run.states()), ensemble.certificate["results"]["action"]
     assert [answer["action"] for answer in answers] == action["median"]
     for place, part in enumerate(action["per_state"]["tolerance"].values()):

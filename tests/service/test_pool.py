@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -135,6 +137,28 @@ def test_one_that_is_stuck_before_it_is_ready_is_replaced(worker, tmp_path):
     pool.start_patience = 5.0
     assert results(pool, [Call("double", (4,))]) == [(Call("double", (4,)), 8)]
     assert pool.failures == {"start_failed": 1}
+
+
+def test_one_that_is_stopped_while_it_gets_ready_is_replaced_as_soon_as_it_does_not_answer(worker, tmp_path):
+    """Long before a start that takes long, such as fetching large data, is given up."""
+    pool = Pool(lambda: worker.options(num_cpus=0).remote(None, str(tmp_path / "marker")), lambda: 1, 300.0)
+    pool.answer_patience = 4.0
+    assert results(pool, [Call("double", (4,))]) == [(Call("double", (4,)), 8)]
+    assert pool.failures == {"start_failed": 1} and pool.answer_patience == 8.0 and pool.start_patience > 300
+
+
+def test_actors_tell_where_they_are_before_they_import_what_takes_long():
+    """Ray cannot tell a process that is stopped until then from one that waits for room."""
+    code = "import sys, mucd_ray.service.actors; print([name for name in ('torch', 'scipy', 'gymnasium', 'minari', 'mucd_ray.learn') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_wait_for_room_is_said(worker, capsys, monkeypatch):
+    monkeypatch.setattr("mucd_ray.service.pool.SILENCE", 1.0)
+    pool, began = pool_of(worker, slots=1, resources={"nowhere": 1}), time.monotonic()
+    list(pool.run([Call("double", (1,))], is_done=lambda call: time.monotonic() - began > 6.0))
+    pool.close()
+    assert capsys.readouterr().err.count("no trainer has found room for 1 seconds (free now: ") == 1
 
 
 @pytest.mark.parametrize("what, lease, failure", [("SIGKILL", 300.0, "trainer_died"), ("SIGSTOP", 5.0, "lease_expired")])

@@ -1,4 +1,4 @@
-"""Commits to real places: a local folder, fsspec's memory, an S3-compatible server on loopback."""
+"""Commits to real places: a local folder, an S3-compatible server on loopback."""
 
 import os
 import secrets
@@ -13,9 +13,9 @@ from mucd_ray.errors import MucdError
 from mucd_ray.service.storage import LocalStorage, check_commits, open_storage
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(params=["local", "s3"])
 def storage(request, tmp_path):
-    places = {"local": lambda: tmp_path / "run", "memory": lambda: f"memory://{secrets.token_hex(4)}/run", "s3": lambda: f"{request.getfixturevalue('bucket')}/{secrets.token_hex(4)}"}
+    places = {"local": lambda: tmp_path / "run", "s3": lambda: f"{request.getfixturevalue('bucket')}/{secrets.token_hex(4)}"}
     return open_storage(places[request.param]())
 
 
@@ -63,7 +63,7 @@ def test_private_files_and_traces_of_a_local_folder(tmp_path):
     assert os.listdir(tmp_path / "run") == ["secret"]
 
 
-@pytest.mark.parametrize("url", ["ftp://host/run", "nonsense://x", "http://host/run"])
+@pytest.mark.parametrize("url", ["ftp://host/run", "nonsense://x", "http://host/run", "memory://run"])
 def test_places_without_atomic_commits_are_refused(url):
     with pytest.raises(MucdError, match=f"{url}.*not known for atomic.*s3"):
         open_storage(url)
@@ -78,6 +78,37 @@ def test_a_store_that_ignores_conditions_is_found_out(storage, monkeypatch):
     monkeypatch.setattr(storage, "create", create)
     with pytest.raises(MucdError, match="no atomic commits .4 of 4"):
         check_commits(storage)
+
+
+def test_a_url_is_one_place_however_its_slashes_are_written(bucket):
+    name = secrets.token_hex(4)
+    odd, plain = open_storage(f"{bucket}//{name}///run//"), open_storage(f"{bucket}/{name}/run")
+    assert odd.create("blocks/a", b"1") and odd.names("blocks") == plain.names("blocks") == ["a"] and odd.location == plain.location == f"{bucket}/{name}/run"
+    for url in ("s3://", "s3:///", f"{bucket}/../run", f"{bucket}/./run"):
+        with pytest.raises(MucdError, match="must be a bucket and names of folders"):
+            open_storage(url)
+
+
+def test_a_place_that_does_not_list_what_was_written_is_refused(storage, monkeypatch):
+    monkeypatch.setattr(storage, "names", lambda folder="": [])
+    with pytest.raises(MucdError, match="does not list what was just written"):
+        check_commits(storage)
+
+
+def test_a_folder_made_in_a_console_is_an_empty_folder(bucket):
+    """An empty object named like the folder, with a slash."""
+    place = open_storage(f"{bucket}/{secrets.token_hex(4)}")
+    for marker in ("", "blocks"):
+        place.filesystem.pipe_file(f"{place._path(marker)}/", b"")
+    assert place.names() == ["blocks"] and place.names("blocks") == []
+    check_commits(place)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_storage("~/run").absolute == str(tmp_path / "run")
+    with pytest.raises(MucdError, match="without ~"):
+        open_storage("~nobody-of-this-name/run")
 
 
 def test_a_dead_server_is_one_line(bucket):

@@ -12,8 +12,10 @@ from mucd_ray.data.cards import card_for
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.mechanism.mechanism import Mechanism
-from mucd_ray.service.settings import RunSettings
+from mucd_ray.service.ensemble import _parameters
+from mucd_ray.service.settings import RunSettings, check_code
 from mucd_ray.service.store import Block, RunStore
+from mucd_ray.service.tally import Tally
 
 SETTINGS = RunSettings(
     dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=100, size_margin=None,
@@ -180,3 +182,42 @@ def test_damaged_side_files_are_named(store, name, content, message):
     (store.path / name).write_bytes(content)
     with pytest.raises(MucdError, match=f"{name}.*{message}"):
         store.states() if name == "states.npy" else store.read_json(name)
+
+
+def test_a_folder_that_file_systems_and_desktops_have_been_in_is_empty(tmp_path):
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    assert RunStore.create_or_open(tmp_path, SETTINGS).exists()
+
+
+def test_a_run_of_other_code_names_its_version(store):
+    began = replace(SETTINGS, version="0.9 (commit abc)", code="0123")
+    assert began.identity() == replace(began, version="1.0").identity() and began.differences(replace(began, version="1.0")) == []
+    with pytest.raises(MucdError, match=r"of version 0.9 .commit abc. .0123.*prints 0123"):
+        check_code(began)
+    with pytest.raises(MucdError, match="of an earlier version, which did not write down its number .0123.*code_digest.*prints 0123"):
+        check_code(replace(began, version=""))
+    path = store.path / "settings.json"
+    path.write_text(path.read_text().replace('"version": ""', '"version": "0.9", "field_of_later": 1'))
+    with pytest.raises(MucdError, match="go on with version 0.9 of the package"):
+        RunStore.open(store.path).settings()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)])
+def test_of_copies_that_differ_the_same_one_counts_for_everything(tmp_path, order):
+    """As two kinds of processors make them, of overlapping blocks, in whatever order they come."""
+    store = RunStore.create_or_open(tmp_path / "run", replace(SETTINGS, states=7, held_out=2))
+    blocks = [replace(block(first, count), returns=np.full(count, float(first))) for first, count in ((0, 4), (2, 6), (5, 3))]
+    tally = Tally(store, 8)
+    for place in order:
+        tally.add([store.commit(blocks[place])])
+    # The block whose name comes first.
+    rows = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (1, 4), (1, 5)]
+    for found in (tally.evidence(), Tally(store, 8).evidence()):
+        assert found.returns.tolist() == [blocks[b].returns[k] for b, k in rows]
+        assert np.array_equal(found.votes, sum(np.eye(2, dtype=int)[blocks[b].actions[k]] for b, k in rows))
+        assert found.histogram.sum() == 8 * 7 * 2 and np.array_equal(found.histogram.sum(2), np.full((7, 2), 8))
+        levels = sum(np.eye(201, dtype=int)[blocks[b].levels[k]] for b, k in rows)
+        assert np.array_equal(found.histogram, levels)
+    parameters = _parameters(store, 8)["0.weight"].numpy()
+    assert np.array_equal(parameters, np.stack([blocks[b].parameters["0.weight"][k] for b, k in rows]))
