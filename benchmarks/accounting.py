@@ -21,8 +21,8 @@ from mucd_ray.certify.action import action_radii
 from mucd_ray.certify.families import FAMILIES
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.radius import largest_radii, radius_ladder
-from mucd_ray.mechanism.accounting import GroupAccountant
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.accounting import GroupAccountant
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 INTERVAL = 1e-3
 EPS = np.linspace(-8, 12, 801)

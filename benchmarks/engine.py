@@ -32,7 +32,7 @@ from mucd_ray.learn.networks import as_module, initial_parameters
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams, poisson_sample
 from mucd_ray.learn.units import Units
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 # (inputs, hidden layers, actions)
 SHAPES = ((4, (), 2), (4, (64, 64), 2), (8, (64, 64), 4), (17, (256, 256), 6))

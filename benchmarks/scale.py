@@ -24,20 +24,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import ray
 
-from mucd_ray.data.cards import card_for
-from mucd_ray.data.minari_io import load_dataset
-from mucd_ray.data.record import record
+from mucd_ray.data.environments.cards import card_for
+from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.data.recording.record import record
 from mucd_ray.learn.learner import Learner
-from mucd_ray.mechanism.mechanism import Mechanism
-from mucd_ray.service.actors import Certifier, Coordinator
-from mucd_ray.service.choices import Choices
-from mucd_ray.service.pool import Call, Pool
-from mucd_ray.service.run import trainers as real_trainers
-from mucd_ray.service.run import training_units
-from mucd_ray.service.session import Request, make_settings
-from mucd_ray.service.settings import RunSettings
-from mucd_ray.service.store import Block, RunStore
-from mucd_ray.service.work import choose_states
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.driver import trainers as real_trainers
+from mucd_ray.service.runs.driver import training_units
+from mucd_ray.service.runs.session import Request, make_settings
+from mucd_ray.service.runs.settings import RunSettings
+from mucd_ray.service.runs.work import choose_states
+from mucd_ray.service.storage.store import Block, RunStore
+from mucd_ray.service.workers.actors import Certifier, Coordinator
+from mucd_ray.service.workers.pool import Call, Pool
 
 STATES, BLOCK, PARAMETERS = 200, 100, 4610
 REAL_STEPS, REAL_BLOCK = 100, 16

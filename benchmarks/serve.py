@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import aiohttp
 import numpy as np
 
-from mucd_ray.service.ensemble import Ensemble
+from mucd_ray.service.serving.ensemble import Ensemble
 
 CLIENTS = (1, 4, 16, 64)
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.stats import norm
 
-from mucd_ray.certify.confidence import clopper_pearson_lower, clopper_pearson_upper
+from mucd_ray.certify.confidence.proportions import clopper_pearson_lower, clopper_pearson_upper
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.radius import largest_radii
 from mucd_ray.report.plots import BLUE, DPI, FONT, GRID, INK, VERMILION

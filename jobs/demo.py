@@ -10,12 +10,12 @@ from pathlib import Path
 os.environ.setdefault("MINARI_DATASETS_PATH", str(Path("runs/datasets").resolve()))
 
 from mucd_ray.cli import progress_bar
-from mucd_ray.data.minari_io import local_datasets
-from mucd_ray.data.record import record
+from mucd_ray.data.formats.minari import local_datasets
+from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.examples import CERTIFIED_SEED, EXAMPLES
-from mucd_ray.service.session import execute
-from mucd_ray.service.summary import describe
+from mucd_ray.service.runs.session import execute
+from mucd_ray.service.runs.summary import describe
 
 
 def main() -> int:

@@ -16,17 +16,17 @@ from pathlib import Path
 os.environ.setdefault("MINARI_DATASETS_PATH", str(Path("runs/datasets").resolve()))
 
 from mucd_ray.cli import progress_bar
-from mucd_ray.data.minari_io import local_datasets
-from mucd_ray.data.recipes import RECIPES, make
-from mucd_ray.data.record import record
+from mucd_ray.data.formats.minari import local_datasets
+from mucd_ray.data.recording.recipes import RECIPES, make
+from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
-from mucd_ray.mechanism.mechanism import UNITS
-from mucd_ray.service.actors import certificate_of
-from mucd_ray.service.choices import Choices
-from mucd_ray.service.session import Request, execute
-from mucd_ray.service.store import RunStore
-from mucd_ray.service.tally import Tally
+from mucd_ray.mechanism.gaussian.mechanism import UNITS
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.session import Request, execute
+from mucd_ray.service.runs.tally import Tally
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.service.workers.actors import certificate_of
 
 TUNING_SEED = 101
 FRACTIONS = (0.01, 0.02, 0.05, 0.0717, 0.1, 0.2)

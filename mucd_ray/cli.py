@@ -161,14 +161,14 @@ def record(options, out):
         return _list_recordings(options, out)
     with progress_bar("recording", "transition") as progress:
         if options.recipe:
-            from mucd_ray.data.recipes import make
+            from mucd_ray.data.recording.recipes import make
 
             others = ("environment", "dataset", "behaviour", "transitions", "noise", "seed", "frames")
             if any(getattr(options, name) not in (None, False) for name in others):
                 raise MucdError(f"--recipe {options.recipe} names a whole dataset: leave out the environment and all that would make another one")
             summary = make(options.recipe, overwrite=options.overwrite, progress=progress)
         else:
-            from mucd_ray.data.record import record as record_dataset
+            from mucd_ray.data.recording.record import record as record_dataset
 
             if not options.environment or not options.dataset:
                 raise MucdError("record needs an environment and --dataset ID, for example: mucd record Acrobot-v1 --dataset acrobot/mixed-v0, or --recipe ID")
@@ -194,8 +194,8 @@ def record(options, out):
 
 
 def _list_recordings(options, out):
-    from mucd_ray.data.behaviours import behaviour_catalogue
-    from mucd_ray.data.recipes import recipe_catalogue
+    from mucd_ray.data.recording.behaviours import behaviour_catalogue
+    from mucd_ray.data.recording.recipes import recipe_catalogue
 
     recipes, behaviours = recipe_catalogue(), behaviour_catalogue()
     if options.json:
@@ -219,57 +219,57 @@ def _environment(row: dict) -> str:
 
 
 def run(options, out):
-    from mucd_ray.service.commands import start_run
+    from mucd_ray.service.runs.commands import start_run
 
     return start_run(options, out)
 
 
 def grow(options, out):
-    from mucd_ray.service.commands import grow_run
+    from mucd_ray.service.runs.commands import grow_run
 
     return grow_run(options, out)
 
 
 def certify(options, out):
-    from mucd_ray.service.commands import certify_run
+    from mucd_ray.service.runs.commands import certify_run
 
     return certify_run(options, out)
 
 
 def report(options, out):
-    from mucd_ray.service.commands import report_run
+    from mucd_ray.service.runs.commands import report_run
 
     report_run(options, out)
 
 
 def tune(options, out):
-    from mucd_ray.service.commands import tune_constants
+    from mucd_ray.service.runs.commands import tune_constants
 
     tune_constants(options, out)
 
 
 def compare(options, out):
-    from mucd_ray.service.compare import compare_runs, side_by_side
+    from mucd_ray.service.runs.compare import compare_runs, side_by_side
 
     rows = compare_runs(options.runs)
     out(json.dumps(rows) if options.json else side_by_side(rows))
 
 
 def watch(options, out):
-    from mucd_ray.service.watch import watch_run
+    from mucd_ray.service.watching.watch import watch_run
 
     watch_run(options, out)
 
 
 def serve(options, out):
-    from mucd_ray.service.serve import serve_run
+    from mucd_ray.service.serving.serve import serve_run
 
     serve_run(options.run, host=options.host, port=options.port, replicas=options.replicas, address=options.address, out=out)
 
 
 def verify(options, out):
-    from mucd_ray.certify.certificate import STANDING_ASSUMPTIONS, read_certificate
-    from mucd_ray.certify.certificate import verify as find_mismatches
+    from mucd_ray.certify.file.certificate import STANDING_ASSUMPTIONS, read_certificate
+    from mucd_ray.certify.file.certificate import verify as find_mismatches
 
     certificate = read_certificate(options.certificate, options.patience)
     mismatches = find_mismatches(certificate, options.patience)
@@ -290,8 +290,8 @@ def _words_of_the_maker(assumptions: list[str]) -> list[str]:
 def plan(options, out):
     from dataclasses import asdict
 
+    from mucd_ray.certify.planning.plan import plan as make_plan
     from mucd_ray.certify.rounding import exactly, percent_down
-    from mucd_ray.certify.plan import plan as make_plan
 
     asked = {name: getattr(options, name) for name in ("units", "eta", "actions", "threat", "accountant", "steps", "sample_rate", "agreement")}
     lines, result = [], {}
@@ -328,7 +328,7 @@ def _frontier(options, asked: dict) -> list[dict]:
 
     import numpy as np
 
-    from mucd_ray.certify.plan import FRONTIER_INSTANCES, frontier
+    from mucd_ray.certify.planning.plan import FRONTIER_INSTANCES, frontier
     from mucd_ray.report import plots
 
     file = Path(options.frontier)
@@ -367,7 +367,7 @@ def radius(options, out):
     import numpy as np
 
     from mucd_ray.certify.action import action_radii
-    from mucd_ray.certify.confidence import LARGEST, check_count
+    from mucd_ray.certify.confidence.proportions import LARGEST, check_count
     from mucd_ray.certify.guarantees import Guarantees
 
     for name, value in (("top", options.top), ("runner-up", options.runner_up)):
@@ -391,7 +391,7 @@ def radius(options, out):
 
 
 def _mechanism(options):
-    from mucd_ray.mechanism.mechanism import Mechanism
+    from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
     return Mechanism(
         sample_rate=options.sample_rate, noise_multiplier=options.noise_multiplier, steps=options.steps, clip_norm=1.0, normaliser=1.0

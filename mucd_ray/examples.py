@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from mucd_ray.data.cards import card_for
+from mucd_ray.data.environments.cards import card_for
 from mucd_ray.learn.learner import Learner
-from mucd_ray.service.session import Request
+from mucd_ray.service.runs.session import Request
 
 # The recording that is certified has this seed; every constant below was chosen on recordings with TUNING_SEED.
 CERTIFIED_SEED, TUNING_SEED = 2026, 101

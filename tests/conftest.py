@@ -42,7 +42,7 @@ def refusal():
 @pytest.fixture(scope="session")
 def recordings(tmp_path_factory):
     """Ids of small real Minari datasets, recorded once per session: {"cartpole": id, "acrobot": id}."""
-    from mucd_ray.data.record import record
+    from mucd_ray.data.recording.record import record
 
     folder = tmp_path_factory.mktemp("minari")
     old = os.environ.get("MINARI_DATASETS_PATH")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mucd_ray.certify.certificate import make_certificate, make_inputs
-from mucd_ray.certify.evidence import votes_evidence
+from mucd_ray.certify.file.certificate import make_certificate, make_inputs
+from mucd_ray.certify.file.evidence import votes_evidence
 from mucd_ray.cli import build_parser, main
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.work import limited_to
 
 MECHANISM = ["--sample-rate", "0.002", "--noise-multiplier", "3", "--steps", "1000"]
@@ -233,7 +233,7 @@ def test_bad_runs_are_refused_before_anything_is_written(capfd, recordings, tmp_
     out = tmp_path / "run"
     cartpole, acrobot = recordings["cartpole"], recordings["acrobot"]
     card = tmp_path / "card.json"
-    from mucd_ray.data.cards import card_for
+    from mucd_ray.data.environments.cards import card_for
 
     card.write_text(json.dumps(card_for("Acrobot-v1").to_dict()))
     bare = tmp_path / "bare.json"
@@ -286,8 +286,8 @@ def test_help_shows_defaults_and_an_example_and_needs_no_heavy_import():
 
 
 def test_help_tells_the_true_defaults(capsys):
-    from mucd_ray.certify.plan import BATCH, STEPS
-    from mucd_ray.service.session import DEFAULT_CLIP_NORM, DEFAULT_LEARNER
+    from mucd_ray.certify.planning.plan import BATCH, STEPS
+    from mucd_ray.service.runs.session import DEFAULT_CLIP_NORM, DEFAULT_LEARNER
 
     with pytest.raises(SystemExit):
         build_parser().parse_args(["run", "--help"])

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mucd_ray.mechanism.accounting import GroupAccountant
-from mucd_ray.mechanism.loss_distribution import LossDistribution, TradeoffCurve, pessimistic
+from mucd_ray.mechanism.gaussian.accounting import GroupAccountant
+from mucd_ray.mechanism.gaussian.loss_distribution import LossDistribution, TradeoffCurve, pessimistic
 from mucd_ray.mechanism.work import spend
 
 # From probabilities [n] to bounds [n].

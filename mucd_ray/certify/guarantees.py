@@ -10,11 +10,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from mucd_ray.certify.confidence import check_count
+from mucd_ray.certify.confidence.proportions import check_count
 from mucd_ray.certify.families import FAMILIES, IDENTITY, Pair, mirrored, slopes_at_most_one, worst
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.accounting import MOST_UNITS, GroupAccountant
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.accounting import MOST_UNITS, GroupAccountant
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 # Splits of a symmetric difference are covered by at most this many groups; past it a group's bound is that of its union, which
 # costs at most r / SPLITS units of radius.

@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from mucd_ray.certify.bands import order_statistic_band
-from mucd_ray.certify.confidence import check_eta
+from mucd_ray.certify.confidence.bands import order_statistic_band
+from mucd_ray.certify.confidence.proportions import check_eta
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.radius import largest_radii
 from mucd_ray.mechanism.work import spend

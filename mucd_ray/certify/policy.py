@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mucd_ray.certify.bands import BANDS
+from mucd_ray.certify.confidence.bands import BANDS
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.radius import largest_radii
 from mucd_ray.errors import MucdError

@@ -5,11 +5,11 @@ from bisect import bisect_left
 import numpy as np
 
 from mucd_ray.certify.action import certify_scores, certify_votes
-from mucd_ray.certify.bands import order_statistic_band
-from mucd_ray.certify.confidence import clopper_pearson_lower, clopper_pearson_upper, vote_shares
-from mucd_ray.certify.evidence import LEVELS
-from mucd_ray.certify.guarantees import Guarantees, OutcomesGuarantee
+from mucd_ray.certify.confidence.bands import order_statistic_band
+from mucd_ray.certify.confidence.proportions import clopper_pearson_lower, clopper_pearson_upper, vote_shares
 from mucd_ray.certify.families import Pair
+from mucd_ray.certify.file.evidence import LEVELS
+from mucd_ray.certify.guarantees import Guarantees, OutcomesGuarantee
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.radius import radius_ladder
 

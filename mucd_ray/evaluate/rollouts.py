@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from mucd_ray.data.card import EnvironmentCard, check_discount
+from mucd_ray.data.environments.card import EnvironmentCard, check_discount
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import StackedPolicies, environment_actions
 from mucd_ray.learn.networks import Network

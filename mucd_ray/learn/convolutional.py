@@ -1,4 +1,4 @@
-"""A small convolutional network for stacked frames, trained by `opacus_engine`."""
+"""A small convolutional network for stacked frames, trained by `engines/modules.py`."""
 
 import math
 from collections.abc import Callable

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.engines.precision import require_float32_products
+from mucd_ray.learn.engines.stacked import UnitsOnDevice, train_stacked
 from mucd_ray.learn.networks import named_parameters
-from mucd_ray.learn.precision import require_float32_products
 from mucd_ray.learn.problem import Problem
-from mucd_ray.learn.stacked import UnitsOnDevice, train_stacked
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units, check
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 # Larger blocks save Python time until one layer's activations, this many floats, no longer stay in cache.
 CPU_BLOCK, CPU_BLOCK_FLOATS = 128, 300_000
@@ -43,7 +43,7 @@ def train_block(
         device: a torch device; results are bit-identical across blocks on the CPU.
         engine: "fused" is one compiled kernel (`fused`); "torch" is `stacked`, the reference, and also what trains on other devices,
             algorithms without a compiled delta or with several towers, and without Numba. Their results agree to float32 rounding.
-            Networks that are not dense are trained by `opacus_engine`, whatever is asked for.
+            Networks that are not dense are trained by `engines/modules.py`, whatever is asked for.
         block: instances the torch engine trains at a time; changes speed and memory, never the result. None chooses for the device.
         progress: called after each step of a block of instances, or each instance where one takes seconds.
 
@@ -113,7 +113,7 @@ def _train_torch(problem, mechanism, units, instances, streams, device, block, p
 
 def _train_fused(problem, mechanism, units, instances, streams, progress) -> Tensor:
     # Numba takes a second to import, which processes that do not train should not pay.
-    from mucd_ray.learn.fused import FusedTrainer
+    from mucd_ray.learn.engines.fused.engine import FusedTrainer
 
     trainer = FusedTrainer(problem, mechanism, units, streams)
     flat = np.empty((len(instances), problem.parameter_count), np.float32)
@@ -125,7 +125,7 @@ def _train_fused(problem, mechanism, units, instances, streams, progress) -> Ten
 
 
 def _train_modules(problem, mechanism, units, instances, streams, progress) -> dict[str, Tensor]:
-    from mucd_ray.learn.opacus_engine import train_opacus
+    from mucd_ray.learn.engines.modules import train_opacus
 
     torch.set_num_threads(1)
     require_float32_products(torch.device("cpu"), convolutions=True)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mucd_ray.data.cards import EnvironmentCard
 from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.problem import Problem
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 ARRAYS = ("features", "next_features", "actions", "rewards", "keeps", "starts", "lengths")
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from mucd_ray.certify.bands import BANDS
-from mucd_ray.certify.certificate import content_hash
+from mucd_ray.certify.confidence.bands import BANDS
+from mucd_ray.certify.confidence.looks import looks_up_to
+from mucd_ray.certify.confidence.means import MEANS
+from mucd_ray.certify.file.certificate import content_hash
 from mucd_ray.certify.guarantees import THREATS
-from mucd_ray.certify.looks import looks_up_to
-from mucd_ray.certify.means import MEANS
 from mucd_ray.certify.policy import return_band
 from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, percent_up, probability_down, probability_up, round_down, round_up, tenths_down
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.mechanism import UNITS
+from mucd_ray.mechanism.gaussian.mechanism import UNITS
 from mucd_ray.report import plots
 from mucd_ray.words import counted
 

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from mucd_ray.certify.action import ABSTAIN, action_radii, certify_scores, certify_votes
-from mucd_ray.certify.evidence import LEVELS, histogram, levels
+from mucd_ray.certify.file.evidence import LEVELS, histogram, levels
 from mucd_ray.certify.guarantees import FAMILIES, Guarantees
 from mucd_ray.certify.radius import largest_radii, radius_ladder
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 
 def guarantees(q=1.0, sigma=100.0, steps=4, **options):

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from mucd_ray.certify.guarantees import FAMILIES, THREATS, Guarantees
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 P = np.concatenate([[0.0, 1e-4, 0.01], np.linspace(0.05, 0.95, 19), [0.99, 0.9999, 1.0]])
 SOUND = [name for name in FAMILIES if name != "published"]

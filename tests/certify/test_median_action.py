@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from mucd_ray.certify.evidence import histogram, levels
+from mucd_ray.certify.file.evidence import histogram, levels
 from mucd_ray.certify.guarantees import FAMILIES, Guarantees
 from mucd_ray.certify.median_action import MedianActions
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 # Without subsampling, r units shift the noise of an instance by r/100 in the worst case.
 GAUSSIAN = Guarantees(Mechanism(sample_rate=1.0, noise_multiplier=100.0, clip_norm=1.0, steps=1, normaliser=1.0))

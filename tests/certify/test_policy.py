@@ -6,7 +6,7 @@ from scipy.stats import norm
 from mucd_ray.certify.guarantees import FAMILIES, Guarantees
 from mucd_ray.certify.policy import ReturnBand, ceiling_band, expected_return_bound, mean_route_bound, radius_keeping, return_band
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 GAUSSIAN = Guarantees(Mechanism(sample_rate=1.0, noise_multiplier=100.0, clip_norm=1.0, steps=1, normaliser=1.0))
 

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mucd_ray.certify.bands import BANDS
-from mucd_ray.certify.certificate import FORMAT, make_certificate, make_inputs
-from mucd_ray.certify.evidence import ACTION_KEYS, LEVELS, continuous_evidence, histogram, levels, scores_evidence, votes_evidence
-from mucd_ray.certify.goal import GOALS
+from mucd_ray.certify.confidence.bands import BANDS
+from mucd_ray.certify.confidence.looks import LOOKS
+from mucd_ray.certify.confidence.means import MEANS
+from mucd_ray.certify.file.certificate import FORMAT, make_certificate, make_inputs
+from mucd_ray.certify.file.evidence import ACTION_KEYS, LEVELS, continuous_evidence, histogram, levels, scores_evidence, votes_evidence
 from mucd_ray.certify.guarantees import FAMILIES, THREATS
-from mucd_ray.certify.looks import LOOKS
-from mucd_ray.certify.means import MEANS
-from mucd_ray.mechanism.mechanism import UNITS, Mechanism
+from mucd_ray.certify.planning.goal import GOALS
+from mucd_ray.mechanism.gaussian.mechanism import UNITS, Mechanism
 
 TEXT = (Path(__file__).parents[2] / "docs" / "certificate.md").read_text()
 ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| (.*) \|$", re.MULTILINE)
@@ -37,7 +37,7 @@ POLICIES, STATES = 100, 3
 
 def run_context():
     """The context of a run, from the function that writes it."""
-    about = pytest.importorskip("mucd_ray.service.about")
+    about = pytest.importorskip("mucd_ray.service.runs.about")
     learner = pytest.importorskip("mucd_ray.learn.learner")
     baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "reference": [0]}
     store = SimpleNamespace(read_json=lambda name: baselines, targets=lambda: [100], looks=lambda: [100], states_hash=lambda: "ab")

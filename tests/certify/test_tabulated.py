@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from mucd_ray.certify.action import certify_scores, certify_votes
-from mucd_ray.certify.evidence import LEVELS
+from mucd_ray.certify.file.evidence import LEVELS
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.tabulated import TabulatedGuarantees, tabulated
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 INSTANCES, ETA, CAP = 120, 0.01, 5000
 

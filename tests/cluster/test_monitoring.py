@@ -11,7 +11,7 @@ from loopback import CLUSTER, eventually
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-from mucd_ray.service.metrics import METRICS
+from mucd_ray.service.watching.metrics import METRICS
 
 DASHBOARD = json.loads((CLUSTER / "grafana-dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -58,7 +58,7 @@ def test_prometheus_finds_the_nodes_in_the_file_that_ray_writes():
 
 EMIT = """
 import sys, time, ray
-from mucd_ray.service.metrics import METRICS, RunMetrics
+from mucd_ray.service.watching.metrics import METRICS, RunMetrics
 ray.init(address=sys.argv[1])
 metrics = RunMetrics("/shared/runs/acrobot/")
 values = {"run": {}, "state": {"state": "alive"}, "kind": {"kind": "trainer_died"}, "share": {"share": "0.5"}}

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from loopback import Nodes, eventually
 
-from mucd_ray.certify.certificate import verify
-from mucd_ray.data.minari_io import load_dataset
-from mucd_ray.service.choices import Choices
-from mucd_ray.service.run import training_units
-from mucd_ray.service.session import Request, make_settings
-from mucd_ray.service.store import RunStore
-from mucd_ray.service.tally import Tally
-from mucd_ray.service.work import choose_states, train_and_evaluate
+from mucd_ray.certify.file.certificate import verify
+from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.driver import training_units
+from mucd_ray.service.runs.session import Request, make_settings
+from mucd_ray.service.runs.tally import Tally
+from mucd_ray.service.runs.work import choose_states, train_and_evaluate
+from mucd_ray.service.storage.store import RunStore
 
 HEAD, NODE = "10.213.77.1", "10.213.77.2"
 INSTANCES, SECRET = 240, b"partition" * 4

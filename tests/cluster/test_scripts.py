@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from loopback import CLUSTER, ROOT, eventually
 
-from mucd_ray.certify.certificate import read_certificate, verify
+from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.errors import MucdError
-from mucd_ray.service.cluster import check_reachable
+from mucd_ray.service.workers.cluster import check_reachable
 
 SCRIPTS = sorted(CLUSTER.glob("*.sh"))
 

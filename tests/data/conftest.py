@@ -6,7 +6,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mucd_ray.data.record import record
+from mucd_ray.data.recording.record import record
 
 
 @pytest.fixture

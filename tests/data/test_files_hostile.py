@@ -17,8 +17,8 @@ import pytest
 from minari_datasets import ACTIONS, SPACES, create
 
 from mucd_ray.cli import main
-from mucd_ray.data.cards import card_for, load_card
-from mucd_ray.data.minari_io import load_dataset, local_datasets
+from mucd_ray.data.environments.cards import card_for, load_card
+from mucd_ray.data.formats.minari import load_dataset, local_datasets
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_DEPTH, read_file, read_json, read_npy
 

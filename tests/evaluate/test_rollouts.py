@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mucd_ray.data.cards import EnvironmentCard, card_for
+from mucd_ray.data.environments.cards import EnvironmentCard, card_for
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import StackedPolicies
 from mucd_ray.evaluate.rollouts import constant_returns, means, rollout_returns, slot_queue

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from mucd_ray.learn.algorithms import CONTINUOUS, DISCRETE
+from mucd_ray.learn.engines import stacked
+from mucd_ray.learn.engines.stacked import Draws, DrawsOnDevice, UnitsOnDevice, Workspace, train_stacked
 from mucd_ray.learn.ensemble import fused_trains, train_block
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
-from mucd_ray.learn import stacked
-from mucd_ray.learn.stacked import Draws, DrawsOnDevice, UnitsOnDevice, Workspace, train_stacked
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 STREAMS = Streams(b"the secret of these tests")
 INPUTS, ACTIONS = 5, 3
@@ -110,7 +110,7 @@ def clipped_sum(engine: str, problem: Problem, flat: np.ndarray, units: Units, c
     if not len(units):
         return np.zeros(problem.parameter_count)
     if engine == "fused":
-        from mucd_ray.learn import fused
+        from mucd_ray.learn.engines.fused import engine as fused
 
         return fused.clipped_sum(problem, flat, units, clip_norm)
     parameters, data = torch.zeros(1, -(-problem.parameter_count // 32) * 32), UnitsOnDevice(units, CPU, padded=engine == "padded")
@@ -140,7 +140,7 @@ def released(problem: Problem, units: Units, instances, *, engine="torch", **pla
     """Parameters [P, parameter_count] of all networks of instances, those that do not act too."""
     mechanism = Mechanism(**{"unit": units.unit} | PLAN | plan)
     if engine == "fused":
-        from mucd_ray.learn.fused import FusedTrainer
+        from mucd_ray.learn.engines.fused.engine import FusedTrainer
 
         trainer = FusedTrainer(problem, mechanism, units, STREAMS)
         return np.array([trainer.train(instance) for instance in instances])

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithm import Transition, output_deltas
 from mucd_ray.learn.algorithms import CONTINUOUS, DISCRETE, algorithm_for, bc
+from mucd_ray.learn.engines.stacked import UnitsOnDevice, Workspace, clipped_sum
 from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
-from mucd_ray.learn.stacked import UnitsOnDevice, Workspace, clipped_sum
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 STREAMS = Streams(b"a secret of tests")
 CASES = [(name, True) for name in DISCRETE] + [(name, False) for name in CONTINUOUS]

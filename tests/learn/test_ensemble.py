@@ -15,7 +15,7 @@ from mucd_ray.learn.learner import LocalUpdate
 from mucd_ray.learn.networks import as_module, initial_parameters
 from mucd_ray.learn.streams import gaussian_noise, poisson_sample, subset_purpose
 from mucd_ray.learn.units import Units
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 BOTH = pytest.mark.parametrize("engine", ENGINES)
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mucd_ray.certify.certificate import make_certificate, make_inputs, read_certificate
-from mucd_ray.certify.evidence import continuous_evidence, histogram, levels, scores_evidence, votes_evidence
+from mucd_ray.certify.file.certificate import make_certificate, make_inputs, read_certificate
+from mucd_ray.certify.file.evidence import continuous_evidence, histogram, levels, scores_evidence, votes_evidence
 from mucd_ray.certify.policy import return_band
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.report import plots
 from mucd_ray.report.report import report_files
 

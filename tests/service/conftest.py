@@ -2,12 +2,12 @@
 
 import pytest
 
-from mucd_ray.data.minari_io import load_dataset
-from mucd_ray.service.choices import Choices
-from mucd_ray.service.run import certify, training_units
-from mucd_ray.service.session import Request, make_settings
-from mucd_ray.service.store import RunStore
-from mucd_ray.service.work import choose_states, train_and_evaluate
+from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.driver import certify, training_units
+from mucd_ray.service.runs.session import Request, make_settings
+from mucd_ray.service.runs.work import choose_states, train_and_evaluate
+from mucd_ray.service.storage.store import RunStore
 
 SECRET = b"s" * 32
 

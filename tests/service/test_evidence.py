@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from mucd_ray.certify.certificate import read_certificate, verify
-from mucd_ray.certify.evidence import LEVELS
+from mucd_ray.certify.file.certificate import read_certificate, verify
+from mucd_ray.certify.file.evidence import LEVELS
 from mucd_ray.cli import main
-from mucd_ray.data.cards import card_for
-from mucd_ray.data.minari_io import load_dataset
+from mucd_ray.data.environments.cards import card_for
+from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.streams import ROLLOUT, Streams
-from mucd_ray.service.actors import certificate_of
-from mucd_ray.service.about import assumptions
-from mucd_ray.service.choices import Choices
-from mucd_ray.service.cluster import Resources
-from mucd_ray.service.run import certify, discounted_returns, training_units
-from mucd_ray.service.session import Request, _action_bounds, execute, make_settings
-from mucd_ray.service.store import RunStore
-from mucd_ray.service.tally import Tally
-from mucd_ray.service.summary import describe, summarise
-from mucd_ray.service.work import baselines, choose_states, train_and_evaluate
+from mucd_ray.service.runs.about import assumptions
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.driver import certify, discounted_returns, training_units
+from mucd_ray.service.runs.session import Request, _action_bounds, execute, make_settings
+from mucd_ray.service.runs.summary import describe, summarise
+from mucd_ray.service.runs.tally import Tally
+from mucd_ray.service.runs.work import baselines, choose_states, train_and_evaluate
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.service.workers.actors import certificate_of
+from mucd_ray.service.workers.cluster import Resources
 
 SECRET = b"s" * 32
 
@@ -61,7 +61,7 @@ def test_the_first_episode_of_several_is_the_only_one_of_one(cartpole):
     assert np.array_equal(block_of(cartpole, range(6, 7), rollouts=3).returns, three.returns[2:3])
     assert (discounted.returns <= 10).all() and (three.returns > 10).any()
     # What the seeds were before there could be several.
-    from mucd_ray.service.work import _rollout_seeds
+    from mucd_ray.service.runs.work import _rollout_seeds
 
     seeds = _rollout_seeds(SECRET, range(4, 8), 3)
     assert seeds[:, 0].tolist() == [Streams(SECRET).generator(i, 0, ROLLOUT).integers(1 << 31) for i in range(4, 8)]
@@ -174,10 +174,10 @@ def test_continuous_actions_are_certified_from_end_to_end(request, monkeypatch, 
         units = training_units(settings, dataset)
         states = store.write_states(choose_states(settings, SECRET, units, "cpu"))
         store.commit(train_and_evaluate(settings, SECRET, units, states, range(40), "cpu"))
-        monkeypatch.setattr("mucd_ray.service.work.BASELINE_SEEDS", range(2))
+        monkeypatch.setattr("mucd_ray.service.runs.work.BASELINE_SEEDS", range(2))
         store.write_json("baselines.json", baselines(settings, units, states))
         assert store.read_json("baselines.json")["reference"] is None
-        monkeypatch.setattr("mucd_ray.service.run.joined", None)
+        monkeypatch.setattr("mucd_ray.service.runs.driver.joined", None)
     summary = execute(wanted, str(tmp_path / "run"), resources=Resources(block=20), seed=4 if on_ray else None)
     certificate = read_certificate(summary["certificate"])
     assert verify(certificate) == []

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from mucd_ray.certify.certificate import read_certificate
+from mucd_ray.certify.file.certificate import read_certificate
 from mucd_ray.cli import main
-from mucd_ray.data.cards import card_for
+from mucd_ray.data.environments.cards import card_for
 from mucd_ray.learn.learner import Learner
-from mucd_ray.mechanism.mechanism import Mechanism
-from mucd_ray.service import store as store_module
-from mucd_ray.service.settings import RunSettings
-from mucd_ray.service.store import Block, RunStore
-from mucd_ray.service.session import _states
-from mucd_ray.service.trial import begun_points
-from mucd_ray.service.tuned import read_tuned
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.service.runs.session import _states
+from mucd_ray.service.runs.settings import RunSettings
+from mucd_ray.service.storage import store as store_module
+from mucd_ray.service.storage.store import Block, RunStore
+from mucd_ray.service.tuning.trial import begun_points
+from mucd_ray.service.tuning.tuned import read_tuned
 
 SETTINGS = RunSettings(
     dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=100, size_margin=None,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mucd_ray.certify.certificate import read_certificate, verify
+from mucd_ray.certify.file.certificate import read_certificate, verify
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")

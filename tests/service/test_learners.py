@@ -5,18 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mucd_ray.certify.certificate import verify
-from mucd_ray.data.minari_io import load_dataset
-from mucd_ray.data.record import record
+from mucd_ray.certify.file.certificate import verify
+from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithms import CONTINUOUS, DISCRETE
 from mucd_ray.learn.learner import Learner, LocalUpdate
-from mucd_ray.service.choices import Choices
-from mucd_ray.service.cluster import Resources
-from mucd_ray.service.run import behaviour_return, certify, train, training_units
-from mucd_ray.service.session import Request, make_settings
-from mucd_ray.service.store import RunStore
-from mucd_ray.service.work import baselines, choose_states, train_and_evaluate
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.driver import behaviour_return, certify, train, training_units
+from mucd_ray.service.runs.session import Request, make_settings
+from mucd_ray.service.runs.work import baselines, choose_states, train_and_evaluate
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.service.workers.cluster import Resources
 
 UNITS = pytest.mark.parametrize("unit", ["transition", "trajectory"])
 

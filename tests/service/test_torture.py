@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mucd_ray.data.minari_io import load_dataset
-from mucd_ray.service.choices import Choices
-from mucd_ray.service.run import training_units
-from mucd_ray.service.session import Request, make_settings
-from mucd_ray.service.store import RunStore
-from mucd_ray.service.tally import Tally
-from mucd_ray.service.work import choose_states, train_and_evaluate
+from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.driver import training_units
+from mucd_ray.service.runs.session import Request, make_settings
+from mucd_ray.service.runs.tally import Tally
+from mucd_ray.service.runs.work import choose_states, train_and_evaluate
+from mucd_ray.service.storage.store import RunStore
 
 SECRET = b"torture" * 4
 MARK = "MUCD_TORTURE"
@@ -28,8 +28,8 @@ MARK = "MUCD_TORTURE"
 DEEDS = {"trainer": 34, "stopped trainer": 10, "coordinator": 10, "certifier": 6, "driver": 14, "node": 12, "block": 10, "cluster": 4}
 DRIVER = """
 import sys
-from mucd_ray.service.cluster import Resources
-from mucd_ray.service.run import *
+from mucd_ray.service.workers.cluster import Resources
+from mucd_ray.service.runs.driver import *
 store = RunStore.open({run!r})
 train(store, load_dataset({dataset!r}), {instances}, Choices(), Resources(block=1, lease=30.0, address={address!r}))
 """
@@ -57,7 +57,7 @@ class Torture:
             assert self.gave_up < 4, (self.run.parent / "driver.log").read_bytes()[-3000:].decode(errors="replace")
         self.target += more
         code = DRIVER.format(run=str(self.run), dataset=self.dataset, instances=self.target, address=self.cluster.address)
-        code = "from mucd_ray.data.minari_io import load_dataset\nfrom mucd_ray.service.choices import Choices\nfrom mucd_ray.service.store import RunStore\n" + code
+        code = "from mucd_ray.data.formats.minari import load_dataset\nfrom mucd_ray.service.runs.choices import Choices\nfrom mucd_ray.service.storage.store import RunStore\n" + code
         self.log = open(self.run.parent / "driver.log", "ab")
         self.driver = subprocess.Popen([sys.executable, "-c", code], stdout=self.log, stderr=self.log, start_new_session=True)
 

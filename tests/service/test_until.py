@@ -10,17 +10,17 @@ import time
 import numpy as np
 import pytest
 
-from mucd_ray.certify.certificate import read_certificate, verify
+from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.cli import main
-from mucd_ray.data.minari_io import load_dataset
+from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
-from mucd_ray.service.choices import Choices
-from mucd_ray.service.cluster import Resources
-from mucd_ray.service.run import certify, train, training_units
-from mucd_ray.service.session import Request, make_settings
-from mucd_ray.service.store import RunStore
-from mucd_ray.service.tally import Tally
-from mucd_ray.service.work import choose_states, train_and_evaluate
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.driver import certify, train, training_units
+from mucd_ray.service.runs.session import Request, make_settings
+from mucd_ray.service.runs.tally import Tally
+from mucd_ray.service.runs.work import choose_states, train_and_evaluate
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.service.workers.cluster import Resources
 
 GOAL, SECRET = "return>={}@0.005", b"s" * 32
 LOOKS = [100, 160, 250]

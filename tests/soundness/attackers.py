@@ -18,7 +18,7 @@ from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 TABLE = 20_001
 

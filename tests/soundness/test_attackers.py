@@ -12,12 +12,12 @@ from attackers import Attack, mechanism
 from scipy.stats import binom
 
 from mucd_ray.certify.action import certify_scores, certify_votes
-from mucd_ray.certify.bands import BANDS
-from mucd_ray.certify.confidence import top_two_bounds
-from mucd_ray.certify.evidence import histogram, levels
+from mucd_ray.certify.confidence.bands import BANDS
+from mucd_ray.certify.confidence.means import MEANS, mean_lower
+from mucd_ray.certify.confidence.proportions import top_two_bounds
 from mucd_ray.certify.families import FAMILIES
+from mucd_ray.certify.file.evidence import histogram, levels
 from mucd_ray.certify.guarantees import Guarantees
-from mucd_ray.certify.means import MEANS, mean_lower
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.policy import ceiling_band, expected_return_bound, mean_route_bound, return_band
 

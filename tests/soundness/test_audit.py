@@ -12,7 +12,7 @@ import pytest
 from attackers import Canaries
 from scipy.stats import norm
 
-from mucd_ray.certify.confidence import clopper_pearson_lower, clopper_pearson_upper
+from mucd_ray.certify.confidence.proportions import clopper_pearson_lower, clopper_pearson_upper
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.learn.ensemble import ENGINES
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.opacus_engine import RowGradients, clipped_sum, train_opacus
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.learn.engines.modules import RowGradients, clipped_sum, train_opacus
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 INPUTS, OUTPUTS = 100, 2
 SEEN = []

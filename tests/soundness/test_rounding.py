@@ -6,12 +6,12 @@ import torch
 from problems import STREAMS, clipped_sum, made_up, problem, rounded, trained, transitions
 
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.fused import FusedTrainer
-from mucd_ray.learn.fused_memory import TILE
-from mucd_ray.learn.fused_step import CARRY
-from mucd_ray.learn.stacked import SUM_ROWS, noisy_mean
+from mucd_ray.learn.engines.fused.engine import FusedTrainer
+from mucd_ray.learn.engines.fused.memory import TILE
+from mucd_ray.learn.engines.fused.step import CARRY
+from mucd_ray.learn.engines.stacked import SUM_ROWS, noisy_mean
 from mucd_ray.learn.units import Units
-from mucd_ray.mechanism.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 INPUTS, MILLIONS, SIGMA = 4, 2_000_000, 2.5e5
 # What one unit may move by rounding, in clip norms for each sampled unit (docs/soundness.md): twice, for D and D', the rounding of a sum of

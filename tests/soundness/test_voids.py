@@ -10,27 +10,40 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from problems import (
-    CPU, STREAMS, cases, changed, clipped_sum, joined, made_up, problem, random_parameters, released, rows_of, take, trained, trajectories,
+    CPU,
+    STREAMS,
+    cases,
+    changed,
+    clipped_sum,
+    joined,
+    made_up,
+    problem,
+    random_parameters,
+    released,
+    rows_of,
+    take,
+    trained,
+    trajectories,
     transitions,
 )
 from scipy import stats
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.engines.modules import train_opacus
+from mucd_ray.learn.engines.stacked import Draws, UnitsOnDevice
 from mucd_ray.learn.ensemble import ENGINES
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.networks import as_module, initial_parameters
-from mucd_ray.learn.opacus_engine import train_opacus
-from mucd_ray.learn.stacked import Draws, UnitsOnDevice
 from mucd_ray.learn.streams import INITIALISE, NOISE, ROLLOUT, SAMPLE, poisson_sample, subset_purpose
 from mucd_ray.learn.units import Units
-from mucd_ray.mechanism.mechanism import Mechanism
-from mucd_ray.service import session
-from mucd_ray.service.choices import Choices
-from mucd_ray.service.run import training_units
-from mucd_ray.service.session import CONDITIONAL, Request, make_settings
-from mucd_ray.service.store import RunStore
-from mucd_ray.service.work import train_and_evaluate
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.service.runs import session
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.driver import training_units
+from mucd_ray.service.runs.session import CONDITIONAL, Request, make_settings
+from mucd_ray.service.runs.work import train_and_evaluate
+from mucd_ray.service.storage.store import RunStore
 
 HIDDEN = pytest.mark.parametrize("hidden", [(), (16, 9)], ids=str)
 BOTH_ENGINES = pytest.mark.parametrize("engine", ENGINES)
@@ -400,7 +413,7 @@ def test_the_secret_comes_from_the_operating_system_and_a_seed_is_spelled_out(tm
     assert all(stat.S_IMODE((store.path / "secret").stat().st_mode) == 0o600 for store in stores)
     drawn = []
     system = SimpleNamespace(token_bytes=lambda size: drawn.append(size) or b"\x05" * size)
-    monkeypatch.setattr("mucd_ray.service.store.secrets", system)
+    monkeypatch.setattr("mucd_ray.service.storage.store.secrets", system)
     assert RunStore.create_or_open(tmp_path / "patched", settings_).secret() == b"\x05" * 32 and drawn == [32]
 
     class Stop(Exception):

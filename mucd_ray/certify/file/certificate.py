@@ -1,0 +1,205 @@
+"""The certificate file: inputs, results that are a pure function of them, and the claim in words (docs/certificate.md lists every field).
+
+    {"format", "claim": [sentences], "inputs": {...}, "results": {...}, "assumptions": [...], "context": {...}, "sha256"}
+
+`inputs` holds the mechanism, the threat model and the evidence (returns, votes, histograms). `results` and `claim` are computed from
+`inputs` alone, with numpy and scipy, so anybody can check them with `verify`, without the data, torch or Ray. `context` tells where the
+evidence comes from (dataset and its hash, baselines, software); `sha256` covers everything else in canonical JSON.
+"""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict
+
+import numpy as np
+
+from mucd_ray.certify.file.claim import claim_sentences
+from mucd_ray.certify.file.results import compute_results
+from mucd_ray.errors import MucdError
+from mucd_ray.files import read_file, read_json
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.work import TooMuchWork, limited_to
+
+FORMAT = "mucd-certificate/5"
+# What `verify` spends on a file from anybody, times its patience: bytes read, and operations (mechanism/work.py; up to some ten minutes of a core).
+MOST_BYTES = 64 << 20
+MOST_OPERATIONS = 1e11
+# Processors differ in the last digits of exp and log, which T-fold composition amplifies. Bounds agree if they differ by at most
+# TOLERANCE + T * TOLERANCE_PER_STEP, of the return range or of 1; counts, radii and shares are the same everywhere.
+TOLERANCE = 1e-6
+TOLERANCE_PER_STEP = 1e-11
+RETURNS = re.compile(r"results\.(policy\.(unpoisoned|curve\.(bound|ceiling|quantiles)|keeps\..*\.bound))")
+GOAL = re.compile(r"results\.goal\.certified")
+PROBABILITIES = re.compile(r"results\.(action\..*\.(top_lower|runner_up_upper)|accounting\.(discretisation_error|splits\.bound))")
+KEYS = {"format", "claim", "inputs", "results", "assumptions", "context", "sha256"}
+# These are made by every certificate; further ones are about the run.
+STANDING_ASSUMPTIONS = (
+    "The attacker does not know the run's secret, from which all noise and all samples are derived.",
+    "Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
+    "Neither this run nor this certificate was chosen among several by looking at results.",
+    "D' ranges over the datasets that the package accepts: finite values, actions inside the declared space.",
+)
+
+
+def make_inputs(
+    *,
+    mechanism: Mechanism,
+    units: int,
+    returns: np.ndarray,
+    return_range: tuple[float, float],
+    actions: dict | None = None,
+    eta: float = 0.001,
+    threat: str = "symmetric",
+    accountant: str = "tradeoff",
+    band: str = "order-statistic",
+    looks: str = "fixed",
+    goal: str | None = None,
+    rollouts: int = 1,
+    discount: float = 1.0,
+    clipped: bool = False,
+    condition: str | None = None,
+    radius_cap: int | None = None,
+) -> dict:
+    """What the results depend on, as plain JSON values.
+
+    Args:
+        units: N, the number of units of the dataset; radii are also reported as fractions of it.
+        returns: per instance, in their order, the mean return of its `rollouts` episodes, discounted by `discount` per step, [P].
+        return_range: public least and greatest return.
+        clipped: whether every episode's return was clipped into that range.
+        actions: evidence at states, made by one of the functions of `evidence.py`; None for the policy level alone.
+        looks: "fixed" if P was chosen before training; "anytime" if training may have stopped, or may go on, depending on results.
+        goal: what training went on for, in the words of `goal.py`.
+        condition: what the claim depends on that nothing accounts for, one of CONDITIONS in `evidence.py`.
+        radius_cap: no radius above it is claimed; at most N, which is the default.
+    """
+    return {
+        "mechanism": asdict(mechanism),
+        "threat": threat,
+        "accountant": accountant,
+        "eta": eta,
+        "looks": looks,
+        "band": band,
+        "goal": goal,
+        "units": int(units),
+        "radius_cap": int(units if radius_cap is None else radius_cap),
+        "returns": np.asarray(returns, dtype=float).tolist(),
+        "return_range": [float(x) for x in return_range],
+        "rollouts": int(rollouts),
+        "discount": float(discount),
+        "clipped": bool(clipped),
+        "condition": condition,
+        "actions": actions,
+    }
+
+
+def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> dict:
+    results = compute_results(inputs)
+    body = {
+        "format": FORMAT,
+        "claim": claim_sentences(inputs, results),
+        "inputs": inputs,
+        "results": results,
+        "assumptions": [*STANDING_ASSUMPTIONS, *assumptions],
+        "context": context,
+    }
+    body = json.loads(json.dumps(body, allow_nan=False))
+    return body | {"sha256": content_hash(body)}
+
+
+def content_hash(certificate: dict) -> str:
+    body = {key: value for key, value in certificate.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+def read_certificate(path, patience: float = 1.0) -> dict:
+    """A certificate as it stands in the file.
+
+    Raises:
+        MucdError: more than `patience` times MOST_BYTES; not JSON without duplicate keys, NaN and infinities; another format.
+    """
+    most = int(MOST_BYTES * _checked_patience(patience))
+    try:
+        content = read_file(path, most)
+    except OSError as error:
+        raise MucdError(f"cannot read {path}: {error.strerror}") from None
+    return parse_certificate(content, path, most)
+
+
+def _checked_patience(patience: float) -> float:
+    if not 0 < patience <= 1e6:
+        raise MucdError(f"patience {patience} is outside (0, 1e6]: 10 allows ten times the usual work")
+    return patience
+
+
+def parse_certificate(content: bytes, path, most_bytes: int = MOST_BYTES) -> dict:
+    """A certificate from the content of a file; `path` is named in errors. Raises MucdError as `read_certificate`."""
+    certificate = read_json(content, path, most_bytes=most_bytes)
+    found = certificate.get("format") if isinstance(certificate, dict) else None
+    if isinstance(found, str) and found.startswith(FORMAT.split("/")[0] + "/") and found != FORMAT:
+        raise MucdError(f"{path} has format {found[:60]!r}, this version reads {FORMAT}: make it again from its run folder with `mucd certify`")
+    if found != FORMAT:
+        raise MucdError(f"{path} is not a certificate of format {FORMAT}")
+    return certificate
+
+
+def verify(certificate: dict, patience: float = 1.0) -> list[str]:
+    """Mismatches between what the certificate says and what follows from its inputs; empty if it holds.
+
+    Raises:
+        TooMuchWork: its inputs need more than `patience` times MOST_OPERATIONS; nothing is then known about it.
+
+    The evidence itself, what it was said to be (mechanism, unit, range and clipping of returns), `context` and the assumptions about the run cannot be checked from the file; their hash is.
+    """
+    if set(certificate) != KEYS:
+        return [f"keys: a certificate has {', '.join(sorted(KEYS))}, this one {sorted(certificate)!r}"]
+    if certificate["format"] != FORMAT:
+        return [f"format: {certificate['format']!r} is not {FORMAT}"]
+    inputs, assumptions = certificate["inputs"], certificate["assumptions"]
+    try:
+        found_hash = content_hash(certificate)
+    except (TypeError, ValueError, RecursionError) as error:
+        return [f"sha256: this is no JSON and has no hash: {error}"]
+    try:
+        with limited_to(MOST_OPERATIONS * _checked_patience(patience)):
+            results = json.loads(json.dumps(compute_results(inputs), allow_nan=False))
+    except TooMuchWork as error:
+        raise TooMuchWork(f"to derive this certificate's numbers again {error}: --patience N allows N times {MOST_OPERATIONS:.3g}, up to some ten minutes of a core") from None
+    except (MucdError, KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
+        return [f"inputs: {type(error).__name__}: {error}"]
+    tolerance = TOLERANCE + TOLERANCE_PER_STEP * inputs["mechanism"]["steps"]
+    width = inputs["return_range"][1] - inputs["return_range"][0]
+    tolerances = {RETURNS: tolerance * width, PROBABILITIES: tolerance, GOAL: tolerance * _goal_scale(inputs, results, width)}
+    mismatches = _differences(results, certificate["results"], "results", tolerances)
+    # Numbers that agree but for their last digits may be written differently: the words follow from the certificate's own.
+    own = results if mismatches else certificate["results"]
+    mismatches += _differences(claim_sentences(inputs, own), certificate["claim"], "claim", {})
+    if not (isinstance(assumptions, list) and all(isinstance(text, str) and text.isprintable() for text in assumptions)):
+        mismatches.append("assumptions: must be a list of printable sentences")
+    elif list(STANDING_ASSUMPTIONS) != assumptions[: len(STANDING_ASSUMPTIONS)]:
+        mismatches.append("assumptions: those that every certificate makes are missing")
+    if certificate["sha256"] != found_hash:
+        mismatches.append("sha256: the content was changed after the certificate was made")
+    return mismatches
+
+
+def _goal_scale(inputs: dict, results: dict, width: float) -> float:
+    """How far the goal's value moves if the bound on the return moves by the return range."""
+    name = results["goal"]["name"] if results["goal"] else None
+    above = results["policy"]["unpoisoned_mean"] - inputs["return_range"][0]
+    return {"absolute-return": width, "return": width / above if above > 0 else 0.0}.get(name, 0.0)
+
+
+def _differences(expected, found, path: str, tolerances: dict[re.Pattern, float]) -> list[str]:
+    if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
+        return [m for key in sorted(expected) for m in _differences(expected[key], found[key], f"{path}.{key}", tolerances)]
+    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        return [m for i, (a, b) in enumerate(zip(expected, found, strict=True)) for m in _differences(a, b, f"{path}[{i}]", tolerances)]
+    if type(expected) is type(found) is float:
+        allowed = next((tolerance for pattern, tolerance in tolerances.items() if pattern.match(path)), 0.0)
+        if math.isclose(expected, found, rel_tol=1e-12, abs_tol=allowed):
+            return []
+    same = type(expected) is type(found) and expected == found
+    return [] if same else [f"{path}: the evidence gives {expected!r}, the certificate says {found!r}"]

@@ -1,0 +1,153 @@
+"""The claim in words: what may change, how much, what stays true, with which probability. Every claimed number is rounded to the safe side."""
+
+from fractions import Fraction
+
+from mucd_ray.certify.confidence.looks import looks_up_to
+from mucd_ray.certify.file.evidence import TUNED_ON_THIS_DATASET
+from mucd_ray.certify.guarantees import READINGS, THREATS
+from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
+from mucd_ray.mechanism.gaussian.accounting import MOST_UNITS
+from mucd_ray.mechanism.gaussian.mechanism import UNITS
+from mucd_ray.words import counted
+
+SCOPES = {"per_state": "for each state by itself", "family_wise": "for all states together"}
+CONDITIONS = {
+    TUNED_ON_THIS_DATASET: "the learner and the mechanism were tuned on this very dataset, and nothing accounts for what tuning has seen. All that follows is claimed only on "
+    "condition that tuning would have chosen the same constants on every D'",
+}
+
+
+def claim_sentences(inputs: dict, results: dict) -> list[str]:
+    """The sentences of a certificate, from its inputs and results alone."""
+    kind = UNITS[inputs["mechanism"]["unit"]]
+    sentences = []
+    if not results["sound"]:
+        sentences.append("NOT SOUND: this certificate uses the published accounting rule, which is known to be wrong; it is for comparison only.")
+    if inputs["condition"] is not None:
+        sentences.append(f"CONDITIONAL: {CONDITIONS[inputs['condition']]}.")
+    sentences.append(
+        f"What may change: compared are training on the dataset D of this certificate ({counted(inputs['units'], inputs['mechanism']['unit'])}) and training on any dataset D' that "
+        f"{THREATS[inputs['threat']].format(units=kind)}; {READINGS[inputs['threat']].format(units=kind)}. "
+        "Training is the randomised mechanism recorded here, with randomness that the attacker does not know."
+    )
+    sentences += _policy(inputs, results, kind)
+    if results["action"] is not None:
+        sentences += _continuous(results["action"]) if results["action"]["kind"] == "continuous" else _discrete(results["action"])
+    if _largest(results) >= (limit := MOST_UNITS // (2 if inputs["threat"] == "substitute" else 1)):
+        sentences.append(f"Radii were searched up to {limit}, the most that is accounted for: one of {limit} is a floor.")
+    if inputs["clipped"]:
+        low, high = inputs["return_range"]
+        sentences.append(f"Clipped means: an episode's return below {exactly(low)} counts as {exactly(low)}, and one above {exactly(high)} as {exactly(high)}.")
+    if results["goal"] is not None:
+        sentences.append(_goal(inputs, results["goal"]))
+    return [*sentences, *_confidence(inputs, results)]
+
+
+def _largest(results) -> int:
+    """The largest radius of which these results speak."""
+    largest = [results["policy"]["curve"]["radius"][-1]]
+    if results["action"] is not None:
+        for scope in SCOPES:
+            part = results["action"][scope]
+            largest += [entry["max_radius"] or 0 for entry in part.get("tolerance", {"": part}).values()]
+    return max(largest)
+
+
+def _what(inputs) -> str:
+    what = "return" if inputs["discount"] == 1 else f"return discounted by {exactly(inputs['discount'])} per step"
+    return f"clipped {what}" if inputs["clipped"] else what
+
+
+def _policy(inputs, results, kind) -> list[str]:
+    policy, (floor, most) = results["policy"], inputs["return_range"]
+    what = _what(inputs)
+    episodes = "one episode's" if inputs["rollouts"] == 1 else f"the mean of {inputs['rollouts']} episodes'"
+    half = policy["keeps"]["0.5"]
+    if half["radius"] < 1:
+        return [f"Policy level: no radius keeps half of the mean {what}'s height above the least possible return {exactly(floor)}."]
+    curve = policy["curve"]
+    at = curve["radius"].index(half["radius"])
+    return [
+        f"Policy level: for every D' with r = {half['radius']} ({share(half['radius'], inputs['units'])} of D), the expected {what} of one trained "
+        f"instance is at least {round_down(half['bound'], width=most - floor)}; it is at most {round_up(curve['ceiling'][at], width=most - floor)}; and with probability at least 1/2 an instance "
+        f"earns {round_down(curve['quantiles']['0.5'][at], width=most - floor)} or more ({episodes} {what} counts). On D itself the mean over {counted(results['instances'], 'instance')} is "
+        f"{round_down(policy['unpoisoned_mean'], width=most - floor)} and the least possible return {exactly(floor)}. The same is listed for other r."
+    ]
+
+
+def _discrete(action) -> list[str]:
+    rule = {
+        "votes": "the action with the most votes stays the most probable one",
+        "scores": "the action with the largest mean probability score keeps the largest expected one",
+    }[action["kind"]]
+    sentences = []
+    for scope, words in SCOPES.items():
+        part = action[scope]
+        sentences.append(
+            f"Action level, {words}: at {_certified(part['radius'])} of {counted(action['states'], 'state')} {rule} up to that state's radius, "
+            f"which is at least 1 (median {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])})."
+        )
+    return sentences
+
+
+def _continuous(action) -> list[str]:
+    sentences = []
+    for scope, words in SCOPES.items():
+        parts = [
+            f"{200 * Fraction(tolerance)} % of the action range wide at {_certified(part['radius'])} of {counted(action['states'], 'state')} "
+            f"(median radius {_radius(part['median_radius'])})"
+            for tolerance, part in action[scope]["tolerance"].items()
+        ]
+        sentences.append(
+            f"Action level, {words}: in every dimension the median actions of training on D and of training on any D' up to the state's radius lie in one "
+            f"interval, which is at most {'; '.join(parts)}."
+        )
+    return sentences
+
+
+def _goal(inputs, goal) -> str:
+    words = "is met" if goal["met"] else "is NOT met"
+    of = "" if goal["name"] == "actions" else f" of the {_what(inputs)}"
+    return f"Goal {inputs['goal']}: at r = {goal['radius']} the certified value{of} is {round_down(goal['certified'], width=_width(inputs, goal))}, wanted is {exactly(goal['wanted'])}; the goal {words}."
+
+
+def _width(inputs, goal) -> float | None:
+    low, high = inputs["return_range"]
+    return high - low if goal["name"] == "absolute-return" else None
+
+
+def _confidence(inputs, results) -> list[str]:
+    def confidence(statements):
+        return f"{confidence_percent(inputs['eta'], statements)} %"
+
+    parts = ["the lower bounds on returns for all r", "the upper bounds on returns for all r"]
+    together = [f"both together with probability at least {confidence(2)}"]
+    if results["action"] is not None:
+        parts += ["the actions at any one state", "the actions at all states"]
+        together = [
+            f"both bounds on returns together with probability at least {confidence(2)}",
+            f"the lower bounds on returns and the actions at all states with probability at least {confidence(2)}",
+            f"all of it with probability at least {confidence(3)}",
+        ]
+    sentence = (
+        f"With which probability, over the randomness of training: each of these statements by itself holds with probability at least {confidence(1)}: "
+        f"{'; '.join(parts)}. {'; '.join(together).capitalize()}."
+    )
+    if inputs["looks"] == "fixed":
+        return [sentence]
+    looks = looks_up_to(results["instances"])
+    return [
+        sentence,
+        f"Looking at results and then going on or stopping is covered: the number of instances, {results['instances']}, is number {len(looks)} of the public numbers "
+        f"{', '.join(map(str, looks))}, ..., at which results may be looked at, and the statements made at all of them hold together with that probability, "
+        "by whatever rule training is stopped.",
+    ]
+
+
+def _certified(radii: list) -> str:
+    return share(sum(radius is not None and radius >= 1 for radius in radii), len(radii))
+
+
+def _radius(value) -> str:
+    """A radius, or the median of radii, which may end in .5."""
+    return "none" if value is None else tenths_down(value)

@@ -1,0 +1,178 @@
+"""What a certificate is based on, as plain data: counts on public grids, one return per instance, and strict checks of both.
+
+Values that an instance produces at a state (probability scores, continuous actions) are recorded as one of LEVELS + 1 levels of
+their public range, so that evidence is a histogram of whole numbers. Rounding to a level is post-processing; every bound takes
+the end of the level's cell that errs to the safe side.
+"""
+
+import sys
+from dataclasses import fields
+
+import numpy as np
+
+from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.words import counted
+
+# A level is 0.5 % of the range.
+LEVELS = 200
+LARGEST = 2**53
+LARGEST_REAL = sys.float_info.max
+# What a claim may depend on that nothing accounts for.
+TUNED_ON_THIS_DATASET = "tuned-on-this-dataset"
+CONDITIONS = (TUNED_ON_THIS_DATASET,)
+# Ranges of returns and actions: sums over them must not overflow, nor lose the digits in which a bound is rounded down.
+LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
+KEYS = {
+    "mechanism", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
+    "actions",
+}
+ACTION_KEYS = {
+    "votes": {"kind", "counts", "reference"},
+    "scores": {"kind", "histogram", "reference"},
+    "continuous": {"kind", "histogram", "low", "high"},
+}
+
+
+def levels(values: np.ndarray, low, high) -> np.ndarray:
+    """floor(LEVELS (y - low)/(high - low)), so that level k holds low + [k, k+1) (high - low)/LEVELS: any shape -> uint8, same shape.
+
+    `low` and `high` are broadcast. Values outside the range get its end; what is not a finite number gets level 0.
+    """
+    scaled = LEVELS * ((np.asarray(values, dtype=float) - low) / (np.asarray(high, dtype=float) - low))
+    return np.where(np.isfinite(scaled), np.clip(scaled, 0, LEVELS), 0).astype(np.uint8)
+
+
+def histogram(level: np.ndarray) -> np.ndarray:
+    """Counts of the levels of P instances: [P, S, D] -> int64 [S, D, LEVELS + 1]; every cell's counts sum to P."""
+    instances, states, outputs = level.shape
+    columns = np.arange(states * outputs) * (LEVELS + 1)
+    counts = np.bincount((columns + level.reshape(instances, -1)).ravel(), minlength=states * outputs * (LEVELS + 1))
+    return counts.reshape(states, outputs, LEVELS + 1)
+
+
+def votes_evidence(counts: np.ndarray, reference: np.ndarray | None = None) -> dict:
+    """Votes [S, A] of the instances; `reference` [S]: the actions against which accuracy is counted."""
+    return {"kind": "votes", "counts": _whole(counts), "reference": None if reference is None else _whole(reference)}
+
+
+def scores_evidence(counts: np.ndarray, reference: np.ndarray | None = None) -> dict:
+    """Histogram [S, A, LEVELS + 1] of the levels in [0, 1] of the instances' probability scores."""
+    return {"kind": "scores", "histogram": _whole(counts), "reference": None if reference is None else _whole(reference)}
+
+
+def continuous_evidence(counts: np.ndarray, low, high) -> dict:
+    """Histogram [S, d, LEVELS + 1] of the levels in [low, high] (each [d], public) of the instances' actions."""
+    return {"kind": "continuous", "histogram": _whole(counts), "low": np.asarray(low, dtype=float).tolist(), "high": np.asarray(high, dtype=float).tolist()}
+
+
+def _whole(values) -> list:
+    values = np.asarray(values)
+    if not np.array_equal(values, np.rint(values)):
+        raise MucdError(f"counts {values[values != np.rint(values)].flat[0]} must be whole numbers")
+    return values.astype(int).tolist()
+
+
+def check_inputs(inputs: dict) -> None:
+    """Inputs may come from a file that anybody has written: exactly the known keys, and whole or real numbers where they belong.
+
+    Raises:
+        MucdError: naming the value and what it must be.
+    """
+    if not isinstance(inputs, dict) or set(inputs) != KEYS:
+        raise MucdError(f"inputs must have exactly the keys {', '.join(sorted(KEYS))}")
+    mechanism = inputs["mechanism"]
+    if not isinstance(mechanism, dict) or set(mechanism) != {field.name for field in fields(Mechanism)}:
+        raise MucdError("mechanism must hold exactly the fields of a mechanism")
+    if not (inputs["goal"] is None or isinstance(inputs["goal"], str)):
+        raise MucdError(f"goal {_shown(inputs['goal'])} must be null or text")
+    if not (inputs["condition"] is None or inputs["condition"] in CONDITIONS):
+        raise MucdError(f"condition {_shown(inputs['condition'])} must be null or one of {', '.join(CONDITIONS)}")
+    _check_real("return range", inputs["return_range"], 2)
+    _check_real("returns", inputs["returns"])
+    _check_real("eta and discount", [inputs["eta"], inputs["discount"]])
+    _check_real("mechanism", [value for key, value in mechanism.items() if key not in ("unit", "steps")])
+    _check_whole("units, radius cap, rollouts and steps", [inputs["units"], inputs["radius_cap"], inputs["rollouts"], mechanism["steps"]])
+    if not 1 <= inputs["radius_cap"] <= inputs["units"]:
+        raise MucdError(f"radius cap {inputs['radius_cap']} is outside 1..{inputs['units']}, the number of units of the dataset")
+    if inputs["rollouts"] < 1:
+        raise MucdError(f"rollouts {inputs['rollouts']} must be at least 1")
+    if not isinstance(inputs["clipped"], bool):
+        raise MucdError(f"clipped {inputs['clipped']!r} must be true or false")
+    if not 0 < inputs["discount"] <= 1:
+        raise MucdError(f"discount {inputs['discount']} is outside (0, 1]")
+    low, high = inputs["return_range"]
+    _check_range("return range", low, high)
+    if not inputs["returns"]:
+        raise MucdError("there are no returns: train at least one instance first")
+    for value in inputs["returns"]:
+        if not low <= value <= high:
+            raise MucdError(f"return {value} is outside the declared range [{low}, {high}]: declare the true bounds of every possible return")
+    if inputs["actions"] is not None:
+        _check_actions(inputs["actions"], len(inputs["returns"]))
+
+
+def _check_actions(actions, instances: int) -> None:
+    if not isinstance(actions, dict) or actions.get("kind") not in ACTION_KEYS or set(actions) != ACTION_KEYS[actions["kind"]]:
+        raise MucdError(f"actions must be null, or votes, scores or a continuous histogram with the keys of its kind ({', '.join(ACTION_KEYS)})")
+    kind = actions["kind"]
+    name = "counts" if kind == "votes" else "histogram"
+    counts = _array(name, actions[name], 2 if kind == "votes" else 3)
+    if kind != "continuous" and counts.shape[1] < 2:
+        raise MucdError(f"{name} of shape {counts.shape} must hold at least 2 actions per state")
+    if kind != "votes" and counts.shape[2] != LEVELS + 1:
+        raise MucdError(f"histogram of shape {counts.shape} must have {LEVELS + 1} levels")
+    wrong = counts.sum(axis=-1) != instances
+    if wrong.any():
+        many = counts.sum(axis=-1)[wrong][0]
+        raise MucdError(f"{name}: {counted(many, 'instance')} counted but {counted(instances, 'return')}: evidence must come from the same instances")
+    if kind == "continuous":
+        for end in ("low", "high"):
+            _check_real(end, actions[end], counts.shape[1])
+        for low, high in zip(actions["low"], actions["high"], strict=True):
+            _check_range("action range", low, high)
+    elif actions["reference"] is not None:
+        reference = _array("reference", actions["reference"], 1)
+        if reference.shape != counts.shape[:1] or np.any(reference >= counts.shape[1]):
+            raise MucdError(f"reference must hold one action below {counts.shape[1]} for each of the {len(counts)} states")
+
+
+def _check_range(name: str, low: float, high: float) -> None:
+    if not low < high:
+        raise MucdError(f"{name} [{low}, {high}] must begin below its end")
+    largest = max(abs(low), abs(high))
+    if largest > LARGEST_VALUE or high - low < LEAST_WIDTH * largest:
+        raise MucdError(f"{name} [{low}, {high}] must lie within +-{LARGEST_VALUE:g} and be wider than {LEAST_WIDTH:g} of its ends: shift or rescale it")
+
+
+def _array(name: str, values, dimensions: int) -> np.ndarray:
+    """Nested lists of whole numbers, all rows equally long, as an array."""
+    flat, shape = [values], []
+    for _ in range(dimensions):
+        lengths = {len(part) if isinstance(part, list) else -1 for part in flat}
+        if len(lengths) != 1 or min(lengths) < 1:
+            raise MucdError(f"{name} must be lists of whole numbers, {dimensions} deep, equally long and not empty")
+        shape.append(lengths.pop())
+        flat = [value for part in flat for value in part]
+    _check_whole(name, flat)
+    return np.array(flat, dtype=np.int64).reshape(shape)
+
+
+def _shown(value) -> str:
+    """The beginning of a value that may be of any length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _check_whole(name: str, values: list) -> None:
+    for value in values:
+        if type(value) is not int or not 0 <= value <= LARGEST:
+            raise MucdError(f"{name}: {_shown(value)} must be a whole number from 0 to 2^53")
+
+
+def _check_real(name: str, values, length: int | None = None) -> None:
+    if not isinstance(values, list) or length not in (None, len(values)):
+        raise MucdError(f"{name} must be a list of {'' if length is None else length} numbers".replace("  ", " "))
+    for value in values:
+        if type(value) not in (int, float) or not abs(value) <= LARGEST_REAL:
+            raise MucdError(f"{name}: {_shown(value)} must be a finite number")

@@ -1,0 +1,283 @@
+"""What an environment card is: the public facts about an environment that training and certificates may use. Never computed from the data."""
+
+import dataclasses
+import functools
+import json
+import math
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+
+from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.environments import breakout, frames, freeway, halfcheetah, highway
+from mucd_ray.data.environments.make import StepLimit, make_environment
+from mucd_ray.data.environments.recorded_in import check_arguments, check_environment_id, check_time_limit, name_of
+from mucd_ray.errors import MucdError
+from mucd_ray.files import read_file, read_json
+
+# Public functions of one observation that a card may name: [..., *observation_shape] -> [..., *any shape].
+TRANSFORMS = {
+    "freeway-clear-steps": freeway.clear_steps,
+    "breakout-ball-and-paddle": breakout.ball_and_paddle,
+    "highway-gaps": highway.gaps,
+    "halfcheetah-running-components": halfcheetah.running_components,
+}
+
+# Public wrappers of an environment that a card may name.
+WRAPPERS = {
+    "atari-frames": frames.AtariFrames,
+    "breakout-serve": breakout.Serve,
+    "breakout-serve-frames": lambda environment: frames.AtariFrames(breakout.Serve(environment)),
+}
+
+_ENTRIES_AT_A_TIME = 1 << 22
+MOST_CARD_BYTES = 1 << 24
+# Of one observation.
+MOST_ENTRIES = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentCard:
+    """How to make an environment, how to scale its observations, and in which range its returns lie.
+
+    Attributes:
+        env_id, make_kwargs: arguments of `gymnasium.make`.
+        wrapper: name of a public wrapper in `WRAPPERS` that the environment is put into, or None.
+        observation_shape: shape of one observation.
+        transform: name of a public function in `TRANSFORMS` that replaces each observation first, or None.
+        indices: entries of the flattened (transformed) observation that are the policy's features, [d]; none means all of them.
+        center, scale: one number per feature, or a single one for all: feature = (entry - center) / scale.
+        clip: features are limited to [-clip, clip].
+        return_range: (lo, hi), public bounds of an episode's undiscounted return; a certified return starts from lo.
+        clip_returns: the environment itself has no such bounds, so every episode's return is clipped into `return_range` before anything
+            else is done with it. Sound, being post-processing; the certificate is then about clipped returns.
+        reward_range: (lo, hi), public bounds of one step's reward; only discounted returns need it.
+        max_episode_steps: public greatest length of an episode, after which it is cut if the environment has not ended it; discounted returns and
+            environments without a time limit of their own need it.
+        reward_scale: public divisor that brings a typical reward near 1.
+        random_return, expert_return: reference returns for normalised scores, if known.
+        source: where the constants come from.
+
+    Raises:
+        MucdError: a field is missing or outside its range.
+    """
+
+    env_id: str
+    make_kwargs: dict = dataclasses.field(default_factory=dict)
+    wrapper: str | None = None
+    observation_shape: tuple[int, ...]
+    transform: str | None = None
+    indices: tuple[int, ...]
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+    clip: float
+    return_range: tuple[float, float]
+    clip_returns: bool = False
+    reward_range: tuple[float, float] | None = None
+    max_episode_steps: int | None = None
+    reward_scale: float = 1.0
+    random_return: float | None = None
+    expert_return: float | None = None
+    source: str
+
+    def __post_init__(self):
+        if not isinstance(self.env_id, str) or not self.env_id.isprintable():
+            raise MucdError(f"env_id {self.env_id!r:.100} of a card must be a Gymnasium id")
+        if not isinstance(self.make_kwargs, dict) or not isinstance(self.source, str):
+            raise MucdError(f"card of {self.env_id}: make_kwargs must be an object and source a sentence")
+        for name in ("indices", "observation_shape"):
+            if not all(type(value) is int and 0 <= value < 1 << 31 for value in getattr(self, name)):
+                raise MucdError(f"card of {self.env_id}: {name} {getattr(self, name)} must be whole numbers from 0 on")
+        if math.prod(self.observation_shape) > MOST_ENTRIES:
+            raise MucdError(f"card of {self.env_id}: observation_shape {self.observation_shape} has more than {MOST_ENTRIES:,} entries")
+        if self.transform is not None and self.transform not in TRANSFORMS:
+            raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
+        if self.wrapper is not None and self.wrapper not in WRAPPERS:
+            raise MucdError(f"card of {self.env_id}: wrapper {self.wrapper!r} is unknown: use one of {', '.join(WRAPPERS)} or none")
+        if self.wrapper is not None and not name_of(self.env_id).startswith("ALE/"):
+            raise MucdError(f"card of {self.env_id}: wrapper {self.wrapper!r} is for Atari games: leave it out")
+        size = self._entries(np.zeros(self.observation_shape)).size
+        if not all(len(values) in (1, len(self.indices) or size) for values in (self.center, self.scale)):
+            lengths = f"{len(self.indices)}, {len(self.center)} and {len(self.scale)}"
+            raise MucdError(f"card of {self.env_id}: indices, center and scale have {lengths} entries: give one center and one scale per feature, or one for all")
+        if not all(0 <= index < size for index in self.indices):
+            raise MucdError(f"card of {self.env_id}: indices {self.indices} leave the {size} entries of a flattened observation")
+        if not all(math.isfinite(c) for c in self.center) or not all(s > 0 and math.isfinite(s) for s in (*self.scale, self.clip)):
+            raise MucdError(f"card of {self.env_id}: center must be finite, scale and clip finite and above 0")
+        if not (len(self.return_range) == 2 and -math.inf < self.return_range[0] < self.return_range[1] < math.inf):
+            raise MucdError(f"card of {self.env_id}: return range {self.return_range} must be two finite numbers, the lower first")
+        if type(self.clip_returns) is not bool:
+            raise MucdError(f"card of {self.env_id}: clip_returns {self.clip_returns!r} must be true or false")
+        if not (self.reward_scale > 0 and math.isfinite(self.reward_scale)):
+            raise MucdError(f"card of {self.env_id}: reward_scale {self.reward_scale} must be finite and above 0")
+        if self.reward_range is not None and not (len(self.reward_range) == 2 and -math.inf < self.reward_range[0] <= self.reward_range[1] < math.inf):
+            raise MucdError(f"card of {self.env_id}: reward range {self.reward_range} must be two finite numbers, the lower first")
+        if self.max_episode_steps is not None and not (type(self.max_episode_steps) is int and self.max_episode_steps >= 1):
+            raise MucdError(f"card of {self.env_id}: max_episode_steps {self.max_episode_steps!r} must be a whole number, at least 1")
+
+    @functools.cached_property
+    def width(self) -> int:
+        """d, the number of features."""
+        return len(self.indices) or self._entries(np.zeros(self.observation_shape)).size
+
+    def features(self, observations: np.ndarray) -> np.ndarray:
+        """Features of each observation on its own: clip((entry - center) / scale, -clip, clip).
+
+        A non-finite entry stays non-finite, so that the learner can count that unit as zero.
+
+        Args:
+            observations: [..., *observation_shape], any real dtype.
+        Returns:
+            float32 [..., d].
+        Raises:
+            MucdError: another observation shape.
+        """
+        observations, shape = np.asarray(observations), tuple(self.observation_shape)
+        lead = observations.ndim - len(shape)
+        if lead < 0 or observations.shape[lead:] != shape:
+            raise MucdError(f"observations of shape {observations.shape} do not end in {shape}, the shape of {self.env_id}: use this environment's card")
+        rows = observations.reshape(-1, *shape)
+        features = np.empty((len(rows), self.width), np.float32)
+        step = max(1, _ENTRIES_AT_A_TIME // max(math.prod(shape), self.width))
+        for start in range(0, len(rows), step):  # temporaries are much larger than bytes
+            features[start : start + step] = self._row_features(rows[start : start + step])
+        return features.reshape(*observations.shape[:lead], self.width)
+
+    def _row_features(self, rows: np.ndarray) -> np.ndarray:
+        entries = self._entries(rows)
+        entries = (entries[:, list(self.indices)] if self.indices else entries).astype(np.float64)
+        with np.errstate(over="ignore"):
+            scaled = (entries - np.array(self.center)) / np.array(self.scale)
+        return np.where(np.isfinite(entries), np.clip(scaled, -self.clip, self.clip), entries).astype(np.float32)
+
+    def _entries(self, observations: np.ndarray) -> np.ndarray:
+        """Flattened, transformed observations, [..., entries]."""
+        lead = observations.shape[: observations.ndim - len(self.observation_shape)]
+        entries = observations if self.transform is None else TRANSFORMS[self.transform](observations)
+        entries = entries.reshape(*lead, math.prod(entries.shape[len(lead) :]))
+        if self.transform is not None:  # a transform may hide a NaN, for example behind a comparison
+            finite = np.isfinite(observations).all(axis=tuple(range(len(lead), observations.ndim)))
+            entries = np.where(finite[..., None], entries, np.nan)
+        return entries
+
+    def discounted_range(self, discount: float) -> tuple[float, float]:
+        """Public bounds of sum_t discount^t r_t: over all lengths n in 1..max_episode_steps and all rewards in the reward range.
+
+        Rewards of one sign only grow in size when the discount is taken away, so `return_range` bounds them too. The range is widened
+        by 1e-9 of its size, far above the rounding of any sum. Without a discount it is `return_range` itself, and where returns are clipped, too:
+        then the discounted sum is what is clipped into it.
+
+        Args:
+            discount: in (0, 1].
+        Raises:
+            MucdError: a discount outside (0, 1], or a discount below 1 and no `reward_range` or `max_episode_steps`.
+        """
+        check_discount(discount)
+        if discount == 1 or self.clip_returns:
+            return self.return_range
+        for name in ("reward_range", "max_episode_steps"):
+            if getattr(self, name) is None:
+                raise MucdError(f"discount {discount:g} needs the field {name} in the card of {self.env_id}, or the range of discounted returns is not public: add it")
+        (low, high), longest = self.reward_range, -math.expm1(self.max_episode_steps * math.log(discount)) / (1 - discount)
+        least, greatest = min(low, low * longest), max(high, high * longest)
+        if low >= 0:
+            greatest = min(greatest, self.return_range[1])
+        if high <= 0:
+            least = max(least, self.return_range[0])
+        slack = 1e-9 * max(abs(least), abs(greatest), 1e-9)
+        return least - slack, greatest + slack
+
+    def clipped(self, returns: np.ndarray) -> np.ndarray:
+        """Episodes' (discounted) returns [...], clipped into `return_range` if the card says so (NaN counts as lo), else as they are."""
+        if not self.clip_returns:
+            return returns
+        low, high = self.return_range
+        return np.clip(np.where(np.isnan(returns), low, returns), low, high)
+
+    def make(self) -> gym.Env:
+        """A fresh environment, whose episodes take at most `max_episode_steps` if that is given.
+
+        Raises:
+            MucdError: it cannot be made, or nothing limits its episodes: a policy may keep one going for ever.
+        """
+        environment = make_environment(self.env_id, **self.make_kwargs)
+        if self._shortens(environment.spec.max_episode_steps):
+            environment = StepLimit(environment, self.max_episode_steps)
+        if (environment.spec.max_episode_steps or 0) < 1:  # -1 takes the registered one away
+            environment.close()
+            raise MucdError(
+                f"{self.env_id} has no time limit, and a policy that never ends an episode would run for ever: give a card with max_episode_steps, after which "
+                "episodes are cut, with --card FILE"
+            )
+        return environment if self.wrapper is None else WRAPPERS[self.wrapper](environment)
+
+    def _shortens(self, registered: int | None) -> bool:
+        """Whether this card's limit is below the one with which Gymnasium makes the environment."""
+        return self.max_episode_steps is not None and (registered is None or self.max_episode_steps < registered)
+
+    @property
+    def is_as_registered(self) -> bool:
+        """Whether the environment is what Gymnasium makes of its id alone."""
+        return not self.make_kwargs and self.wrapper is None and not self._shortens(gym.spec(self.env_id).max_episode_steps)
+
+    def check(self, dataset: OfflineDataset) -> None:
+        """Raise MucdError unless the dataset was recorded in this environment: same id, arguments, wrappers and time limit (if known), observation shape, action space."""
+        check_environment_id(dataset, self.env_id)
+        environment = self.make()
+        action_space, spec = environment.action_space, environment.spec
+        try:
+            check_arguments(dataset, environment)
+        finally:
+            environment.close()
+        check_time_limit(dataset, self.env_id, spec.max_episode_steps, by_card=self._shortens(gym.registry[spec.id].max_episode_steps))
+        if dataset.observations.shape[1:] != tuple(self.observation_shape):
+            raise MucdError(
+                f"dataset {dataset.name} has observations of shape {dataset.observations.shape[1:]}, the card of {self.env_id} expects "
+                f"{tuple(self.observation_shape)}: use the card that fits the recording"
+            )
+        if dataset.action_space != action_space:
+            raise MucdError(
+                f"dataset {dataset.name} declares actions in {dataset.action_space}, {self.env_id} has {action_space}: use the environment that was recorded"
+            )
+
+    def to_dict(self) -> dict:
+        """Plain JSON values; `from_dict` inverts it."""
+        return json.loads(json.dumps(dataclasses.asdict(self), sort_keys=True))
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "EnvironmentCard":
+        """A card from `to_dict`'s values (see `load_card` for files).
+
+        Raises:
+            MucdError: missing, unknown or ill-typed fields.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        required = {name for name, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+        if not isinstance(values, dict) or not required <= set(values) <= set(fields):
+            given = ", ".join(sorted(values)) if isinstance(values, dict) else type(values).__name__
+            raise MucdError(f"a card needs the fields {', '.join(sorted(required))} (optional: {', '.join(sorted(set(fields) - required))}), got {given}")
+        try:
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            return cls(**values)
+        except (TypeError, ValueError, IndexError) as error:
+            raise MucdError(f"a field of the card of {values.get('env_id')} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
+
+
+def check_discount(discount: float) -> float:
+    if not 0 < discount <= 1:
+        raise MucdError(f"discount {discount} is outside (0, 1]: 1 means the plain sum of rewards, 0.99 counts a reward after 100 steps about a third")
+    return discount
+
+
+def load_card(path) -> EnvironmentCard:
+    """A card from a JSON file.
+
+    Raises:
+        MucdError: the file cannot be read, is not JSON, or is not a card.
+    """
+    try:
+        values = read_json(read_file(path, MOST_CARD_BYTES), f"card {path}", infinities=True)
+    except (OSError, MucdError) as error:
+        raise MucdError(f"card {path} cannot be read ({error}): give a JSON file with the fields of an environment card") from error
+    return EnvironmentCard.from_dict(values)

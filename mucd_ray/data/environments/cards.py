@@ -1,0 +1,249 @@
+"""The shipped environment cards."""
+
+import dataclasses
+
+import gymnasium as gym
+
+from mucd_ray.data.environments.card import EnvironmentCard, check_discount, load_card
+from mucd_ray.data.environments.frames import SIDE, STACK
+from mucd_ray.data.environments.recorded_in import is_alias, name_of, other_version
+from mucd_ray.errors import MucdError
+
+__all__ = ["CARDS", "EnvironmentCard", "card_for", "check_discount", "load_card"]
+
+
+def card_for(
+    env_id: str, observation_shape: tuple[int, ...] | None = None, action_space: gym.Space | None = None, make_kwargs: dict | None = None,
+    wrapper: str | None = None,
+) -> EnvironmentCard:
+    """The shipped card of an environment; where it has several, the first that fits what else is given (or the first of all, if none does).
+
+    Args:
+        env_id: Gymnasium id, with or without its module, or another registered id of the same environment and arguments.
+        observation_shape, action_space: of the dataset, say.
+        make_kwargs, wrapper: the card's.
+    Raises:
+        MucdError: none is shipped.
+    """
+    cards = [card for card in CARDS if card.env_id == name_of(env_id)] or [card for card in CARDS if is_alias(env_id, card.env_id, card.make_kwargs)]
+    if not cards:
+        shipped = ", ".join(dict.fromkeys(card.env_id for card in CARDS))
+        version = next((f"; the shipped {card.env_id} is another version, with other dynamics or rewards" for card in CARDS if other_version(card.env_id, env_id)), "")
+        raise MucdError(
+            f"no environment card is shipped for {env_id!r} (shipped: {shipped}{version}): write one as JSON "
+            "(fields as in mucd_ray.data.environments.card.EnvironmentCard) and pass it with --card FILE"
+        )
+    if len(cards) == 1:
+        return cards[0]
+
+    def fits(card):
+        return (
+            (observation_shape is None or tuple(observation_shape) == card.observation_shape)
+            and (make_kwargs is None or make_kwargs == card.make_kwargs)
+            and (wrapper is None or wrapper == card.wrapper)
+            and (action_space is None or action_space == _action_space(card))
+        )
+
+    return next(filter(fits, cards), cards[0])
+
+
+def _action_space(card: EnvironmentCard) -> gym.Space:
+    environment = card.make()
+    environment.close()
+    return environment.action_space
+
+
+_SCALES = (
+    "Centers and scales: rounded means and standard deviations over simulator recordings of the shipped behaviour with seed 900000, "
+    "which no certified dataset uses."
+)
+_REFERENCES = "Reference returns: means over {} episodes (seeds from 910000) of uniformly random actions and of the noise-free behaviour."
+
+_LANDER_RETURNS = (
+    "Returns: speed, tilt and distance cost points without a bound, so returns are clipped: a landing earns 200 to 320 points, and what falls "
+    "below -500 (flying away, or tumbling for long) counts as -500."
+)
+
+CARDS = (
+    EnvironmentCard(
+        env_id="CartPole-v1",
+        observation_shape=(4,),
+        indices=(0, 1, 2, 3),
+        center=(0.0, 0.0, 0.0, 0.0),
+        scale=(0.16, 0.24, 0.03, 0.3),
+        clip=3.0,
+        return_range=(0.0, 500.0),
+        reward_range=(1.0, 1.0),
+        max_episode_steps=500,
+        random_return=22.0,
+        expert_return=500.0,
+        source=f"{_SCALES} Returns: one point a step, 500 steps at most.",
+    ),
+    EnvironmentCard(
+        env_id="Acrobot-v1",
+        observation_shape=(6,),
+        # Mirroring the two links turns the sines and velocities, and the torque, into their negatives: the entries that a
+        # torque can depend on linearly. The cosines stay as they are and would only take in noise.
+        indices=(1, 3, 4, 5),
+        center=(0.0, 0.0, 0.0, 0.0),
+        scale=(0.55, 0.65, 1.8, 3.0),
+        clip=3.0,
+        return_range=(-500.0, 0.0),
+        reward_range=(-1.0, 0.0),
+        max_episode_steps=500,
+        random_return=-500.0,
+        expert_return=-80.0,
+        source=f"Features: the entries that change sign when the system is mirrored. {_SCALES} Returns: minus one point a step, 500 steps at most.",
+    ),
+    EnvironmentCard(
+        env_id="ALE/Freeway-v5",
+        make_kwargs={"obs_type": "ram"},
+        observation_shape=(128,),
+        transform="freeway-clear-steps",
+        indices=(0, 1, 2),
+        center=(5.3, 5.3, 5.3),
+        scale=(1.6, 1.6, 1.6),
+        clip=3.0,
+        return_range=(0.0, 50.0),
+        reward_range=(0.0, 1.0),
+        max_episode_steps=2048,
+        random_return=0.0,
+        expert_return=30.0,
+        source="Features: steps before a car hits the chicken after NOOP, UP or DOWN, by a public model of the traffic (mucd_ray/data/environments/freeway.py). "
+        f"{_SCALES} Returns: a crossing takes at least 42 of an episode's 2048 steps, hence at most 48 points.",
+    ),
+    EnvironmentCard(
+        env_id="Pendulum-v1",
+        observation_shape=(3,),
+        indices=(0, 1, 2),
+        center=(0.0, 0.0, 0.0),
+        scale=(0.7, 0.7, 4.0),
+        clip=3.0,
+        return_range=(-3254.7209, 0.0),
+        # -(pi^2 + 0.1 * 8^2 + 0.001 * 2^2), rounded down.
+        reward_range=(-16.2736045, 0.0),
+        max_episode_steps=200,
+        reward_scale=4.0,
+        random_return=-1217.0,
+        expert_return=-141.0,
+        source=f"Features: cosine, sine and speed, over half their documented range or so. {_REFERENCES.format(200)} Returns: 200 steps, each costs at most "
+        "pi^2 + 0.1 * 8^2 + 0.001 * 2^2 (Gymnasium's documentation).",
+    ),
+    EnvironmentCard(
+        env_id="LunarLander-v3",
+        observation_shape=(8,),
+        indices=(0, 1, 2, 3, 4, 5, 6, 7),
+        center=(0.0, 0.42, 0.0, -0.32, 0.0, 0.0, 0.35, 0.34),
+        scale=(0.2, 0.53, 0.32, 0.4, 0.22, 0.18, 0.48, 0.47),
+        clip=3.0,
+        return_range=(-500.0, 330.0),
+        clip_returns=True,
+        max_episode_steps=1000,
+        reward_scale=5.0,
+        random_return=-192.0,
+        expert_return=238.0,
+        source=f"{_SCALES} {_REFERENCES.format(200)} {_LANDER_RETURNS}",
+    ),
+    EnvironmentCard(
+        env_id="LunarLander-v3",
+        make_kwargs={"continuous": True},
+        observation_shape=(8,),
+        indices=(0, 1, 2, 3, 4, 5, 6, 7),
+        center=(0.0, 0.2, 0.0, -0.15, 0.0, 0.0, 0.59, 0.62),
+        scale=(0.14, 0.41, 0.19, 0.29, 0.1, 0.1, 0.49, 0.48),
+        clip=3.0,
+        return_range=(-500.0, 330.0),
+        clip_returns=True,
+        max_episode_steps=1000,
+        reward_scale=5.0,
+        random_return=-208.0,
+        expert_return=280.0,
+        source=f"{_SCALES} {_REFERENCES.format(200)} {_LANDER_RETURNS}",
+    ),
+    EnvironmentCard(
+        env_id="InvertedPendulum-v5",
+        observation_shape=(4,),
+        indices=(0, 1, 2, 3),
+        center=(0.0, 0.0, 0.0, 0.0),
+        scale=(0.21, 0.027, 0.43, 0.96),
+        clip=3.0,
+        return_range=(0.0, 1000.0),
+        reward_range=(0.0, 1.0),
+        max_episode_steps=1000,
+        random_return=5.9,
+        expert_return=1000.0,
+        source=f"{_SCALES} {_REFERENCES.format(100)} Returns: one point a step but the one in which the pole falls, 1000 steps at most.",
+    ),
+    EnvironmentCard(
+        env_id="HalfCheetah-v5",
+        observation_shape=(17,),
+        transform="halfcheetah-running-components",
+        indices=(0, 1, 2, 3),
+        center=(0.0, 0.0, 0.0, 0.0),
+        scale=(1.0, 1.0, 1.0, 1.0),
+        clip=3.0,
+        return_range=(-500.0, 6000.0),
+        clip_returns=True,
+        max_episode_steps=1000,
+        reward_scale=2.0,
+        random_return=-290.0,
+        expert_return=3761.0,
+        source="Features: principal components, scaled to variance 1, of simulated running by the search that found the behaviour (mucd_ray/data/recording/search.py), which no "
+        "certified dataset uses. Reference returns: uniformly random actions (20 episodes) and the noise-free behaviour (12), seeds from 910000. Returns: the environment "
+        "declares no bounds, so they are clipped into a range a little wider than what the behaviour earns.",
+    ),
+    EnvironmentCard(
+        env_id="ALE/Breakout-v5",
+        make_kwargs={"obs_type": "ram", "max_num_frames_per_episode": 20_000},
+        wrapper="breakout-serve",
+        observation_shape=(128,),
+        transform="breakout-ball-and-paddle",
+        # The gap, limited, and whether it is wide on either side: what the paddle's next move depends on.
+        indices=(1, 2, 3),
+        center=(0.0, 0.0, 0.0),
+        scale=(7.6, 0.4, 0.4),
+        clip=3.0,
+        return_range=(0.0, 864.0),
+        reward_range=(0.0, 28.0),
+        max_episode_steps=5000,
+        random_return=1.5,
+        expert_return=87.0,
+        source="The environment serves by itself. Features: where the ball will come down, seen from the paddle, by a public reading of the RAM (mucd_ray/data/environments/breakout.py). "
+        f"{_SCALES} {_REFERENCES.format(40)} An episode ends after 20,000 frames, since one in which nobody plays would last 108,000. Returns: two walls of "
+        "108 bricks, 7, 7, 4, 4, 1 and 1 points in the six rows, are 864 points; rewards: at most one brick in each of a step's four frames.",
+    ),
+    EnvironmentCard(
+        env_id="highway-fast-v0",
+        observation_shape=(5, 5),
+        transform="highway-gaps",
+        indices=tuple(range(7)),
+        center=(0.24, -0.23, -0.24, -0.066, 0.33, 0.34, 0.0),
+        scale=(0.25, 0.55, 0.55, 0.058, 0.052, 0.27, 0.005),
+        clip=3.0,
+        return_range=(0.0, 30.0),
+        reward_range=(0.0, 1.0),
+        max_episode_steps=30,
+        random_return=9.0,
+        expert_return=22.5,
+        source="Features: room and speed in the lanes around the vehicle, by a public reading of the observation (mucd_ray/data/environments/highway.py). "
+        f"{_SCALES} {_REFERENCES.format(40)} Returns: rewards are normalised into [0, 1], one a second for 30 seconds.",
+    ),
+)
+
+
+def _of_frames(card: EnvironmentCard) -> EnvironmentCard:
+    """The same game seen as frames: entries / 255, row by row of [4, 42, 42]."""
+    return dataclasses.replace(
+        card,
+        wrapper="atari-frames" if card.wrapper is None else f"{card.wrapper}-frames",
+        observation_shape=(STACK, SIDE, SIDE),
+        transform=None,
+        indices=(),
+        center=(0.0,),
+        scale=(255.0,),
+        clip=1.0,
+        source=f"Features: grey levels / 255 of the last four frames, oldest first (mucd_ray/data/environments/frames.py).{card.source.partition(_SCALES)[2]}",
+    )
+
+
+CARDS += tuple(_of_frames(card) for card in CARDS if card.env_id.startswith("ALE/"))

@@ -1,0 +1,160 @@
+"""Reading Minari datasets, each of which may be an attacker's: by a reader of our own, see docs/files.md."""
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+from minari import supported_dataset_versions
+from minari.dataset.minari_dataset import DATASET_ID_RE, parse_dataset_id
+from minari.dataset.minari_storage import is_image_space
+from minari.storage import get_dataset_path
+
+from mucd_ray.data.dataset import OfflineDataset, as_column
+from mucd_ray.data.formats.hdf5 import Hdf5File
+from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
+from mucd_ray.data.formats.tables import FORMATS, read_table
+from mucd_ray.errors import MucdError
+from mucd_ray.files import check_within, printable
+
+HDF5_FILE = "main_data.hdf5"
+MOST_FOLDERS_DEEP = 8
+
+
+def local_datasets() -> list[str]:
+    """Ids of the Minari datasets under `MINARI_DATASETS_PATH` (default ~/.minari/datasets), sorted as Minari does; other folders are passed over."""
+    root, found = get_dataset_path(), []
+    _find(root, "", found, set())
+    return sorted(found, key=_sort_key)
+
+
+def _sort_key(dataset_id: str) -> tuple[str, str, int]:
+    namespace, name, version = parse_dataset_id(dataset_id)
+    return namespace or "", name, version
+
+
+def _find(root: Path, prefix: str, found: list[str], seen: set[str]) -> None:
+    folder = root / prefix
+    if len(Path(prefix).parts) > MOST_FOLDERS_DEEP or os.path.realpath(folder) in seen:
+        return
+    seen.add(os.path.realpath(folder))
+    if (folder / "data").is_dir():
+        if _is_named(root, prefix):
+            found.append(prefix)
+        return
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return
+    for name in names:
+        _find(root, f"{prefix}/{name}" if prefix else name, found, seen)
+
+
+def _is_named(root: Path, dataset_id: str) -> bool:
+    """Whether this folder is a dataset of this id, with a version."""
+    match = DATASET_ID_RE.fullmatch(dataset_id)
+    try:
+        return bool(match and match["version"]) and raw_metadata(root / dataset_id / "data").get("dataset_id") == dataset_id
+    except MucdError:
+        return False
+
+
+def load_dataset(dataset_id: str, root: Path | None = None) -> OfflineDataset:
+    """Read a local Minari dataset; nothing is downloaded, and nothing that it names is made, imported or called.
+
+    Args:
+        root: the folder of the datasets, by default Minari's.
+    Raises:
+        MucdError: unknown id, files that are damaged or not what they should be, observations that are not one array, or a fault found by
+            `OfflineDataset.validate`.
+    """
+    if len(dataset_id) > MOST_TEXT or not DATASET_ID_RE.fullmatch(dataset_id):
+        raise MucdError(f"dataset id {dataset_id[:MOST_TEXT]!r} is malformed: use (namespace/)name-v0, the name of a folder under MINARI_DATASETS_PATH")
+    path = get_dataset_path(dataset_id) if root is None else root / dataset_id
+    if not (path / "data").is_dir():
+        known = ", ".join(local_datasets()) or "none"
+        raise MucdError(
+            f"dataset {dataset_id!r} is not among the local Minari datasets ({known}) in {get_dataset_path()}: "
+            "set MINARI_DATASETS_PATH to its folder, or make one with `mucd record`"
+        )
+    try:
+        check_within(path / "data", path)
+        metadata = read_metadata(path / "data")
+        if metadata.minari_version not in supported_dataset_versions:
+            raise MucdError(f"it was written by Minari {metadata.minari_version}, which this version does not read")
+        if not metadata.episodes or not metadata.steps:
+            raise MucdError(f"dataset {dataset_id!r} is empty: record or choose one with at least one transition")
+        episodes = _episodes(path / "data", metadata)
+    except MucdError as error:
+        if str(error).startswith("dataset "):
+            raise
+        raise MucdError(f"dataset {dataset_id!r} cannot be read: {error}") from None
+    except Exception as error:  # parsers of hostile bytes raise anything
+        raise MucdError(f"dataset {dataset_id!r} cannot be read ({printable(error) or type(error).__name__}): record it again or restore its folder") from error
+
+    def joined(field, part=slice(None)):
+        return np.concatenate([episode[field][part] for episode in episodes])
+
+    recorded = metadata.recorded
+    return OfflineDataset.from_arrays(
+        name=dataset_id,
+        env_id=recorded and recorded.env_id,
+        env_kwargs=recorded and recorded.kwargs,
+        env_max_episode_steps=recorded and recorded.max_episode_steps,
+        env_wrappers=recorded.wrappers if recorded else (),
+        observations=joined("observations", slice(None, -1)),
+        next_observations=joined("observations", slice(1, None)),
+        actions=joined("actions"),
+        rewards=joined("rewards"),
+        terminations=joined("terminations"),
+        truncations=joined("truncations"),
+        trajectory_starts=np.cumsum([0] + [len(episode["rewards"]) for episode in episodes]),
+        action_space=metadata.action_space,
+        observation_space=metadata.observation_space,
+    )
+
+
+def _episodes(folder: Path, metadata: Metadata) -> list[dict[str, np.ndarray]]:
+    """The arrays of every episode, their lengths checked against each other and the totals."""
+    episodes, steps = [], 0
+    for number, episode in enumerate(_stored(folder, metadata)):
+        for name in ("rewards", "terminations", "truncations"):
+            episode[name] = as_column(episode[name], name)
+        for name in ("observations", "actions"):
+            if episodes and episode[name].shape[1:] != episodes[0][name].shape[1:]:
+                raise MucdError(f"{name} of episode {number} have shape {episode[name].shape[1:]}, those before {episodes[0][name].shape[1:]}: record it again or restore its folder")
+        length = len(episode["rewards"])
+        steps += length
+        wanted = {"observations": length + 1, "actions": length, "terminations": length, "truncations": length}
+        wrong = [name for name, rows in wanted.items() if len(episode[name]) != rows]
+        if wrong or steps > metadata.steps:
+            fault = f"{length} rewards and {len(episode[wrong[0]])} {wrong[0]}" if wrong else f"more steps than the {metadata.steps} that the metadata declare"
+            raise MucdError(f"episode {number} has {fault}: record it again or restore its folder")
+        episodes.append(episode)
+    if steps != metadata.steps:
+        raise MucdError(f"its {len(episodes)} episodes have {steps} steps, the metadata declare {metadata.steps}: record it again or restore its folder")
+    return episodes
+
+
+def _stored(folder: Path, metadata: Metadata):
+    """Yields the arrays of each episode as they are stored."""
+    image = metadata.jpeg and is_image_space(metadata.observation_space)
+    if metadata.jpeg and is_image_space(metadata.action_space):
+        raise MucdError("its actions are images: only Discrete and one-dimensional Box actions are supported")
+    if metadata.data_format in FORMATS:
+        for number in range(metadata.episodes):
+            yield read_table(folder, number, metadata, image)
+        return
+    if metadata.data_format != "hdf5":
+        raise MucdError(f"its data format {metadata.data_format!r} is unknown: use hdf5, {' or '.join(FORMATS)}")
+    path = folder / HDF5_FILE
+    check_within(path, folder)
+    if not path.is_file():
+        raise MucdError(f"{path} is missing or no regular file")
+    with h5py.File(path, "r") as file:
+        content = Hdf5File(file, path.stat().st_size)
+        for number in range(metadata.episodes):
+            group = content.group(file, f"episode_{number}")
+            episode = {name: content.array(group, name) for name in ("actions", "rewards", "terminations", "truncations")}
+            shape = metadata.observation_space.shape
+            yield episode | {"observations": content.images(group, "observations", shape) if image else content.array(group, "observations")}

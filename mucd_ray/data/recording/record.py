@@ -1,0 +1,222 @@
+"""Recording real Minari datasets with scripted behaviour policies."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import minari
+import numpy as np
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.dataset.minari_storage import MinariStorage
+from minari.namespace import NAMESPACE_METADATA_FILENAME
+from minari.storage import get_dataset_path
+
+from mucd_ray.data.environments.cards import card_for
+from mucd_ray.data.environments.frames import SIDE, STACK, AtariFrames
+from mucd_ray.data.recording.behaviours import Behaviour, behaviour_for
+from mucd_ray.errors import MucdError
+
+_ASIDE = ".mucd-record-"  # hidden names: Minari does not list them
+
+
+def record(
+    env_id: str,
+    behaviour: str | None,
+    transitions: int,
+    seed: int,
+    dataset_id: str,
+    noise: tuple[float, ...] | None = None,
+    *,
+    frames: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    root: Path | None = None,
+) -> dict:
+    """Run a behaviour policy in the real environment and write whole episodes as a Minari dataset (HDF5, float32/uint8 as observed).
+
+    Every run of len(noise) episodes has each noise level once, in random order; episodes are added until there are at least `transitions`
+    transitions. Everything follows from `seed`. The dataset appears under its id only when complete; a killed recording leaves none.
+
+    Args:
+        env_id: an environment with a shipped card and behaviour.
+        behaviour: its name, or None for the environment's first.
+        transitions: at least this many, in whole episodes.
+        seed: a whole number, at least 0.
+        dataset_id: Minari id "(namespace/)name-v0".
+        noise: noise levels (see `Behaviour`), instead of the behaviour's own.
+        frames: store small grey frames of an Atari game (mucd_ray/data/environments/frames.py); the behaviour acts on the emulator's RAM all the same.
+        overwrite: replace an existing dataset of this id.
+        progress: called as progress(transitions so far, wanted) after each episode.
+        root: the folder of the datasets, by default Minari's.
+    Returns:
+        Plain values: dataset_id, path, env_id, behaviour, seed, transitions, trajectories, mean_return, return_by_noise.
+    Raises:
+        MucdError: bad arguments, an existing id without `overwrite`, or a folder that cannot be written.
+    """
+    chosen = behaviour_for(env_id, behaviour)
+    levels = chosen.noise if noise is None else tuple(noise)
+    if transitions < 1 or seed < 0:
+        raise MucdError(f"transitions {transitions} and seed {seed}: give at least 1 transition and a seed of at least 0")
+    if not levels or not all(0 <= level <= 1 for level in levels):
+        raise MucdError(f"noise {levels} must be one or more levels in [0, 1]")
+    path = _target(dataset_id, overwrite, root or get_dataset_path())
+    shape = (STACK, SIDE, SIDE)
+    card = card_for(env_id, shape if frames else None, make_kwargs=chosen.make_kwargs)
+    if frames and card.observation_shape != shape:
+        raise MucdError(f"{env_id} has no recording of frames: leave out --frames, or choose an Atari game")
+    environment = card.make()
+    try:
+        episodes, drawn = _episodes(environment, chosen, levels, transitions, seed, progress)
+        _write(environment, chosen, episodes, drawn, dataset_id, path, overwrite)
+    finally:
+        environment.close()
+    returns, drawn = np.array([episode.rewards.sum() for episode in episodes]), np.array(drawn)
+    return {
+        "dataset_id": dataset_id,
+        "path": str(path),
+        "env_id": env_id,
+        "behaviour": chosen.name,
+        "seed": seed,
+        "transitions": sum(len(episode) for episode in episodes),
+        "trajectories": len(episodes),
+        "mean_return": float(returns.mean()),
+        "return_by_noise": {str(level): float(returns[drawn == level].mean()) for level in sorted(set(drawn))},
+    }
+
+
+def _target(dataset_id: str, overwrite: bool, root: Path) -> Path:
+    """Final folder of the dataset, before anything is recorded."""
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:
+        raise MucdError(
+            f"dataset id {dataset_id!r} is malformed: use (namespace/)name-v0 with a namespace of at least two letters, for example acrobot/mixed-v0"
+        ) from error
+    path = root / dataset_id
+    if path.exists() and not overwrite:
+        raise MucdError(f"dataset {dataset_id!r} exists in {path}: choose another id, or pass --overwrite to replace it")
+    return path
+
+
+def _episodes(environment: gym.Env, behaviour: Behaviour, levels, transitions: int, seed: int, progress):
+    """Whole episodes as (buffers, noise level of each). Episode k depends on (seed, k) alone, beside its level."""
+    order = np.random.default_rng([seed, 0])
+    episodes, drawn, total = [], [], 0
+    while total < transitions:
+        if len(episodes) % len(levels) == 0:
+            upcoming = list(order.permutation(levels))
+        drawn.append(float(upcoming.pop()))
+        rng = np.random.default_rng([seed, 1, len(episodes)])
+        policy = behaviour.policy(drawn[-1], environment.action_space, rng)
+        episodes.append(_episode(environment, policy, int(rng.integers(2**31))))
+        total += len(episodes[-1])
+        if progress:
+            progress(total, transitions)
+    return episodes, drawn
+
+
+def _episode(environment: gym.Env, policy, seed: int) -> EpisodeBuffer:
+    observation, _ = environment.reset(seed=seed)
+    observations, actions, rewards, ended = [observation], [], [], (False, False)
+    sees_ram = isinstance(environment, AtariFrames)
+    while not any(ended):
+        actions.append(policy(environment.unwrapped.ale.getRAM() if sees_ram else observation))
+        observation, reward, *ended, _ = environment.step(actions[-1])
+        observations.append(observation)
+        rewards.append(reward)
+    # Every step but the last neither terminated nor truncated.
+    flags = np.zeros((2, len(rewards)), bool)
+    flags[:, -1] = ended
+    return EpisodeBuffer(
+        seed=seed,
+        observations=np.stack(observations),
+        actions=np.array(actions),
+        rewards=np.array(rewards, np.float64),
+        terminations=flags[0],
+        truncations=flags[1],
+    )
+
+
+def _write(environment, behaviour, episodes, drawn, dataset_id, path, overwrite) -> None:
+    """Write into a hidden folder beside the target, then rename: the id never shows a part of a dataset."""
+    continuous = isinstance(environment.action_space, gym.spaces.Box)
+    noise = "standard deviation of Gaussian noise, in half ranges of an action," if continuous else "probability of a uniformly random action"
+    try:
+        _make_namespaces(path, len(Path(dataset_id).parts) - 1)
+        with _only_writer(path.parent):
+            aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
+            _check_room(aside, episodes)
+            storage = MinariStorage.new(
+                aside / "data", environment.observation_space, environment.action_space, environment.spec, jpeg_encoding=False
+            )
+            storage.update_metadata({
+                "dataset_id": dataset_id,
+                "minari_version": minari.__version__,
+                "algorithm_name": behaviour.name,
+                "description": f"{behaviour.description}; {noise} per episode: {sorted(set(drawn))}",
+            })
+            storage.update_episodes(episodes)
+            storage.update_episode_metadata([{"noise": level} for level in drawn])
+            _check_written(aside / "data", episodes)
+            if overwrite and path.exists():
+                os.rename(path, tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
+            os.chmod(aside, 0o777 & ~_umask())
+            os.rename(aside, path)
+    except (OSError, RuntimeError) as error:  # h5py raises both
+        reason = str(error).splitlines()[0]
+        raise MucdError(f"dataset {dataset_id!r} cannot be written ({reason}): set MINARI_DATASETS_PATH to a writable folder with free space") from error
+
+
+def _make_namespaces(path: Path, depth: int) -> None:
+    """The folders above a dataset, each marked as Minari marks a namespace. Minari's own way looks at all others, and fails on strangers among them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in path.parents[:depth]:
+        if not (folder / NAMESPACE_METADATA_FILENAME).exists():
+            (folder / NAMESPACE_METADATA_FILENAME).write_text("{}")
+
+
+def _check_room(folder: Path, episodes: list[EpisodeBuffer]) -> None:
+    """Raise OSError where the file would not fit: on a full disk HDF5 drops data silently, or crashes the interpreter."""
+    payload = sum(episode.observations.nbytes + 18 * len(episode) for episode in episodes)
+    probe = folder / "room"
+    with open(probe, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 2 * payload + 20_000 * len(episodes))
+    probe.unlink()
+
+
+def _check_written(data: Path, episodes: list[EpisodeBuffer]) -> None:
+    """Raise OSError unless the files hold exactly these episodes."""
+    stored = MinariStorage.read(data).get_episodes(range(len(episodes)))
+    for episode, found in zip(episodes, stored, strict=True):
+        for field in ("observations", "actions", "rewards", "terminations", "truncations"):
+            if not np.array_equal(getattr(episode, field), found[field]):
+                raise OSError(f"{field} of an episode read back differently")
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path):
+    """Hold the folder's lock; on both sides of the work, hidden folders are leavings (of a killed recording, or replaced) and go."""
+
+    def sweep():
+        for leaving in folder.glob(f"{_ASIDE}*"):
+            shutil.rmtree(leaving, ignore_errors=True)
+
+    with open(folder / ".mucd-lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep()
+        try:
+            yield
+        finally:
+            sweep()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

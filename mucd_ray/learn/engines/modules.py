@@ -1,0 +1,297 @@
+"""The same mechanism for any `nn.Module`: each unit's gradient is that of its own rows, by construction.
+
+The module's Python code never sees data. Before anything is read, the gradient at one row is recorded, on a made-up row, as a graph of
+tensor operations with parameters, buffers and the row as its arguments; training runs that graph on each row by itself (`torch.func.vmap`).
+So whatever a module does with the batch, its size, the number of calls, attributes, hooks, closures or global lists, a row cannot reach
+another row's gradient through it, and no row leaves a trace but in the clipped sum. Modules that this would change are refused.
+
+Opacus' validator names the layers that mix rows. Its loop and its gradients are not used: they take q and the normaliser from
+len(dataset), let a NaN or 1e30 gradient through their clip, draw noise from a generator with 32 seed bits, and count rows that a module
+folds into its batch as units of their own.
+"""
+
+import contextlib
+import operator
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+from torch.func import functional_call, functionalize, grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from mucd_ray.errors import MucdError
+from mucd_ray.learn import streams as purposes
+from mucd_ray.learn.algorithm import Transition
+from mucd_ray.learn.engines.clipping import clip_factors
+from mucd_ray.learn.engines.stacked import Draws, UnitsOnDevice, noisy_mean, slices
+from mucd_ray.learn.learner import OPTIMISERS
+from mucd_ray.learn.problem import Problem
+from mucd_ray.learn.streams import Streams, poisson_sample
+from mucd_ray.learn.units import Units, check
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+
+# Rows that are looked at together: at most so many, and so many numbers in their gradients. What they give is accumulated.
+MOST_ROWS, GRADIENT_FLOATS = 128, 20_000_000
+# Operations of these libraries are functions of their arguments that vmap knows; others may run code of their own on the data.
+KNOWN = {"aten", "prims"}
+
+
+def train_opacus(
+    module_factory: Callable[[np.random.Generator], nn.Module],
+    problem: Problem,
+    mechanism: Mechanism,
+    units: Units,
+    instance: int,
+    streams: Streams,
+) -> nn.Module:
+    """Train one instance of any module that is a function of one row and its parameters.
+
+    Args:
+        module_factory: makes a new module from a generator, which must be its only source of chance: it is called with equal streams twice
+            and must give equal modules. Parameters that need no gradient, and buffers, stay what they are. The module takes rows [B, d] of
+            features (frames are unflattened by its first layer) and gives what the algorithm's only network gives: [B,
+            problem.network.outputs].
+        problem: an algorithm of one network that does not take actions, such as all discrete ones; hidden layers are not read.
+        mechanism, units: as in `train_block`. A trajectory makes one local step.
+        instance, streams: the source of all randomness.
+
+    Returns:
+        A module from the factory with the trained parameters, in evaluation mode.
+
+    Formal guarantees: as for `train_block`, whatever Python code the module runs. What cannot be seen: numbers that the factory or the
+    module got from the data *before*, such as initial parameters trained on them, or their mean in a constant.
+
+    Raises:
+        MucdError: the module mixes rows (BatchNorm), is random (dropout), keeps a state, reads values in Python (`if x.sum() > 0`), gives
+            another number of outputs, uses operations that vmap does not know, or has no trainable parameter; the factory's modules
+            depend on something else than its generator; the algorithm has several networks; several local steps; what `train_block`
+            refuses.
+    """
+    check(problem, mechanism, units)
+    algorithm, learner = problem.algorithm, problem.learner
+    if len(problem.networks) > 1 or problem.networks[0][0].takes_action:
+        raise MucdError(f"algorithm {learner.algorithm!r} has several networks here: this engine trains those of a single one, such as bc or dqn")
+    if units.unit == "trajectory" and learner.local.steps > 1:
+        raise MucdError(f"{learner.local.steps} local steps are not trained by this engine: use 1, or the torch engine")
+    tried, module = _made(module_factory, lambda: streams.generator(instance, 0, purposes.INITIALISE))
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise MucdError("the module has no trainable parameter: give one that has")
+    gradients = RowGradients(problem, tried, units)
+    parameters = parameters_to_vector(trainable).detach().clone()
+    target = parameters.clone() if algorithm.has_target else parameters
+    optimiser = OPTIMISERS[learner.optimiser](learner, parameters)
+    averaged = learner.averaged_steps(mechanism.steps)
+    total, summed = torch.zeros((2, len(parameters)), dtype=torch.float64)
+    draws = Draws(streams, [instance], UnitsOnDevice(units, torch.device("cpu")), mechanism.sample_rate, learner.local.cap)
+    for step in range(mechanism.steps):
+        if units.unit == "transition":
+            sample = poisson_sample(streams.borrow(instance, step, purposes.SAMPLE), len(units), mechanism.sample_rate)
+            vectors = gradients.of_transitions(parameters, target, sample)
+        else:
+            vectors = gradients.of_trajectories(parameters, target, draws.rows(step)[0])
+        summed.zero_()
+        for of_units in vectors:
+            summed += clipped_sum(of_units, mechanism.clip_norm, torch.float32 if units.unit == "transition" else torch.float64)
+        optimiser.step(parameters, noisy_mean(summed, draws.noise(step, len(parameters))[0], mechanism), step)
+        if algorithm.has_target:
+            target.add_(torch.sub(parameters, target).mul_(problem.constants["target_rate"]))
+        if step >= mechanism.steps - averaged:
+            total += parameters
+    vector_to_parameters((total / averaged).to(torch.float32) if averaged else parameters, trainable)
+    return module.eval()
+
+
+def clipped_sum(of_units: Tensor, clip_norm: float, dtype: torch.dtype) -> Tensor:
+    """Sum of the units' clipped vectors [U, D] -> float64 [D]; uses `of_units` up.
+
+    A unit counts as zero if its squared norm is not finite in `dtype`, which is that of the torch engine's squared norms. Every clipped
+    vector is rounded by itself and their sum is float64: no unit moves what another one adds.
+    """
+    squares = torch.linalg.vector_norm(of_units, dim=1, dtype=torch.float64).square_()
+    of_units.masked_fill_(~torch.isfinite(squares.to(dtype))[:, None], 0.0)
+    return of_units.mul_(clip_factors(squares, clip_norm).to(torch.float32)[:, None]).sum(0, dtype=torch.float64)
+
+
+def _made(factory: Callable[[np.random.Generator], nn.Module], stream: Callable[[], np.random.Generator]) -> tuple[nn.Module, nn.Module]:
+    """Two equal modules in training mode, one to try and one to keep.
+
+    Raises:
+        MucdError: they are not equal although the generators are, share parameters, or a third one from another generator has other shapes.
+    """
+    modules = []
+    for seed, generator in enumerate((stream(), stream(), np.random.default_rng(0))):
+        with _global_generators(seed):
+            modules.append(factory(generator).train())
+    named = [dict(module.named_parameters()) | dict(module.named_buffers()) for module in modules]
+    if len({tuple((name, tuple(tensor.shape), tensor.dtype, tensor.requires_grad) for name, tensor in tensors.items()) for tensors in named}) > 1:
+        raise MucdError("the factory gives modules of different shapes for different generators: all instances need the same parameters")
+    if not _same(*({name: tensor.detach() for name, tensor in tensors.items()} for tensors in named[:2])):
+        raise MucdError("the module's initial parameters depend on more than the generator that its factory is given: draw all of them from it, not from torch or numpy, which know nothing of the run's secret")
+    if any(tensor.requires_grad and tensor.data_ptr() == named[1][name].data_ptr() for name, tensor in named[0].items() if tensor.numel()):
+        raise MucdError("the factory gives the same parameters twice: an instance would begin where another one ended; make new ones at every call")
+    return modules[0], modules[1]
+
+
+@contextlib.contextmanager
+def _global_generators(seed: int) -> Iterator[None]:
+    """Other states of the generators that everybody may draw from, set back afterwards."""
+    states = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+            yield
+        finally:
+            np.random.set_state(states[0]), random.setstate(states[1])
+
+
+class RowGradients:
+    """The gradient of any row's loss by the trainable parameters, as a recorded function, and of units: a slice of rows at a time, so
+    that memory does not grow with the batch."""
+
+    def __init__(self, problem: Problem, module: nn.Module, units: Units):
+        self.units = units
+        trainable = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.frozen = {name: tensor.detach().clone() for name, tensor in (*module.named_parameters(), *module.named_buffers()) if name not in trainable}
+        self.shapes = {name: parameter.shape for name, parameter in trainable.items()}
+        size = sum(shape.numel() for shape in self.shapes.values())
+        self.slice = max(1, min(MOST_ROWS, GRADIENT_FLOATS // size))
+        self.graph = recorded(problem, module, trainable, self.frozen, units.features.shape[1])
+        self.all_rows = vmap(self.graph, in_dims=(None, None, None, 0, 0, 0))
+
+    def of_rows(self, parameters: Tensor, target: Tensor, rows: np.ndarray) -> Tensor:
+        """[len(rows), D], at the flat parameters [D] of the network and of its target copy; every row by itself."""
+        # Indexing copies, so the caller's arrays are safe.
+        x = torch.from_numpy(self.units.features[rows])
+        next_x = torch.from_numpy(self.units.next_features[rows]) if len(self.units.next_features) else x
+        transition = Transition(*(torch.from_numpy(array[rows]) for array in (self.units.actions, self.units.rewards, self.units.keeps)))
+        return self.all_rows(self._named(parameters), self._named(target), self.frozen, x, next_x, tuple(transition))[0]
+
+    def of_transitions(self, parameters: Tensor, target: Tensor, rows: np.ndarray) -> Iterator[Tensor]:
+        """Yields [<= slice, D]: the gradient of every row."""
+        for start in range(0, len(rows), self.slice):
+            yield self.of_rows(parameters, target, rows[start : start + self.slice])
+
+    def of_trajectories(self, parameters: Tensor, target: Tensor, groups: list[np.ndarray]) -> Iterator[Tensor]:
+        """Yields [>= 1, D]: for every trajectory with rows the mean gradient of its rows."""
+        groups = [rows for rows in groups if len(rows)]
+        if not groups:
+            return
+        for start, end in slices([len(rows) for rows in groups], self.slice):
+            part = groups[start:end]
+            rows, counts = np.concatenate(part), torch.tensor([len(rows) for rows in part])
+            owners, means = torch.repeat_interleave(counts), torch.zeros(len(part), len(parameters))
+            for at, of_rows in zip(range(0, len(rows), self.slice), self.of_transitions(parameters, target, rows)):
+                owner = owners[at : at + self.slice]
+                means.index_add_(0, owner, of_rows.div_(counts[owner][:, None]))
+            yield means
+
+    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = flat.split([shape.numel() for shape in self.shapes.values()])
+        return {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items())}
+
+
+def recorded(problem: Problem, module: nn.Module, trainable: dict[str, Tensor], frozen: dict[str, Tensor], width: int) -> torch.fx.GraphModule:
+    """Graph of (trainable, the target's, frozen, x [d], next_x [d], transition) -> (gradient [D], outputs [O]) of one row.
+
+    It holds operations that are functions of their arguments alone, checked one by one.
+
+    Raises:
+        MucdError: the module is no such function, or says something else about a batch than about its rows.
+    """
+    problems = ModuleValidator.validate(module, strict=False)
+    if problems:
+        raise MucdError(f"the module cannot be trained privately ({problems[0]}): replace this layer, BatchNorm by GroupNorm")
+    made_up = np.random.default_rng(0)
+    # Where all is zero or in order, much is hidden: a head of zeros, say.
+    trainable, target = ({name: value + torch.from_numpy(made_up.uniform(-0.1, 0.1, value.shape)).to(value.dtype) for name, value in trainable.items()} for _ in range(2))
+    x, next_x = torch.from_numpy(made_up.standard_normal((2, 3, width))).to(torch.float32)
+    actions = torch.zeros(3, dtype=torch.int64) if problem.discrete else torch.zeros(3, problem.actions)
+    transitions = (actions, torch.ones(3), torch.ones(3))
+    one_row = (x[0], next_x[0], tuple(part[0] for part in transitions))
+
+    def call(parameters: dict[str, Tensor], frozen: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(module, (parameters, frozen), (x[None],))[0]
+
+    def gradient(parameters, target, frozen, x, next_x, transition):
+        context = [
+            call(target if evaluation.target else parameters, frozen, next_x if evaluation.next else x).detach() for evaluation in problem.algorithm.context
+        ]
+
+        def loss(parameters):
+            outputs = call(parameters, frozen, x)
+            joined = torch.cat(context) if context else outputs.new_zeros(0)
+            return problem.algorithm.loss(outputs, joined, Transition(*transition), problem.constants), outputs
+
+        gradients, outputs = grad(loss, has_aux=True)(parameters)
+        return torch.cat([part.flatten() for part in gradients.values()]), outputs
+
+    def copies():
+        return tuple({name: value.clone() for name, value in named.items()} for named in (trainable, target, frozen))
+
+    try:
+        with _global_generators(0), torch.enable_grad():
+            for name, value in trainable.items():
+                module.get_parameter(name).data.copy_(value)
+            before = _attributes(module)
+            outputs = module(x).detach()
+            if not _same(_attributes(module), before):
+                raise MucdError("the module keeps a state that calls change: it would carry data from step to step without noise; remove it")
+            if outputs.shape != (3, problem.network.outputs):
+                raise MucdError(f"the module gives {tuple(outputs.shape)} for 3 rows: the algorithm wants {problem.network.outputs} outputs for each")
+            graph, again = (make_fx(functionalize(gradient))(*copies(), *one_row) for _ in range(2))
+            _check_operations(graph)
+            if graph.code != again.code or not _same(_attributes(graph), _attributes(again)):
+                raise MucdError("the module does something else at every call: remove what it draws, counts or remembers")
+            of_rows = vmap(graph, in_dims=(None, None, None, 0, 0, 0))(*copies(), x, next_x, transitions)[1]
+    except MucdError:
+        raise
+    except Exception as error:
+        # Whatever the module's code and the recorder raise: it is no function of one row, or none that can be recorded.
+        raise MucdError(f"the module cannot be recorded as a function of one row: {_cause(error)}") from None
+    if not torch.allclose(of_rows, outputs, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise MucdError("the module's output for one row depends on other rows of the batch or on their number: remove what mixes them, such as a mean over the batch")
+    return graph
+
+
+def _check_operations(graph: torch.fx.GraphModule) -> None:
+    """Refuse what is no function of its arguments: chance, changes in place, code of other libraries."""
+    for node in graph.graph.nodes:
+        if node.op in ("placeholder", "output", "get_attr") or node.target is operator.getitem:
+            continue
+        if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace not in KNOWN:
+            raise MucdError(f"the module uses {node.target}, which may run any code on the data: use torch's own operations")
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise MucdError(f"the module is random ({node.target}): remove layers such as dropout, whose chance does not come from the run's secret")
+        if node.target._schema.is_mutable:
+            raise MucdError(f"the module changes its parameters or other tensors in place ({node.target}): it would carry data from step to step without noise; remove this")
+
+
+def _attributes(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all tensors that are attributes of the module or of its submodules: parameters, buffers and any other."""
+    return {
+        f"{path}.{name}": value.detach().clone() for path, part in module.named_modules() for name, value in (*vars(part).items(), *part._parameters.items(), *part._buffers.items())
+        if isinstance(value, Tensor)
+    }
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[name].shape == b[name].shape and torch.equal(a[name].nan_to_num(), b[name].nan_to_num()) for name in a)
+
+
+# What exceptions of the recorder and of vmap say -> what is wrong with the module.
+CAUSES = {
+    "value out of a tracing tensor": "its Python code reads values (`if x.sum() > 0`, `.item()`): use torch.where",
+    "data pointer": "its Python code reads values (`.numpy()`): use torch's operations",
+    "mutate a captured Tensor": "it changes a buffer, a parameter or another tensor in place, a state that would carry data from step to step without noise",
+    "dynamic shape": "the shape of something depends on values (`x[x > 0]`): use torch.where",
+}
+
+
+def _cause(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return next((meaning for sign, meaning in CAUSES.items() if sign in text), text.splitlines()[0][:200])

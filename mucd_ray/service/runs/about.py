@@ -1,0 +1,85 @@
+"""What a certificate says about its run beside evidence and results: assumptions, and where the evidence comes from."""
+
+import hashlib
+import json
+from importlib.metadata import version
+
+from mucd_ray.certify.confidence.looks import looks_up_to
+from mucd_ray.certify.rounding import exactly
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.settings import RunSettings
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.words import counted
+
+
+def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> list[str]:
+    """What must be true about this run, beside what every certificate assumes."""
+    notes = [
+        _looks_note(store, choices, instances),
+        "Sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on the "
+        "data, except on its rounded size where the next sentence says so.",
+        settings.size_note(choices.threat),
+        f"Environment card: {settings.card.source}",
+        *settings.assumptions,
+    ]
+    # Not the threat and the accountant: what is said against one threat, or by one rule, is true beside what is said by another.
+    given = [name for name in ("eta", "band", "inference") if getattr(choices, name) != getattr(Choices(), name)]
+    if given:
+        notes.append(f"Of this certificate {', '.join(given)} were given by the user: the confidence holds if they were not chosen by looking at results.")
+    low, high = settings.return_range
+    if settings.card.clip_returns:
+        notes.append(f"Every episode's return is clipped into the public range [{exactly(low)}, {exactly(high)}] before anything is done with it; nothing is claimed about unclipped returns.")
+    else:
+        notes.append(f"Every episode's return lies in the declared public range [{exactly(low)}, {exactly(high)}], on whatever data a policy was trained.")
+    if settings.states_sha256 is not None:
+        notes.append("The states were given by the user: the claim about actions holds if they were chosen independently of the instances that vote.")
+    if not settings.columns:
+        notes.append("The environment's actions are unbounded: there is no public grid on which to count them, and no action is certified.")
+    return notes
+
+
+def _looks_note(store: RunStore, choices: Choices, instances: int) -> str:
+    if choices.looks == "anytime":
+        return (
+            f"This certificate is made at one of the public numbers of instances {', '.join(map(str, looks_up_to(1000)))}, ... (Renard's series R5), every one of which "
+            "has its own share of eta: any rule by which training stopped or goes on is covered, also one that depends on results."
+        )
+    others, looks = [target for target in store.targets() if target != instances], store.looks()
+    if not others and not looks:
+        return f"The number of instances, {instances}, was fixed before they were trained."
+    note = f"This run was asked for {counted(instances, 'instance')}"
+    if others:
+        note += f" and also for {', '.join(map(str, others))}"
+    if looks:
+        note += f", and its results were looked at at {', '.join(map(str, looks))} instances in order to stop or go on"
+    return (
+        f"{note}. The confidence holds if these numbers, and the choice among the certificates of this run, do not depend on results; nothing is claimed for a "
+        "number that was chosen after looking."
+    )
+
+
+def context(store: RunStore, settings: RunSettings) -> dict:
+    """Where the evidence comes from; no result depends on it."""
+    baselines = store.read_json("baselines.json")
+    return {
+        "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "environment": settings.card.env_id},
+        "baselines": baselines and {key: value for key, value in baselines.items() if key != "reference"},
+        "normalised": _references(settings),
+        "instances_asked_for": store.targets(),
+        "instances_looked_at": store.looks(),
+        "learner": settings.to_dict()["learner"],
+        "parameters": settings.problem.parameter_count,
+        "code": settings.code,
+        "card_sha256": hashlib.sha256(json.dumps(settings.to_dict()["card"], sort_keys=True).encode()).hexdigest(),
+        "states_sha256": store.states_hash(),
+        "states_chosen_by": f"{settings.held_out} held-out instances" if settings.states_sha256 is None else "the user's file",
+        "software": {name: version(name) for name in ("mucd_ray", "numpy", "scipy", "torch", "ray", "gymnasium", "minari")},
+    }
+
+
+def _references(settings: RunSettings) -> dict | None:
+    """Returns that count as 0 and as 100 in normalised scores, as the card states them; None for discounted returns or without them."""
+    card = settings.card
+    if settings.discount < 1 or card.random_return is None or card.expert_return is None:
+        return None
+    return {"random": card.random_return, "expert": card.expert_return}

@@ -1,0 +1,44 @@
+"""What is certified of a run: the choices that may differ between certificates of the same instances."""
+
+from dataclasses import dataclass
+
+from mucd_ray.certify.confidence.proportions import check_eta
+from mucd_ray.certify.file.results import check_choices
+from mucd_ray.certify.planning.goal import Goal
+from mucd_ray.errors import MucdError
+from mucd_ray.service.runs.settings import RunSettings
+
+# From what a discrete action is certified: the instances' votes, or their probability scores.
+INFERENCES = ("votes", "scores")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What is certified: these may differ between certificates of one run. Checked before anything is trained.
+
+    `looks` "fixed": the number of instances is decided before training. "anytime": results are looked at on the way, and training
+    stops when `goal` (certify/planning/goal.py) is met.
+    """
+
+    eta: float = 0.001
+    threat: str = "symmetric"
+    accountant: str = "tradeoff"
+    band: str = "order-statistic"
+    inference: str = "votes"
+    looks: str = "fixed"
+    goal: str | None = None
+
+    def __post_init__(self):
+        check_eta(self.eta)
+        check_choices(self.threat, self.accountant, self.band, self.looks)
+        if self.inference not in INFERENCES:
+            raise MucdError(f"inference {self.inference!r} is unknown: use one of {', '.join(INFERENCES)}")
+        if self.goal is not None:
+            Goal.parse(self.goal)
+
+    def check(self, settings: RunSettings) -> None:
+        """Raise MucdError if a run with these settings cannot be certified so."""
+        if self.inference == "scores" and not settings.actions:
+            raise MucdError("inference 'scores' needs discrete actions, these are continuous: leave --inference out")
+        if self.goal is not None:
+            Goal.parse(self.goal).check(settings.units, settings.radius_cap(self.threat), discrete=bool(settings.actions))

@@ -1,0 +1,164 @@
+"""The bodies of the commands `run`, `grow`, `certify` and `report`: from options to a run folder and what is printed."""
+
+import json
+import sys
+from dataclasses import replace
+
+from mucd_ray.data.environments.cards import load_card
+from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.errors import MucdError
+from mucd_ray.files import as_expected
+from mucd_ray.learn.learner import LocalUpdate
+from mucd_ray.service.runs.choices import INFERENCES, Choices
+from mucd_ray.service.runs.driver import certify, train
+from mucd_ray.service.runs.session import DEFAULT_LEARNER, DEFAULT_RATES, Request, execute
+from mucd_ray.service.runs.summary import describe, finish, write_report
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.service.tuning.tuned import read_tuned
+from mucd_ray.service.workers.cluster import Resources
+from mucd_ray.words import counted
+
+# What `mucd run` may be given instead of --tuned.
+CONSTANTS = (
+    "unit", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
+)
+
+
+def start_run(options, out) -> int:
+    if options.tuned:
+        given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None]
+        if given:
+            raise MucdError(f"--tuned {options.tuned} sets {given[0]}: leave one of the two out")
+    options.unit, options.fraction = options.unit or "transition", 0.01 if options.fraction is None else options.fraction
+    names = ("algorithm", "network", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
+    given = {name: getattr(options, name) for name in names}
+    given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "algorithm" in given and "learning_rate" not in given:
+        given["learning_rate"] = DEFAULT_RATES.get(given["algorithm"], DEFAULT_LEARNER.learning_rate)
+    request = Request(
+        dataset=options.dataset,
+        instances=options.instances,
+        card=load_card(options.card) if options.card else None,
+        fraction=options.fraction,
+        units=options.units,
+        sample_rate=options.sample_rate,
+        noise_multiplier=options.noise_multiplier,
+        steps=options.steps,
+        clip_norm=options.clip_norm,
+        learner=replace(DEFAULT_LEARNER, **given) if given else None,
+        tuned=read_tuned(options.tuned) if options.tuned else None,
+        unit=options.unit,
+        chosen=options.chosen,
+        rollouts=options.rollouts,
+        discount=options.discount,
+        states=options.states,
+        states_file=options.states_file,
+        held_out=options.held_out,
+    )
+    return _print(execute(request, options.storage, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
+
+
+def grow_run(options, out) -> int:
+    store = RunStore.open(options.run)
+    choices, resources = _choices(options, _certified(store)), _resources(options)
+    dataset = load_dataset(store.settings().dataset)
+    return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
+
+
+def certify_run(options, out) -> int:
+    store = RunStore.open(options.run)
+    return _print(finish(store, certify(store, _choices(options))), options, out)
+
+
+def report_run(options, out) -> None:
+    store = RunStore.open(options.run)
+    certificate = store.certificate()
+    if certificate is None:
+        raise MucdError(f"{options.run} has no certificate.json: make it with `mucd certify {options.run}`")
+    with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {options.run}`"):
+        path = write_report(store, certificate)
+    out(json.dumps({"report": path}) if options.json else path)
+
+
+def tune_constants(options, out) -> None:
+    from mucd_ray.service.tuning.tune import describe_study, study
+
+    if options.actors < 1:
+        raise MucdError(f"--trainers-per-trial {options.actors} must be at least 1")
+    results = study(options, _resources(options))
+    with as_expected(f"{options.storage}/results.json", "delete it and run the same command again"):
+        text = json.dumps(results) if options.json else describe_study(results)
+    out(text)
+
+
+def _print(summary: dict, options, out) -> int:
+    """Exit status: 1 if training went on for a goal and the budget ended without it."""
+    out(json.dumps(summary) if options.json else describe(summary))
+    if summary["goal"] is None or summary["goal"]["met"]:
+        return 0
+    print(
+        f"mucd: goal {summary['goal']['text']} is not met with {counted(summary['instances'], 'instance')}: go on with `mucd grow {summary['run']} --until ... --instances N`",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _certified(store: RunStore) -> dict:
+    """The choices of the run's certificate; {} if it has none."""
+    certificate = store.read_json("certificate.json")
+    if certificate is None:
+        return {}
+    try:
+        inputs = certificate["inputs"]
+        kind = inputs["actions"] and inputs["actions"]["kind"]
+        return {name: inputs[name] for name in ("eta", "threat", "accountant", "band")} | ({"inference": kind} if kind in INFERENCES else {})
+    except (KeyError, TypeError):
+        raise MucdError(f"{store.file('certificate.json')} is not a certificate: make it again with `mucd certify {store.location}`") from None
+
+
+def _choices(options, defaults: dict | None = None) -> Choices:
+    """Those of `run` and `grow` have `until`, those of `certify` have `looks`. `defaults` are for options that are None."""
+    goal = getattr(options, "until", None)
+    looks = getattr(options, "looks", "fixed" if goal is None else "anytime")
+    given = {name: getattr(options, name) for name in ("eta", "threat", "accountant", "band", "inference")}
+    return Choices(**(defaults or {}) | {name: value for name, value in given.items() if value is not None}, looks=looks, goal=goal)
+
+
+def _resources(options) -> Resources:
+    if options.actors is not None and options.actors < 1:
+        raise MucdError(f"--actors {options.actors} must be at least 1")
+    return Resources(
+        address=options.address, actors=options.actors, block=options.instances_per_actor, device=options.device, gpus_per_actor=options.gpus_per_actor,
+        gpu_type=options.gpu_type, wait_for_nodes=options.wait_for_nodes, lease=options.lease,
+    )
+
+
+def _constants(given: list[str] | None) -> dict[str, float] | None:
+    """["alpha=2", ...] -> {"alpha": 2.0, ...}."""
+    constants = {}
+    for text in given or []:
+        name, _, value = text.partition("=")
+        if name in constants:
+            raise MucdError(f"--constant {name} is given twice: give it once")
+        try:
+            constants[name] = float(value)
+        except ValueError:
+            raise MucdError(f"--constant {text!r} must be NAME=NUMBER, such as alpha=2") from None
+    return constants or None
+
+
+def _local_update(options) -> LocalUpdate | None:
+    given = {"cap": options.cap, "steps": options.local_steps, "learning_rate": options.local_learning_rate, "min_return": options.min_return}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and options.unit == "transition":
+        raise MucdError("--cap, --local-steps, --local-learning-rate and --min-return are about trajectories: add --unit trajectory")
+    return LocalUpdate(**given) if given else None
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise MucdError(f"--hidden {text!r} must be whole numbers with commas between, such as 64,64") from None

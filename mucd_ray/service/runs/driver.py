@@ -1,0 +1,357 @@
+"""The driver: from settings and data to a finished run folder, on a local Ray or a cluster. Every step can be repeated."""
+
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import ray
+from tqdm import tqdm
+
+from mucd_ray.certify.confidence.looks import effective_eta, looks_up_to
+from mucd_ray.certify.planning.calibration import least_instances
+from mucd_ray.certify.rounding import exactly, round_down
+from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.units import Units, make_units
+from mucd_ray.service.runs.about import assumptions, context
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.settings import RunSettings, check_code
+from mucd_ray.service.runs.tally import Evidence, Tally
+from mucd_ray.service.storage.store import RunStore, instances_of
+from mucd_ray.service.watching.live import Live
+from mucd_ray.service.workers.actors import Certifier, Coordinator, Trainer, certificate_of, data_hash
+from mucd_ray.service.workers.cluster import Resources, joined, slot_for
+from mucd_ray.service.workers.pool import ANSWER_PATIENCE, Call, Pool, end_process, text_of
+
+CPU_BLOCK, GPU_BLOCK = 32, 1024
+# Seconds between looks at the run folder for what other drivers have stored.
+LIST_EVERY = 15.0
+# Seconds between two questions whether an actor still answers.
+ASK_EVERY = 2.0
+# Seconds between two looks: each takes a second of a core.
+LOOK_EVERY = 10.0
+
+
+def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
+    """The data as the learner reads it; says on standard error how many trajectories are longer than the cap."""
+    cap, longer = settings.learner.local.cap, 0
+    if settings.mechanism.unit == "trajectory":
+        longer = int((np.diff(dataset.trajectory_starts) > cap).sum())
+    units = make_units(dataset, settings.card, settings.problem, settings.mechanism.unit)
+    if not units.lengths.any():
+        print(f"mucd: no trajectory earned at least {settings.learner.local.min_return:g}: all count as zero, and nothing is learned", file=sys.stderr)
+    if longer:
+        print(
+            f"mucd: {longer} of {dataset.trajectories} trajectories have more than {cap} transitions: of each, {cap} evenly spaced ones from a random start take part in a step "
+            "(a larger --cap takes more, at the price of time)",
+            file=sys.stderr,
+        )
+    return units
+
+
+def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Choices, resources: Resources, states=None) -> dict:
+    """Train whatever of instances 0..instances-1 the run folder lacks, then certify; returns the certificate.
+
+    With anytime looks and a goal, `instances` is a budget: results are looked at at every public number up to it, from the smallest
+    on even if more is stored, and the first certificate that meets the goal is the result. So a run that was killed, or that overlaps
+    another one, stops where an undisturbed one does.
+
+    Args:
+        states: the user's states [S, *observation_shape]; by default held-out instances choose them.
+    Raises:
+        MucdError: too few instances, or fewer than the run has; a budget that is no look, another dataset, no resources, or training that keeps failing.
+    """
+    settings = store.settings()
+    store.secret()
+    choices.check(settings)
+    needed = least_instances(max(settings.actions, 2), effective_eta(choices.eta, choices.looks, instances))
+    if instances < needed:
+        raise MucdError(f"{instances} instances cannot certify anything at eta {choices.eta:g}: at least {needed} are needed (--instances {needed})")
+    check_code(settings)
+    if dataset.fingerprint() != settings.fingerprint:
+        raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.location} began: restore it, or start a new run folder")
+    if settings.states_sha256 is not None and states is None and store.states() is None:
+        raise MucdError(f"{store.file('states.npy')} is missing and came from the user: restore it, or run again with --states-file")
+    _refuse_less(store, instances)
+    numbers = [instances] if choices.goal is None else looks_up_to(instances)
+    if choices.looks == "fixed":
+        numbers = [instances]
+        store.add_target(instances)
+    stored_states = store.states() if states is None else store.write_states(states)
+    if store.read_json("baselines.json") and stored_states is not None:
+        while numbers and not store.missing(numbers[0], numbers[0]):
+            certificate = _certify(store, settings, choices, numbers.pop(0))
+            _tell_look(certificate)
+            if not numbers or is_goal_met(certificate):
+                return certificate
+    with joined(resources):
+        return _train_on_ray(store, settings, dataset, numbers, choices, resources)
+
+
+def _refuse_less(store: RunStore, instances: int) -> None:
+    """Raise MucdError where a run has more than this: its certificate would be replaced by one of fewer instances."""
+    targets, looks, stored = store.targets(), store.looks(), store.stored_instances()
+    most = max((number for number in (*targets, *looks) if number <= stored), default=0)
+    if instances < most:
+        raise MucdError(
+            f"{store.location} has {most} instances, more than {instances}: `mucd certify {store.location}{'' if most in targets else ' --looks anytime'}` certifies these, "
+            f"and only a number above {most} grows it"
+        )
+
+
+def is_goal_met(certificate: dict) -> bool:
+    goal = certificate["results"]["goal"]
+    return goal is not None and goal["met"]
+
+
+def certify(store: RunStore, choices: Choices, instances: int | None = None) -> dict:
+    """Certify, in this process, the largest complete number of instances that may be certified; write certificate.json.
+
+    With fixed looks these are the numbers that were asked for, with anytime looks the public series.
+
+    Raises:
+        MucdError: no such number is complete.
+    """
+    settings = store.settings()
+    choices.check(settings)
+    if choices.looks == "anytime":
+        if instances:
+            effective_eta(choices.eta, choices.looks, instances)
+        wanted = [instances] if instances else looks_up_to(store.stored_instances())[::-1]
+        lacking = f"{instances or 100} instances are not complete"
+    else:
+        wanted = [instances] if instances else sorted(store.targets(), reverse=True)
+        lacking = f"{wanted[0] if wanted else 0} instances were asked for"
+        if not wanted and store.looks():
+            raise MucdError(f"no number of instances of {store.location} was fixed before training (it was made with --until): certify it with --looks anytime")
+    target = next((number for number in wanted if not store.missing(number, number)), None)
+    if target is None:
+        raise MucdError(f"{store.location} is not finished ({lacking}): continue it with `mucd run` or `mucd grow`")
+    return _certify(store, settings, choices, target)
+
+
+def _certify(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> dict:
+    about = _about(store, settings, choices, instances)
+    certificate = certificate_of(settings, Tally(store, instances).evidence(), vars(choices), *about)
+    store.write_json("certificate.json", certificate)
+    return certificate
+
+
+def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> tuple[list[int] | None, list[str], dict]:
+    """(reference actions, assumptions, context) of a certificate; an anytime look is recorded here, before its results are seen."""
+    if choices.looks == "anytime":
+        store.add_look(instances)
+    reference = (store.read_json("baselines.json") or {}).get("reference")
+    return reference, assumptions(store, settings, choices, instances), context(store, settings)
+
+
+def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict:
+    """Train up to each of `numbers` in turn and certify, until the goal is met or the last is done."""
+    slot = slot_for(resources)
+    size = resources.block or (GPU_BLOCK if slot.gpus else CPU_BLOCK)
+    run, live = store.storage.absolute, Live(store, numbers[-1])
+    others = live.others()
+    for other in others:
+        print(f"mucd: driver {other['process']} on {other['host']} works on this run, too: sharing its work", file=sys.stderr)
+    live.renew()
+    pool = trainers(store, settings, dataset, lambda: resources.actors or slot.count(), resources.lease, slot.options)
+    driver = Driver(store, pool, live, Certifier.remote(run, vars(choices)), Coordinator.remote(run, 0), size, backwards=bool(others), lease=resources.lease)
+    try:
+        driver.choose_states(upcoming=numbers[0])
+        for instances in numbers:
+            evidence = driver.train(instances, behaviour_return(settings, dataset))
+            about = _about(store, settings, choices, instances)
+            certificate = driver.ask(driver.certifier, lambda actor: actor.certificate.remote(evidence, *about))
+            _tell_look(certificate)
+            if is_goal_met(certificate):
+                break
+        store.write_json("certificate.json", certificate)
+        driver.publish(instances, end=True)
+    finally:
+        live.close()
+        pool.close()
+    return certificate
+
+
+def trainers(store: RunStore, settings: RunSettings, dataset: OfflineDataset, slots: Callable[[], int], lease: float, options: dict) -> Pool:
+    """A pool of trainers of this run; `options` are Ray's, of each. The data live as long as the calling process: what a worker puts dies with it."""
+    arrays = training_units(settings, dataset).arrays().values()
+    run, expected, references = store.storage.absolute, data_hash(arrays), [ray.put(array) for array in arrays]
+    return Pool(lambda: Trainer.options(**options).remote(run, expected, *references), slots, lease)
+
+
+class Driver:
+    """Keeps the trainers busy until instances 0..n-1 are stored, and tells what is going on; without a certifier (None) no bounds."""
+
+    def __init__(self, store: RunStore, pool: Pool, live: Live, certifier, coordinator, size: int, *, backwards: bool, lease: float):
+        self.store, self.pool, self.live, self.size, self.backwards, self.lease = store, pool, live, size, backwards, lease
+        self.certifier, self.coordinator = certifier, coordinator
+        self.look, self.looked, self.listed = None, 0.0, time.monotonic()
+
+    def choose_states(self, upcoming: int) -> None:
+        """Have the states chosen if they are not; trainers for the `upcoming` instances may start meanwhile."""
+        if self.store.states() is not None:
+            return
+        self.pool.upcoming = -(-upcoming // self.size)
+        for result in self.pool.run([Call("choose_states")], is_done=lambda call: self.store.states() is not None):
+            self.live.renew()
+            if result is not None:
+                self.store.write_states(result[1])
+        self.pool.upcoming = 0
+
+    def train(self, instances: int, behaviour: dict | None) -> Evidence:
+        """The evidence of instances 0..instances-1: what is missing is trained, and beside it the baselines if they are missing, too.
+
+        Args:
+            behaviour: the data's part of the baselines, see `behaviour_return`; None: no baselines.
+        """
+        # First, since no block takes as long.
+        aside = [Call("baselines")] if behaviour is not None and self.store.read_json("baselines.json") is None else []
+        with tqdm(total=instances, unit="instance", desc="training", file=sys.stderr, dynamic_ncols=True) as bar:
+            for attempt in itertools.count():
+                blocks = self.ask(self.coordinator, lambda actor: actor.missing.remote(instances, self.size))
+                if not blocks and not aside:
+                    bar.update(instances - bar.n)
+                    # A block may be damaged since the coordinator counted it, and the coordinator may have begun anew.
+                    evidence = self.ask(self.coordinator, lambda actor: actor.evidence.remote(instances))
+                    if evidence is not None:
+                        self._last_look(evidence)
+                        return evidence
+                if attempt:
+                    # They were stored, and then found damaged or gone.
+                    self.pool.failures["block_damaged"] += len(blocks)
+                self._train_blocks([*aside, *(Call("train", (block,)) for block in (blocks[::-1] if self.backwards else blocks))], instances, behaviour, bar)
+                aside = []
+
+    def _last_look(self, evidence: Evidence) -> None:
+        """Bounds for who watches, where all blocks came too fast for a look between; a run that had one has its certificate next."""
+        passed, self.look = looks_up_to(len(evidence.returns)), None
+        if self.certifier and passed and self.live.bounds is None:
+            self.live.bounds = self.ask(self.certifier, lambda actor: actor.look.remote(evidence.returns[: passed[-1]]))
+
+    def _train_blocks(self, calls: list[Call], instances: int, behaviour: dict | None, bar: tqdm) -> None:
+        done = np.ones(instances, bool)
+        for call in calls:
+            if call.method == "train":
+                done[slice(call.arguments[0].start, call.arguments[0].stop)] = False
+
+        def is_done(call: Call) -> bool:
+            if call.method == "baselines":
+                return self.store.read_json("baselines.json") is not None
+            return bool(done[call.arguments[0].start : call.arguments[0].stop].all())
+
+        def mark(names: list[str]) -> None:
+            for name in names:
+                done[instances_of(name).start : instances_of(name).stop] = True
+
+        finished, told = [], set()
+        for result in self.pool.run(calls, is_done=is_done, halve=_halve):
+            if result is not None:
+                call, value, seconds = result
+                if call.method == "baselines":
+                    self.store.write_json("baselines.json", value | behaviour)
+                else:
+                    mark([value])
+                    finished.append(value)
+                    self.live.trained(len(call.arguments[0]), seconds)
+                continue
+            if time.monotonic() - self.listed > LIST_EVERY:
+                self.listed = time.monotonic()
+                with self.live.tolerated():
+                    names = self.store.names()
+                    mark(names)
+                    finished = [*finished, *set(names).difference(told, finished)]
+            if finished:
+                self.coordinator.add.remote(finished)
+                told |= set(finished)
+                finished = []
+            bar.update(int(done.sum()) - bar.n)
+            self._look(instances if done.all() else int(done.argmin()), bar)
+            self.publish(int(done.sum()))
+
+    def _look(self, stored: int, bar: tqdm) -> None:
+        """Take bounds that are ready, and ask for those at the largest public number of instances up to `stored`: that many have no gap."""
+        if self.look is not None and ray.wait([self.look], timeout=0)[0]:
+            with contextlib.suppress(ray.exceptions.RayError):
+                # None: one of them is damaged, or not counted yet.
+                self.live.bounds = ray.get(self.look) or self.live.bounds
+                bar.set_postfix_str(_bounds_in_short(self.live.bounds))
+            self.look = None
+        known = self.live.bounds["instances"] if self.live.bounds else 0
+        passed = [number for number in looks_up_to(stored) if number > known]
+        if self.certifier and passed and self.look is None and time.monotonic() - self.looked > LOOK_EVERY:
+            self.look, self.looked = self.certifier.look.remote(self.coordinator.returns.remote(passed[-1])), time.monotonic()
+
+    def publish(self, done: int, *, end: bool = False) -> None:
+        """Be seen, and tell how far the run is; see `Live.publish`."""
+        self.live.renew()
+        self.live.publish(done, {"alive": self.pool.alive, "wanted": self.pool.wanted}, self.pool.failures, end=end)
+
+    def ask(self, actor, call: Callable):
+        """The reply of the coordinator or the certifier, however often it dies; one that does not answer is replaced.
+
+        Args:
+            call: makes the call on the actor, maybe more than once.
+        Raises:
+            MucdError, OSError: what the actor raised; it cannot start.
+        """
+        name = "coordinator" if actor is self.coordinator else "certifier"
+        reply, ping, place, answered = call(actor), None, None, time.monotonic()
+        while not ray.wait([reply], timeout=ASK_EVERY)[0]:
+            self.live.renew()
+            if ping is None:
+                ping = actor.place.remote()
+            elif ray.wait([ping], timeout=0)[0]:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    place, answered = ray.get(ping), time.monotonic()
+                ping = None
+            elif time.monotonic() - answered > min(self.lease, ANSWER_PATIENCE):
+                ray.kill(actor, no_restart=False)
+                end_process(place)
+                reply, ping, answered = call(actor), None, time.monotonic()
+        try:
+            return ray.get(reply)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, MucdError | OSError) else MucdError(f"the {name} failed: {text_of(error)}") from None
+        except ray.exceptions.RayError as error:
+            raise MucdError(f"the {name} does not start: {text_of(error)}") from None
+
+
+def _halve(call: Call) -> list[Call]:
+    """Two calls for a block that was maybe too large for its trainer; which instances are trained together changes no result."""
+    if call.method != "train" or len(call.arguments[0]) < 2:
+        return [call]
+    block = call.arguments[0]
+    return [Call("train", (block[: len(block) // 2],)), Call("train", (block[len(block) // 2 :],))]
+
+
+def _bounds_in_short(bounds: dict | None) -> str:
+    if bounds is None:
+        return ""
+    return f"at {bounds['instances']}: mean return {bounds['mean_return']:.4g}, half kept up to r = {bounds['keeps']['0.5']['radius']}"
+
+
+def _tell_look(certificate: dict) -> None:
+    goal, instances = certificate["results"]["goal"], certificate["results"]["instances"]
+    if goal is None:
+        return
+    words = "met" if goal["met"] else "not met"
+    print(f"look at {instances} instances: {goal['name']} certified at r = {goal['radius']} is {round_down(goal['certified'], 4)}, wanted {exactly(goal['wanted'])}: {words}", file=sys.stderr)
+
+
+def discounted_returns(dataset: OfflineDataset, discount: float) -> np.ndarray:
+    """Sum_t discount^t r_t of every trajectory, float64 [M]."""
+    starts = dataset.trajectory_starts[:-1]
+    steps = np.arange(len(dataset)) - np.repeat(starts, np.diff(dataset.trajectory_starts))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.add.reduceat(dataset.rewards * discount**steps, starts)
+
+
+def behaviour_return(settings: RunSettings, dataset: OfflineDataset) -> dict[str, float]:
+    """{"behaviour": the recorded trajectories' mean return, clipped where returns are}; {} if poisoned rewards make it infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(settings.card.clipped(discounted_returns(dataset, settings.discount)).mean())
+    return {"behaviour": mean} if np.isfinite(mean) else {}

@@ -1,0 +1,173 @@
+"""What a run is: everything its instances depend on, as one JSON file."""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mucd_ray
+from mucd_ray.certify.planning.size import round_size
+from mucd_ray.data.environments.cards import EnvironmentCard
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner, LocalUpdate
+from mucd_ray.learn.problem import Problem
+from mucd_ray.learn.units import check_unit
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.words import counted
+
+DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_digest; print(code_digest())"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Public settings of a run; two runs with equal settings and secret train bit-identical instances.
+
+    Attributes:
+        dataset, fingerprint, units: name, content hash and number of units of the dataset.
+        card: the environment's public facts.
+        actions, dimensions: number of discrete actions, or of dimensions of continuous ones (then there are no votes); the other is 0.
+        action_bounds: public (low [d], high [d]) of continuous actions, from the card's environment; None if discrete or unbounded.
+        rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
+        mechanism, learner: how an instance is trained.
+        declared_size: the public size from which constants of the mechanism may follow.
+        size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
+        states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
+        states_sha256: hash of the user's file of states, if there was one.
+        code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
+        condition: what every claim about this run depends on that nothing accounts for (certify/file/evidence.py), or None.
+        version: of the package with which the run began, for people: `code` decides what may be mixed. "" in runs of earlier versions.
+        assumptions: sentences about how the constants were chosen, repeated in every certificate.
+    """
+
+    dataset: str
+    fingerprint: str
+    units: int
+    card: EnvironmentCard
+    actions: int
+    dimensions: int
+    action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None
+    mechanism: Mechanism
+    learner: Learner
+    declared_size: int
+    size_margin: int | None
+    rollouts: int = 1
+    discount: float = 1.0
+    states: int = 200
+    held_out: int = 16
+    states_sha256: str | None = None
+    code: str = ""
+    condition: str | None = None
+    version: str = ""
+    assumptions: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in ("states", "held_out", "rollouts"):
+            if getattr(self, name) < 1:
+                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1")
+        self.card.discounted_range(self.discount)
+        check_unit(self.learner, self.mechanism.unit)
+        self.problem
+
+    @functools.cached_property
+    def problem(self) -> Problem:
+        """What is learned."""
+        return Problem(
+            learner=self.learner, inputs=self.card.width, actions=self.actions or self.dimensions, discrete=bool(self.actions),
+            action_bounds=self.action_bounds,
+        )
+
+    @property
+    def return_range(self) -> tuple[float, float]:
+        """Public bounds of a (discounted) return."""
+        return self.card.discounted_range(self.discount)
+
+    @property
+    def columns(self) -> int:
+        """D, the number of values whose levels are recorded at a state: actions if discrete, dimensions if continuous and bounded, else 0."""
+        return self.actions or (len(self.action_bounds[0]) if self.action_bounds else 0)
+
+    def radius_cap(self, threat: str) -> int:
+        """No certificate against `threat` claims a larger radius: beyond the margin D' would be trained by another mechanism.
+
+        Raises:
+            MucdError: the margin is empty.
+        """
+        if self.size_margin is None or threat == "substitute":
+            return self.units
+        if self.size_margin < 1:
+            raise MucdError(
+                f"a dataset of {counted(self.units, self.mechanism.unit)} lies on the border between two rounded sizes, so that one more or less would change the mechanism: "
+                f"declare its size with --units N, a number chosen without looking at the data, such as how many were planned before recording (--units {round_size(self.units)}, say)"
+            )
+        return self.size_margin
+
+    def size_note(self, threat: str) -> str:
+        if self.size_margin is None:
+            return f"The size {self.declared_size} was declared by the user as a public constant. The claim holds if it was not computed from this dataset."
+        note = f"The mechanism follows from the size {self.declared_size}, which is the number of units rounded to a public series; "
+        if threat == "substitute":
+            return note + "replacing units does not change it."
+        return note + f"every dataset within {counted(self.size_margin, 'insertion', 'removal')} rounds to the same, and no larger radius is claimed."
+
+    def to_dict(self) -> dict:
+        return json.loads(json.dumps(asdict(self) | {"card": self.card.to_dict()}))
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "RunSettings":
+        return cls(
+            **values
+            | {
+                "card": EnvironmentCard.from_dict(values["card"]),
+                "mechanism": Mechanism(**values["mechanism"]),
+                "learner": Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])}),
+                "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),
+                "assumptions": tuple(values["assumptions"]),
+            }
+        )
+
+    def identity(self) -> str:
+        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
+
+    def _deciding(self) -> dict:
+        """All but the version: two that train the same instances may share a run."""
+        return {name: value for name, value in self.to_dict().items() if name != "version"}
+
+    def differences(self, other: "RunSettings") -> list[str]:
+        mine, theirs = _flat(self._deciding()), _flat(other._deciding())
+        return [f"{k}: {mine.get(k)!r} there, {theirs.get(k)!r} now" for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
+
+
+@functools.cache
+def code_digest() -> str:
+    """Hash of the sources that decide what an instance is and what is recorded of it."""
+    package, digest = Path(mucd_ray.__file__).parent, hashlib.sha256()
+    rooms = [path for room in ("data", "mechanism", "learn", "evaluate") for path in sorted((package / room).rglob("*.py"))]
+    for path in (*rooms, package / "service" / "runs" / "work.py", package / "certify" / "file" / "evidence.py"):
+        digest.update(f"{path.relative_to(package)};".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def package_version() -> str:
+    """Version of the package, with its commit if it was installed from a repository."""
+    distribution = importlib.metadata.distribution("mucd_ray")
+    commit = json.loads(distribution.read_text("direct_url.json") or "{}").get("vcs_info", {}).get("commit_id")
+    return distribution.version + (f" (commit {commit})" if commit else "")
+
+
+def check_code(settings: RunSettings) -> None:
+    """Raise MucdError unless this code trains the instances that the run began with."""
+    if settings.code != code_digest():
+        version = f"version {settings.version}" if settings.version else "an earlier version, which did not write down its number"
+        raise MucdError(
+            f"the run began with other code, of {version} ({settings.code or 'unknown'}, now {code_digest()}), whose instances may not be mixed with those of this one: go on with "
+            f"the one where `{DIGEST_COMMAND}` prints {settings.code or 'the same'}, or start a new run folder; `mucd certify` still certifies what is there"
+        )
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,151 @@
+"""What a user sees of a certified run: the summary as data and as text."""
+
+import math
+from functools import partial
+
+from mucd_ray.certify.file.claim import CONDITIONS
+from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
+from mucd_ray.report.report import report_files
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.words import counted
+
+SCOPES = {"per_state": "each state", "family_wise": "all states"}
+
+
+def finish(store: RunStore, certificate: dict) -> dict:
+    """Report and summary of a certified run."""
+    write_report(store, certificate)
+    summary = summarise(store, certificate)
+    store.write_json("summary.json", summary)
+    return summary
+
+
+def write_report(store: RunStore, certificate: dict) -> str:
+    """Write the report and its plots into the run folder -> where it is."""
+    for name, content in report_files(certificate, store.read_json("baselines.json") or {}).items():
+        store.storage.replace(name, content)
+    return store.file("report.html")
+
+
+def summarise(store: RunStore, certificate: dict) -> dict:
+    results, inputs = certificate["results"], certificate["inputs"]
+    policy, action = results["policy"], results.get("action")
+    summary = {
+        "run": store.location,
+        "certificate": store.file("certificate.json"),
+        "report": store.file("report.html"),
+        "instances": results["instances"],
+        "units": inputs["units"],
+        "unit": inputs["mechanism"]["unit"],
+        "algorithm": certificate["context"]["learner"]["algorithm"],
+        "threat": inputs["threat"],
+        "accountant": inputs["accountant"],
+        "sound": results["sound"],
+        "eta": inputs["eta"],
+        "signal_budget": results["signal_budget"],
+        "unpoisoned_mean": policy["unpoisoned_mean"],
+        "rollouts": inputs["rollouts"],
+        "discount": inputs["discount"],
+        "clipped": inputs["return_range"] if inputs["clipped"] else None,
+        "return_range": inputs["return_range"],
+        "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
+        "baselines": certificate["context"]["baselines"],
+        "normalised": normalised_score(policy["unpoisoned_mean"], certificate["context"]["normalised"]),
+        "looks": inputs["looks"],
+        # A number of instances beside which others were asked for or looked at may have been chosen by results.
+        "conditional": inputs["looks"] == "fixed" and bool(set(store.targets()) - {results["instances"]} or store.looks()),
+        "condition": inputs["condition"],
+        "goal": results["goal"] and results["goal"] | {"text": inputs["goal"]},
+    }
+    if action:
+        summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
+    return summary
+
+
+def normalised_score(value: float, references: dict | None) -> float | None:
+    """100 (value - random) / (expert - random), as in D4RL (Fu et al. 2020); None without references."""
+    return references and 100 * (value - references["random"]) / (references["expert"] - references["random"])
+
+
+def _median_at(curve: dict, radius: int) -> float | None:
+    """The bound on the median return under D' at this radius."""
+    return curve["quantiles"]["0.5"][curve["radius"].index(radius)] if radius >= 0 else None
+
+
+def _action_summary(part: dict) -> dict:
+    """Shares of the states that are certified at r >= 1, and their radii; for continuous actions by tolerance."""
+    keys = ("certified_share", "median_radius", "max_radius")
+    if "tolerance" in part:
+        return {"tolerance": {share: {key: entry[key] for key in keys} for share, entry in part["tolerance"].items()}}
+    accuracy, at = part["curve"]["certified_accuracy"], part["curve"]["radius"].index(1)
+    return {key: part[key] for key in keys} | {"certified_accuracy": None if accuracy is None else accuracy[at]}
+
+
+def describe(summary: dict) -> str:
+    """The summary for people."""
+    low, high = summary["return_range"]
+    bound = partial(round_down, digits=5, width=high - low)
+    baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "instance")
+    lines = [
+        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {summary['accountant']} accounting; eta {exactly(summary['eta'])}"
+        + (", at all looks together" if summary["looks"] == "anytime" else ""),
+        f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
+    ]
+    names = {"non_private": "without privacy", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
+    lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
+    if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
+        lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
+    for share, entry in summary["keeps"].items():
+        if entry["radius"] >= 0:
+            lines.append(
+                f"certified: keeps {100 * float(share):.0f} % up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['fraction'])} %), "
+                f"expected return at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
+            )
+    lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
+    if lost:
+        lines.append(f"certified: keeping {' or '.join(lost)} is not certified at any r")
+    if "action" in summary:
+        of_scopes = [line for scope, name in SCOPES.items() for line in _describe_actions(summary["action"][scope], name)]
+        lines += of_scopes or ["certified actions: at no state"]
+    if summary["goal"]:
+        goal = summary["goal"]
+        lines.append(
+            f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {instances}; certified at r = {goal['radius']} is "
+            f"{round_down(goal['certified'], 4)}, wanted {exactly(goal['wanted'])}"
+        )
+    if not summary["sound"]:
+        lines.insert(0, "NOT SOUND: published accounting, for comparison only")
+    if summary["condition"]:
+        lines.insert(0, f"CONDITIONAL: {CONDITIONS[summary['condition']]}")
+    if summary["conditional"]:
+        lines.append("on condition  that the number of instances was not chosen by looking at results; --looks anytime needs no such condition")
+    return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
+
+
+def _episodes(summary: dict) -> str:
+    parts = [f"normalised score {summary['normalised']:.1f}"] if summary["normalised"] is not None else []
+    parts += [f"{summary['rollouts']} episodes each"] if summary["rollouts"] > 1 else []
+    parts += ["clipped into [{}, {}]".format(*map(exactly, summary["clipped"]))] if summary["clipped"] else []
+    parts += [f"discount {exactly(summary['discount'])}"] if summary["discount"] < 1 else []
+    return f"  ({', '.join(parts)})" if parts else ""
+
+
+def _radius(radius: float | None) -> str:
+    return "none" if radius is None else tenths_down(radius)
+
+
+def _describe_actions(part: dict, name: str) -> list[str]:
+    """Nothing about what is certified at no state."""
+    if "tolerance" in part:
+        return [
+            f"certified median actions ({name}): in an interval {200 * float(share):g} % of the range wide at {percent_down(entry['certified_share'], 4)} % of states, "
+            f"median r = {_radius(entry['median_radius'])}, largest {_radius(entry['max_radius'])}"
+            for share, entry in part["tolerance"].items()
+            if entry["certified_share"]
+        ]
+    if not part["certified_share"]:
+        return []
+    line = f"certified actions ({name}): stable at {percent_down(part['certified_share'], 4)} % of states, median r = {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}"
+    if part["certified_accuracy"] is not None:
+        line += f"; certified and as without privacy at {percent_down(part['certified_accuracy'], 4)} %"
+    return [line]

@@ -1,0 +1,183 @@
+"""The certified instances of a finished run as one policy that answers new observations, without Ray."""
+
+import functools
+
+import gymnasium
+import numpy as np
+import torch
+
+from mucd_ray.certify.action import certify_scores, certify_votes
+from mucd_ray.certify.file.claim import CONDITIONS
+from mucd_ray.certify.file.evidence import LEVELS, histogram, levels
+from mucd_ray.certify.file.results import TOLERANCES
+from mucd_ray.certify.guarantees import Guarantees
+from mucd_ray.certify.median_action import MedianActions
+from mucd_ray.certify.rounding import confidence_percent
+from mucd_ray.certify.tabulated import tabulated
+from mucd_ray.errors import MucdError
+from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, softmax_probabilities, trained_policies
+from mucd_ray.evaluate.votes import counts
+from mucd_ray.files import as_expected
+from mucd_ray.mechanism.gaussian.mechanism import UNITS
+from mucd_ray.service.storage.store import RunStore, copies_that_count
+
+# Outputs of all policies that are computed at a time: more leave the processor's cache.
+FLOATS_AT_A_TIME = 1 << 18
+# Radii that are kept, by the two largest counts of votes.
+MOST_RADII = 1 << 20
+# More votes than these that come out otherwise than in the certificate are no matter of rounding.
+DIFFERING_VOTES = 0.01
+
+CONFIDENCE = (
+    "{lead}The radius holds with probability at least {level} for each state that was chosen without looking at anything these instances produced. States reached by "
+    "following their actions, or found by probing their answers, are chosen by the instances: for them the radius has no such confidence, neither singly "
+    "nor together, and fixing their number in advance does not change that."
+)
+
+
+class Ensemble:
+    """Instances 0..P-1 of a run's certificate, and the certificate's choices: eta, looks, threat, accountant, inference.
+
+    Attributes:
+        kind: "votes", "scores" or "continuous".
+        certificate: as it stands in the run folder.
+
+    Raises:
+        MucdError: no certificate, one that certifies no actions or is of other instances than the stored ones, or missing instances.
+    """
+
+    def __init__(self, run: str):
+        store = RunStore.open(run)
+        self.certificate, self.settings = store.certificate(), store.settings()
+        if self.certificate is None:
+            raise MucdError(f"{run} has no certificate.json: make it with `mucd certify {run}`")
+        with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {run}`"):
+            inputs, results = self.certificate["inputs"], self.certificate["results"]
+            if results["action"] is None:
+                raise MucdError(f"the certificate of {run} certifies no actions, since they are unbounded: there is no action to serve")
+            self.kind, self.instances, self.eta = results["action"]["kind"], results["instances"], results["eta"]
+        self.states = store.states()
+        self.policies = trained_policies(self.settings.problem, _parameters(store, self.instances))
+        self.outputs = self.settings.columns
+        widest = max(outputs for _, outputs in self.settings.problem.network.layers)
+        self._rows = max(1, FLOATS_AT_A_TIME // (self.instances * widest))
+        self._check_votes(run)
+        self._radii = {}
+
+    @property
+    def confidence(self) -> str:
+        """What the certificate's probability means for answers; part of every one of them."""
+        lead = "" if self.certificate["results"]["sound"] else "NOT SOUND: made with the published accounting rule, for comparison only. "
+        if self.certificate["inputs"]["condition"]:
+            lead += f"CONDITIONAL: {CONDITIONS[self.certificate['inputs']['condition']]}. "
+        return CONFIDENCE.format(lead=lead, level=f"{confidence_percent(self.eta)} %")
+
+    def about(self) -> dict:
+        """What is served."""
+        inputs = self.certificate["inputs"]
+        return {
+            "run": self.certificate["context"]["dataset"]["name"],
+            "environment": self.settings.card.env_id,
+            "instances": self.instances,
+            "kind": self.kind,
+            "threat": inputs["threat"],
+            "unit": UNITS[inputs["mechanism"]["unit"]],
+            "accountant": inputs["accountant"],
+            "sound": self.certificate["results"]["sound"],
+            "eta": self.eta,
+            "certificate": self.certificate["sha256"],
+            "claim": self.certificate["claim"],
+            "assumptions": self.certificate["assumptions"],
+            "confidence": self.confidence,
+        }
+
+    def warm_up(self) -> None:
+        """All accounting, in advance: seconds to a minute, which the first answers take otherwise; later ones take milliseconds."""
+        self.answers(self.states)
+
+    @functools.cached_property
+    def _guarantees(self):
+        """Tables of what follows from votes, levels or medians. The radii of the certificate are among them."""
+        inputs, part = self.certificate["inputs"], self.certificate["results"]["action"]["per_state"]
+        own = [part["radius"]] if self.kind != "continuous" else [entry["radius"] for entry in part["tolerance"].values()]
+        return tabulated(
+            Guarantees(self.settings.mechanism, threat=inputs["threat"], family=inputs["accountant"]),
+            self.kind, instances=self.instances, outputs=self.outputs, eta=self.eta, cap=self._cap,
+            radii=[radius for radii in own for radius in radii if radius is not None],
+        )
+
+    def answers(self, observations: np.ndarray) -> list[dict]:
+        """One answer per observation [S, *observation_shape], as plain JSON values; a radius is None where not even r = 0 is certified."""
+        evidence = self.evidence(observations)
+        if self.kind == "continuous":
+            return self._intervals(evidence)
+        if self.kind == "votes":
+            action, radius, shown = evidence.argmax(axis=1), self._vote_radii(evidence), evidence
+        else:
+            found = certify_scores(evidence, self._guarantees, eta=self.eta, cap=self._cap)
+            action, radius, shown = found.action, found.radius.tolist(), evidence @ np.arange(LEVELS + 1) / (LEVELS * self.instances)
+        return [{"action": a, "radius": None if r < 0 else r, self.kind: row} for a, r, row in zip(action.tolist(), radius, shown.tolist(), strict=True)]
+
+    def evidence(self, observations: np.ndarray) -> np.ndarray:
+        """What the instances do at S observations, as in the certificate: votes [S, A], or a histogram of levels [S, A or d, LEVELS + 1]."""
+        features = self.settings.card.features(observations)
+        return np.concatenate([self._evidence(features[start : start + self._rows]) for start in range(0, len(features), self._rows)])
+
+    def _evidence(self, features: np.ndarray) -> np.ndarray:
+        outputs = self.policies.outputs_of_all(features)
+        if self.kind == "votes":
+            return counts(greedy_actions(outputs), self.settings.actions)
+        if self.kind == "scores":
+            return histogram(levels(softmax_probabilities(outputs), 0.0, 1.0))
+        low, high = (np.array(bounds) for bounds in self.settings.action_bounds)
+        return histogram(levels(clipped_actions(gymnasium.spaces.Box(low, high, dtype=np.float64), outputs), low, high))
+
+    def _vote_radii(self, votes: np.ndarray) -> list[int]:
+        """Radii of votes [S, A]. They depend on the two largest counts alone, and are kept by them."""
+        keys = [tuple(row) for row in np.sort(votes, axis=1)[:, -2:].tolist()]
+        if len(self._radii) > MOST_RADII:
+            self._radii = {}
+        new = {key: row for row, key in enumerate(keys) if key not in self._radii}
+        if new:
+            found = certify_votes(votes[list(new.values())], self._guarantees, eta=self.eta, cap=self._cap)
+            self._radii |= dict(zip(new, found.radius.tolist(), strict=True))
+        return [self._radii[key] for key in keys]
+
+    def _intervals(self, evidence: np.ndarray) -> list[dict]:
+        low, high = (np.array(bounds) for bounds in self.settings.action_bounds)
+        medians = MedianActions(evidence, self._guarantees, eta=self.eta)
+        answers = [{"action": action, "tolerances": []} for action in (low + (high - low) * medians.median()).tolist()]
+        for tolerance in TOLERANCES:
+            radii = medians.radii(tolerance, self._cap)
+            for radius in np.unique(radii).tolist():
+                ends = [(low + (high - low) * end).tolist() for end in medians.interval(max(radius, 0))]
+                for row in np.flatnonzero(radii == radius).tolist():
+                    certified = {"radius": None, "low": None, "high": None} if radius < 0 else {"radius": radius, "low": ends[0][row], "high": ends[1][row]}
+                    answers[row]["tolerances"].append({"tolerance": tolerance} | certified)
+        return answers
+
+    @property
+    def _cap(self) -> int:
+        return self.certificate["inputs"]["radius_cap"]
+
+    def _check_votes(self, run: str) -> None:
+        """The stored instances must do at the run's own states what the certificate counts."""
+        actions = self.certificate["inputs"]["actions"]
+        certified, found = np.array(actions["counts" if self.kind == "votes" else "histogram"]), self.evidence(self.states)
+        differing = 1.0 if certified.shape != found.shape else np.abs(certified - found).sum() / (2 * certified.sum())
+        if differing > DIFFERING_VOTES:
+            raise MucdError(
+                f"at the run's own states {100 * differing:.3g} % of what the stored instances do is not what the certificate of {run} counts: "
+                "serve it with the version of the package that made it, or certify again"
+            )
+
+
+def _parameters(store: RunStore, instances: int) -> dict[str, torch.Tensor]:
+    """Parameters [P, ...] by name of instances 0..instances-1, in their order."""
+    found = {}
+    for _, block, places in copies_that_count((name, store.read(name)) for name in store.names()):
+        found |= {block.first + k: {key: value[k] for key, value in block.parameters.items()} for k in places if block.first + k < instances}
+    if len(found) < instances:
+        raise MucdError(f"{instances - len(found)} of the {instances} certified instances are missing in {store.location}: run the same `mucd run` again to mend it")
+    ordered = [found[instance] for instance in range(instances)]
+    return {name: torch.from_numpy(np.stack([parameters[name] for parameters in ordered])) for name in ordered[0]}

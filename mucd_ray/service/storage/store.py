@@ -1,0 +1,363 @@
+"""The run folder: the only place where a run's state lives. Everything in it is checked when read, nothing is unpickled.
+
+    settings.json   what the run is            secret          the key of all randomness, readable by its owner alone
+    states.npy      the states voted on        baselines.json  unprotected policies, for comparison
+    targets/        the numbers of instances that were asked for, each written before it was trained
+    looks/          the numbers of instances at which results decided whether to go on, each written before the look
+    blocks/         finished instances, one self-describing file per block
+    drivers/        who is working on the run, each file renewed while its driver lives
+    live.json       progress and bounds while the run goes on
+    certificate.json, summary.json, report.html, plots/      made from the above, replaced at will
+
+Of a block, the first commit wins (storage.py): a reader never sees half a file. Attempts that overlap in other blocks do no harm: an instance's
+content does not depend on who trained it, except in its last bits on another kind of processor, and of several copies one counts for everything
+(`copies_that_count`).
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import secrets
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from mucd_ray.certify.file.certificate import parse_certificate
+from mucd_ray.errors import MucdError
+from mucd_ray.files import printable, read_json, read_npy
+from mucd_ray.service.runs.settings import RunSettings
+from mucd_ray.service.storage.storage import check_commits, open_storage, reason
+
+MOST_HEADER_BYTES = 1 << 20
+BLOCK = re.compile(r"block-(\d{8})-(\d{6})\.safetensors$")
+# What a start that was killed may leave behind: it comes before settings.json, which makes the folder a run.
+# Beside what file systems and desktops leave in any folder.
+BEGINNINGS = re.compile(r"(blocks|targets|looks|secret|secret\.sha256|probe-[0-9a-f]+|lost\+found|\.DS_Store)$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Results of consecutive instances.
+
+    returns: float64 [n].   actions: int16 [n, S], the votes ([n, 0] if continuous).   parameters: [n, ...] by name.
+    levels: uint8 [n, S, D] (certify/file/evidence.py): of every action's probability, or of every dimension of a continuous action
+    (D = 0 if its space is unbounded).
+    """
+
+    first: int
+    returns: np.ndarray
+    actions: np.ndarray
+    levels: np.ndarray
+    parameters: dict[str, np.ndarray]
+
+    @property
+    def instances(self) -> range:
+        return range(self.first, self.first + len(self.returns))
+
+
+class RunStore:
+    """One run folder, open for reading and writing; at a local path or an fsspec URL."""
+
+    def __init__(self, location):
+        self.storage = open_storage(location)
+        self.location = self.storage.location
+
+    @property
+    def path(self) -> Path:
+        """The folder of a local run."""
+        return self.storage.path
+
+    def file(self, name: str) -> str:
+        """A file of the run, as a user would write it."""
+        return f"{self.location}/{name}"
+
+    @classmethod
+    def create_or_open(cls, location, settings: RunSettings, secret: bytes | None = None) -> "RunStore":
+        """The run at `location` if it has these settings, else a new one in an empty or missing folder.
+
+        Args:
+            secret: the randomness key of a new run; drawn from the operating system if None.
+        Raises:
+            MucdError: the folder holds something else, another run, cannot be written, or has no atomic commits.
+        """
+        store = cls(location)
+        try:
+            if not store.exists():
+                foreign = not all(BEGINNINGS.match(name) for name in store.storage.names())
+                # Another process may have made it a run folder since the look above.
+                if foreign and not store.exists():
+                    raise MucdError(f"{store.location} is not empty and not a run folder: choose a new folder with --storage")
+                check_commits(store.storage)
+                store.storage.create("secret", (secret or secrets.token_bytes(32)).hex().encode(), private=True)
+                store.storage.create("secret.sha256", _secret_hash(store.storage.read("secret")), private=True)
+                store.storage.create("settings.json", json.dumps(settings.to_dict(), indent=1).encode())
+        except OSError as error:
+            raise MucdError(f"run folder {store.location} cannot be written ({reason(error)}): choose another with --storage") from None
+        store._check_same(settings, secret)
+        return store
+
+    @classmethod
+    def open(cls, location) -> "RunStore":
+        store = cls(location)
+        if not store.exists():
+            raise MucdError(f"{location} is not a run folder (it has no settings.json): make one with `mucd run DATASET --storage {location}`")
+        return store
+
+    def exists(self) -> bool:
+        return self.storage.exists("settings.json")
+
+    def settings(self) -> RunSettings:
+        version = None
+        try:
+            values = read_json(self.storage.read("settings.json"), "it")
+            version = values.get("version")
+            return RunSettings.from_dict(values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MucdError) as error:
+            # Fields come and go with versions.
+            named = isinstance(version, str) and version
+            known = f"restore it, or go on with version {printable(version)} of the package, which wrote it" if named else "restore it, or use the version that wrote it"
+            raise MucdError(f"{self.file('settings.json')} cannot be read ({printable(error)}): {known}, or start a new run folder") from None
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the settings, which never change: every block carries it."""
+        return self.settings().identity()
+
+    def secret(self) -> bytes:
+        """The key of all randomness. Raises MucdError unless only its owner can read it."""
+        path = self.file("secret")
+        try:
+            if not self.storage.is_private("secret"):
+                raise MucdError(f"{path} is not private to this user: an attacker may know it; start a new run folder, or chmod 600 it if you are sure")
+            text = self.storage.read("secret")
+            if self.storage.read("secret.sha256") != _secret_hash(text):
+                raise MucdError(f"{path} is not the one with which the run began: restore it, or start a new run folder")
+            return bytes.fromhex(text.decode())
+        except (OSError, ValueError) as error:
+            raise MucdError(f"{path} cannot be read ({error}): without it the run cannot go on") from None
+
+    def _check_same(self, settings: RunSettings, secret: bytes | None):
+        differences = self.settings().differences(settings)
+        # Sentences follow from the other settings.
+        differences = [text for text in differences if not text.startswith("assumptions")] or differences
+        if secret is not None and secret != self.secret():
+            differences.append("seed: another one there")
+        if differences:
+            raise MucdError(
+                f"{self.location} holds a run with other settings ({'; '.join(differences[:3])}): use the same ones, or another --storage; "
+                "`mucd grow` adds instances, `mucd certify` takes another eta or threat"
+            )
+
+    # targets, looks, states and derived files
+
+    def add_target(self, instances: int) -> None:
+        """Record a number of instances before training it: only such numbers are certified, whatever happens to be stored.
+
+        Which instances of an interrupted run are finished depends on how long their episodes took, hence on their returns.
+        """
+        self.storage.create(f"targets/{instances:08d}", b"")
+
+    def targets(self) -> list[int]:
+        return self._numbers("targets")
+
+    def add_look(self, instances: int) -> None:
+        """Record that the results of this many instances are about to be looked at, to go on or stop."""
+        self.storage.create(f"looks/{instances:08d}", b"")
+
+    def looks(self) -> list[int]:
+        return self._numbers("looks")
+
+    def _numbers(self, folder: str) -> list[int]:
+        return sorted(int(name) for name in self.storage.names(folder) if name.isdigit() and int(name))
+
+    def states(self) -> np.ndarray | None:
+        try:
+            states = read_npy(self.storage.read("states.npy"), "it")
+            if not states.ndim:
+                raise ValueError("it holds a single number")
+            return states
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, MucdError) as error:
+            raise MucdError(f"{self.file('states.npy')} cannot be read ({error}): restore it; the votes belong to these states") from None
+
+    def write_states(self, states: np.ndarray) -> np.ndarray:
+        """Fix the states that are voted on; the first writer wins, and what is stored is returned."""
+        file = io.BytesIO()
+        np.save(file, states, allow_pickle=False)
+        self.storage.create("states.npy", file.getvalue())
+        return self.states()
+
+    @cached_property
+    def _states_hash(self) -> str:
+        states = self.states()
+        return hashlib.sha256(f"{states.dtype.str} {states.shape};".encode() + np.ascontiguousarray(states).tobytes()).hexdigest()
+
+    def states_hash(self) -> str:
+        """Hash of the states that votes belong to, "" before they are chosen; every block carries it."""
+        return "" if "_states_hash" not in vars(self) and self.states() is None else self._states_hash
+
+    def certificate(self) -> dict | None:
+        """The run's certificate as it stands, None if there is none. Raises MucdError if it cannot be one."""
+        try:
+            return parse_certificate(self.storage.read("certificate.json"), self.file("certificate.json"))
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, value) -> None:
+        """Replace a derived file in one step."""
+        self.storage.replace(name, json.dumps(value, indent=1, allow_nan=False).encode())
+
+    def read_json(self, name: str):
+        try:
+            return read_json(self.storage.read(name), "it")
+        except FileNotFoundError:
+            return None
+        except MucdError as error:
+            raise MucdError(f"{self.file(name)} cannot be read ({error}): delete it, and `mucd run` makes it again") from None
+
+    # blocks
+
+    def commit(self, block: Block) -> str:
+        """Store a finished block; returns its name. Storing it again, or elsewhere at the same time, changes nothing."""
+        name = block_name(block.instances)
+        tensors = {f"parameters.{key}": value for key, value in block.parameters.items()}
+        tensors |= {"returns": block.returns, "actions": block.actions, "levels": block.levels}
+        metadata = {"run": self.identity, "states": self.states_hash()}
+        metadata["digest"] = _digest(tensors, block.first, metadata)
+        self.storage.create(f"blocks/{name}", save(tensors, metadata))
+        return name
+
+    def names(self) -> list[str]:
+        return [name for name in self.storage.names("blocks") if BLOCK.match(name)]
+
+    def read(self, name: str) -> Block | None:
+        """A block, or None if its file is gone or damaged; a damaged file is moved aside, so that its instances are trained again.
+
+        Raises:
+            MucdError: the block belongs to another run, or was written by an earlier version.
+        """
+        file = f"blocks/{name}"
+        try:
+            content = self.storage.read(file)
+        except FileNotFoundError:
+            return None
+        try:
+            metadata, tensors = _metadata(content), _tensors(content)
+            instances = instances_of(name)
+            if "sha256" in metadata:
+                raise MucdError(f"{self.file(file)} was written by an earlier version of the package: go on with that version, or start a new run folder")
+            if metadata.get("digest") != _digest(tensors, instances.start, metadata) or len(tensors["returns"]) != len(instances):
+                raise ValueError("checksum")
+        except (SafetensorError, ValueError, KeyError, AttributeError, TypeError):
+            # Before anything else in the header is believed: a flipped bit is no other run.
+            self._set_aside(file, content)
+            return None
+        if metadata.get("run") != self.identity:
+            raise MucdError(f"{self.file(file)} belongs to another run: move it away")
+        if metadata.get("states") != self.states_hash():
+            raise MucdError(f"{self.file(file)} holds votes on other states than {self.file('states.npy')}: restore that file, or start a new run folder")
+        parameters = {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
+        return Block(first=instances.start, returns=tensors["returns"], actions=tensors["actions"], levels=tensors["levels"], parameters=parameters)
+
+    def _set_aside(self, file: str, content: bytes) -> None:
+        """Move a damaged file away, unless another reader has, and a good one is there again."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.storage.read(file) == content:
+                self.storage.move(file, file.replace(".safetensors", ".damaged"))
+
+    def missing(self, instances: int, block_size: int) -> list[range]:
+        """Blocks of at most `block_size` instances that cover all of 0..instances-1 not yet stored. Damaged files are found here."""
+        done = np.zeros(instances, dtype=bool)
+        for name in self.names():
+            if (block := self.read(name)) is not None:
+                done[block.first : block.first + len(block.returns)] = True
+        return split(done, block_size)
+
+    def stored_instances(self) -> int:
+        """Number of instances 0, 1, ... that are stored without a gap."""
+        end = 0
+        for name in self.names():
+            instances = instances_of(name)
+            if instances.start > end:
+                break
+            end = max(end, instances.stop)
+        return end
+
+
+def block_name(instances: range) -> str:
+    return f"block-{instances.start:08d}-{len(instances):06d}.safetensors"
+
+
+def instances_of(name: str) -> range:
+    """The instances of a block, by its name."""
+    first, count = (int(part) for part in BLOCK.match(name).groups())
+    return range(first, first + count)
+
+
+def copies_that_count(blocks: Iterable[tuple[str, Block | None]]) -> Iterator[tuple[str, Block, list[int]]]:
+    """Which copy of an instance counts, for votes, levels, returns and parameters alike: that in the block whose name comes first, whatever was stored first.
+
+    Args:
+        blocks: names and blocks in the order of names; those that cannot be read are None.
+    Yields:
+        name, block, and the places in it of those of its instances that no earlier block holds.
+    """
+    seen: set[int] = set()
+    for name, block in blocks:
+        if block is not None:
+            yield name, block, [place for place, instance in enumerate(block.instances) if instance not in seen]
+            seen.update(block.instances)
+
+
+def split(done: np.ndarray, block_size: int) -> list[range]:
+    """Blocks of at most `block_size` consecutive instances that are not done; `done`: bool [instances]."""
+    wanted, blocks = np.flatnonzero(~done), []
+    for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
+        blocks += [range(int(part[0]), int(part[-1]) + 1) for part in np.split(run, range(block_size, len(run), block_size)) if len(part)]
+    return blocks
+
+
+def _secret_hash(text: bytes) -> bytes:
+    return hashlib.sha256(b"mucd run secret " + text).hexdigest().encode()
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """The texts in the header of a safetensors file: its length as 8 bytes, then JSON. Raises ValueError."""
+    if len(content) < 8:
+        raise ValueError("no header")
+    (length,) = struct.unpack("<Q", content[:8])
+    try:
+        return read_json(content[8 : 8 + length], "header", most_bytes=MOST_HEADER_BYTES).get("__metadata__", {})
+    except MucdError as error:
+        raise ValueError(error) from None
+
+
+def _tensors(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a block. Raises ValueError where they are not of the kinds and shapes in `Block`."""
+    tensors = load(content)
+    count = len(tensors["returns"])
+    kinds = {name: (tensors[name].dtype, tensors[name].ndim, len(tensors[name])) for name in ("returns", "actions", "levels")}
+    if kinds != {"returns": (np.float64, 1, count), "actions": (np.int16, 2, count), "levels": (np.uint8, 3, count)}:
+        raise ValueError("other arrays")
+    if any(name.startswith("parameters.") and (tensor.dtype.kind != "f" or not tensor.ndim or len(tensor) != count) for name, tensor in tensors.items()):
+        raise ValueError("other parameters")
+    return tensors
+
+
+def _digest(tensors: dict[str, np.ndarray], first: int, metadata: dict[str, str]) -> str:
+    """Hash of a block's content, of what it belongs to, and of the number of its first instance: a copy under another name is damaged."""
+    digest = hashlib.sha256(f"first {first}; run {metadata['run']}; states {metadata['states']};".encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

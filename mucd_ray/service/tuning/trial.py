@@ -1,0 +1,178 @@
+"""One trial of a study: a run folder of its own on the tuning data, trained rung by rung by the same actors as any run."""
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from mucd_ray.certify.guarantees import Guarantees
+from mucd_ray.certify.policy import expected_return_bound, radius_keeping, return_band
+from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.environments.card import EnvironmentCard
+from mucd_ray.errors import MucdError
+from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.driver import GPU_BLOCK, Driver, trainers
+from mucd_ray.service.runs.session import DEFAULT_CLIP_NORM, DEFAULT_LEARNER, DEFAULT_RATES, SEED_NOTE, Request, make_settings
+from mucd_ray.service.runs.settings import RunSettings
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.service.tuning.tuned import Origin, Tuned
+from mucd_ray.service.watching.live import Live
+from mucd_ray.service.workers.actors import Coordinator
+from mucd_ray.service.workers.cluster import Resources, Slot
+
+HIDDEN = {"linear": (), "32": (32,), "64,64": (64, 64)}
+# Units in a step, as expected: from 64 times fewer up to this many, or all.
+MOST_BATCH = 8192
+STEPS = 10, 400
+ETA = Choices().eta
+# In the run folder of a trial: its point of the search.
+POINT = "point.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a study searches: with the same question it is the same study.
+
+    Attributes:
+        environment, unit, algorithm: of every trial.
+        how: the data of the trials.
+        card: the environment's public facts, as plain data.
+        units: size N of the dataset that will be certified.
+        fraction: of these units; the bound on the return there decides which trial is best.
+        signal_budget: S of every trial.
+        instances: P that the certificate will have.
+        most_instances: that a trial trains.
+        seed: of the search and of the trials' randomness.
+        code: digest of the code that trains.
+    """
+
+    environment: str
+    unit: str
+    algorithm: str
+    how: Origin
+    card: dict
+    units: int
+    fraction: float
+    signal_budget: float
+    instances: int
+    most_instances: int
+    seed: int
+    code: str
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @property
+    def rungs(self) -> list[int]:
+        """Numbers of instances after which half of the trials stop."""
+        return [number for number in (self.most_instances // 8, self.most_instances // 4, self.most_instances // 2) if number >= 4] + [self.most_instances]
+
+    @property
+    def learning_rate(self) -> float:
+        return DEFAULT_RATES.get(self.algorithm, DEFAULT_LEARNER.learning_rate)
+
+    def space(self) -> dict:
+        """Where to search, in the terms of Ray Tune."""
+        most = min(1.0, MOST_BATCH / self.units)
+        return {
+            "sample_rate": tune.loguniform(most / 64, most),
+            "steps": tune.lograndint(STEPS[0], STEPS[1] + 1),
+            "clip_norm": tune.loguniform(DEFAULT_CLIP_NORM / 10, DEFAULT_CLIP_NORM * 100),
+            "learning_rate": tune.loguniform(self.learning_rate / 30, self.learning_rate * 10),
+            "average": tune.uniform(0.0, 1.0),
+            "hidden": tune.choice(list(HIDDEN)),
+        }
+
+    def start(self) -> dict:
+        """The first point of the search: the package's defaults."""
+        return {
+            "sample_rate": min(1.0, MOST_BATCH / self.units) / 8, "steps": 100, "clip_norm": DEFAULT_CLIP_NORM, "learning_rate": self.learning_rate,
+            "average": DEFAULT_LEARNER.average, "hidden": "linear",
+        }
+
+    def tuned(self, config: dict) -> Tuned:
+        """A point of the search, rounded to what can be written down, as constants of a run."""
+        rounded = {name: value if isinstance(value, str | int) else float(f"{value:.4g}") for name, value in config.items()}
+        learner = replace(
+            DEFAULT_LEARNER, algorithm=self.algorithm, hidden=HIDDEN[rounded["hidden"]], learning_rate=rounded["learning_rate"], average=rounded["average"],
+        )
+        return Tuned(
+            environment=self.environment, unit=self.unit, learner=learner, sample_rate=rounded["sample_rate"], steps=int(rounded["steps"]),
+            clip_norm=rounded["clip_norm"], signal_budget=self.signal_budget, how=self.how,
+        )
+
+    def settings(self, tuned: Tuned, dataset: OfflineDataset) -> RunSettings:
+        """Of a trial. Its run is about the tuning data, whose certificate would be conditional."""
+        request = Request(dataset=dataset.name, card=EnvironmentCard.from_dict(self.card), units=self.how.units, tuned=tuned, states=1, held_out=1)
+        settings = make_settings(request, dataset, Choices())[0]
+        return replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
+
+    def outlook(self, returns: np.ndarray, return_range: tuple[float, float], guarantees: Guarantees) -> dict[str, float]:
+        """What P policies would certify if they earned what these few do. Nothing of it is certified: it serves to compare trials."""
+        sample = np.sort(returns)[np.arange(self.instances) * len(returns) // self.instances]
+        band = return_band(sample, return_range, eta=ETA, method="order-statistic")
+        target = math.ceil(Fraction(str(self.fraction)) * self.units)
+        half = radius_keeping(0.5, float(sample.mean()), band, guarantees, self.units)
+        return {
+            "instances": len(returns),
+            "mean_return": float(np.mean(returns)),
+            "fraction_keeping_half": max(half, 0) / self.units,
+            "bound_at_target": expected_return_bound(band, guarantees, target),
+        }
+
+
+def bundles(slot: Slot, trainers: int) -> tune.PlacementGroupFactory:
+    """What a trial takes: nothing itself, and room for its trainers."""
+    kind = {f"accelerator_type:{slot.gpu_type}": 0.001} if slot.gpu_type else {}
+    bundle = {"CPU": 1.0} | ({"GPU": slot.gpus} if slot.gpus else {}) | kind
+    return tune.PlacementGroupFactory([{}, *[bundle] * trainers])
+
+
+def begun_points(folder: Path) -> list[dict]:
+    """The points at which trials of a study have begun, in that order.
+
+    Raises:
+        MucdError: a file of them cannot be read.
+    """
+    begun = []
+    for file in folder.glob(f"trials/*/{POINT}"):
+        try:
+            entry = read_json(read_file(file, MOST_JSON_BYTES, within=folder), "it")
+            begun.append((float(entry["began"]), dict(entry["point"])))
+        except (ValueError, KeyError, TypeError, MucdError) as error:
+            raise MucdError(f"{file} cannot be read ({error}): delete its folder, and the trial is made again") from None
+    return [point for _, point in sorted(begun, key=lambda entry: entry[0])]
+
+
+def run_trial(config: dict, *, question: Question, folder: str, slot: Slot, resources: Resources, dataset: OfflineDataset) -> None:
+    """Train rung after rung what the trial's run folder lacks, and report after each: a trial that was killed goes on where it stopped."""
+    tuned = question.tuned(config)
+    key = tuned.key()
+    settings = question.settings(tuned, dataset)
+    store = RunStore.create_or_open(f"{folder}/trials/{key}", settings, hashlib.sha256(f"mucd tuning {question.seed} {key}".encode()).digest())
+    store.storage.create(POINT, json.dumps({"began": time.time(), "point": config}).encode())
+    guarantees = Guarantees(tuned.mechanism(question.units))
+    # Actors that are scheduled by default would wait for room that trials hold.
+    group = {"scheduling_strategy": PlacementGroupSchedulingStrategy(ray.util.get_current_placement_group(), placement_group_capture_child_tasks=True)}
+    block = resources.block or (GPU_BLOCK if slot.gpus else -(-question.rungs[0] // resources.actors))
+    live = Live(store, question.most_instances)
+    pool = trainers(store, settings, dataset, lambda: resources.actors, resources.lease, slot.options | group)
+    coordinator = Coordinator.options(**group).remote(store.storage.absolute, 0)
+    driver = Driver(store, pool, live, None, coordinator, block, backwards=False, lease=resources.lease)
+    try:
+        driver.choose_states(upcoming=question.rungs[0])
+        for instances in question.rungs:
+            evidence = driver.train(instances, None)
+            tune.report(question.outlook(evidence.returns, settings.return_range, guarantees) | {"key": key})
+    finally:
+        live.close()
+        pool.close()

@@ -1,0 +1,267 @@
+"""`mucd tune`: a study on Ray Tune. Optuna proposes constants, ASHA stops the poor half of the trials at every rung.
+
+    question.json   what is searched        trials/KEY      run folders, one per trial        data/   what --simulate recorded
+    tune/           what Ray Tune writes, which nobody reads: a study goes on from the run folders of its trials
+    results.json, trials.csv, tuned.json, pareto.png        made at the end
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from mucd_ray.certify.planning.plan import frontier, plan
+from mucd_ray.certify.rounding import percent_down
+from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.environments.cards import card_for, load_card
+from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.data.recording.behaviours import behaviour_for
+from mucd_ray.data.recording.record import record
+from mucd_ray.errors import MucdError
+from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
+from mucd_ray.learn.problem import action_shape
+from mucd_ray.report import plots
+from mucd_ray.service.runs.settings import code_digest
+from mucd_ray.service.storage.storage import open_storage
+from mucd_ray.service.tuning.trial import Question, begun_points, bundles, run_trial
+from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, Origin
+from mucd_ray.service.workers.cluster import Resources, joined, slot_for
+from mucd_ray.words import counted
+
+QUESTION, DATA, RECORDING = "question.json", "data", "simulated-v0"
+METRIC = "bound_at_target"
+FRACTION = 0.01
+TRIAL_FAILURES = 2
+# The folder of a trial is not its working directory; Ctrl-C ends the study like any command.
+TUNE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+COLUMNS = ("key", "instances", "mean_return", "fraction_keeping_half", METRIC, "sample_rate", "steps", "clip_norm", "learning_rate", "average", "hidden", "failure")
+
+
+def tuning_data(options, folder: Path) -> tuple[str, OfflineDataset]:
+    """(kind, dataset): the one that the user trusts, or one that is recorded in the simulator into the study's own folder.
+
+    A recording among the user's datasets would be trusted by its name alone, and anybody who can write there can make one of that name.
+    """
+    if (options.tune_on is None) == (options.simulate is None):
+        raise MucdError("tune on data that you trust, --tune-on DATASET, or on the simulator, --simulate ENV_ID: exactly one of them")
+    if options.tune_on is not None:
+        if options.behaviour or options.transitions:
+            raise MucdError("--behaviour and --transitions are about --simulate: leave them out with --tune-on")
+        return TRUSTED, load_dataset(options.tune_on)
+    behaviour, transitions = behaviour_for(options.simulate, options.behaviour), options.transitions or 20_000
+    # Far from the small seeds that people record with.
+    digest = hashlib.sha256(f"mucd tuning {options.simulate} {behaviour.name} {transitions} {options.seed}".encode()).hexdigest()
+    name = f"tuning/{options.simulate.split('/')[-1].lower()}-{digest[:8]}-v0"
+    _check_folder(folder)
+    dataset = _recorded_before(folder)
+    if dataset is None:
+        print(f"mucd: recording {counted(transitions, 'transition', form=',')} of {options.simulate} as {name}", file=sys.stderr)
+        record(options.simulate, behaviour.name, transitions, (1 << 32) + int(digest[8:15], 16), RECORDING, root=folder / DATA, overwrite=True)
+        dataset = load_dataset(RECORDING, folder / DATA)
+    return SIMULATOR, replace(dataset, name=name)
+
+
+def _recorded_before(folder: Path) -> OfflineDataset | None:
+    """The study's recording, if it is the one on which the study began."""
+    question = folder / QUESTION
+    if not question.exists() or not (folder / DATA / RECORDING).exists():
+        return None
+    with contextlib.suppress(MucdError):
+        dataset = load_dataset(RECORDING, folder / DATA)
+        how = read_json(read_file(question, MOST_JSON_BYTES), question).get("how")
+        return dataset if isinstance(how, dict) and how.get("fingerprint") == dataset.fingerprint() else None
+    return None
+
+
+def make_question(options, kind: str, dataset: OfflineDataset) -> Question:
+    """Raises MucdError: the options do not fit each other or the data."""
+    for name, least in (("trials", 1), ("most_instances", 4), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise MucdError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {least}")
+    if dataset.env_id is None and not options.card:
+        raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
+    card = load_card(options.card) if options.card else card_for(dataset.env_id, dataset.observations.shape[1:], dataset.action_space)
+    unit = options.unit or "transition"
+    size = dataset.trajectories if unit == "trajectory" else len(dataset)
+    units = size if options.units is None else options.units
+    actions, discrete = action_shape(dataset.action_space)
+    fraction, budget = _target(options, units, actions if discrete else 2)
+    question = Question(
+        environment=card.env_id, unit=unit, algorithm=options.algorithm, card=card.to_dict(), units=units, fraction=fraction, signal_budget=budget,
+        how=Origin(kind=kind, name=dataset.name, fingerprint=dataset.fingerprint(), units=size, trials=options.trials), instances=options.instances,
+        most_instances=options.most_instances, seed=options.seed, code=code_digest(),
+    )
+    # Whatever is wrong with all trials is said before one begins.
+    question.settings(question.tuned(question.start()), dataset)
+    return question
+
+
+def _target(options, units: int, actions: int) -> tuple[float, float]:
+    """(fraction, S): each follows from the other, as for a unanimous vote."""
+    if options.signal_budget is None:
+        fraction = FRACTION if options.fraction is None else options.fraction
+        return fraction, float(f"{plan(units=units, fraction=fraction, instances=options.instances, actions=actions).signal_budget:.6g}")
+    if options.fraction is not None:
+        raise MucdError(f"--fraction {options.fraction:g} and --signal-budget {options.signal_budget:g}: either follows from the other, give one")
+    row = frontier(units=units, instances=[options.instances], signal_budgets=[options.signal_budget], actions=actions)[0]
+    if row["radius"] < 1:
+        raise MucdError(f"with a signal budget of {options.signal_budget:g} {counted(options.instances, 'instance')} certify nothing: give a smaller one, or more --instances")
+    return row["fraction"], options.signal_budget
+
+
+def study(options, resources: Resources) -> dict:
+    """The whole of `mucd tune`; returns the results as in results.json. A study that was killed goes on, a finished one is only told."""
+    if "://" in options.storage:
+        raise MucdError(f"--storage {options.storage}: a study needs a folder that every node reaches, not a URL")
+    folder = Path(options.storage).absolute()
+    kind, dataset = tuning_data(options, folder)
+    question = make_question(options, kind, dataset)
+    _check_same(folder, question)
+    if (folder / "results.json").exists():
+        return read_json(read_file(folder / "results.json", MOST_JSON_BYTES), folder / "results.json")
+    os.environ |= TUNE
+    with joined(resources):
+        slot = slot_for(resources)
+        if slot.count() < resources.actors and not resources.wait_for_nodes:
+            raise MucdError(
+                f"a trial takes {counted(resources.actors, 'trainer')}, and the cluster has room for {slot.count()}: give a smaller --trainers-per-trial, or --wait-for-nodes if an "
+                "autoscaler brings more"
+            )
+        trial = tune.with_parameters(run_trial, question=question, folder=str(folder), slot=slot, resources=resources, dataset=dataset)
+        name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            grid = _tuner(folder, name, question, tune.with_resources(trial, bundles(slot, resources.actors))).fit()
+        finally:
+            shutil.rmtree(folder / "tune" / name, ignore_errors=True)
+    rows = [_row(question, result) for result in grid]
+    return _finish(folder, question, sorted(rows, key=lambda row: (row[METRIC] is not None, row["instances"], row[METRIC] or 0.0), reverse=True))
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise MucdError unless a study may be there: a folder that holds one, is empty or missing, or only has the recording that comes first."""
+    if folder.is_dir() and not (folder / QUESTION).exists() and {entry.name for entry in folder.iterdir()} - {DATA}:
+        raise MucdError(f"{folder} is not empty and holds no study: choose a new folder with --storage")
+
+
+def _check_same(folder: Path, question: Question) -> None:
+    file, text = folder / QUESTION, json.dumps(question.to_dict(), indent=1)
+    storage = open_storage(str(folder))
+    _check_folder(folder)
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        storage.create(QUESTION, text.encode())
+    try:
+        there, ours = read_json(read_file(file, MOST_JSON_BYTES), file), json.loads(text)
+        names = [name for name in ours if there.get(name) != ours[name]]
+    except (MucdError, AttributeError):
+        raise MucdError(f"{file} cannot be read: start a new study in another --storage") from None
+    if names:
+        raise MucdError(f"{folder} holds a study of another question ({', '.join(names).replace('_', ' ')}): ask the same again, or choose another --storage")
+
+
+def _tuner(folder: Path, name: str, question: Question, trainable) -> tune.Tuner:
+    """The search from its beginning: the points that trials have begun with come first, in their order, and cost nothing up to where those got.
+
+    Tune's own way to go on unpickles files that a kill may leave half written.
+    """
+    begun = begun_points(folder)
+    points = begun + [point for point in [question.start()] if question.tuned(point).key() not in {question.tuned(other).key() for other in begun}]
+    return tune.Tuner(
+        trainable,
+        param_space=question.space(),
+        tune_config=tune.TuneConfig(
+            metric=METRIC, mode="max", num_samples=question.how.trials, reuse_actors=False,
+            # Another seed than before, whose proposals are among the points.
+            search_alg=OptunaSearch(points_to_evaluate=points, seed=(question.seed + 1_000_003 * len(begun)) % 2**32),
+            scheduler=ASHAScheduler(time_attr="instances", grace_period=question.rungs[0], max_t=question.most_instances, reduction_factor=2),
+        ),
+        run_config=tune.RunConfig(
+            name=name, storage_path=str(folder / "tune"), verbose=0, failure_config=tune.FailureConfig(max_failures=TRIAL_FAILURES), callbacks=[Tell(question.how.trials)],
+        ),
+    )
+
+
+class Tell(tune.Callback):
+    """Says on standard error what each trial reports. It has no state that a study that goes on would lose."""
+
+    def __init__(self, trials: int):
+        self.trials = trials
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        print(
+            f"trial {trials.index(trial) + 1} of {self.trials} ({result['key']}), {result['instances']} instances: mean return {result['mean_return']:.5g}, "
+            f"outlook at the target {result[METRIC]:.5g} (not certified)",
+            file=sys.stderr,
+        )
+
+
+def _row(question: Question, result) -> dict:
+    """A trial as plain data, with None where it failed before its first rung."""
+    tuned, found = question.tuned(result.config), result.metrics or {}
+    row = {name: found.get(name) for name in COLUMNS[1:5]} | {"key": tuned.key()}
+    row |= {"sample_rate": tuned.sample_rate, "steps": tuned.steps, "clip_norm": tuned.clip_norm, "learning_rate": tuned.learner.learning_rate}
+    row |= {"average": tuned.learner.average, "hidden": result.config["hidden"]}
+    row |= {"failure": str(result.error).strip().splitlines()[-1] if result.error else None, "instances": row["instances"] or 0}
+    return {name: row[name] for name in COLUMNS} | {"tuned": tuned.to_dict()}
+
+
+def _finish(folder: Path, question: Question, rows: list[dict]) -> dict:
+    """Write what a study leaves behind; `rows`: best first."""
+    best = rows[0]
+    if best[METRIC] is None:
+        raise MucdError(f"every trial failed, the first one so: {best['failure']}; mend this and run the same command again")
+    storage = open_storage(str(folder))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    storage.replace("trials.csv", table.getvalue().encode())
+    known = [row for row in rows if row[METRIC] is not None]
+    storage.replace("pareto.png", plots.pareto(
+        mean=np.array([row["mean_return"] for row in known]), fraction=np.array([row["fraction_keeping_half"] for row in known]),
+        complete=np.array([row["instances"] == best["instances"] for row in known]), best=0, instances=question.instances,
+    ))
+    storage.replace("tuned.json", json.dumps(best["tuned"], indent=1).encode())
+    results = {
+        "tuned": str(folder / "tuned.json"), "trials_csv": str(folder / "trials.csv"), "pareto": str(folder / "pareto.png"), "certified": False,
+        "how": asdict(question.how), "signal_budget": question.signal_budget, "fraction": question.fraction, "units": question.units, "instances": question.instances,
+        "trials": [{name: row[name] for name in COLUMNS} for row in rows],
+    }
+    # Last: it is what makes a study finished.
+    storage.replace("results.json", json.dumps(results, indent=1).encode())
+    return results
+
+
+def describe_study(results: dict) -> str:
+    """The results for people."""
+    how = results["how"]
+    rows = [("trial", "instances", "mean return", "keeps half up to", "bound at target", "q", "T", "C", "learning rate", "average", "hidden")]
+    for row in results["trials"]:
+        if row[METRIC] is None:
+            rows.append((row["key"], "failed", *["-"] * 9))
+            continue
+        rows.append((
+            row["key"], str(row["instances"]), f"{row['mean_return']:.2f}", f"{percent_down(row['fraction_keeping_half'])} %", f"{row[METRIC]:.2f}", f"{row['sample_rate']:g}",
+            str(row["steps"]), f"{row['clip_norm']:g}", f"{row['learning_rate']:g}", f"{row['average']:g}", row["hidden"],
+        ))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+    return "\n".join([
+        f"tuned on {how['name']} ({how['kind']}), signal budget {results['signal_budget']:g}, target {percent_down(results['fraction'])} % of {results['units']}",
+        *lines,
+        f"not certified: bounds are what {counted(results['instances'], 'instance')} would give if they earned what the few of a trial do",
+        f"tuned        {results['tuned']}    use it with: mucd run DATASET --tuned {results['tuned']}",
+        f"plot         {results['pareto']}",
+    ])

@@ -1,0 +1,207 @@
+"""The Ray actors: trainers make blocks, the coordinator adds them up, the certifier turns sums into bounds.
+
+All of them hold nothing that cannot be rebuilt from the run folder, so any of them may die at any time. This file imports Ray and numpy alone, and constructors do
+nothing: an actor tells where it is before it imports the rest, since Ray cannot tell one whose process is stopped until then from one that waits for room.
+"""
+
+import errno
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+
+from mucd_ray.errors import MucdError
+
+if TYPE_CHECKING:
+    from mucd_ray.service.runs.tally import Evidence
+
+# Coordinator and certifier take no GPU and must not see one.
+NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}}
+# A thread of its own answers whether the actor is still there.
+WATCH = {"watch": 1}
+# Trying again does not help against these.
+STORAGE_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+def data_hash(arrays) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+class Watched:
+    """What every actor answers while it works."""
+
+    @ray.method(concurrency_group="watch")
+    def place(self) -> tuple[str, int]:
+        """(node id, process id)."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=WATCH)
+class Trainer(Watched):
+    """Trains blocks of instances on its assigned device and commits them to the run folder."""
+
+    def __init__(self, run: str, expected_hash: str, *arrays):
+        self.ticks, self.run, self.expected_hash, self.arrays = 0, run, expected_hash, arrays
+
+    @ray.method(concurrency_group="watch")
+    def progress(self) -> int:
+        """A number that grows with every instance trained, or every step where instances are trained together, and every step of their episodes."""
+        return self.ticks
+
+    def prepare(self) -> None:
+        """Read the run folder, and check the data; before anything else."""
+        from mucd_ray.learn.engines.precision import forbid_coarse_products
+        from mucd_ray.learn.units import ARRAYS, Units
+        from mucd_ray.service import work  # noqa: F401  what `train` needs, too
+        from mucd_ray.service.runs.settings import check_code
+        from mucd_ray.service.storage.store import RunStore
+
+        self.store = RunStore.open(self.run)
+        self.settings, self.secret = self.store.settings(), self.store.secret()
+        check_code(self.settings)
+        # Zero-copy views of the object store: an in-place write by anybody would change them for everybody.
+        self.units = Units(unit=self.settings.mechanism.unit, **dict(zip(ARRAYS, self.arrays, strict=True)))
+        self._check_data()
+        forbid_coarse_products()
+        self.device = "cuda" if ray.get_gpu_ids() else "cpu"
+
+    def train(self, instances: range) -> str:
+        """Train, vote, roll out, commit; returns the block's name."""
+        from mucd_ray.service.runs.work import train_and_evaluate
+        from mucd_ray.service.storage.storage import reason
+
+        block = train_and_evaluate(self.settings, self.secret, self.units, self.store.states(), instances, self.device, self._tick)
+        self._check_data()
+        try:
+            return self.store.commit(block)
+        except OSError as error:
+            if error.errno in STORAGE_FAILS:
+                raise MucdError(f"{self.store.location} takes no more blocks ({reason(error)}): mend this, then run the same command again; all that is stored is kept") from None
+            raise
+
+    def choose_states(self) -> np.ndarray:
+        from mucd_ray.service.runs.work import choose_states
+
+        return choose_states(self.settings, self.secret, self.units, self.device, self._tick)
+
+    def baselines(self) -> dict:
+        from mucd_ray.service.runs.work import baselines
+
+        return baselines(self.settings, self.units, self.store.states(), self._tick)
+
+    def _tick(self) -> None:
+        self.ticks += 1
+
+    def _check_data(self):
+        if data_hash(self.units.arrays().values()) != self.expected_hash:
+            raise MucdError("the shared training data was changed while the run was going on: start the run again")
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU, concurrency_groups=WATCH)
+class Coordinator(Watched):
+    """Aggregates per-state votes and returns; a restarted one rebuilds its state from the run folder."""
+
+    def __init__(self, run: str, instances: int):
+        self.run, self.instances, self._tally = run, instances, None
+
+    @property
+    def tally(self):
+        from mucd_ray.service.runs.tally import Tally
+        from mucd_ray.service.storage.store import RunStore
+
+        if self._tally is None:
+            self._tally = Tally(RunStore.open(self.run), self.instances)
+        return self._tally
+
+    def add(self, names: list[str]) -> None:
+        """Count blocks; which ones matters only for speed, since `missing` looks at the run folder."""
+        self.tally.add(names)
+
+    def missing(self, instances: int, block_size: int) -> list[range]:
+        """What of 0..instances-1 the run folder lacks, as blocks; from now on those instances are counted."""
+        self.tally.extend(instances)
+        self.tally.sync()
+        return self.tally.missing(block_size)
+
+    def evidence(self, instances: int) -> "Evidence | None":
+        """That of instances 0..instances-1, or None if one of them is not counted."""
+        self.tally.extend(instances)
+        return self.tally.evidence() if len(self.tally.returns) == instances else None
+
+    def returns(self, instances: int) -> np.ndarray | None:
+        """Returns of instances 0..instances-1 [P], whatever else is counted, or None if one of them is not."""
+        self.tally.extend(instances)
+        found = [self.tally.returns.get(instance) for instance in range(instances)]
+        return None if None in found else np.array(found)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU, concurrency_groups=WATCH)
+class Certifier(Watched):
+    """Turns evidence into bounds: live ones at every look while instances arrive, and the certificate at the end."""
+
+    def __init__(self, run: str, choices: dict):
+        self.run, self.choices, self.settings = run, choices, None
+
+    def _read_run(self) -> None:
+        """Settings and guarantees, the first time."""
+        from mucd_ray.certify.guarantees import Guarantees
+        from mucd_ray.service.storage.store import RunStore
+
+        if self.settings is None:
+            settings = RunStore.open(self.run).settings()
+            self.guarantees = Guarantees(settings.mechanism, threat=self.choices["threat"], family=self.choices["accountant"])
+            self.settings = settings
+
+    def look(self, returns: np.ndarray | None) -> dict | None:
+        """What a number of instances of the public series of looks certifies, from their returns [P]; None without them. The bounds of all looks hold
+        together (certify/confidence/looks.py)."""
+        if returns is None:
+            return None
+        from mucd_ray.certify.confidence.looks import effective_eta
+        from mucd_ray.certify.policy import return_band, shares_kept
+
+        self._read_run()
+        eta = effective_eta(self.choices["eta"], "anytime", len(returns))
+        band = return_band(returns, self.settings.return_range, eta=eta, method=self.choices["band"])
+        mean, cap = float(returns.mean()), self.settings.radius_cap(self.choices["threat"])
+        keeps = shares_kept(mean, band, self.guarantees, cap, self.settings.units)
+        return {"instances": len(returns), "eta": eta, "threat": self.choices["threat"], "mean_return": mean, "keeps": keeps}
+
+    def certificate(self, evidence: "Evidence", reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
+        self._read_run()
+        return certificate_of(self.settings, evidence, self.choices, reference, assumptions, context)
+
+
+def certificate_of(settings, evidence: "Evidence", choices: dict, reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
+    """The certificate of this evidence; `reference` [S]: the actions against which accuracy is counted."""
+    from mucd_ray.certify.file.certificate import make_certificate, make_inputs
+
+    choices = dict(choices)
+    actions = _actions(settings, evidence, choices.pop("inference"), reference)
+    inputs = make_inputs(
+        mechanism=settings.mechanism,
+        units=settings.units,
+        returns=evidence.returns,
+        return_range=settings.return_range,
+        rollouts=settings.rollouts,
+        discount=settings.discount,
+        clipped=settings.card.clip_returns,
+        condition=settings.condition,
+        actions=actions,
+        radius_cap=settings.radius_cap(choices["threat"]),
+        **choices,
+    )
+    return make_certificate(inputs, assumptions=assumptions, context=context)
+
+
+def _actions(settings, evidence: "Evidence", inference: str, reference: list[int] | None) -> dict | None:
+    from mucd_ray.certify.file.evidence import continuous_evidence, scores_evidence, votes_evidence
+
+    if settings.actions:
+        return scores_evidence(evidence.histogram, reference) if inference == "scores" else votes_evidence(evidence.votes, reference)
+    return continuous_evidence(evidence.histogram, *settings.action_bounds) if settings.action_bounds else None

@@ -1,0 +1,158 @@
+"""`mucd tune`: what it asks and refuses, and a real study on real Ray that is killed and goes on."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import minari
+import numpy as np
+import pytest
+
+from mucd_ray.certify.guarantees import Guarantees
+from mucd_ray.cli import build_parser, main
+from mucd_ray.data.formats.minari import load_dataset, local_datasets
+from mucd_ray.data.recording.record import record
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.service.tuning.trial import STEPS
+from mucd_ray.service.tuning.tune import _check_same, make_question, tuning_data
+from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, read_tuned
+
+
+def command(recordings, folder, *more):
+    return ["tune", "--tune-on", recordings["cartpole"], "--storage", str(folder), "--trials", "3", "--most-instances", "8", "--instances", "200", "--signal-budget", "150", *more]
+
+
+def question(recordings, *more):
+    options = build_parser().parse_args(command(recordings, "unused", *more))
+    return make_question(options, TRUSTED, load_dataset(recordings["cartpole"]))
+
+
+def test_every_point_of_the_search_has_the_signal_budget(recordings):
+    asked = question(recordings, "--units", "50000")
+    assert asked.rungs == [4, 8] and 0 < asked.fraction < 1
+    space = asked.space()
+    rng = np.random.default_rng(0)
+    for config in (asked.start(), *({name: domain.sample(random_state=rng) for name, domain in space.items()} for _ in range(20))):
+        assert all(space[name].is_valid(value) for name, value in config.items())
+        tuned = asked.tuned(config)
+        for units in (3000, 50000):
+            assert tuned.mechanism(units).signal_budget(units) == pytest.approx(150)
+        assert STEPS[0] <= tuned.steps <= STEPS[1] and tuned.how.kind == TRUSTED
+
+
+def test_the_outlook_is_that_of_the_wanted_number_of_instances(recordings):
+    asked = question(recordings)
+    guarantees = Guarantees(asked.tuned(asked.start()).mechanism(asked.units), threat="insert")
+    same = asked.outlook(np.full(4, 500.0), (0.0, 500.0), guarantees)
+    assert same["instances"] == 4 and same["mean_return"] == 500.0
+    # What a sample of four could never certify, one of 200 equal returns does.
+    assert same["bound_at_target"] > 150 and same["fraction_keeping_half"] >= 0.7 * asked.fraction
+    worse = asked.outlook(np.array([500.0, 500.0, 10.0, 500.0]), (0.0, 500.0), guarantees)
+    assert worse["bound_at_target"] < same["bound_at_target"] and worse["mean_return"] == 377.5
+
+
+def test_bad_input_is_one_line(recordings, tmp_path, capfd):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "question.json").write_text(json.dumps(question(recordings).to_dict()))
+    base = command(recordings, study)
+    for arguments, message in (
+        ([*base, "--simulate", "CartPole-v1"], "exactly one of them"),
+        ([base[0], *base[3:]], "exactly one of them"),
+        ([base[0], "--tune-on", "no/such-v0", *base[3:]], "'no/such-v0' is not among the local Minari datasets"),
+        ([base[0], "--simulate", "Nowhere-v0", *base[3:]], "no behaviour for 'Nowhere-v0'"),
+        ([*base[:-2], "--fraction", "1.5"], "fraction 1.5 is outside (0, 1)"),
+        ([*base, "--fraction", "0.01"], "give one"),
+        ([*base, "--signal-budget", "20000"], "certify nothing"),
+        ([*base, "--trials", "0"], "--trials 0 must be at least 1"),
+        ([*base, "--trainers-per-trial", "0"], "--trainers-per-trial 0 must be"),
+        ([*base, "--algorithm", "nonsense"], "'nonsense' is unknown"),
+        ([*base, "--behaviour", "cartpole-balance"], "are about --simulate"),
+        (command(recordings, tmp_path / "full"), "is not empty and holds no study"),
+        (command(recordings, "s3://bucket/study"), "not a URL"),
+        ([*base, "--seed", "3"], "holds a study of another question (seed)"),
+        ([*base, "--address", "127.0.0.1:1"], "no Ray cluster answers"),
+    ):
+        assert main(arguments) == 2, arguments
+        errors = capfd.readouterr().err.splitlines()
+        assert message in errors[-1], (arguments, errors)
+
+
+def test_a_trial_without_room_is_refused_at_once(local_ray, recordings, tmp_path, capfd):
+    assert main(command(recordings, tmp_path / "study", "--trainers-per-trial", "3")) == 2
+    assert "a trial takes 3 trainers, and the cluster has room for 2" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_goes_on_and_its_result_makes_a_run(recordings, tmp_path, capfd):
+    """Real processes with their own Ray: SIGKILL when the first trial is under way, and again at the second; then the same command once more."""
+    folder = tmp_path / "study"
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    whole = [sys.executable, "-m", "mucd_ray.cli", *command(recordings, folder, "--json")]
+    for trials in (1, 2):
+        process = subprocess.Popen(whole, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=environment)
+        deadline = time.monotonic() + 400
+        while len({path.parts[-3] for path in folder.glob("trials/*/blocks/*.safetensors")}) < trials and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (folder / "results.json").exists(), "the kill came too late to mean anything"
+    kept = {path: path.read_bytes() for path in folder.glob("trials/*/blocks/*.safetensors")}
+    assert kept
+    done = subprocess.run(whole, capture_output=True, text=True, env=environment, timeout=550)
+    assert done.returncode == 0, done.stderr
+    assert all(path.read_bytes() == content for path, content in kept.items())
+
+    results = json.loads(done.stdout)
+    assert results["certified"] is False and len(results["trials"]) == 3 and len({row["key"] for row in results["trials"]}) == 3
+    assert {path.name for path in (folder / "trials").iterdir()} == {row["key"] for row in results["trials"]}
+    best = results["trials"][0]
+    assert best["instances"] == 8 and all(row["instances"] in (4, 8) for row in results["trials"])
+    assert best["bound_at_target"] == max(row["bound_at_target"] for row in results["trials"] if row["instances"] == 8)
+    for row in results["trials"]:
+        # Every instance once, whatever was killed.
+        assert RunStore.open(folder / "trials" / row["key"]).stored_instances() >= row["instances"]
+    assert list(csv.DictReader((folder / "trials.csv").open()))[0]["key"] == best["key"] and (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    tuned = read_tuned(results["tuned"])
+    assert tuned.key() == best["key"] and tuned.how.name == recordings["cartpole"] and tuned.how.trials == 3
+
+    # Asked again, a finished study is told without Ray; also in words.
+    assert main([*command(recordings, folder), "--address", "127.0.0.1:1"]) == 0
+    told = capfd.readouterr().out
+    assert best["key"] in told and "not certified" in told
+    run = ["run", recordings["acrobot"], "--storage", str(tmp_path / "run"), "--tuned", results["tuned"]]
+    assert main(run) == 2 and "were tuned for CartPole-v1" in capfd.readouterr().err
+
+
+def test_a_planted_recording_is_not_what_a_study_simulates(tmp_path, monkeypatch):
+    """Under the name that simulated data have, which anybody can work out, among the user's datasets and in the study's own folder."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    options = build_parser().parse_args(["tune", "--simulate", "CartPole-v1", "--transitions", "300", "--storage", str(tmp_path / "study"), "--instances", "200", "--signal-budget", "15"])
+    study = tmp_path / "study"
+    _, honest = tuning_data(options, study)
+    assert len(honest) >= 300 and honest.name.startswith("tuning/cartpole-v1-") and not (tmp_path / "minari" / "tuning").exists()
+    for root, name in ((None, honest.name), (study / "data", "simulated-v0")):
+        record("CartPole-v1", None, 300, 666, name, noise=(1.0,), root=root, overwrite=True)
+        assert load_dataset(name, root).fingerprint() != honest.fingerprint()
+        assert tuning_data(options, study)[1].fingerprint() == honest.fingerprint()
+    # From here on the study knows its recording by content, and takes it as it is.
+    _check_same(study, make_question(options, SIMULATOR, honest))
+    before = os.stat(study / "data/simulated-v0").st_ino
+    assert tuning_data(options, study)[1].fingerprint() == honest.fingerprint() and os.stat(study / "data/simulated-v0").st_ino == before
+    record("CartPole-v1", None, 300, 666, "simulated-v0", noise=(1.0,), root=study / "data", overwrite=True)
+    assert tuning_data(options, study)[1].fingerprint() == honest.fingerprint()
+
+
+def test_strangers_among_the_datasets_stop_no_recording(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    for name in ("stray/data", "a b/data", "x/y/z", "tuning/.hidden/data"):
+        (tmp_path / "minari" / name).mkdir(parents=True)
+    record("CartPole-v1", None, 100, 1, "tuning/deep/mine-v0")
+    assert local_datasets() == ["tuning/deep/mine-v0"]
+    assert minari.namespace.list_local_namespaces()

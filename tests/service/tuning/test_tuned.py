@@ -1,0 +1,117 @@
+"""tuned.json: from a file to the settings of a run, and what a certificate says about how its constants were found."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+
+from mucd_ray.certify.file.certificate import content_hash, verify
+from mucd_ray.certify.rounding import percent_down
+from mucd_ray.cli import main
+from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.compare import compare_runs, side_by_side
+from mucd_ray.service.runs.driver import certify, training_units
+from mucd_ray.service.runs.session import Request, make_settings
+from mucd_ray.service.runs.summary import describe, finish
+from mucd_ray.service.runs.work import choose_states, train_and_evaluate
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, Origin, Tuned, read_tuned
+
+SECRET = b"s" * 32
+OTHER = Origin(kind=SIMULATOR, name="tuning/cartpole-v1-ab-v0", fingerprint="ab" * 32, units=3000, trials=4)
+
+
+def tuned(**changes):
+    learner = Learner(learning_rate=20.0, hidden=(4,), average=0.25)
+    return Tuned(**{"environment": "CartPole-v1", "unit": "transition", "learner": learner, "sample_rate": 0.25, "steps": 9, "clip_norm": 0.2, "signal_budget": 150.0, "how": OTHER} | changes)
+
+
+def of(dataset):
+    return Origin(kind=TRUSTED, name=dataset.name, fingerprint=dataset.fingerprint(), units=len(dataset), trials=4)
+
+
+def test_constants_come_from_the_file_and_the_noise_from_the_declared_size(recordings, tmp_path):
+    (tmp_path / "tuned.json").write_text(json.dumps(tuned().to_dict()))
+    read = read_tuned(str(tmp_path / "tuned.json"))
+    assert read == tuned() and read.key() == tuned().key() != tuned(steps=10).key()
+    dataset = load_dataset(recordings["cartpole"])
+    settings, _ = make_settings(Request(dataset=dataset.name, units=4000, tuned=read), dataset, Choices())
+    mechanism = settings.mechanism
+    assert (mechanism.sample_rate, mechanism.steps, mechanism.clip_norm, mechanism.normaliser) == (0.25, 9, 0.2, 1000.0)
+    assert mechanism.noise_multiplier == pytest.approx(4000 * 0.25 * 3 / 150) and mechanism.signal_budget(4000) == pytest.approx(150)
+    assert (settings.learner.hidden, settings.learner.learning_rate, settings.learner.average) == ((4,), 20.0, 0.25)
+    assert settings.condition is None and any("tuned in 4 trials on tuning/cartpole-v1-ab-v0" in text and "in the simulator" in text for text in settings.assumptions)
+    # Without a declared size it is the rounded one.
+    rounded, _ = make_settings(Request(dataset=dataset.name, tuned=tuned(unit="transition")), dataset, Choices())
+    assert rounded.mechanism.signal_budget(rounded.declared_size) == pytest.approx(150) and rounded.size_margin > 0
+
+
+def test_the_dataset_that_was_tuned_on_makes_a_run_conditional_also_after_an_edit(recordings):
+    dataset = load_dataset(recordings["cartpole"])
+    edited = dataclasses.replace(dataset, rewards=dataset.rewards + 1)
+    for data in (dataset, edited, dataclasses.replace(dataset, name="another/name-v0")):
+        assert make_settings(Request(dataset=data.name, tuned=tuned(how=of(dataset))), data, Choices())[0].condition == "tuned-on-this-dataset"
+    fresh = dataclasses.replace(edited, name="another/name-v0")
+    settings, _ = make_settings(Request(dataset=fresh.name, tuned=tuned(how=of(dataset))), fresh, Choices())
+    assert settings.condition is None and any("declared that dataset trusted" in text for text in settings.assumptions)
+
+
+def test_a_conditional_claim_says_so_and_verifies_and_a_forged_one_does_not(recordings, tmp_path):
+    dataset = load_dataset(recordings["cartpole"])
+    stores = {}
+    for name, how in (("conditional", of(dataset)), ("fresh", OTHER)):
+        settings, _ = make_settings(Request(dataset=dataset.name, tuned=tuned(how=how), states=4, held_out=1), dataset, Choices())
+        store = stores[name] = RunStore.create_or_open(tmp_path / name, settings, secret=SECRET)
+        units = training_units(settings, dataset)
+        states = store.write_states(choose_states(settings, SECRET, units, "cpu"))
+        store.add_target(24)
+        store.commit(train_and_evaluate(settings, SECRET, units, states, range(24), "cpu"))
+        store.write_json("baselines.json", {"reference": [1] * 4})
+    # What a later command reads from the folder carries it, too.
+    certificate = certify(RunStore.open(tmp_path / "conditional"), Choices(threat="insert"))
+    assert certificate["inputs"]["condition"] == "tuned-on-this-dataset" and certificate["claim"][0].startswith("CONDITIONAL: ") and verify(certificate) == []
+    summary = finish(stores["conditional"], certificate)
+    assert "CONDITIONAL: " in describe(summary)
+    fresh = certify(stores["fresh"], Choices(threat="insert"))
+    assert fresh["inputs"]["condition"] is None and not any("CONDITIONAL" in text for text in fresh["claim"])
+    assert "CONDITIONAL" not in describe(finish(stores["fresh"], fresh))
+    for condition, found in ((None, "claim"), ("harmless", "inputs"), (["tuned-on-this-dataset"], "inputs")):
+        forged = copy.deepcopy(certificate)
+        forged["inputs"]["condition"] = condition
+        forged["sha256"] = content_hash(forged)
+        assert any(text.startswith(found) for text in verify(forged)), condition
+
+    rows = side_by_side(compare_runs([str(store.path) for store in stores.values()])).splitlines()
+    assert [row.split()[-1] for row in rows] == ["holds", "conditional", "yes"] and all("bc" in row and "transition" in row for row in rows[1:])
+    keeps = summary["keeps"]["0.5"]
+    assert (f"{percent_down(keeps['fraction'])} %" if keeps["radius"] >= 0 else "-") in rows[1]
+    (tmp_path / "fresh" / "summary.json").unlink()
+    with pytest.raises(MucdError, match="has no summary: make it with `mucd certify"):
+        compare_runs([str(tmp_path / "fresh")])
+
+
+@pytest.mark.parametrize("content, message", [
+    ("[1]", "is not what `mucd tune` writes"),
+    ('{"format": "mucd-tuned/2"}', "its format is not mucd-tuned/1"),
+    (json.dumps(tuned().to_dict() | {"signal_budget": 0}), "signal budget 0 must be"),
+    (json.dumps(tuned().to_dict() | {"extra": 0}), "extra"),
+])
+def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
+    (tmp_path / "tuned.json").write_text(content)
+    with pytest.raises(MucdError, match=message):
+        read_tuned(str(tmp_path / "tuned.json"))
+
+
+def test_options_beside_a_tuned_file_and_another_environment_are_refused(recordings, tmp_path, capfd):
+    file = tmp_path / "tuned.json"
+    file.write_text(json.dumps(tuned().to_dict()))
+    base = ["run", recordings["acrobot"], "--storage", str(tmp_path / "run"), "--tuned", str(file)]
+    for more, message in ((["--steps", "5"], "sets --steps"), (["--unit", "transition"], "sets --unit"), ([], "were tuned for CartPole-v1, and acrobot/test-v0 is of Acrobot-v1")):
+        assert main([*base, *more]) == 2
+        assert message in capfd.readouterr().err
+    assert main([*base[:-1], str(tmp_path / "none.json")]) == 2 and "cannot read" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,115 @@
+"""What a driver tells while it works, and `mucd watch`."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mucd_ray.data.environments.cards import card_for
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.settings import RunSettings
+from mucd_ray.service.storage.store import Block, RunStore
+from mucd_ray.service.watching.live import GONE_AFTER, Live, drivers
+from mucd_ray.service.watching.watch import watch_run
+from mucd_ray.service.workers.actors import Certifier, Coordinator
+
+SETTINGS = RunSettings(
+    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=100, size_margin=None,
+    mechanism=Mechanism(sample_rate=0.1, noise_multiplier=3.0, clip_norm=1.0, steps=5, normaliser=10.0), learner=Learner(learning_rate=1.0),
+)
+BOUNDS = {
+    "instances": 160, "eta": 0.0001, "threat": "symmetric", "mean_return": 412.34,
+    "keeps": {"0.9": {"radius": -1, "fraction": 0.0, "bound": 0.0}, "0.5": {"radius": 1, "fraction": 0.01, "bound": 208.69}},
+}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore.create_or_open(tmp_path / "run", SETTINGS)
+
+
+def test_drivers_see_each_other_until_they_are_gone(store):
+    one, two = Live(store, 100), Live(store, 200)
+    one.renew()
+    assert two.others() == drivers(store) and one.others() == []
+    two.renew()
+    assert [other["wanted"] for other in one.others()] == [200]
+    record = store.read_json(two.name)
+    store.write_json(two.name, record | {"seen": time.time() - GONE_AFTER - 1})
+    assert one.others() == []
+    one.close()
+    assert drivers(store) == []
+
+
+def watched(store, **options):
+    lines = []
+    watch_run(SimpleNamespace(**{"run": str(store.path), "once": True, "json": False} | options), lines.append)
+    return "\n".join(lines)
+
+
+def test_the_rate_and_what_is_shown(store, monkeypatch):
+    with pytest.raises(MucdError, match="no news yet"):
+        watched(store)
+    live, now = Live(store, 400), [1000.0]
+    monkeypatch.setattr("mucd_ray.service.watching.live.time.time", lambda: now[0])
+    for done in (0, 50, 200):
+        live.renew()
+        live.publish(done, {"alive": 2, "wanted": 3}, {"trainer_died": 4})
+        now[0] += 10.0
+    news = json.loads(watched(store, json=True))
+    assert news["instances_per_second"] == 10.0 and news["seconds_left"] == 20.0 and len(news["drivers"]) == 1
+    text = watched(store)
+    assert "200 of 400 instances  [###############---------------]  10/s, 20 s left" in text
+    assert "2 at work, 3 wanted; failures: 4 trainer died" in text and "no bounds yet" in text
+    live.bounds = BOUNDS
+    live.publish(400, {"alive": 2, "wanted": 2}, {}, end=True)
+    live.close()
+    text = watched(store, once=False)
+    assert "finished" in text and "no driver is at work" in text and "from the first 160 instances, valid at every look together: mean return 412.3" in text
+    assert "keeps 90 % at no r" in text and "keeps 50 % up to r = 1 transition (1 %), expected return at least 208.69" in text
+
+
+def test_watching_ends_with_the_certificate_of_a_driver_that_was_killed_before_it_said_so(store):
+    live = Live(store, 400)
+    live.publish(400, {"alive": 2, "wanted": 2}, {})
+    store.write_json("certificate.json", {"results": {"instances": 400}})
+    assert "400 of 400 instances" in watched(store, once=False)
+
+
+def test_looks_are_at_the_first_instances_whoever_stored_them_and_when(local_ray, store):
+    """Which instances finish first depends on their returns: bounds from those would not hold."""
+
+    def stored(first, count, value):
+        nothing = {"actions": np.zeros((count, 200), np.int16), "levels": np.zeros((count, 200, 2), np.uint8), "parameters": {}}
+        return [store.commit(Block(first=first, returns=np.full(count, value), **nothing))]
+
+    store.write_states(np.zeros((200, 4), np.float32))
+    coordinator, certifier = Coordinator.remote(str(store.path), 0), Certifier.remote(str(store.path), vars(Choices()))
+    look = lambda: local_ray.get(certifier.look.remote(coordinator.returns.remote(100)))
+    local_ray.get(coordinator.missing.remote(200, 32))
+    local_ray.kill(coordinator, no_restart=False)
+    coordinator.add.remote(stored(64, 100, 400.0))
+    assert look() is None
+    coordinator.add.remote(stored(0, 64, 100.0))
+    assert (found := look())["instances"] == 100 and found["mean_return"] == pytest.approx(0.64 * 100 + 0.36 * 400)
+    coordinator.add.remote(stored(164, 36, 0.0))
+    assert look() == found
+
+
+def test_news_that_cannot_be_written_do_not_stop_a_run(store, monkeypatch, capsys):
+    live = Live(store, 400)
+
+    def fail(*arguments):
+        raise OSError(5, "the server is gone")
+
+    monkeypatch.setattr(store.storage, "replace", fail)
+    for _ in range(2):
+        live.renewed = 0.0
+        live.renew()
+        live.publish(7, {}, {}, end=True)
+    assert capsys.readouterr().err == f"mucd: {store.path} cannot be reached for news (the server is gone): training goes on\n"
