@@ -48,7 +48,7 @@ def test_drivers_see_each_other_until_they_are_gone(store):
 
 def watched(store, **options):
     lines = []
-    watch_run(SimpleNamespace(**{"run": str(store.path), "once": True, "json": False} | options), lines.append)
+    watch_run(SimpleNamespace(**{"run": str(store.path), "once": True, "json": False} | options), lambda text, control="": lines.append(text))
     return "\n".join(lines)
 
 
