@@ -132,6 +132,9 @@ class Guarantees:
             return self.group(radius, 0)
         return OutcomesGuarantee(worst([self._pair(radius, 0), self._pair(0, radius), *mixed(self, radius)]))
 
+    # What `discretisation_error` says, in words.
+    errs = "safe side: an attack that can be run leaves at most this much more probability than the reported bound, at 1999 probabilities from 0.0005 to 0.9995"
+
     def discretisation_error(self, radius: int) -> float:
         """How far above `at(radius).lower` an attack that can be run stays at most, over 1999 evenly spread probabilities.
 
@@ -144,32 +147,8 @@ class Guarantees:
         return float(np.max(attained - self.at(radius).lower(p)))
 
     def split_profile(self, radius: int, probability: float, splits: int = 9) -> dict:
-        """How the lower bound at `probability` depends on the split of a symmetric difference, to see which split is worst.
-
-        Args:
-            radius: number of changed units, r >= 1.
-            splits: how many evenly spread splits, >= 2; both pure ones are always among them.
-
-        Returns:
-            plain values: `radius`, `probability`, lists `inserted`, `removed` and `bound` of equal length in the order of
-            `removed`, and `exact`: true, every bound is that of the split's own pair of mixtures, not of a chain.
-
-        Raises:
-            MucdError: another threat than `symmetric` (it has one split only), or a value outside its range.
-        """
-        if self.threat != "symmetric":
-            raise MucdError(f"threat {self.threat!r} has one split only: ask for the profile of `symmetric`")
-        if radius < 1 or splits < 2:
-            raise MucdError(f"radius {radius} must be at least 1 and splits {splits} at least 2")
-        removed = [int(k) for k in np.unique(np.rint(np.linspace(0, radius, splits)).astype(int))]
-        return {
-            "radius": int(radius),
-            "probability": float(probability),
-            "inserted": [int(radius) - k for k in removed],
-            "removed": removed,
-            "bound": [float(self.group(int(radius) - k, k).lower(probability)) for k in removed],
-            "exact": True,
-        }
+        """See `split_profile`."""
+        return split_profile(self, radius, probability, splits)
 
     def _mixed_pairs(self, radius: int) -> list[Pair]:
         return [self._pair(radius - low, high) for low, high in _cover(radius, RENYI_SPLITS)]
@@ -261,6 +240,36 @@ class Guarantees:
             return value
 
         return chains if pairs else None
+
+
+def split_profile(guarantees, radius: int, probability: float, splits: int = 9) -> dict:
+    """How the lower bound at `probability` depends on the split of a symmetric difference, to see which split is worst.
+
+    Args:
+        guarantees: of any kind of mechanism, against the threat `symmetric`.
+        radius: number of changed units, r >= 1.
+        splits: how many evenly spread splits, >= 2; both pure ones are always among them.
+
+    Returns:
+        plain values: `radius`, `probability`, lists `inserted`, `removed` and `bound` of equal length in the order of
+        `removed`, and `exact`: true, every bound is that of the split's own group, not of a chain.
+
+    Raises:
+        MucdError: another threat than `symmetric` (it has one split only), or a value outside its range.
+    """
+    if guarantees.threat != "symmetric":
+        raise MucdError(f"threat {guarantees.threat!r} has one split only: ask for the profile of `symmetric`")
+    if radius < 1 or splits < 2:
+        raise MucdError(f"radius {radius} must be at least 1 and splits {splits} at least 2")
+    removed = [int(k) for k in np.unique(np.rint(np.linspace(0, radius, splits)).astype(int))]
+    return {
+        "radius": int(radius),
+        "probability": float(probability),
+        "inserted": [int(radius) - k for k in removed],
+        "removed": removed,
+        "bound": [float(guarantees.group(int(radius) - k, k).lower(probability)) for k in removed],
+        "exact": True,
+    }
 
 
 # How a family covers the mixed splits of a symmetric difference; None where only the number of units counts.

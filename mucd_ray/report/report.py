@@ -19,7 +19,7 @@ from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.policy import return_band
 from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, percent_up, probability_down, probability_up, round_down, round_up, tenths_down
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.gaussian.mechanism import UNITS
+from mucd_ray.mechanism.units import UNITS
 from mucd_ray.report import plots
 from mucd_ray.words import counted
 

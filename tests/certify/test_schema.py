@@ -18,7 +18,10 @@ from mucd_ray.certify.file.certificate import FORMAT, make_certificate, make_inp
 from mucd_ray.certify.file.evidence import ACTION_KEYS, LEVELS, continuous_evidence, histogram, levels, scores_evidence, votes_evidence
 from mucd_ray.certify.guarantees import FAMILIES, THREATS
 from mucd_ray.certify.planning.goal import GOALS
-from mucd_ray.mechanism.gaussian.mechanism import UNITS, Mechanism
+from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.partition import Partition
+from mucd_ray.mechanism.units import UNITS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "certificate.md").read_text()
 ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| (.*) \|$", re.MULTILINE)
@@ -74,6 +77,9 @@ def certificates():
         {"actions": scores_evidence(histogram(levels(values, 0, 1)))},
         {"actions": continuous_evidence(histogram(levels(values, 0, 1)), [0, 0], [1, 1]), "threat": "insert"},
         {"returns": [-90.0], "accountant": "published"},
+        {"mechanism": Bag(bag_size=10), "actions": votes_evidence(votes)},
+        {"mechanism": Bag(draws="poisson", sample_rate=0.01), "threat": "substitute"},
+        {"mechanism": Partition(parts=300), "actions": votes_evidence(votes)},
     ]
     return [make_certificate(make_inputs(**base | kind), assumptions=["η was chosen before."], context=run_context()) for kind in kinds]
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from mucd_ray.certify.file.claim import claim_sentences
 from mucd_ray.certify.file.results import compute_results
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import AnyMechanism, to_values
 from mucd_ray.mechanism.work import TooMuchWork, limited_to
 
 FORMAT = "mucd-certificate/5"
@@ -35,9 +34,13 @@ GOAL = re.compile(r"results\.goal\.certified")
 PROBABILITIES = re.compile(r"results\.(action\..*\.(top_lower|runner_up_upper)|accounting\.(discretisation_error|splits\.bound))")
 KEYS = {"format", "claim", "inputs", "results", "assumptions", "context", "sha256"}
 # These are made by every certificate; further ones are about the run.
+RANDOMNESS = {
+    "gaussian": "Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
+    "bag": "What an instance is depends on its own bag and on fresh randomness alone; no instance was dropped, trained on another bag, or chosen among several.",
+    "partition": "What a part's policy is depends on the units of the part and on public constants alone.",
+}
 STANDING_ASSUMPTIONS = (
     "The attacker does not know the run's secret, from which all noise and all samples are derived.",
-    "Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
     "Neither this run nor this certificate was chosen among several by looking at results.",
     "D' ranges over the datasets that the package accepts: finite values, actions inside the declared space.",
 )
@@ -45,7 +48,7 @@ STANDING_ASSUMPTIONS = (
 
 def make_inputs(
     *,
-    mechanism: Mechanism,
+    mechanism: AnyMechanism,
     units: int,
     returns: np.ndarray,
     return_range: tuple[float, float],
@@ -76,7 +79,7 @@ def make_inputs(
         radius_cap: no radius above it is claimed; at most N, which is the default.
     """
     return {
-        "mechanism": asdict(mechanism),
+        "mechanism": to_values(mechanism),
         "threat": threat,
         "accountant": accountant,
         "eta": eta,
@@ -102,11 +105,16 @@ def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> 
         "claim": claim_sentences(inputs, results),
         "inputs": inputs,
         "results": results,
-        "assumptions": [*STANDING_ASSUMPTIONS, *assumptions],
+        "assumptions": [*standing_assumptions(inputs), *assumptions],
         "context": context,
     }
     body = json.loads(json.dumps(body, allow_nan=False))
     return body | {"sha256": content_hash(body)}
+
+
+def standing_assumptions(inputs: dict) -> list[str]:
+    """What every certificate of these inputs assumes; what follows it is the maker's own."""
+    return [*STANDING_ASSUMPTIONS, RANDOMNESS[inputs["mechanism"]["kind"]]]
 
 
 def content_hash(certificate: dict) -> str:
@@ -169,7 +177,7 @@ def verify(certificate: dict, patience: float = 1.0) -> list[str]:
         raise TooMuchWork(f"to derive this certificate's numbers again {error}: --patience N allows N times {MOST_OPERATIONS:.3g}, up to some ten minutes of a core") from None
     except (MucdError, KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
         return [f"inputs: {type(error).__name__}: {error}"]
-    tolerance = TOLERANCE + TOLERANCE_PER_STEP * inputs["mechanism"]["steps"]
+    tolerance = TOLERANCE + TOLERANCE_PER_STEP * inputs["mechanism"].get("steps", 1)
     width = inputs["return_range"][1] - inputs["return_range"][0]
     tolerances = {RETURNS: tolerance * width, PROBABILITIES: tolerance, GOAL: tolerance * _goal_scale(inputs, results, width)}
     mismatches = _differences(results, certificate["results"], "results", tolerances)
@@ -178,7 +186,7 @@ def verify(certificate: dict, patience: float = 1.0) -> list[str]:
     mismatches += _differences(claim_sentences(inputs, own), certificate["claim"], "claim", {})
     if not (isinstance(assumptions, list) and all(isinstance(text, str) and text.isprintable() for text in assumptions)):
         mismatches.append("assumptions: must be a list of printable sentences")
-    elif list(STANDING_ASSUMPTIONS) != assumptions[: len(STANDING_ASSUMPTIONS)]:
+    elif (standing := standing_assumptions(inputs)) != assumptions[: len(standing)]:
         mismatches.append("assumptions: those that every certificate makes are missing")
     if certificate["sha256"] != found_hash:
         mismatches.append("sha256: the content was changed after the certificate was made")

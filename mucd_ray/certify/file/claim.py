@@ -7,7 +7,8 @@ from mucd_ray.certify.file.evidence import TUNED_ON_THIS_DATASET
 from mucd_ray.certify.guarantees import READINGS, THREATS
 from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
 from mucd_ray.mechanism.gaussian.accounting import MOST_UNITS
-from mucd_ray.mechanism.gaussian.mechanism import UNITS
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.units import UNITS
 from mucd_ray.words import counted
 
 SCOPES = {"per_state": "for each state by itself", "family_wise": "for all states together"}
@@ -30,10 +31,11 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
         f"{THREATS[inputs['threat']].format(units=kind)}; {READINGS[inputs['threat']].format(units=kind)}. "
         "Training is the randomised mechanism recorded here, with randomness that the attacker does not know."
     )
+    sentences += MECHANISMS[inputs["mechanism"]["kind"]](inputs["mechanism"], inputs["units"], kind)
     sentences += _policy(inputs, results, kind)
     if results["action"] is not None:
         sentences += _continuous(results["action"]) if results["action"]["kind"] == "continuous" else _discrete(results["action"])
-    if _largest(results) >= (limit := MOST_UNITS // (2 if inputs["threat"] == "substitute" else 1)):
+    if inputs["mechanism"]["kind"] == Mechanism.kind and _largest(results) >= (limit := MOST_UNITS // (2 if inputs["threat"] == "substitute" else 1)):
         sentences.append(f"Radii were searched up to {limit}, the most that is accounted for: one of {limit} is a floor.")
     if inputs["clipped"]:
         low, high = inputs["return_range"]
@@ -41,6 +43,29 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     if results["goal"] is not None:
         sentences.append(_goal(inputs, results["goal"]))
     return [*sentences, *_confidence(inputs, results)]
+
+
+def _bag(mechanism: dict, units: int, kind: str) -> list[str]:
+    how = {
+        "fixed": f"exactly {mechanism['bag_size']} of the {kind}, every set of that many as likely as any other",
+        "replacement": f"{mechanism['bag_size']} draws, each of them any of the {kind} (one may be drawn several times)",
+        "poisson": f"every one of the {kind} by itself with probability {exactly(mechanism['sample_rate'] or 0.0)}",
+    }[mechanism["draws"]]
+    return [
+        f"How it withstands: every instance is trained on a bag of its own, {how}, drawn independently of all other instances. Nothing is assumed of the learner: whatever it does with "
+        "its bag, a bag without changed units gives what it gave before. A learner that fails on its bag counts as a policy like any other."
+    ]
+
+
+def _partition(mechanism: dict, units: int, kind: str) -> list[str]:
+    return [
+        f"How it withstands: the {kind} are sorted into {mechanism['parts']} parts by a public hash of their content, one policy is trained on each part without any chance, and an instance is one of "
+        "these policies, drawn at random: a changed unit reaches one policy."
+    ]
+
+
+# What a mechanism says of itself beside the first sentence.
+MECHANISMS = {"gaussian": lambda mechanism, units, kind: [], "bag": _bag, "partition": _partition}
 
 
 def _largest(results) -> int:

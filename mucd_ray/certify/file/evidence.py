@@ -6,12 +6,11 @@ the end of the level's cell that errs to the safe side.
 """
 
 import sys
-from dataclasses import fields
 
 import numpy as np
 
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import from_values
 from mucd_ray.words import counted
 
 # A level is 0.5 % of the range.
@@ -81,9 +80,7 @@ def check_inputs(inputs: dict) -> None:
     """
     if not isinstance(inputs, dict) or set(inputs) != KEYS:
         raise MucdError(f"inputs must have exactly the keys {', '.join(sorted(KEYS))}")
-    mechanism = inputs["mechanism"]
-    if not isinstance(mechanism, dict) or set(mechanism) != {field.name for field in fields(Mechanism)}:
-        raise MucdError("mechanism must hold exactly the fields of a mechanism")
+    from_values(inputs["mechanism"])
     if not (inputs["goal"] is None or isinstance(inputs["goal"], str)):
         raise MucdError(f"goal {_shown(inputs['goal'])} must be null or text")
     if not (inputs["condition"] is None or inputs["condition"] in CONDITIONS):
@@ -91,8 +88,7 @@ def check_inputs(inputs: dict) -> None:
     _check_real("return range", inputs["return_range"], 2)
     _check_real("returns", inputs["returns"])
     _check_real("eta and discount", [inputs["eta"], inputs["discount"]])
-    _check_real("mechanism", [value for key, value in mechanism.items() if key not in ("unit", "steps")])
-    _check_whole("units, radius cap, rollouts and steps", [inputs["units"], inputs["radius_cap"], inputs["rollouts"], mechanism["steps"]])
+    _check_whole("units, radius cap and rollouts", [inputs["units"], inputs["radius_cap"], inputs["rollouts"]])
     if not 1 <= inputs["radius_cap"] <= inputs["units"]:
         raise MucdError(f"radius cap {inputs['radius_cap']} is outside 1..{inputs['units']}, the number of units of the dataset")
     if inputs["rollouts"] < 1:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from mucd_ray.certify.action import ABSTAIN, ActionCertificate, certify_scores, certify_votes
+from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.confidence.bands import BANDS
 from mucd_ray.certify.confidence.looks import LOOKS, effective_eta
 from mucd_ray.certify.confidence.means import MEANS, mean_lower
@@ -17,6 +18,7 @@ from mucd_ray.certify.policy import ceiling_band, expected_return_bound, mean_ro
 from mucd_ray.certify.radius import radius_ladder
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import from_values
 from mucd_ray.mechanism.work import spend
 from mucd_ray.words import counted
 
@@ -44,16 +46,16 @@ def compute_results(inputs: dict) -> dict:
     """Every number of the certificate, from `inputs` alone. Raises MucdError for inputs that no certificate can be based on."""
     check_inputs(inputs)
     check_choices(inputs["threat"], inputs["accountant"], inputs["band"], inputs["looks"])
-    mechanism = Mechanism(**inputs["mechanism"])
+    mechanism = from_values(inputs["mechanism"])
     returns = np.array(inputs["returns"], dtype=float)
     eta = effective_eta(check_eta(inputs["eta"]), inputs["looks"], len(returns))
-    guarantees = Guarantees(mechanism, threat=inputs["threat"], family=inputs["accountant"])
+    guarantees = guarantees_of(mechanism, units=inputs["units"], threat=inputs["threat"], family=inputs["accountant"])
     policy = _policy_results(inputs, returns, guarantees, eta)
     results = {
         "sound": inputs["accountant"] != "published",
         "instances": len(returns),
         "eta": eta,
-        "signal_budget": mechanism.signal_budget(inputs["units"]),
+        "signal_budget": mechanism.signal_budget(inputs["units"]) if isinstance(mechanism, Mechanism) else None,
         "policy": policy,
         "action": None,
         "goal": None,
@@ -235,11 +237,11 @@ def _goal_results(inputs, returns, guarantees, eta, action) -> dict:
 
 def _accounting_results(guarantees: Guarantees, radius: int) -> dict:
     """At the radius that keeps half: how far above the reported bound an attack of a pure group stays, which bounds what any tighter
-    computation could gain; and the bounds of single splits of a symmetric difference, each from its own double mixture."""
+    computation could gain; and the bounds of single splits of a symmetric difference, each by its own accounting."""
     radius = max(1, radius)
     return {
         "radius": radius,
         "discretisation_error": guarantees.discretisation_error(radius),
-        "errs": "safe side: an attack that can be run leaves at most this much more probability than the reported bound, at 1999 probabilities from 0.0005 to 0.9995",
+        "errs": guarantees.errs,
         "splits": guarantees.split_profile(radius, SPLIT_PROBABILITY) if guarantees.threat == "symmetric" else None,
     }

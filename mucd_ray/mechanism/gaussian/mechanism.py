@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.units import UNITS
 
-# Name of a unit -> its plural.
-UNITS = {"transition": "transitions", "trajectory": "trajectories"}
 # The range in which the accounting was tested. Below the least rate a unit's whole effect, T q, drowns in the allowance for
 # floating-point error.
 LEAST_RATE = 1e-9
@@ -35,6 +35,7 @@ class Mechanism:
         MucdError: a field is outside its range.
     """
 
+    kind: ClassVar[str] = "gaussian"
     unit: str = "transition"
     sample_rate: float
     noise_multiplier: float

@@ -18,7 +18,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, softmax_probabilities, trained_policies
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import as_expected
-from mucd_ray.mechanism.gaussian.mechanism import UNITS
+from mucd_ray.mechanism.units import UNITS
 from mucd_ray.service.storage.store import RunStore, copies_that_count
 
 # Outputs of all policies that are computed at a time: more leave the processor's cache.

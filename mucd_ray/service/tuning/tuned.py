@@ -10,7 +10,8 @@ from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.learn.learner import Learner, LocalUpdate
-from mucd_ray.mechanism.gaussian.mechanism import UNITS, Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.units import UNITS
 from mucd_ray.words import counted
 
 FORMAT = "mucd-tuned/1"

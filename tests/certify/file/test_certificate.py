@@ -264,7 +264,7 @@ def test_evidence_that_does_not_fit_is_refused_and_never_verifies(changes, messa
 
 def test_what_verify_spends_is_bounded_before_it_is_spent(tmp_path, monkeypatch):
     """A small file can ask for days: heavy mixtures, hundreds of radii. What is usual passes, and patience lifts the limit."""
-    mechanism = {"unit": "transition", "sample_rate": 0.5, "noise_multiplier": 1e6, "clip_norm": 1.0, "steps": 10_000_000, "normaliser": 1.0}
+    mechanism = {"kind": "gaussian", "unit": "transition", "sample_rate": 0.5, "noise_multiplier": 1e6, "clip_norm": 1.0, "steps": 10_000_000, "normaliser": 1.0}
     hostile = copy.deepcopy(CERTIFICATE)
     hostile["inputs"] |= {"mechanism": mechanism, "units": 10**9, "radius_cap": 10**9, "actions": None, "accountant": "rdp"}
     monkeypatch.setattr(certificate_file, "MOST_OPERATIONS", 1e8)

@@ -1,0 +1,143 @@
+"""The built-in trainer: any algorithm of the registry on one bag, with statistics of that bag, without clipping and without noise.
+
+What is done here to a bag is covered by the guarantee of bagging whatever it is: it is a function of the bag and of fresh randomness. So
+observations are taken as they were recorded and normalised by the bag's own mean and deviation, and trajectories that earned little may
+be left out. The released policy takes raw observations: the normalisation is folded into its first layer.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.ensemble import acting_parameters, fused_trains
+from mucd_ray.learn.problem import Problem
+from mucd_ray.learn.streams import Streams
+from mucd_ray.learn.units import Units
+
+# A feature whose deviation in a bag is below this share of its size is constant there, and ignored by the policy.
+CONSTANT = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a policy is fitted to a bag; optimiser, learning rate, hidden layers and averaging are the `Learner`'s.
+
+    Attributes:
+        steps: of the optimiser, each on about `batch` transitions of the bag.
+        batch: expected size of a minibatch; a bag with fewer transitions is taken whole.
+        top_share: share in (0, 1] of the bag's trajectories that are kept, those with the largest returns, at least one. Only where units
+            are trajectories (or sources).
+        normalise: whether observations are centred and scaled by the bag's own statistics.
+
+    Raises:
+        MucdError: a field is outside its range.
+    """
+
+    steps: int = 1500
+    batch: int = 128
+    top_share: float = 1.0
+    normalise: bool = True
+
+    def __post_init__(self):
+        for name in ("steps", "batch"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise MucdError(f"{name} {getattr(self, name)} of training on a bag must be a whole number, at least 1")
+        if not 0 < self.top_share <= 1:
+            raise MucdError(f"top share {self.top_share} is outside (0, 1]: 0.5 keeps the better half of each bag")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoNoise:
+    """What the engines read of a mechanism, for plain training: no noise, and a clip norm that no gradient reaches."""
+
+    sample_rate: float
+    steps: int
+    normaliser: float
+    unit: str = "transition"
+    clip_norm: float = 1e12
+    noise_multiplier: float = 0.0
+
+
+def fit_policies(
+    *, problem: Problem, fit: Fit, units: Units, bags: Iterable[np.ndarray], instances: Iterable[int], streams: Streams, progress: Callable[[], None] | None = None
+) -> dict[str, Tensor]:
+    """One policy per bag: parameters of the acting networks on raw observations, stacked [P, ...] as from `train_block`.
+
+    Args:
+        units: all of the data; only the rows of a bag's own units are read for it.
+        bags: indices of units, one array for each instance.
+        instances: their numbers, the keys of all randomness in `streams`.
+        progress: called after every instance.
+
+    A bag without a transition gives a policy whose parameters are NaN, and so does training that overflows: it takes the default action everywhere
+    (`evaluate/policies.py`). Nothing is drawn again.
+    """
+    torch.set_num_threads(1)
+    trained = []
+    for bag, instance in zip(bags, instances, strict=True):
+        trained.append(_fit(problem, fit, units, bag, instance, streams))
+        if progress is not None:
+            progress()
+    return {name: torch.stack([policy[name] for policy in trained]) for name in trained[0]}
+
+
+def _fit(problem: Problem, fit: Fit, units: Units, bag: np.ndarray, instance: int, streams: Streams) -> dict[str, Tensor]:
+    rows = rows_of(units, bag, fit.top_share)
+    if not len(rows):
+        empty = acting_parameters(problem, torch.full((1, problem.parameter_count), torch.nan))
+        return {name: stacked[0] for name, stacked in empty.items()}
+    of_bag, center, scale = _normalised(units, rows, fit.normalise)
+    size = min(fit.batch, len(rows))
+    mechanism = NoNoise(sample_rate=size / len(rows), steps=fit.steps, normaliser=size)
+    flat = torch.from_numpy(_train(problem, mechanism, of_bag, instance, streams))[None]
+    return _on_raw_observations({name: stacked[0] for name, stacked in acting_parameters(problem, flat).items()}, center, scale)
+
+
+def rows_of(units: Units, bag: np.ndarray, top_share: float = 1.0) -> np.ndarray:
+    """Rows of the data in the bag, unit after unit, int64 [B]; of trajectories only the best share, by the sum of their rewards."""
+    lengths = units.lengths[bag]
+    if top_share < 1 and len(bag):
+        with np.errstate(over="ignore", invalid="ignore"):
+            returns = np.array([units.rewards[start : start + length].sum(dtype=np.float64) for start, length in zip(units.starts[bag], lengths)])
+        # Returns that are no number count as the worst.
+        order = np.argsort(np.where(np.isnan(returns), -np.inf, returns), kind="stable")[::-1]
+        bag = bag[np.sort(order[: max(1, math.ceil(top_share * len(bag)))])]
+    parts = [np.arange(start, start + length) for start, length in zip(units.starts[bag], units.lengths[bag])]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _normalised(units: Units, rows: np.ndarray, normalise: bool) -> tuple[Units, np.ndarray, np.ndarray]:
+    """The bag's rows as units of their own, and center and scale (float64 [d]) of their features: (x - center) / scale is what is learned from."""
+    x, next_x = units.features[rows], units.next_features[rows] if len(units.next_features) else units.next_features
+    center, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
+    if normalise:
+        with np.errstate(over="ignore", invalid="ignore"):
+            center, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+            scale = np.where(scale <= CONSTANT * np.abs(center), np.inf, scale)
+            x, next_x = (((part - center) / scale).astype(np.float32) for part in (x, next_x))
+    return Units.transitions(x, units.actions[rows], next_features=next_x, rewards=units.rewards[rows], keeps=units.keeps[rows]), center, scale
+
+
+def _train(problem: Problem, mechanism: NoNoise, units: Units, instance: int, streams: Streams) -> np.ndarray:
+    """Flat parameters of all networks, float32 [parameter_count]."""
+    if fused_trains(problem):
+        # Numba takes a second to import, which processes that do not train should not pay.
+        from mucd_ray.learn.engines.fused.engine import FusedTrainer
+
+        return FusedTrainer(problem, mechanism, units, streams).train(instance)
+    from mucd_ray.learn.engines.stacked import UnitsOnDevice, train_stacked
+
+    return train_stacked(problem, mechanism, UnitsOnDevice(units, torch.device("cpu")), [instance], streams)[0].numpy()
+
+
+def _on_raw_observations(policy: dict[str, Tensor], center: np.ndarray, scale: np.ndarray) -> dict[str, Tensor]:
+    """The same policy of raw observations: W ((x - c) / s) + b = (W / s) x + (b - (W / s) c), computed in float64."""
+    weight = policy["0.weight"].double() / torch.from_numpy(scale)[:, None]
+    bias = policy["0.bias"].double() - torch.from_numpy(center) @ weight
+    return policy | {"0.weight": weight.float(), "0.bias": bias.float()}

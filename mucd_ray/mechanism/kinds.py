@@ -1,0 +1,42 @@
+"""The kinds of mechanism, each a frozen description in plain values. A new one is one file and one line here."""
+
+from dataclasses import asdict, fields
+
+from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.partition import Partition
+
+KINDS = {kind.kind: kind for kind in (Mechanism, Bag, Partition)}
+AnyMechanism = Mechanism | Bag | Partition
+
+
+def to_values(mechanism: AnyMechanism) -> dict:
+    """Plain JSON values, the name of the kind among them; `from_values` inverts it."""
+    return {"kind": mechanism.kind} | asdict(mechanism)
+
+
+def from_values(values: dict) -> AnyMechanism:
+    """A mechanism from `to_values`.
+
+    Raises:
+        MucdError: an unknown kind, other fields than its own, or one that is ill-typed or outside its range.
+    """
+    if not isinstance(values, dict) or not isinstance(values.get("kind"), str) or values["kind"] not in KINDS:
+        raise MucdError(f"a mechanism must be an object whose kind is one of {', '.join(KINDS)}")
+    kind, given = KINDS[values["kind"]], {name: value for name, value in values.items() if name != "kind"}
+    if set(given) != {field.name for field in fields(kind)}:
+        raise MucdError(f"a mechanism of kind {kind.kind} has exactly the fields {', '.join(field.name for field in fields(kind))}")
+    for field in fields(kind):
+        if not _fits(given[field.name], field.type):
+            raise MucdError(f"mechanism: {field.name} {str(given[field.name])[:60]!r} must be {NAMES[field.type]}")
+    return kind(**given)
+
+
+NAMES = {str: "text", int: "a whole number", float: "a finite number", int | None: "a whole number or null", float | None: "a number or null"}
+
+
+def _fits(value, wanted) -> bool:
+    # JSON writes 1.0 and 1 alike; true is no number. Whole numbers that no double holds are refused, so that none overflows.
+    allowed = {str: (str,), int: (int,), float: (int, float), int | None: (int, type(None)), float | None: (int, float, type(None))}[wanted]
+    return type(value) in allowed and (type(value) is not int or abs(value) <= 2**53)

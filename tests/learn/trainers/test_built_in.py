@@ -1,0 +1,81 @@
+"""The built-in trainer on bags: a function of the bag alone, on raw observations; what fails is a policy like any other."""
+
+import numpy as np
+import pytest
+from problems import LOSSES, QUICK, changed, problem, trajectories, transitions
+
+from mucd_ray.errors import MucdError
+from mucd_ray.evaluate.policies import trained_policies
+from mucd_ray.learn.streams import Streams
+from mucd_ray.learn.trainers.built_in import Fit, fit_policies, rows_of
+from mucd_ray.learn.units import Units
+
+STREAMS = Streams(b"the secret of these tests")
+
+
+def adam(algorithm="bc", discrete=True, **learner):
+    return problem(algorithm, discrete, **{"optimiser": "adam", "learning_rate": 0.01, "hidden": (16,), "average": 0.5} | learner)
+
+
+def fitted(asked, units, bags, fit=Fit(steps=5), instances=None):
+    found = fit_policies(problem=asked, fit=fit, units=units, bags=[np.array(bag) for bag in bags], instances=instances or range(len(bags)), streams=STREAMS)
+    return {name: stacked.numpy() for name, stacked in found.items()}
+
+
+@pytest.mark.parametrize("algorithm,discrete", [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in LOSSES])
+def test_a_policy_is_a_function_of_its_bag_and_its_number_alone(algorithm, discrete):
+    asked = adam(algorithm, discrete)
+    units = trajectories(asked, [4, 7, 3, 9, 5], np.random.default_rng(0))
+    others = changed(changed(units, 0, features=1e30, rewards=1e30), 3, features=-7.0)
+    policy = fitted(asked, units, [[4, 1, 2]])
+    beside = fitted(asked, others, [[0, 3], [4, 1, 2]], instances=[5, 0])
+    for name, values in policy.items():
+        assert values[0].tobytes() == beside[name][1].tobytes()
+        assert np.isfinite(values).all()
+    other = fitted(asked, units, [[4, 1, 2]], instances=[1])
+    assert any(not np.array_equal(other[name], policy[name]) for name in policy)
+
+
+def test_it_learns_from_raw_observations_of_any_size():
+    """Features of sizes 1e4 and 1e-3, far from zero; one that is constant in the bag, but not elsewhere, is ignored."""
+    rng = np.random.default_rng(1)
+    hidden_truth = rng.standard_normal((600, 2))
+    features = np.column_stack([1e4 * hidden_truth[:, 0] + 3e4, 1e-3 * hidden_truth[:, 1] - 0.5, np.full(600, 7.0)]).astype(np.float32)
+    actions = (hidden_truth[:, 0] > hidden_truth[:, 1]).astype(np.int64)
+    units = Units.transitions(features, actions)
+    asked = adam(inputs=3, actions=2, hidden=(32,))
+    policy = trained_policies(asked, fit_policies(problem=asked, fit=Fit(steps=600), units=units, bags=[np.arange(500)], instances=[0], streams=STREAMS))
+    held_out = features[500:]
+    assert (policy.act(held_out, np.array([0])) == actions[500:]).mean() > 0.9
+    moved = held_out + np.array([0, 0, 50], np.float32)
+    assert np.array_equal(policy.act(moved, np.array([0])), policy.act(held_out, np.array([0])))
+
+
+def test_the_better_share_of_the_bag_is_kept():
+    asked = adam()
+    units = trajectories(asked, [2, 2, 2, 2], np.random.default_rng(0))
+    rewards = np.array([1, 1, 5, 5, 0, 0, 3, 3], np.float32)
+    units = Units(unit="trajectory", **units.arrays() | {"rewards": rewards})
+    assert rows_of(units, np.array([0, 2, 1, 3]), 0.5).tolist() == [2, 3, 6, 7]
+    assert rows_of(units, np.array([3, 0]), 0.1).tolist() == [6, 7]
+    assert rows_of(units, np.array([1, 1, 0]), 1.0).tolist() == [2, 3, 2, 3, 0, 1]
+    poisoned = Units(unit="trajectory", **units.arrays() | {"rewards": np.where(np.arange(8) == 2, np.nan, rewards).astype(np.float32)})
+    assert rows_of(poisoned, np.array([0, 1, 2, 3]), 0.5).tolist() == [0, 1, 6, 7]
+
+
+def test_an_empty_bag_and_one_that_breaks_the_learner_give_the_default_policy():
+    asked = adam()
+    units = changed(transitions(asked, 40, np.random.default_rng(0)), 3, features=np.inf)
+    policies = trained_policies(asked, fit_policies(
+        problem=asked, fit=Fit(steps=5), units=units, bags=[np.zeros(0, int), np.arange(10), np.arange(10, 40)], instances=[0, 1, 2], streams=STREAMS
+    ))
+    observations = np.random.default_rng(1).standard_normal((20, 5)).astype(np.float32)
+    assert not policies.act(observations, np.array([0])).any()
+    assert not policies.act(observations, np.array([1])).any()
+    assert len(set(policies.act(observations, np.array([2])))) > 1
+
+
+@pytest.mark.parametrize("values", [{"steps": 0}, {"batch": 1.5}, {"top_share": 0.0}, {"top_share": 1.1}, {"top_share": float("nan")}])
+def test_bad_fits_are_refused(values):
+    with pytest.raises(MucdError, match=str(next(iter(values.values())))):
+        Fit(**values)
