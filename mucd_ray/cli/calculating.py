@@ -1,0 +1,171 @@
+"""`mucd plan`, `tradeoff` and `radius`: the mathematics by itself, without a dataset."""
+
+import json
+import sys
+
+from mucd_ray.cli.options import add_accountant, add_command, add_threat, path
+from mucd_ray.errors import MucdError
+from mucd_ray.words import counted
+
+
+def add_plan(commands):
+    sub = add_command(
+        commands, "plan", plan,
+        "The mechanism, or the number of instances, that certifies a vote when a wanted number of units may be changed. One of noise multiplier, "
+        "steps, sample rate and instances is solved for and rounded to the safe side; the others are given, or have defaults.",
+        "mucd plan --units 20000 --fraction 0.01 --instances 1000",
+    )
+    sub.add_argument("--units", type=int, required=True, help="N, a public number")
+    target = sub.add_mutually_exclusive_group()
+    target.add_argument("--fraction", type=float, help="share of the units that may be changed: 0.01 means 1 %%")
+    target.add_argument("--radius", type=int, help="number of units that may be changed, instead of a fraction")
+    sub.add_argument("--solve", choices=["noise-multiplier", "steps", "sample-rate", "instances"], help="what to solve for (default: the noise multiplier or, if it is given, what is not)")
+    sub.add_argument("--noise-multiplier", type=float, help="sigma; needed to solve for anything else")
+    sub.add_argument("--steps", type=int, help="T (default: 100)")
+    sub.add_argument("--sample-rate", type=float, help="q (default: a batch of about 1024)")
+    sub.add_argument("--instances", type=int, help="P (default: 1000)")
+    sub.add_argument("--agreement", type=float, default=1.0, help="share of the instances that vote for the top action; all others vote for one other action")
+    sub.add_argument("--frontier", type=path, metavar="FILE.png", help="also plot the certified share of the data against the signal budget for 100, 1000 and 10000 instances")
+    sub.add_argument("--actions", type=int, default=2, help="number of discrete actions")
+    sub.add_argument("--eta", type=float, default=0.001, help="probability that a statement may be wrong")
+    add_threat(sub)
+
+
+def plan(options, out):
+    from dataclasses import asdict
+
+    from mucd_ray.certify.planning.plan import plan as make_plan
+    from mucd_ray.certify.rounding import exactly, percent_down
+
+    asked = {name: getattr(options, name) for name in ("units", "eta", "actions", "threat", "accountant", "steps", "sample_rate", "agreement")}
+    lines, result = [], {}
+    questions = (options.fraction, options.radius, options.solve, options.noise_multiplier)
+    if any(value is not None for value in questions) or not options.frontier:
+        answer = make_plan(
+            **asked, fraction=options.fraction, radius=options.radius, instances=options.instances, noise_multiplier=options.noise_multiplier,
+            solve=options.solve,
+        )
+        mechanism = answer.mechanism
+        vote = "unanimous vote" if answer.agreement == 1 else f"vote with an agreement of {exactly(answer.agreement)}"
+        lines.append(
+            f"sample rate {exactly(mechanism.sample_rate)}, noise multiplier {exactly(mechanism.noise_multiplier)}, steps {mechanism.steps}: a {vote} of "
+            f"{counted(answer.instances, 'instance')} is certified up to r = {answer.radius} of {counted(answer.units, mechanism.unit)} ({percent_down(answer.radius / answer.units)} %); "
+            f"signal budget S = {answer.signal_budget:.4g}"
+        )
+        result = asdict(answer) | asdict(mechanism)
+    if options.frontier:
+        rows = _frontier(options, asked)
+        result |= {"frontier": rows, "frontier_file": options.frontier}
+        counts = list(dict.fromkeys(row["instances"] for row in rows))
+        lines.append(f"{'S':>8}" + "".join(f"  {f'P = {count}':>12}" for count in counts) + "   certified share of the data")
+        for budget in dict.fromkeys(row["signal_budget"] for row in rows):
+            lines.append(f"{exactly(budget):>8}" + "".join(f"  {percent_down(row['radius'] / options.units):>10} %" for row in rows if row["signal_budget"] == budget))
+        lines.append(f"plotted in {options.frontier}")
+    out(json.dumps(result) if options.json else "\n".join(lines))
+    _warn_unsound(options.accountant)
+
+
+def _frontier(options, asked: dict) -> list[dict]:
+    """Computes the frontier and writes its plot."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    import numpy as np
+
+    from mucd_ray.certify.planning.plan import FRONTIER_INSTANCES, frontier
+    from mucd_ray.report import plots
+
+    file = Path(options.frontier)
+    if file.suffix.lower() != ".png" or not file.parent.is_dir():
+        raise MucdError(f"--frontier {file} must be the name of a .png file in a folder that exists")
+    rows = frontier(**asked, instances=sorted({*FRONTIER_INSTANCES, *([] if options.instances is None else [options.instances])}))
+    curves = {}
+    for row in rows:
+        curves.setdefault(counted(row["instances"], "instance"), []).append(row["fraction"])
+    budgets = np.array(list(dict.fromkeys(row["signal_budget"] for row in rows)))
+    look = replace(plots.WIDE, warning="not sound: the published rule" if options.accountant == "published" else "")
+    try:
+        file.write_bytes(plots.frontier(signal_budget=budgets, fraction={label: np.array(shares) for label, shares in curves.items()}, look=look))
+    except OSError as error:
+        raise MucdError(f"--frontier {file} cannot be written: {error.strerror}") from None
+    return rows
+
+
+def add_tradeoff(commands):
+    sub = add_command(commands, "tradeoff", tradeoff, "Bounds under D' of events whose probability under D is known.", "mucd tradeoff --sample-rate 0.002 --noise-multiplier 3 --steps 1000 --inserted 50 --removed 0 --probability 0.9 0.99")
+    _add_mechanism(sub)
+    sub.add_argument("--inserted", type=int, required=True, help="units in D' that are not in D")
+    sub.add_argument("--removed", type=int, required=True, help="units in D that are not in D'")
+    sub.add_argument("--probability", type=float, nargs="+", required=True, help="probabilities under D")
+    add_accountant(sub)
+
+
+def tradeoff(options, out):
+    from mucd_ray.certify.guarantees import Guarantees
+    from mucd_ray.certify.rounding import exactly, probability_down, probability_up
+
+    guarantee = Guarantees(_mechanism(options), family=options.accountant).group(options.inserted, options.removed)
+    lower, upper = guarantee.lower(options.probability), guarantee.upper(options.probability)
+    if options.json:
+        out(json.dumps({"lower": lower.tolist(), "upper": upper.tolist()}))
+    else:
+        bounds = zip(options.probability, lower, upper, strict=True)
+        rows = [("under D", "lower", "upper"), *((exactly(p), probability_down(a), probability_up(b)) for p, a, b in bounds)]
+        widths = [max(10, *map(len, column)) for column in zip(*rows)]
+        out("\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows))
+    _warn_unsound(options.accountant)
+
+
+def add_radius(commands):
+    sub = add_command(commands, "radius", radius, "Certified radius of an action from bounds on the two largest vote shares.", "mucd radius --sample-rate 0.002 --noise-multiplier 3 --steps 1000 --top 0.99 --runner-up 0.01")
+    _add_mechanism(sub)
+    sub.add_argument("--top", type=float, required=True, help="lower bound on the top action's probability")
+    sub.add_argument("--runner-up", type=float, required=True, help="upper bound on any other action's probability")
+    sub.add_argument("--units", type=int, default=10_000_000, help="no radius above this is searched")
+    add_threat(sub)
+
+
+def radius(options, out):
+    import numpy as np
+
+    from mucd_ray.certify.action import action_radii
+    from mucd_ray.certify.confidence.proportions import LARGEST, check_count
+    from mucd_ray.certify.guarantees import Guarantees
+
+    for name, value in (("top", options.top), ("runner-up", options.runner_up)):
+        if not 0 <= value <= 1:
+            raise MucdError(f"{name} {value} is outside [0, 1]: it is a probability")
+    # Nothing else has more than what the top action leaves.
+    runner_up = min(options.runner_up, 1.0 - options.top)
+    if runner_up > options.top:
+        raise MucdError(f"runner-up {options.runner_up} is above top {options.top}: the top action has the larger probability")
+    guarantees = Guarantees(_mechanism(options), threat=options.threat, family=options.accountant)
+    cap = min(check_count(options.units, "units", 1, LARGEST), guarantees.largest_radius)
+    found = int(action_radii(np.array([options.top]), np.array([runner_up]), guarantees, cap)[0])
+    if options.json:
+        out(json.dumps({"radius": None if found < 0 else found, "floor": found == cap}))
+    elif found < 0:
+        out("abstain: the two probabilities do not certify even r = 0")
+    else:
+        end = "the search ends at --units" if cap == options.units else "no larger group is accounted for"
+        out(f"r = {found}" + (f" at least: {end}" if found == cap else ""))
+    _warn_unsound(options.accountant)
+
+
+def _add_mechanism(sub):
+    sub.add_argument("--sample-rate", type=float, required=True, help="q")
+    sub.add_argument("--noise-multiplier", type=float, required=True, help="sigma")
+    sub.add_argument("--steps", type=int, required=True, help="T")
+
+
+def _mechanism(options):
+    from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+
+    return Mechanism(
+        sample_rate=options.sample_rate, noise_multiplier=options.noise_multiplier, steps=options.steps, clip_norm=1.0, normaliser=1.0
+    )
+
+
+def _warn_unsound(accountant: str) -> None:
+    if accountant == "published":
+        print("mucd: the published rule is not sound: these numbers are for comparison only", file=sys.stderr)

@@ -1,0 +1,80 @@
+"""How a command is declared, and the options that several commands share."""
+
+import argparse
+import os
+
+from mucd_ray.words import harmless
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, unless there is none or the text tells it itself."""
+
+    def _get_help_string(self, action):
+        told = action.default in (None, False) or "(default" in (action.help or "")
+        return action.help if told else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad arguments are one line, like all other bad input."""
+
+    def error(self, message):
+        self.exit(2, harmless(f"mucd: error: {' '.join(message.split())}; see `{self.prog} --help`") + "\n")
+
+
+def add_command(commands, name, function, help, example):
+    """One of `commands`, which calls function(options, out); returns its parser, for its own options."""
+    sub = commands.add_parser(name, help=help, description=help, epilog=f"example: {example}", formatter_class=HelpFormatter)
+    sub.set_defaults(command=function)
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+    return sub
+
+
+def path(text: str) -> str:
+    """Shells do not expand the ~ of --option=~/file."""
+    return os.path.expanduser(text)
+
+
+def add_accountant(sub, default=lambda value: value):
+    sub.add_argument("--accountant", default=default("tradeoff"), choices=["tradeoff", "rdp", "rdp-mirrored", "adp", "adp-group", "published"], help="outcomes guarantee; published is not sound")
+
+
+def add_threat(sub, default=lambda value: value):
+    sub.add_argument("--threat", default=default("symmetric"), choices=["symmetric", "insert", "remove", "substitute"], help="how D' may differ from D")
+    add_accountant(sub, default)
+
+
+def add_until(sub):
+    sub.add_argument(
+        "--until",
+        metavar="GOAL",
+        help="stop as soon as a certificate says so, such as return>=0.5@0.01: half of the mean return kept with 1 %% of the units poisoned (also actions>=0.9@1%%, "
+        "absolute-return>=-200@0.01); looked at at 100, 160, 250, 400, 630, 1000, 1600, ... instances; --instances is the budget; exit status 1 if it ends first",
+    )
+
+
+def add_choices(sub, of_run=False):
+    """With `of_run` options that are left out are None: what the run's certificate has."""
+    group = sub.add_argument_group("certificate" + (" (default: each as in the run's certificate.json)" if of_run else ""))
+
+    def default(value):
+        return None if of_run else value
+
+    group.add_argument("--eta", type=float, default=default(0.001), help="probability that a statement may be wrong")
+    group.add_argument("--band", default=default("order-statistic"), choices=["order-statistic", "dkw"], help="confidence band on the distribution of returns")
+    group.add_argument("--inference", default=default("votes"), choices=["votes", "scores"], help="certify discrete actions by the instances' votes or by their mean probability scores")
+    add_threat(group, default)
+
+
+def add_resources(sub, per_trial=False):
+    group = sub.add_argument_group("resources")
+    group.add_argument("--instances-per-actor", type=int, help="instances that an actor trains at a time; changes speed only (default: 32 on a CPU, 1024 on a GPU)")
+    if per_trial:
+        group.add_argument("--trainers-per-trial", dest="actors", metavar="N", type=int, default=1, help="trainers of each trial, one CPU or GPU share each")
+    else:
+        group.add_argument("--actors", type=int, help="number of trainers; those without room wait for it, so that an autoscaler sees them (default: one per CPU or GPU share, following the cluster)")
+    group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto takes GPUs if Ray has some")
+    group.add_argument("--gpus-per-actor", type=float, default=1.0, help="share of a GPU per trainer")
+    group.add_argument("--gpu-type", help="kind of GPU as Ray names it, such as H100 (default: any)")
+    group.add_argument("--wait-for-nodes", action="store_true", help=("" if per_trial else "with --actors: ") + "do not refuse what the cluster lacks now, an autoscaler will bring it")
+    group.add_argument("--lease", type=float, default=600.0, help="seconds without progress after which a trainer counts as stuck; longer than training one instance takes")
+    group.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, or a local Ray)")

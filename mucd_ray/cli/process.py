@@ -1,0 +1,106 @@
+"""A command as a process: standard streams that may be closed, signals that end it, a last line that says why."""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+
+from mucd_ray.words import harmless
+
+ENDED = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal hung up"}
+
+
+def open_standard_streams() -> None:
+    """Standard streams that are closed (`>&-`) lead to /dev/null, instead of to the next file that is opened."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))
+
+
+def readers_are_gone() -> bool:
+    """Whether standard output or error is a pipe that nobody reads; such a one then leads to /dev/null, where Python's last words go."""
+    gone = False
+    for number in (1, 2):
+        watch = select.poll()
+        watch.register(number, 0)
+        if any(event & select.POLLERR for _, event in watch.poll(0)):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
+            gone = True
+    return gone
+
+
+@contextlib.contextmanager
+def signals_end_the_process(received: list):
+    """SIGTERM and SIGHUP, unless it is ignored (`nohup`), raise SystemExit, so that Ray's processes end, too. They are written down in `received`, since
+    inside a call of Ray's every SystemExit becomes another one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where signals are somebody else's business
+        return
+
+    def end(number, frame):
+        received.append(number)
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in ENDED if signal.getsignal(number) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def only_results_on_stdout():
+    """Libraries and Ray's processes print to stderr; yields a function that prints to the real standard output.
+
+    What it prints may come from files that anybody has written: only `control` reaches the terminal as it is.
+    """
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+
+    def out(text: str, control: str = "") -> None:
+        rest = memoryview((control + harmless(text) + "\n").encode())
+        while rest:
+            rest = rest[os.write(real, rest) :]
+
+    try:
+        yield out
+    finally:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        os.close(real)
+
+
+def last_words(status: int, words: str) -> int:
+    """Say why on standard error, unless nobody is there to read it."""
+    with contextlib.suppress(OSError):
+        print(harmless(f"mucd: {words}"), file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, unit: str):
+    """Yields progress(done, total), which draws a bar on standard error from its first call on."""
+    from tqdm import tqdm
+
+    bar = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or tqdm(total=total, unit=unit, desc=what, file=sys.stderr, dynamic_ncols=True)
+        bar.update(min(done, total) - bar.n)
+
+    try:
+        yield progress
+    finally:
+        if bar is not None:
+            bar.close()

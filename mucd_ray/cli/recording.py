@@ -1,0 +1,85 @@
+"""`mucd record`: datasets of one's own."""
+
+import json
+import sys
+
+from mucd_ray.cli.options import add_command
+from mucd_ray.cli.process import progress_bar
+from mucd_ray.errors import MucdError
+from mucd_ray.words import counted
+
+
+def add_record(commands):
+    sub = add_command(commands, "record", record, "Record a real Minari dataset with a named behaviour policy.", "mucd record Acrobot-v1 --dataset acrobot/mixed-v0")
+    sub.add_argument("environment", nargs="?", help="Gymnasium id")
+    sub.add_argument("--list", action="store_true", help="list the recipes (with size, mean return and time to make) and the behaviours")
+    sub.add_argument("--recipe", metavar="ID", help="make this listed dataset, exactly")
+    sub.add_argument("--dataset", help="Minari id to write, such as acrobot/mixed-v0")
+    sub.add_argument("--behaviour", help="behaviour policy (default: the environment's first)")
+    sub.add_argument("--transitions", type=int, help="at least this many, in whole episodes (default: 20000)")
+    sub.add_argument("--noise", type=float, nargs="+", help="noise levels, one drawn per episode: probability of a random action or, for continuous actions, standard deviation in half ranges (default: the behaviour's)")
+    sub.add_argument("--seed", type=int, help="seed of behaviour and environment (default: 0)")
+    sub.add_argument("--frames", action="store_true", help="of an Atari game, store small grey frames instead of RAM")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing dataset of this id")
+
+
+def record(options, out):
+    if options.list:
+        return _list_recordings(options, out)
+    with progress_bar("recording", "transition") as progress:
+        if options.recipe:
+            from mucd_ray.data.recording.recipes import make
+
+            others = ("environment", "dataset", "behaviour", "transitions", "noise", "seed", "frames")
+            if any(getattr(options, name) not in (None, False) for name in others):
+                raise MucdError(f"--recipe {options.recipe} names a whole dataset: leave out the environment and all that would make another one")
+            summary = make(options.recipe, overwrite=options.overwrite, progress=progress)
+        else:
+            from mucd_ray.data.recording.record import record as record_dataset
+
+            if not options.environment or not options.dataset:
+                raise MucdError("record needs an environment and --dataset ID, for example: mucd record Acrobot-v1 --dataset acrobot/mixed-v0, or --recipe ID")
+            summary = record_dataset(
+                options.environment, options.behaviour, 20_000 if options.transitions is None else options.transitions, options.seed or 0, options.dataset,
+                tuple(options.noise) if options.noise else None, frames=options.frames, overwrite=options.overwrite, progress=progress,
+            )
+    text = (
+        f"{summary['dataset_id']}: {counted(summary['transitions'], 'transition')} in {counted(summary['trajectories'], 'trajectory')} of {summary['env_id']}, "
+        f"mean return {summary['mean_return']:.2f}\nin {summary['path']}"
+    )
+    if options.recipe:
+        declared = summary["declared_checksum"]
+        told = "none is declared" if declared is None else "as declared" if declared == summary["checksum"] else f"declared is {declared}"
+        text += f"\nchecksum {summary['checksum']} ({told})"
+        if declared not in (None, summary["checksum"]):
+            print(
+                f"mucd: {options.recipe} is not byte for byte the declared one: Box2D, MuJoCo and other floating-point results differ across processors and "
+                "versions; the dataset is sound, but figures published for this recipe may differ slightly",
+                file=sys.stderr,
+            )
+    out(json.dumps(summary) if options.json else text)
+
+
+def _list_recordings(options, out):
+    from mucd_ray.data.recording.behaviours import behaviour_catalogue
+    from mucd_ray.data.recording.recipes import recipe_catalogue
+
+    recipes, behaviours = recipe_catalogue(), behaviour_catalogue()
+    if options.json:
+        out(json.dumps({"recipes": recipes, "behaviours": behaviours}))
+        return
+    rows = [("recipe", "environment", "behaviour", "transitions", "mean return", "seconds", "MB")]
+    for recipe in recipes:
+        known = ("?" if recipe[name] is None else f"{recipe[name]:{form}}" for name, form in (("mean_return", ".1f"), ("seconds", ".0f"), ("megabytes", ".0f")))
+        rows.append((recipe["dataset"], _environment(recipe), recipe["behaviour"], f"{recipe['size'] or recipe['transitions']:,}", *known))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) if n < 3 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths))) for row in rows]
+    lines += ["", "? not made here yet", "", "record one with `mucd record --recipe ID` and train on it with `mucd run ID --storage runs/NAME`, for example:"]
+    lines += ["mucd record --recipe lunarlander/continuous-v0", "mucd run lunarlander/continuous-v0 --storage runs/lander", "", "behaviours (noise levels, of which each episode draws one):"]
+    lines += [f"{row['name']}, {_environment(row)}: {row['description']} ({', '.join(f'{level:g}' for level in row['noise'])})" for row in behaviours]
+    out("\n".join(lines))
+
+
+def _environment(row: dict) -> str:
+    arguments = ", ".join(f"{name}={value}" for name, value in row["make_kwargs"].items())
+    return row["env_id"] + (f" ({arguments})" if arguments else "")

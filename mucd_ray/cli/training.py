@@ -1,0 +1,110 @@
+"""`mucd run`, `grow`, `certify` and `tune`: what makes a certified run."""
+
+from mucd_ray.cli.options import add_choices, add_command, add_resources, add_until, path
+
+
+def add_run(commands):
+    sub = add_command(commands, "run", run, "Train an ensemble on a dataset, certify it and write a run folder.", "mucd run acrobot/mixed-v0 --storage runs/acrobot --fraction 0.01")
+    sub.add_argument("dataset", help="Minari dataset id (local, or under MINARI_DATASETS_PATH)")
+    sub.add_argument("--storage", "--out", type=path, required=True, help="run folder, a local path or an fsspec URL such as s3://bucket/run; an unfinished run there is continued")
+    sub.add_argument("--instances", type=int, default=1000, help="P, the number of instances")
+    sub.add_argument("--card", type=path, help="JSON file with the environment's public facts (default: the shipped card)")
+    sub.add_argument("--unit", choices=["transition", "trajectory"], help="what an attacker changes, and what the certificate counts (default: transition)")
+    sub.add_argument("--tuned", type=path, metavar="FILE", help="tuned.json of `mucd tune`: sets unit, mechanism and learner")
+    group = sub.add_argument_group("mechanism (public constants; by default planned from the declared size and the wanted fraction)")
+    group.add_argument("--fraction", type=float, help="share of the units that a unanimous vote should withstand (default: 0.01)")
+    group.add_argument("--units", type=int, help="declared size of the dataset (default: its size rounded to 1, 1.25, 1.6, 2, ... times a power of ten)")
+    group.add_argument("--sample-rate", type=float, help="q (default: a batch of about 1024)")
+    group.add_argument("--noise-multiplier", type=float, help="sigma; with it q and steps must be given and nothing is planned (default: planned)")
+    group.add_argument("--steps", type=int, help="T (default: 100)")
+    group.add_argument("--clip-norm", type=float, help="C (default: 0.1)")
+    group = sub.add_argument_group("learner (public constants)")
+    group.add_argument("--algorithm", help="offline learner, see docs/algorithms.md (default: bc, behaviour cloning)")
+    group.add_argument("--constant", action="append", metavar="NAME=NUMBER", help="a constant of the algorithm, such as alpha=2; may be repeated")
+    group.add_argument("--network", help="dense, or convolutional for recorded frames (default: dense)")
+    group.add_argument("--hidden", help="widths of hidden layers, such as 64,64 (default: none, a linear policy)")
+    group.add_argument("--random-features", type=int, metavar="M", help="replace observations by M public random Fourier features (default: 0, as they are)")
+    group.add_argument("--bandwidth", type=float, help="distance over which random features change (default: 1)")
+    group.add_argument("--optimiser", help="sgd or adam (default: sgd)")
+    group.add_argument("--learning-rate", type=float, help="(default: 30) for bc and cql; 0.3 to 10 for the others")
+    group.add_argument("--momentum", type=float, help="of sgd (default: 0)")
+    group.add_argument("--average", type=float, help="share of the final iterates that is averaged (default: 0.5)")
+    group.add_argument("--cap", type=int, help="with --unit trajectory: most transitions of one trajectory that a step looks at (default: 200)")
+    group.add_argument("--local-steps", type=int, help="with --unit trajectory: gradient steps of a trajectory's own update (default: 1)")
+    group.add_argument("--local-learning-rate", type=float, help="of these steps (default: 0.1)")
+    group.add_argument("--min-return", type=float, help="with --unit trajectory: trajectories that earned less count as zero; a public constant")
+    group.add_argument("--chosen", help="one sentence for the certificate: how you chose these constants")
+    add_until(sub)
+    group = sub.add_argument_group("evaluation")
+    group.add_argument("--rollouts", type=int, default=1, help="episodes per instance; its return is their mean")
+    group.add_argument("--discount", type=float, default=1.0, help="a reward after t steps counts discount^t; below 1 the card must bound rewards and episode length, or clip returns (then the discounted sum is clipped)")
+    group.add_argument("--states", type=int, default=200, help="number of states to vote on, chosen by held-out instances")
+    group.add_argument("--states-file", type=path, help=".npy file of observations to vote on instead")
+    group.add_argument("--held-out", type=int, default=16, help="instances that choose the states and do not vote")
+    group.add_argument("--seed", type=int, help="reproducible randomness, for tests: the certificate holds only if no attacker knows it (default: a secret)")
+    add_choices(sub)
+    add_resources(sub)
+
+
+def run(options, out):
+    from mucd_ray.service.runs.commands import start_run
+
+    return start_run(options, out)
+
+
+def add_grow(commands):
+    sub = add_command(commands, "grow", grow, "Add instances to a run and certify it again.", "mucd grow runs/acrobot --instances 3000")
+    sub.add_argument("run", type=path, help="run folder")
+    sub.add_argument("--instances", type=int, required=True, help="new total number of instances")
+    add_until(sub)
+    add_choices(sub, of_run=True)
+    add_resources(sub)
+
+
+def grow(options, out):
+    from mucd_ray.service.runs.commands import grow_run
+
+    return grow_run(options, out)
+
+
+def add_certify(commands):
+    sub = add_command(commands, "certify", certify, "Certify the finished instances of a run, without training.", "mucd certify runs/acrobot --threat insert --eta 0.01")
+    sub.add_argument("run", type=path, help="run folder")
+    sub.add_argument("--looks", default="fixed", choices=["fixed", "anytime"], help="anytime certifies the largest complete number of the public series 100, 160, 250, ...; fixed one that was asked for")
+    add_choices(sub)
+
+
+def certify(options, out):
+    from mucd_ray.service.runs.commands import certify_run
+
+    return certify_run(options, out)
+
+
+def add_tune(commands):
+    sub = add_command(
+        commands, "tune", tune,
+        "Search public constants of learner and mechanism under a signal budget, on data that is not the data to be certified. The same command continues a search that was killed.",
+        "mucd tune --simulate Acrobot-v1 --storage runs/tuning --fraction 0.01 && mucd run acrobot/mixed-v0 --storage runs/tuned --tuned runs/tuning/tuned.json",
+    )
+    sub.add_argument("--storage", type=path, required=True, help="folder of the study, reachable from every node")
+    sub.add_argument("--tune-on", metavar="DATASET", help="Minari dataset that you trust: no attacker can change it")
+    sub.add_argument("--simulate", metavar="ENV_ID", help="record fresh data in this environment instead")
+    sub.add_argument("--behaviour", help="behaviour policy of --simulate (default: the environment's first)")
+    sub.add_argument("--transitions", type=int, help="of --simulate (default: 20000)")
+    sub.add_argument("--card", type=path, help="JSON file with the environment's public facts (default: the shipped card)")
+    sub.add_argument("--unit", choices=["transition", "trajectory"], help="what an attacker changes (default: transition)")
+    sub.add_argument("--algorithm", default="bc", help="offline learner, see docs/algorithms.md")
+    sub.add_argument("--units", type=int, help="size of the dataset that will be certified (default: that of the tuning data)")
+    sub.add_argument("--fraction", type=float, help="share of the units at which the certified return shall be large; the signal budget is planned from it (default: 0.01)")
+    sub.add_argument("--signal-budget", type=float, help="S = N q sqrt(T) / sigma instead")
+    sub.add_argument("--instances", type=int, default=1000, help="P that the certificate will have")
+    sub.add_argument("--trials", type=int, default=32, help="configurations to try, the package's defaults first")
+    sub.add_argument("--most-instances", type=int, default=64, help="of a trial; half of the trials end at an eighth, a quarter and a half of them")
+    sub.add_argument("--seed", type=int, default=0, help="of the search")
+    add_resources(sub, per_trial=True)
+
+
+def tune(options, out):
+    from mucd_ray.service.runs.commands import tune_constants
+
+    tune_constants(options, out)

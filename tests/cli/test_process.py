@@ -1,0 +1,74 @@
+"""Commands as processes: signals, and standard streams that are closed, broken or full."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+MECHANISM = ["--sample-rate", "0.002", "--noise-multiplier", "3", "--steps", "1000"]
+
+
+@pytest.mark.slow
+def test_a_terminated_run_says_so_in_one_line_and_continues(recordings, tmp_path):
+    """SIGTERM once the first blocks are there; what is stored stays as it is, and the same command finishes the run."""
+    blocks = tmp_path / "run" / "blocks"
+    command = [sys.executable, "-m", "mucd_ray.cli", "run", recordings["cartpole"], "--out", str(blocks.parent), "--instances", "120", "--instances-per-actor", "2"]
+    command += ["--states", "4", "--held-out", "2", "--actors", "1", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(blocks.glob("*")):
+            time.sleep(0.05)
+        process.terminate()
+        out, err = process.communicate()
+    lines = [line for line in err.splitlines() if line.startswith("mucd:")]
+    assert process.returncode == 143 and lines == ["mucd: terminated; run the same command again to continue"], err
+    assert out == "" and "Traceback" not in err
+    stored = {path: path.read_bytes() for path in blocks.glob("*.safetensors")}
+    assert 0 < len(stored) < 60
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert json.loads(finished.stdout)["instances"] == 120, finished.stderr
+    assert {path: path.read_bytes() for path in stored} == stored
+
+
+def test_sigterm_before_ray_is_connected():
+    program = "import os, signal, sys; from mucd_ray import cli; cli.calculating.plan = lambda options, out: os.kill(os.getpid(), signal.SIGTERM)\n"
+    program += "sys.exit(cli.main(['plan', '--units', '100', '--radius', '5']))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 143 and result.stderr == "mucd: terminated; run the same command again to continue\n"
+
+
+def program(*arguments, shell=None, body="cli.main(sys.argv[1:])", **environment):
+    """The command line in a process of its own, by a shell that redirects its streams."""
+    code = f"import os, signal, sys\nfrom mucd_ray import cli\n{body}" if body.startswith("cli.calculating.plan") else f"import sys\nfrom mucd_ray import cli\nsys.exit({body})"
+    return subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$@" {shell or ""}', "bash", sys.executable, "-c", code, *arguments], env=os.environ | environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    "shell, status, out",
+    [
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        ("| python3 -c 'import os; os.close(0)'", 141, ""),
+        ("2>&1 >/dev/full | cat", 2, "mucd: error: No space left on device"),
+    ],
+)
+def test_standard_output_that_is_closed_or_broken_ends_quietly(shell, status, out):
+    result = program("radius", *MECHANISM, "--top", "0.99", "--runner-up", "0.01", shell=shell)
+    assert (result.returncode, result.stderr) == (status, "") and result.stdout.startswith(out) and result.stdout.count("\n") <= 1
+
+
+def test_hangups_end_a_command_unless_they_are_ignored():
+    body = "cli.calculating.plan = lambda options, out: (os.kill(os.getpid(), signal.SIGHUP), out('goes on'))[0]\nsys.exit(cli.main(['plan', '--units', '100', '--radius', '5']))"
+    ended, ignored = program(body=body), program(body=body.replace("sys.exit", "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nsys.exit"))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (129, "", "mucd: the terminal hung up; run the same command again to continue\n")
+    assert (ignored.returncode, ignored.stdout, ignored.stderr) == (0, "goes on\n", "")
+
+
+def test_the_backend_of_a_notebook_breaks_nothing():
+    for backend in ("module://matplotlib_inline.backend_of_a_notebook", "agg"):
+        result = program("report", "nowhere", MPLBACKEND=backend)
+        assert result.returncode == 2 and result.stderr.startswith("mucd: error: nowhere is not a run folder"), result.stderr
