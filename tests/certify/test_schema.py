@@ -50,13 +50,14 @@ def run_context():
         units=1000,
         card=SimpleNamespace(env_id="Acrobot-v1", random_return=-499.0, expert_return=-79.0),
         discount=1.0,
-        to_dict=lambda: {"card": {}, "learner": asdict(learner.Learner(learning_rate=0.1, algorithm="dqn", constants={"discount": 0.9}))},
+        mechanism=Mechanism(sample_rate=0.05, noise_multiplier=30.0, clip_norm=0.1, steps=40, normaliser=50.0),
+        to_dict=lambda: {"card": {}, "fit": {"steps": 5}, "learner": asdict(learner.Learner(learning_rate=0.1, algorithm="dqn", constants={"discount": 0.9}))},
         problem=SimpleNamespace(parameter_count=18),
         code="ef",
         held_out=16,
         states_sha256=None,
     )
-    return about.context(store, settings)
+    return about.context(store, settings) | {"failures": 0}
 
 
 @pytest.fixture(scope="module")

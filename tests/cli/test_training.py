@@ -61,7 +61,7 @@ def test_bad_runs_are_refused_before_anything_is_written(refusal, recordings, tm
 
 def test_help_tells_the_true_defaults(capsys):
     from mucd_ray.certify.planning.plan import BATCH, STEPS
-    from mucd_ray.service.runs.session import DEFAULT_CLIP_NORM, DEFAULT_LEARNER
+    from mucd_ray.service.runs.mechanisms import DEFAULT_CLIP_NORM, DEFAULT_LEARNER
 
     with pytest.raises(SystemExit):
         build_parser().parse_args(["run", "--help"])

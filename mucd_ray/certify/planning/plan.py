@@ -84,7 +84,7 @@ def plan(
     units = check_count(units, "units", 2, LARGEST)
     actions = check_count(actions, "actions", 2, LARGEST)
     check_agreement(agreement)
-    radius = _wanted_radius(units, fraction, radius)
+    radius = wanted_radius(units, fraction, radius)
     given = {"noise-multiplier": noise_multiplier, "steps": steps, "sample-rate": sample_rate, "instances": instances}
     solve = _what_to_solve(solve, given)
     if solve != "instances":
@@ -180,7 +180,8 @@ def frontier(
     return rows
 
 
-def _wanted_radius(units: int, fraction: float | None, radius: int | None) -> int:
+def wanted_radius(units: int, fraction: float | None, radius: int | None = None) -> int:
+    """r = ceil(fraction * units), or the given radius; MucdError unless exactly one of them is given and lies in its range."""
     if (fraction is None) == (radius is None):
         raise MucdError("a plan needs a fraction of the units or a radius, and not both: fraction 0.01 means 1 % of the units")
     if fraction is not None:

@@ -161,6 +161,11 @@ class EnvironmentCard:
             entries = np.where(finite[..., None], entries, np.nan)
         return entries
 
+    def raw(self) -> "EnvironmentCard":
+        """The same environment with observations as they are: flattened, neither chosen from, nor transformed, centred or scaled."""
+        everything = float(np.finfo(np.float32).max)
+        return dataclasses.replace(self, transform=None, indices=(), center=(0.0,), scale=(1.0,), clip=everything)
+
     def discounted_range(self, discount: float) -> tuple[float, float]:
         """Public bounds of sum_t discount^t r_t: over all lengths n in 1..max_episode_steps and all rewards in the reward range.
 

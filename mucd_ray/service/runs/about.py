@@ -12,12 +12,19 @@ from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
 
 
+CONSTANTS = {
+    "gaussian": "Sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on the "
+    "data, except on its rounded size where the next sentence says so.",
+    "bag": "Bag size or rate, learner and the environment card are constants that do not depend on the data, except on its rounded size where the next sentence says so. Observations are "
+    "taken as they were recorded; each policy normalises them by the statistics of its own bag.",
+}
+
+
 def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> list[str]:
     """What must be true about this run, beside what every certificate assumes."""
     notes = [
         _looks_note(store, choices, instances),
-        "Sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on the "
-        "data, except on its rounded size where the next sentence says so.",
+        CONSTANTS[settings.mechanism.kind],
         settings.size_note(choices.threat),
         f"Environment card: {settings.card.source}",
         *settings.assumptions,
@@ -68,6 +75,7 @@ def context(store: RunStore, settings: RunSettings) -> dict:
         "instances_asked_for": store.targets(),
         "instances_looked_at": store.looks(),
         "learner": settings.to_dict()["learner"],
+        "fit": settings.to_dict()["fit"],
         "parameters": settings.problem.parameter_count,
         "code": settings.code,
         "card_sha256": hashlib.sha256(json.dumps(settings.to_dict()["card"], sort_keys=True).encode()).hexdigest(),

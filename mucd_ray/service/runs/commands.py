@@ -9,9 +9,12 @@ from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import as_expected
 from mucd_ray.learn.learner import LocalUpdate
+from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
-from mucd_ray.service.runs.session import DEFAULT_LEARNER, DEFAULT_RATES, Request, execute
+from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES
+from mucd_ray.service.runs.session import Request, execute
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.tuned import read_tuned
@@ -20,7 +23,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "mechanism", "bag_size", "draws", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -30,13 +33,16 @@ def start_run(options, out) -> int:
         given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None]
         if given:
             raise MucdError(f"--tuned {options.tuned} sets {given[0]}: leave one of the two out")
-    options.unit, options.fraction = options.unit or "transition", 0.01 if options.fraction is None else options.fraction
+    options.mechanism, options.fraction = options.mechanism or Mechanism.kind, 0.01 if options.fraction is None else options.fraction
+    usual = DEFAULT_LEARNERS[options.mechanism]
     names = ("algorithm", "network", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
     given = {name: getattr(options, name) for name in names}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
     given = {name: value for name, value in given.items() if value is not None}
-    if "algorithm" in given and "learning_rate" not in given:
-        given["learning_rate"] = DEFAULT_RATES.get(given["algorithm"], DEFAULT_LEARNER.learning_rate)
+    if options.mechanism == Mechanism.kind and "algorithm" in given and "learning_rate" not in given:
+        given["learning_rate"] = DEFAULT_RATES.get(given["algorithm"], usual.learning_rate)
+    fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share}
+    fit = {name: value for name, value in fit.items() if value is not None}
     request = Request(
         dataset=options.dataset,
         instances=options.instances,
@@ -47,7 +53,11 @@ def start_run(options, out) -> int:
         noise_multiplier=options.noise_multiplier,
         steps=options.steps,
         clip_norm=options.clip_norm,
-        learner=replace(DEFAULT_LEARNER, **given) if given else None,
+        learner=replace(usual, **given) if given else None,
+        mechanism=options.mechanism,
+        bag_size=options.bag_size,
+        draws=options.draws,
+        fit=Fit(**fit) if fit else None,
         tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,
         chosen=options.chosen,

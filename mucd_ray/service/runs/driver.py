@@ -38,7 +38,7 @@ LOOK_EVERY = 10.0
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
     """The data as the learner reads it; says on standard error how many trajectories are longer than the cap."""
     cap, longer = settings.learner.local.cap, 0
-    if settings.mechanism.unit == "trajectory":
+    if settings.mechanism.unit == "trajectory" and settings.fit is None:
         longer = int((np.diff(dataset.trajectory_starts) > cap).sum())
     units = make_units(dataset, settings.card, settings.problem, settings.mechanism.unit)
     if not units.lengths.any():

@@ -3,27 +3,28 @@
 import hashlib
 import math
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import gymnasium
 import numpy as np
 
 from mucd_ray.certify.confidence.looks import effective_eta
-from mucd_ray.certify.planning.plan import plan
 from mucd_ray.certify.planning.size import declared_size
-from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_for
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
 from mucd_ray.learn.algorithms import algorithm_for
-from mucd_ray.learn.learner import Learner
+from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
+from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
+from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, DEFAULT_UNITS, check_options, planned
 from mucd_ray.service.runs.settings import RunSettings, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.storage.store import RunStore
@@ -31,16 +32,9 @@ from mucd_ray.service.tuning.tuned import Tuned
 from mucd_ray.service.workers.cluster import Resources
 from mucd_ray.words import counted
 
-# Chosen on simulator recordings (Acrobot, CartPole) with seeds that no shipped example certifies.
-DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=30.0, average=0.5)
-# Where the rate that suits cloning does not: the best of 0.3, 1, 3, 10 and 30 at S = 110 on recordings with seed 101, of CartPole (Pendulum
-# for td3-bc).
-DEFAULT_RATES = {"dqn": 3.0, "double-dqn": 3.0, "qr-dqn": 10.0, "iql": 10.0, "c51": 10.0, "td3-bc": 0.3}
-DEFAULT_CLIP_NORM = 0.1
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
 SEED_NOTE = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
 LOCAL_NOTE = "Of a trajectory with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
-CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
 WIDEST_BOUND = 1e18
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
@@ -55,13 +49,17 @@ class Request:
     dataset: str
     instances: int = 1000
     card: EnvironmentCard | None = None
-    unit: str = "transition"
+    mechanism: str = Mechanism.kind
+    unit: str | None = None
     fraction: float = 0.01
     units: int | None = None
     sample_rate: float | None = None
     noise_multiplier: float | None = None
     steps: int | None = None
     clip_norm: float | None = None
+    bag_size: int | None = None
+    draws: str | None = None
+    fit: Fit | None = None
     learner: Learner | None = None
     tuned: Tuned | None = None
     chosen: str | None = None
@@ -75,15 +73,24 @@ class Request:
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
     """(settings, the user's states or None). Nothing but the number of units is read from the dataset, and that only rounded."""
     tuned = request.tuned
+    check_options(request)
+    request = replace(request, unit=request.unit or DEFAULT_UNITS[request.mechanism])
     if tuned is not None:
+        if request.mechanism != Mechanism.kind:
+            raise MucdError(f"--tuned holds constants of the {Mechanism.kind} mechanism: leave it or --mechanism {request.mechanism} out")
         request = replace(request, unit=tuned.unit, learner=tuned.learner)
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
+    shipped = card in CARDS
+    if request.mechanism == Bag.kind:
+        card = card.raw()
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
     action_bounds = _action_bounds(card)
-    learner = with_public_constants(request.learner or DEFAULT_LEARNER, card, discrete, action_bounds is not None)
+    if request.mechanism == Bag.kind and request.learner is not None and request.learner.local != LocalUpdate():
+        raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: a bag's learner has --train-steps and --top-share")
+    learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.trajectories if request.unit == "trajectory" else len(dataset)
@@ -92,9 +99,10 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
     declared, margin = declared_size(size) if request.units is None else (request.units, None)
     if tuned is not None:
-        mechanism, notes = tuned.mechanism(declared), (tuned.note(dataset),)
+        mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), True
     else:
-        mechanism, how = _mechanism(request, choices, declared, actions if discrete else 2)
+        mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2)
+        margin = margin if follows else None
         notes = how, USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE
     settings = RunSettings(
         dataset=dataset.name,
@@ -106,7 +114,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         action_bounds=action_bounds,
         mechanism=mechanism,
         learner=learner,
-        declared_size=declared,
+        fit=(request.fit or Fit()) if request.mechanism == Bag.kind else None,
+        declared_size=declared if follows else None,
         size_margin=margin,
         rollouts=request.rollouts,
         discount=request.discount,
@@ -118,16 +127,16 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         condition=tuned.condition(dataset) if tuned is not None else None,
         assumptions=(
             *notes,
-            *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" else []),
+            *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" and request.mechanism == Mechanism.kind else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {learner.local.min_return:g} count as zero; this constant is public."]),
-            *([] if card in CARDS else [f"The environment card was given by the user. {CONDITIONAL}"]),
+            *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
     )
     settings.radius_cap(choices.threat)
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
-    if request.noise_multiplier is None and tuned is None and wanted > cap:
+    if request.noise_multiplier is None and request.bag_size is None and tuned is None and wanted > cap:
         print(
             f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
             "ask for a smaller fraction, or declare a size with --units that does not depend on the data",
@@ -166,40 +175,6 @@ def _environment_of(dataset: OfflineDataset) -> str:
     if dataset.env_id is None:
         raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
     return dataset.env_id
-
-
-def _mechanism(request: Request, choices: Choices, declared: int, actions: int) -> tuple[Mechanism, str]:
-    clip_norm = DEFAULT_CLIP_NORM if request.clip_norm is None else request.clip_norm
-    if request.noise_multiplier is not None:
-        if request.sample_rate is None or request.steps is None:
-            raise MucdError("--noise-multiplier needs --sample-rate and --steps beside it; or leave it out, and it is planned from --fraction")
-        mechanism = Mechanism(
-            unit=request.unit, sample_rate=request.sample_rate, noise_multiplier=request.noise_multiplier, clip_norm=clip_norm,
-            steps=request.steps, normaliser=request.sample_rate * declared,
-        )
-        return mechanism, f"The mechanism was given by the user. {CONDITIONAL}"
-    eta = effective_eta(choices.eta, choices.looks, request.instances)
-    answer = plan(
-        units=declared, fraction=request.fraction, instances=request.instances, eta=eta, actions=actions, threat=choices.threat,
-        accountant="tradeoff", sample_rate=request.sample_rate, **({} if request.steps is None else {"steps": request.steps}),
-    )
-    mechanism = replace(answer.mechanism, unit=request.unit, clip_norm=clip_norm)
-    given = _given(request, choices)
-    return mechanism, (
-        f"The mechanism was planned from the declared size {declared}, the wanted fraction {exactly(request.fraction)}, {counted(request.instances, 'instance')}, "
-        f"eta {exactly(eta)} and the {choices.threat} threat alone" + (f", with {', '.join(given)} given by the user. {CONDITIONAL}" if given else ".")
-    )
-
-
-def _given(request: Request, choices: Choices) -> list[str]:
-    """What a planned mechanism has from the user. A value that is the package's default shapes nothing, whoever wrote it down.
-
-    The declared size is left out: `size_note` speaks about it. Accountant, band and inference plan nothing.
-    """
-    usual = {field.name: field.default for kind in (Request, Choices) for field in fields(kind)}
-    asked = vars(request) | vars(choices)
-    names = ("unit", "fraction", "instances", "eta", "threat", "sample_rate", "steps", "clip_norm", "looks")
-    return [name.replace("_", " ") for name in names if asked[name] != usual[name]]
 
 
 def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:

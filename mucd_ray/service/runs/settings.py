@@ -14,7 +14,9 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.units import check_unit
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.kinds import AnyMechanism, from_values, to_values
 from mucd_ray.words import counted
 
 DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_digest; print(code_digest())"'
@@ -31,7 +33,8 @@ class RunSettings:
         action_bounds: public (low [d], high [d]) of continuous actions, from the card's environment; None if discrete or unbounded.
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
         mechanism, learner: how an instance is trained.
-        declared_size: the public size from which constants of the mechanism may follow.
+        fit: how a policy is fitted to a bag; None where the mechanism is not a bag.
+        declared_size: the public size from which constants of the mechanism may follow; None if none does.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
         states_sha256: hash of the user's file of states, if there was one.
@@ -48,9 +51,10 @@ class RunSettings:
     actions: int
     dimensions: int
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None
-    mechanism: Mechanism
+    mechanism: AnyMechanism
     learner: Learner
-    declared_size: int
+    fit: Fit | None
+    declared_size: int | None
     size_margin: int | None
     rollouts: int = 1
     discount: float = 1.0
@@ -66,6 +70,8 @@ class RunSettings:
         for name in ("states", "held_out", "rollouts"):
             if getattr(self, name) < 1:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1")
+        if (self.fit is None) == (self.mechanism.kind == Bag.kind):
+            raise MucdError(f"fit {self.fit} does not go with a mechanism of kind {self.mechanism.kind}: bags have one, others have none")
         self.card.discounted_range(self.discount)
         check_unit(self.learner, self.mechanism.unit)
         self.problem
@@ -104,6 +110,8 @@ class RunSettings:
         return self.size_margin
 
     def size_note(self, threat: str) -> str:
+        if self.declared_size is None:
+            return "No constant follows from the number of units; how many there are is accounted for."
         if self.size_margin is None:
             return f"The size {self.declared_size} was declared by the user as a public constant. The claim holds if it was not computed from this dataset."
         note = f"The mechanism follows from the size {self.declared_size}, which is the number of units rounded to a public series; "
@@ -112,7 +120,7 @@ class RunSettings:
         return note + f"every dataset within {counted(self.size_margin, 'insertion', 'removal')} rounds to the same, and no larger radius is claimed."
 
     def to_dict(self) -> dict:
-        return json.loads(json.dumps(asdict(self) | {"card": self.card.to_dict()}))
+        return json.loads(json.dumps(asdict(self) | {"card": self.card.to_dict(), "mechanism": to_values(self.mechanism)}))
 
     @classmethod
     def from_dict(cls, values: dict) -> "RunSettings":
@@ -120,7 +128,8 @@ class RunSettings:
             **values
             | {
                 "card": EnvironmentCard.from_dict(values["card"]),
-                "mechanism": Mechanism(**values["mechanism"]),
+                "mechanism": from_values(values["mechanism"]),
+                "fit": values["fit"] and Fit(**values["fit"]),
                 "learner": Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])}),
                 "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),
                 "assumptions": tuple(values["assumptions"]),

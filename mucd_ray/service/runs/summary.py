@@ -5,6 +5,7 @@ from functools import partial
 
 from mucd_ray.certify.file.claim import CONDITIONS
 from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.report.report import report_files
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
@@ -37,7 +38,9 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "instances": results["instances"],
         "units": inputs["units"],
         "unit": inputs["mechanism"]["unit"],
+        "mechanism": inputs["mechanism"],
         "algorithm": certificate["context"]["learner"]["algorithm"],
+        "failures": certificate["context"]["failures"],
         "threat": inputs["threat"],
         "accountant": inputs["accountant"],
         "sound": results["sound"],
@@ -87,11 +90,13 @@ def describe(summary: dict) -> str:
     bound = partial(round_down, digits=5, width=high - low)
     baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "instance")
     lines = [
-        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {summary['accountant']} accounting; eta {exactly(summary['eta'])}"
+        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; eta {exactly(summary['eta'])}"
         + (", at all looks together" if summary["looks"] == "anytime" else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
-    names = {"non_private": "without privacy", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
+    if summary["failures"]:
+        lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action")
+    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] == Mechanism.kind else "one bag of all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
     lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
     if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
         lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
@@ -120,6 +125,14 @@ def describe(summary: dict) -> str:
     if summary["conditional"]:
         lines.append("on condition  that the number of instances was not chosen by looking at results; --looks anytime needs no such condition")
     return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
+
+
+def _mechanism(summary: dict) -> str:
+    mechanism = summary["mechanism"]
+    if mechanism["kind"] == Mechanism.kind:
+        return f"{summary['accountant']} accounting"
+    how = f"each with probability {exactly(mechanism['sample_rate'])}" if mechanism["draws"] == "poisson" else str(mechanism["bag_size"])
+    return f"bags of {how}" + (", drawn with replacement" if mechanism["draws"] == "replacement" else "")
 
 
 def _episodes(summary: dict) -> str:

@@ -15,11 +15,13 @@ READERS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the instances did: votes int [S, A], histogram of levels int [S, D, LEVELS + 1], returns [P] in the order of instances."""
+    """What the instances did: votes int [S, A], histogram of levels int [S, D, LEVELS + 1], returns [P] in the order of instances; and how many of them
+    have parameters that are no numbers, since their learner failed: they count like all others, by the default action."""
 
     votes: np.ndarray
     histogram: np.ndarray
     returns: np.ndarray
+    failures: int
 
 
 class Tally:
@@ -35,6 +37,7 @@ class Tally:
 
     def _empty(self) -> None:
         self.returns: dict[int, float] = {}
+        self.failures = 0
         self.votes = np.zeros((self.settings.states if self.settings.actions else 0, self.settings.actions), np.int64)
         self.histogram = np.zeros((self.settings.states, self.settings.columns, LEVELS + 1), np.int64)
         self.counted: set[str] = set()
@@ -62,6 +65,7 @@ class Tally:
         self.returns |= {block.first + place: float(block.returns[place]) for place in new}
         if new:
             self.histogram += histogram(block.levels[new])
+            self.failures += int((~np.logical_and.reduce([np.isfinite(values[new]).reshape(len(new), -1).all(1) for values in block.parameters.values()])).sum())
         for action in range(self.settings.actions):
             self.votes[:, action] += (block.actions[new] == action).sum(axis=0)
 
@@ -81,4 +85,4 @@ class Tally:
 
     def evidence(self) -> Evidence:
         returns = np.array([self.returns[instance] for instance in sorted(self.returns)])
-        return Evidence(votes=self.votes.copy(), histogram=self.histogram.copy(), returns=returns)
+        return Evidence(votes=self.votes.copy(), histogram=self.histogram.copy(), returns=returns, failures=self.failures)

@@ -9,9 +9,13 @@ from mucd_ray.evaluate.policies import StackedPolicies, trained_policies
 from mucd_ray.evaluate.rollouts import Progress, constant_returns, rollout_returns
 from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, probabilities_at
 from mucd_ray.learn.ensemble import train_block
-from mucd_ray.learn.nonprivate import train_nonprivate
+from mucd_ray.learn.nonprivate import PUBLIC, train_nonprivate
 from mucd_ray.learn.streams import ROLLOUT, Streams
+from mucd_ray.learn.trainers.bags import draw_bag
+from mucd_ray.learn.trainers.built_in import fit_policies
 from mucd_ray.learn.units import Units
+from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import Block
 
@@ -84,7 +88,12 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
     found, reference = {}, None
     # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
     if units.lengths.any():
-        policies = trained_policies(problem, train_nonprivate(problem=problem, units=units, seeds=seeds, progress=progress, **effort))
+        if settings.fit is None:
+            parameters = train_nonprivate(problem=problem, units=units, seeds=seeds, progress=progress, **effort)
+        else:
+            everything = np.arange(len(units))
+            parameters = fit_policies(problem=problem, fit=settings.fit, units=units, bags=[everything] * len(seeds), instances=seeds, streams=PUBLIC, progress=progress)
+        policies = trained_policies(problem, parameters)
         found["non_private"] = float(rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount, progress=progress).mean())
         if settings.actions:
             reference = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist()
@@ -97,10 +106,20 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
 
 def _train(settings, secret, units, instances, device, progress):
     problem = settings.problem
-    parameters = train_block(
-        problem=problem, mechanism=settings.mechanism, units=units, instances=instances, streams=Streams(secret), device=device, progress=progress
-    )
+    parameters = TRAINING[settings.mechanism.kind](settings, Streams(secret), units, instances, device, progress)
     return trained_policies(problem, parameters), {name: tensor.numpy() for name, tensor in parameters.items()}
+
+
+def _train_with_noise(settings, streams, units, instances, device, progress):
+    return train_block(problem=settings.problem, mechanism=settings.mechanism, units=units, instances=instances, streams=streams, device=device, progress=progress)
+
+
+def _train_on_bags(settings, streams, units, instances, device, progress):
+    bags = (draw_bag(settings.mechanism, len(units), instance, streams) for instance in instances)
+    return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=bags, instances=instances, streams=streams, progress=progress)
+
+
+TRAINING = {Mechanism.kind: _train_with_noise, Bag.kind: _train_on_bags}
 
 
 def _rollout_seeds(secret: bytes, instances: range, rollouts: int) -> np.ndarray:

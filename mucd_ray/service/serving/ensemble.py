@@ -10,7 +10,7 @@ from mucd_ray.certify.action import certify_scores, certify_votes
 from mucd_ray.certify.file.claim import CONDITIONS
 from mucd_ray.certify.file.evidence import LEVELS, histogram, levels
 from mucd_ray.certify.file.results import TOLERANCES
-from mucd_ray.certify.guarantees import Guarantees
+from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.rounding import confidence_percent
 from mucd_ray.certify.tabulated import tabulated
@@ -101,7 +101,7 @@ class Ensemble:
         inputs, part = self.certificate["inputs"], self.certificate["results"]["action"]["per_state"]
         own = [part["radius"]] if self.kind != "continuous" else [entry["radius"] for entry in part["tolerance"].values()]
         return tabulated(
-            Guarantees(self.settings.mechanism, threat=inputs["threat"], family=inputs["accountant"]),
+            guarantees_of(self.settings.mechanism, units=self.settings.units, threat=inputs["threat"], family=inputs["accountant"]),
             self.kind, instances=self.instances, outputs=self.outputs, eta=self.eta, cap=self._cap,
             radii=[radius for radii in own for radius in radii if radius is not None],
         )

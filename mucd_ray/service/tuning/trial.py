@@ -21,7 +21,8 @@ from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import GPU_BLOCK, Driver, trainers
-from mucd_ray.service.runs.session import DEFAULT_CLIP_NORM, DEFAULT_LEARNER, DEFAULT_RATES, SEED_NOTE, Request, make_settings
+from mucd_ray.service.runs.mechanisms import DEFAULT_CLIP_NORM, DEFAULT_LEARNER, DEFAULT_RATES
+from mucd_ray.service.runs.session import SEED_NOTE, Request, make_settings
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.tuned import Origin, Tuned

@@ -149,12 +149,12 @@ class Certifier(Watched):
 
     def _read_run(self) -> None:
         """Settings and guarantees, the first time."""
-        from mucd_ray.certify.guarantees import Guarantees
+        from mucd_ray.certify.closed_form import guarantees_of
         from mucd_ray.service.storage.store import RunStore
 
         if self.settings is None:
             settings = RunStore.open(self.run).settings()
-            self.guarantees = Guarantees(settings.mechanism, threat=self.choices["threat"], family=self.choices["accountant"])
+            self.guarantees = guarantees_of(settings.mechanism, units=settings.units, threat=self.choices["threat"], family=self.choices["accountant"])
             self.settings = settings
 
     def look(self, returns: np.ndarray | None) -> dict | None:
@@ -196,7 +196,7 @@ def certificate_of(settings, evidence: "Evidence", choices: dict, reference: lis
         radius_cap=settings.radius_cap(choices["threat"]),
         **choices,
     )
-    return make_certificate(inputs, assumptions=assumptions, context=context)
+    return make_certificate(inputs, assumptions=assumptions, context=context | {"failures": evidence.failures})
 
 
 def _actions(settings, evidence: "Evidence", inference: str, reference: list[int] | None) -> dict | None:
