@@ -5,17 +5,18 @@ import sys
 
 from mucd_ray.cli.options import add_accountant, add_command, add_threat, path
 from mucd_ray.errors import MucdError
-from mucd_ray.words import counted
+from mucd_ray.words import counted, plural
 
 
 def add_plan(commands):
     sub = add_command(
         commands, "plan", plan,
-        "The mechanism, or the number of instances, that certifies a vote when a wanted number of units may be changed. One of noise multiplier, "
-        "steps, sample rate and instances is solved for and rounded to the safe side; the others are given, or have defaults.",
+        "The mechanism, or the number of instances, that certifies a vote when a wanted number of units may be changed. Of the gaussian one, one of noise multiplier, "
+        "steps, sample rate and instances is solved for and rounded to the safe side; the others are given, or have defaults. With --unit it stands beside bags and partitions.",
         "mucd plan --units 20000 --fraction 0.01 --instances 1000",
     )
     sub.add_argument("--units", type=int, required=True, help="N, a public number")
+    sub.add_argument("--unit", choices=["transition", "trajectory"], help="what the units are; all mechanisms are then compared for them, and one is recommended")
     target = sub.add_mutually_exclusive_group()
     target.add_argument("--fraction", type=float, help="share of the units that may be changed: 0.01 means 1 %%")
     target.add_argument("--radius", type=int, help="number of units that may be changed, instead of a fraction")
@@ -53,6 +54,10 @@ def plan(options, out):
             f"signal budget S = {answer.signal_budget:.4g}"
         )
         result = asdict(answer) | asdict(mechanism)
+    if options.unit:
+        compared = _compare(options)
+        lines += _in_words(compared, options)
+        result |= compared | {"unit": options.unit}
     if options.frontier:
         rows = _frontier(options, asked)
         result |= {"frontier": rows, "frontier_file": options.frontier}
@@ -63,6 +68,25 @@ def plan(options, out):
         lines.append(f"plotted in {options.frontier}")
     out(json.dumps(result) if options.json else "\n".join(lines))
     _warn_unsound(options.accountant)
+
+
+def _compare(options) -> dict:
+    from mucd_ray.certify.planning.bags import compare
+    from mucd_ray.certify.planning.plan import INSTANCES, wanted_radius
+
+    asked = {name: getattr(options, name) for name in ("units", "unit", "eta", "actions", "threat", "agreement")}
+    return compare(**asked, radius=wanted_radius(options.units, options.fraction, options.radius), instances=INSTANCES if options.instances is None else options.instances)
+
+
+def _in_words(compared: dict, options) -> list[str]:
+    words = {
+        "gaussian": lambda row: f"all of {counted(options.units, options.unit)}, through noise (as above)",
+        "bag": lambda row: f"{counted(row['units_per_policy'], options.unit)} in each bag (--mechanism bag --bag-size {row['mechanism']['bag_size']})",
+        "partition": lambda row: f"one of {row['mechanism']['parts']} parts, {row['units_per_policy']:.3g} {plural(options.unit)} on average",
+    }
+    lines = ["what one policy learns from, if a vote is to be certified at that r:"]
+    lines += [f"  {row['kind']:10s} {row['refused'] or words[row['kind']](row)}" for row in compared["mechanisms"]]
+    return [*lines, f"take {compared['recommended'] or 'none'}: {compared['why']}"]
 
 
 def _frontier(options, asked: dict) -> list[dict]:
@@ -94,6 +118,7 @@ def _frontier(options, asked: dict) -> list[dict]:
 def add_tradeoff(commands):
     sub = add_command(commands, "tradeoff", tradeoff, "Bounds under D' of events whose probability under D is known.", "mucd tradeoff --sample-rate 0.002 --noise-multiplier 3 --steps 1000 --inserted 50 --removed 0 --probability 0.9 0.99")
     _add_mechanism(sub)
+    sub.add_argument("--units", type=int, help="N, of bags and partitions")
     sub.add_argument("--inserted", type=int, required=True, help="units in D' that are not in D")
     sub.add_argument("--removed", type=int, required=True, help="units in D that are not in D'")
     sub.add_argument("--probability", type=float, nargs="+", required=True, help="probabilities under D")
@@ -101,10 +126,9 @@ def add_tradeoff(commands):
 
 
 def tradeoff(options, out):
-    from mucd_ray.certify.guarantees import Guarantees
     from mucd_ray.certify.rounding import exactly, probability_down, probability_up
 
-    guarantee = Guarantees(_mechanism(options), family=options.accountant).group(options.inserted, options.removed)
+    guarantee = _guarantees(options).group(options.inserted, options.removed)
     lower, upper = guarantee.lower(options.probability), guarantee.upper(options.probability)
     if options.json:
         out(json.dumps({"lower": lower.tolist(), "upper": upper.tolist()}))
@@ -121,7 +145,7 @@ def add_radius(commands):
     _add_mechanism(sub)
     sub.add_argument("--top", type=float, required=True, help="lower bound on the top action's probability")
     sub.add_argument("--runner-up", type=float, required=True, help="upper bound on any other action's probability")
-    sub.add_argument("--units", type=int, default=10_000_000, help="no radius above this is searched")
+    sub.add_argument("--units", type=int, help="N, of bags and partitions; no radius above this is searched (default: 10000000 with gaussian)")
     add_threat(sub)
 
 
@@ -130,7 +154,6 @@ def radius(options, out):
 
     from mucd_ray.certify.action import action_radii
     from mucd_ray.certify.confidence.proportions import LARGEST, check_count
-    from mucd_ray.certify.guarantees import Guarantees
 
     for name, value in (("top", options.top), ("runner-up", options.runner_up)):
         if not 0 <= value <= 1:
@@ -139,7 +162,8 @@ def radius(options, out):
     runner_up = min(options.runner_up, 1.0 - options.top)
     if runner_up > options.top:
         raise MucdError(f"runner-up {options.runner_up} is above top {options.top}: the top action has the larger probability")
-    guarantees = Guarantees(_mechanism(options), threat=options.threat, family=options.accountant)
+    options.units = MOST_UNITS if options.units is None and options.mechanism == "gaussian" else options.units
+    guarantees = _guarantees(options, threat=options.threat)
     cap = min(check_count(options.units, "units", 1, LARGEST), guarantees.largest_radius)
     found = int(action_radii(np.array([options.top]), np.array([runner_up]), guarantees, cap)[0])
     if options.json:
@@ -152,18 +176,44 @@ def radius(options, out):
     _warn_unsound(options.accountant)
 
 
+# The options that each kind of mechanism takes; all of them must be given but those with a default.
+MECHANISM_OPTIONS = {"gaussian": ("sample_rate", "noise_multiplier", "steps"), "bag": ("units", "bag_size", "draws"), "partition": ("units", "parts")}
+MOST_UNITS = 10_000_000
+
+
 def _add_mechanism(sub):
-    sub.add_argument("--sample-rate", type=float, required=True, help="q")
-    sub.add_argument("--noise-multiplier", type=float, required=True, help="sigma")
-    sub.add_argument("--steps", type=int, required=True, help="T")
+    sub.add_argument("--mechanism", default="gaussian", choices=list(MECHANISM_OPTIONS), help="noise in every step, a bag for every instance, or one policy per part")
+    sub.add_argument("--sample-rate", type=float, help="q, of gaussian")
+    sub.add_argument("--noise-multiplier", type=float, help="sigma, of gaussian")
+    sub.add_argument("--steps", type=int, help="T, of gaussian")
+    sub.add_argument("--bag-size", type=int, metavar="K", help="units in a bag")
+    sub.add_argument("--draws", choices=["fixed", "replacement", "poisson"], help="of bags: exactly K units without or with replacement, or K on average (default: fixed)")
+    sub.add_argument("--parts", type=int, metavar="U", help="parts of a partition")
 
 
-def _mechanism(options):
+def _guarantees(options, threat="symmetric"):
+    """Those of the mechanism that the options name; MucdError where one is missing, or is another mechanism's."""
+    from mucd_ray.certify.closed_form import guarantees_of
+    from mucd_ray.certify.confidence.proportions import LARGEST, check_count
+    from mucd_ray.certify.planning.bags import bag_of
     from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+    from mucd_ray.mechanism.partition import Partition
 
-    return Mechanism(
-        sample_rate=options.sample_rate, noise_multiplier=options.noise_multiplier, steps=options.steps, clip_norm=1.0, normaliser=1.0
-    )
+    kind = options.mechanism
+    for name in {name for names in MECHANISM_OPTIONS.values() for name in names} - {"units"}:
+        given, wanted = getattr(options, name) is not None, name in MECHANISM_OPTIONS[kind]
+        if given and not wanted:
+            raise MucdError(f"--{name.replace('_', '-')} {getattr(options, name)} is not an option of --mechanism {kind}: leave it out")
+        if wanted and not given and name != "draws":
+            raise MucdError(f"--mechanism {kind} needs --{name.replace('_', '-')}: give it")
+    if kind == "gaussian":
+        mechanism = Mechanism(sample_rate=options.sample_rate, noise_multiplier=options.noise_multiplier, steps=options.steps, clip_norm=1.0, normaliser=1.0)
+    else:
+        if options.units is None:
+            raise MucdError(f"--mechanism {kind} needs --units: give the number of units of the dataset")
+        check_count(options.units, "units", 1, LARGEST)
+        mechanism = Partition(parts=options.parts) if kind == "partition" else bag_of(options.bag_size, unit="trajectory", draws=options.draws or "fixed", units=options.units)
+    return guarantees_of(mechanism, units=options.units, threat=threat, family=options.accountant)
 
 
 def _warn_unsound(accountant: str) -> None:

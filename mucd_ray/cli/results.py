@@ -51,7 +51,7 @@ def add_verify(commands):
 
 
 def verify(options, out):
-    from mucd_ray.certify.file.certificate import STANDING_ASSUMPTIONS, read_certificate
+    from mucd_ray.certify.file.certificate import read_certificate, standing_assumptions
     from mucd_ray.certify.file.certificate import verify as find_mismatches
 
     certificate = read_certificate(options.certificate, options.patience)
@@ -61,7 +61,8 @@ def verify(options, out):
     elif mismatches:
         out("\n".join(["INVALID", *mismatches[:20], *([f"and {len(mismatches) - 20} more"] if len(mismatches) > 20 else [])]))
     else:
-        out("\n".join(["VALID: every number follows from the evidence in the file (the evidence itself, and which mechanism, unit and returns it is about, is taken as it is).", *certificate["claim"], "Assumptions of every certificate:", *certificate["assumptions"][: len(STANDING_ASSUMPTIONS)], *_words_of_the_maker(certificate["assumptions"][len(STANDING_ASSUMPTIONS) :])]))
+        standing = len(standing_assumptions(certificate["inputs"]))
+        out("\n".join(["VALID: every number follows from the evidence in the file (the evidence itself, and which mechanism, unit and returns it is about, is taken as it is).", *certificate["claim"], "Assumptions of every certificate:", *certificate["assumptions"][:standing], *_words_of_the_maker(certificate["assumptions"][standing:])]))
     return 1 if mismatches else 0
 
 

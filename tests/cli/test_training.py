@@ -69,7 +69,7 @@ def test_help_tells_the_true_defaults(capsys):
     assert "None" not in shown and DEFAULT_LEARNER.hidden == ()
     for text in (
         f"T (default: {STEPS})", f"C (default: {DEFAULT_CLIP_NORM})", f"a batch of about {BATCH}", f"--learning-rate LEARNING_RATE (default: {DEFAULT_LEARNER.learning_rate:g})",
-        f"of sgd (default: {DEFAULT_LEARNER.momentum:g})", f"averaged (default: {DEFAULT_LEARNER.average})", f"(default: {DEFAULT_LEARNER.optimiser})",
+        f"of sgd (default: {DEFAULT_LEARNER.momentum:g})", f"averaged (default: {DEFAULT_LEARNER.average})", f"(default: {DEFAULT_LEARNER.optimiser};",
     ):
         assert text in shown, text
 

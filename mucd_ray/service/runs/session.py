@@ -103,7 +103,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     else:
         mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2)
         margin = margin if follows else None
-        notes = how, USER_LEARNER_NOTE if request.learner else DEFAULT_LEARNER_NOTE
+        notes = how, USER_LEARNER_NOTE if request.learner or request.fit else DEFAULT_LEARNER_NOTE
     settings = RunSettings(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint(),
