@@ -23,7 +23,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "mechanism", "bag_size", "draws", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -57,6 +57,7 @@ def start_run(options, out) -> int:
         mechanism=options.mechanism,
         bag_size=options.bag_size,
         draws=options.draws,
+        parts=options.parts,
         fit=Fit(**fit) if fit else None,
         tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,

@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 
 from mucd_ray.certify.confidence.looks import effective_eta
-from mucd_ray.certify.planning.bags import bag_of, largest_bag
+from mucd_ray.certify.planning.bags import bag_of, fewest_parts, largest_bag
 from mucd_ray.certify.planning.plan import plan, wanted_radius
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
@@ -11,26 +11,24 @@ from mucd_ray.learn.learner import Learner
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import AnyMechanism
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.words import counted
 
 DEFAULT_CLIP_NORM = 0.1
 CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
 # What an attacker changes, where the user does not say: noise averages over many transitions, and bags of few trajectories still teach a lot.
-DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory"}
+DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", Partition.kind: "trajectory"}
 # Under noise: chosen on simulator recordings (Acrobot, CartPole) with seeds that no shipped example certifies. On bags: a common network and optimiser.
 DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=30.0, average=0.5)
-DEFAULT_LEARNERS = {
-    Mechanism.kind: DEFAULT_LEARNER,
-    Bag.kind: Learner(algorithm="bc", hidden=(64, 64), optimiser="adam", learning_rate=0.001, average=0.5),
-}
+PLAIN_LEARNER = Learner(algorithm="bc", hidden=(64, 64), optimiser="adam", learning_rate=0.001, average=0.5)
+DEFAULT_LEARNERS = {Mechanism.kind: DEFAULT_LEARNER, Bag.kind: PLAIN_LEARNER, Partition.kind: PLAIN_LEARNER}
 # Where the rate that suits cloning under noise does not: the best of 0.3, 1, 3, 10 and 30 at S = 110 on recordings with seed 101, of CartPole (Pendulum
 # for td3-bc).
 DEFAULT_RATES = {"dqn": 3.0, "double-dqn": 3.0, "qr-dqn": 10.0, "iql": 10.0, "c51": 10.0, "td3-bc": 0.3}
-# Options that only one kind of mechanism reads.
-ONLY = {
-    Mechanism.kind: ("sample_rate", "noise_multiplier", "steps", "clip_norm"),
-    Bag.kind: ("bag_size", "draws", "fit"),
+# Options that not every kind of mechanism reads, and the kinds that do.
+ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), (Mechanism.kind,)) | {
+    "bag_size": (Bag.kind,), "draws": (Bag.kind,), "parts": (Partition.kind,), "fit": (Bag.kind, Partition.kind),
 }
 
 
@@ -38,10 +36,10 @@ def check_options(request) -> None:
     """Raise MucdError where an option is for another kind of mechanism than the one asked for, or the kind is unknown."""
     if request.mechanism not in DEFAULT_UNITS:
         raise MucdError(f"mechanism {request.mechanism!r} is unknown: use one of {', '.join(DEFAULT_UNITS)}")
-    for kind, names in ONLY.items():
-        for name in names:
-            if kind != request.mechanism and getattr(request, name) is not None:
-                raise MucdError(f"{name.replace('_', ' ')} is for --mechanism {kind}, not for {request.mechanism}: leave it out")
+    for name, kinds in ONLY.items():
+        if request.mechanism not in kinds and getattr(request, name) is not None:
+            what = "train steps, batch size or top share" if name == "fit" else name.replace("_", " ")
+            raise MucdError(f"{what} is for --mechanism {' or '.join(kinds)}, not for {request.mechanism}: leave it out")
 
 
 def planned(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[AnyMechanism, str, bool]:
@@ -53,7 +51,7 @@ def planned(request, choices: Choices, declared: int, size: int, actions: int) -
         size: the number of units there are, for refusals alone.
         actions: number of discrete actions, 2 if they are continuous.
     """
-    return {Mechanism.kind: _gaussian, Bag.kind: _bag}[request.mechanism](request, choices, declared, size, actions)
+    return {Mechanism.kind: _gaussian, Bag.kind: _bag, Partition.kind: _partition}[request.mechanism](request, choices, declared, size, actions)
 
 
 def _gaussian(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[Mechanism, str, bool]:
@@ -89,6 +87,19 @@ def _bag(request, choices: Choices, declared: int, size: int, actions: int) -> t
     bag.check(size)
     # A bag of a given size follows from nothing; the rate of Poisson draws does.
     return bag, note, request.bag_size is None or draws == "poisson"
+
+
+def _partition(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[Partition, str, bool]:
+    if request.parts is not None:
+        partition, note = Partition(unit=request.unit, parts=request.parts), f"The number of parts was given by the user. {CONDITIONAL}"
+    else:
+        eta = effective_eta(choices.eta, choices.looks, request.instances)
+        partition = fewest_parts(
+            units=declared, radius=wanted_radius(declared, request.fraction), instances=request.instances, eta=eta, actions=actions, threat=choices.threat, unit=request.unit
+        )
+        note = _plan_note(request, choices, declared, eta)
+    partition.check(size)
+    return partition, note, request.parts is None
 
 
 def _plan_note(request, choices: Choices, declared: int, eta: float) -> str:

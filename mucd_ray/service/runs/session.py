@@ -20,7 +20,6 @@ from mucd_ray.learn.algorithms import algorithm_for
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
-from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
@@ -58,6 +57,7 @@ class Request:
     steps: int | None = None
     clip_norm: float | None = None
     bag_size: int | None = None
+    parts: int | None = None
     draws: str | None = None
     fit: Fit | None = None
     learner: Learner | None = None
@@ -82,14 +82,14 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS
-    if request.mechanism == Bag.kind:
+    if request.mechanism != Mechanism.kind:
         card = card.raw()
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
     action_bounds = _action_bounds(card)
-    if request.mechanism == Bag.kind and request.learner is not None and request.learner.local != LocalUpdate():
-        raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: a bag's learner has --train-steps and --top-share")
+    if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.local != LocalUpdate():
+        raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: other learners have --train-steps and --top-share")
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")
@@ -114,7 +114,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         action_bounds=action_bounds,
         mechanism=mechanism,
         learner=learner,
-        fit=(request.fit or Fit()) if request.mechanism == Bag.kind else None,
+        fit=None if request.mechanism == Mechanism.kind else request.fit or Fit(),
         declared_size=declared if follows else None,
         size_margin=margin,
         rollouts=request.rollouts,
@@ -136,7 +136,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     settings.radius_cap(choices.threat)
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
-    if request.noise_multiplier is None and request.bag_size is None and tuned is None and wanted > cap:
+    if request.noise_multiplier is None and request.bag_size is None and request.parts is None and tuned is None and wanted > cap:
         print(
             f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
             "ask for a smaller fraction, or declare a size with --units that does not depend on the data",

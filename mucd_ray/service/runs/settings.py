@@ -15,7 +15,7 @@ from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.units import check_unit
 from mucd_ray.learn.trainers.built_in import Fit
-from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import AnyMechanism, from_values, to_values
 from mucd_ray.words import counted
 
@@ -33,7 +33,7 @@ class RunSettings:
         action_bounds: public (low [d], high [d]) of continuous actions, from the card's environment; None if discrete or unbounded.
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
         mechanism, learner: how an instance is trained.
-        fit: how a policy is fitted to a bag; None where the mechanism is not a bag.
+        fit: how a policy is fitted to a bag or a part; None where the mechanism is noise.
         declared_size: the public size from which constants of the mechanism may follow; None if none does.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
@@ -70,8 +70,8 @@ class RunSettings:
         for name in ("states", "held_out", "rollouts"):
             if getattr(self, name) < 1:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1")
-        if (self.fit is None) == (self.mechanism.kind == Bag.kind):
-            raise MucdError(f"fit {self.fit} does not go with a mechanism of kind {self.mechanism.kind}: bags have one, others have none")
+        if (self.fit is None) != (self.mechanism.kind == Mechanism.kind):
+            raise MucdError(f"fit {self.fit} does not go with a mechanism of kind {self.mechanism.kind}: bags and parts have one, noise has none")
         self.card.discounted_range(self.discount)
         check_unit(self.learner, self.mechanism.unit)
         self.problem

@@ -6,6 +6,7 @@ from functools import partial
 from mucd_ray.certify.file.claim import CONDITIONS
 from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.report.report import report_files
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
@@ -96,7 +97,7 @@ def describe(summary: dict) -> str:
     ]
     if summary["failures"]:
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action")
-    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] == Mechanism.kind else "one bag of all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
+    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] == Mechanism.kind else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
     lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
     if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
         lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
@@ -131,6 +132,8 @@ def _mechanism(summary: dict) -> str:
     mechanism = summary["mechanism"]
     if mechanism["kind"] == Mechanism.kind:
         return f"{summary['accountant']} accounting"
+    if mechanism["kind"] == Partition.kind:
+        return f"{mechanism['parts']} parts"
     how = f"each with probability {exactly(mechanism['sample_rate'])}" if mechanism["draws"] == "poisson" else str(mechanism["bag_size"])
     return f"bags of {how}" + (", drawn with replacement" if mechanism["draws"] == "replacement" else "")
 

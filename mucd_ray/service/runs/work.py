@@ -13,9 +13,11 @@ from mucd_ray.learn.nonprivate import PUBLIC, train_nonprivate
 from mucd_ray.learn.streams import ROLLOUT, Streams
 from mucd_ray.learn.trainers.bags import draw_bag
 from mucd_ray.learn.trainers.built_in import fit_policies
+from mucd_ray.learn.trainers.parts import draw_part, units_by_part
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import Block
 
@@ -119,7 +121,16 @@ def _train_on_bags(settings, streams, units, instances, device, progress):
     return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=bags, instances=instances, streams=streams, progress=progress)
 
 
-TRAINING = {Mechanism.kind: _train_with_noise, Bag.kind: _train_on_bags}
+def _train_on_parts(settings, streams, units, instances, device, progress):
+    """Each instance is the policy of a part that it draws. A part's policy knows no secret: it is trained from public randomness, as the same policy whoever draws it."""
+    parts, drawn = units_by_part(settings.mechanism, units), [draw_part(settings.mechanism, instance, streams) for instance in instances]
+    wanted = sorted(set(drawn))
+    trained = fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=[parts[part] for part in wanted], instances=wanted, streams=PUBLIC, progress=progress)
+    rows = np.searchsorted(wanted, drawn)
+    return {name: stacked[rows] for name, stacked in trained.items()}
+
+
+TRAINING = {Mechanism.kind: _train_with_noise, Bag.kind: _train_on_bags, Partition.kind: _train_on_parts}
 
 
 def _rollout_seeds(secret: bytes, instances: range, rollouts: int) -> np.ndarray:
