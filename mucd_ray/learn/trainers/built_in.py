@@ -5,10 +5,9 @@ observations are taken as they were recorded and normalised by the bag's own mea
 be left out. The released policy takes raw observations: the normalisation is folded into its first layer.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.ensemble import acting_parameters, fused_trains
+from mucd_ray.learn.nonprivate import Unprotected
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
@@ -52,18 +52,6 @@ class Fit:
             raise MucdError(f"top share {self.top_share} is outside (0, 1]: 0.5 keeps the better half of each bag")
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoNoise:
-    """What the engines read of a mechanism, for plain training: no noise, and a clip norm that no gradient reaches."""
-
-    sample_rate: float
-    steps: int
-    normaliser: float
-    unit: str = "transition"
-    clip_norm: float = 1e12
-    noise_multiplier: float = 0.0
-
-
 def fit_policies(
     *, problem: Problem, fit: Fit, units: Units, bags: Iterable[np.ndarray], instances: Iterable[int], streams: Streams, progress: Callable[[], None] | None = None
 ) -> dict[str, Tensor]:
@@ -94,7 +82,7 @@ def _fit(problem: Problem, fit: Fit, units: Units, bag: np.ndarray, instance: in
         return {name: stacked[0] for name, stacked in empty.items()}
     of_bag, center, scale = _normalised(units, rows, fit.normalise)
     size = min(fit.batch, len(rows))
-    mechanism = NoNoise(sample_rate=size / len(rows), steps=fit.steps, normaliser=size)
+    mechanism = Unprotected(sample_rate=size / len(rows), steps=fit.steps, normaliser=size)
     flat = torch.from_numpy(_train(problem, mechanism, of_bag, instance, streams))[None]
     return _on_raw_observations({name: stacked[0] for name, stacked in acting_parameters(problem, flat).items()}, center, scale)
 
@@ -124,7 +112,7 @@ def _normalised(units: Units, rows: np.ndarray, normalise: bool) -> tuple[Units,
     return Units.transitions(x, units.actions[rows], next_features=next_x, rewards=units.rewards[rows], keeps=units.keeps[rows]), center, scale
 
 
-def _train(problem: Problem, mechanism: NoNoise, units: Units, instance: int, streams: Streams) -> np.ndarray:
+def _train(problem: Problem, mechanism: Unprotected, units: Units, instance: int, streams: Streams) -> np.ndarray:
     """Flat parameters of all networks, float32 [parameter_count]."""
     if fused_trains(problem):
         # Numba takes a second to import, which processes that do not train should not pay.

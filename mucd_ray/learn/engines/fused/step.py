@@ -86,6 +86,11 @@ def add_noise(memory, layers, plan, key, step, instance, words, added):
     """
     half = plan.noises // 2
     noise = memory[plan.noise : plan.noise + plan.noises]
+    if plan.noise_scale == 0.0:
+        # Plain training: no mechanism has so little.
+        if added < CARRY:
+            return
+        half = 0
     for start in range(0, half, WORDS):
         end = min(start + WORDS, half)
         part = words[: end - start]
