@@ -1,0 +1,91 @@
+"""Runs whose instances learn from bags or parts, on a real Ray and in one process: certified, verified, grown, and what fails counts."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from mucd_ray.certify.file.certificate import read_certificate, verify
+from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner, LocalUpdate
+from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.driver import certify, train, training_units
+from mucd_ray.service.runs.session import Request, execute, make_settings
+from mucd_ray.service.runs.summary import describe, finish
+from mucd_ray.service.runs.tally import Tally
+from mucd_ray.service.runs.work import choose_states, train_and_evaluate
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.service.workers.cluster import Resources
+
+SEED = 4
+SECRET = hashlib.sha256(f"mucd seed {SEED}".encode()).digest()
+FIT = Fit(steps=40, batch=64, top_share=0.5)
+KINDS = {
+    "bag": {"mechanism": "bag", "bag_size": 3}, "replacement": {"mechanism": "bag", "bag_size": 3, "draws": "replacement"},
+    "poisson": {"mechanism": "bag", "bag_size": 2, "draws": "poisson", "units": 11}, "partition": {"mechanism": "partition", "parts": 6},
+    "transitions": {"mechanism": "bag", "bag_size": 200, "unit": "transition"}, "planned": {"mechanism": "bag", "fraction": 0.02, "unit": "transition"},
+}
+
+
+def request(dataset, kind="bag", **changes):
+    return Request(**{"dataset": dataset, "instances": 25, "states": 12, "held_out": 3, "fit": FIT, **KINDS[kind]} | changes)
+
+
+def made_here(dataset_id, folder, kind, blocks=(range(25),)):
+    """A run in this process, without Ray and baselines."""
+    dataset = load_dataset(dataset_id)
+    settings, _ = make_settings(request(dataset_id, kind), dataset, Choices())
+    store = RunStore.create_or_open(folder / "run", settings, secret=SECRET)
+    units = training_units(settings, dataset)
+    states = store.write_states(choose_states(settings, SECRET, units, "cpu"))
+    store.add_target(25)
+    for instances in blocks:
+        store.commit(train_and_evaluate(settings, SECRET, units, states, instances, "cpu"))
+    return store
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_certified_and_verified(recordings, tmp_path, kind):
+    store = made_here(recordings["cartpole"], tmp_path, kind)
+    certificate = certify(store, Choices())
+    assert verify(certificate) == [] and certificate["results"]["sound"]
+    settings, inputs = RunStore.open(store.path).settings(), certificate["inputs"]
+    assert settings == store.settings() and inputs["units"] == settings.units
+    text = " ".join(certificate["claim"])
+    assert {"bag": "bag of its own", "partition": "sorted into 6 parts"}[inputs["mechanism"]["kind"]] in text
+    summary = finish(store, certificate)
+    assert summary["mechanism"] == inputs["mechanism"] and describe(summary)
+    # An empty bag, or part, is a policy of the default action.
+    assert (summary["failures"] > 0) == (kind in ("poisson", "partition")) and summary["instances"] == 25
+    # What follows from the rounded size claims no radius beyond its margin.
+    follows = kind == "planned"
+    assert (settings.size_margin is not None) == follows and inputs["radius_cap"] == (settings.size_margin if follows else settings.units)
+
+
+def test_on_ray_as_in_one_process_whatever_the_blocks_and_growing_keeps_what_is_there(recordings, tmp_path, local_ray):
+    summary = execute(request(recordings["cartpole"]), str(tmp_path / "ray"), resources=Resources(block=7), seed=SEED)
+    store, alone = RunStore.open(tmp_path / "ray"), made_here(recordings["cartpole"], tmp_path, "bag", (range(11), range(11, 25)))
+    ours, theirs = Tally(store, 25).evidence(), Tally(alone, 25).evidence()
+    assert np.array_equal(ours.returns, theirs.returns) and np.array_equal(ours.votes, theirs.votes)
+    assert summary["failures"] == 0 and summary["baselines"]["non_private"] > 0 and verify(read_certificate(tmp_path / "ray" / "certificate.json")) == []
+    grown = train(store, load_dataset(recordings["cartpole"]), 40, Choices(), Resources(block=7))
+    assert grown["results"]["instances"] == 40 and verify(grown) == []
+    assert np.array_equal(Tally(store, 25).evidence().returns, ours.returns)
+
+
+@pytest.mark.parametrize("changes,complaint", [
+    ({"bag_size": 10**6}, "bag size 1000000 is above"), ({"bag_size": 0}, "bag size 0"), ({"mechanism": "partition", "parts": 10**6, "bag_size": None}, "1000000 parts"),
+    ({"mechanism": "forest"}, "mechanism 'forest'"), ({"parts": 3}, "parts is for --mechanism partition, not for bag"), ({"noise_multiplier": 3.0}, "noise multiplier is for --mechanism gaussian"),
+    ({"mechanism": "gaussian", "bag_size": None}, "train steps, batch size or top share is for"), ({"draws": "all"}, "draws 'all'"),
+    ({"learner": Learner(learning_rate=0.1, local=LocalUpdate(steps=3))}, "local steps"), ({"bag_size": None, "fraction": 0.9}, "not even bags of one trajectory"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(recordings, changes, complaint):
+    with pytest.raises(MucdError, match=complaint):
+        make_settings(request(recordings["cartpole"], **changes), load_dataset(recordings["cartpole"]), Choices())
+
+
+def test_accountants_of_noise_are_refused(recordings):
+    with pytest.raises(MucdError, match="accountant 'rdp' is for the gaussian mechanism"):
+        make_settings(request(recordings["cartpole"]), load_dataset(recordings["cartpole"]), Choices(accountant="rdp"))
