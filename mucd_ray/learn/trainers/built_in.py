@@ -32,14 +32,14 @@ class Fit:
         steps: of the optimiser, each on about `batch` transitions of the bag.
         batch: expected size of a minibatch; a bag with fewer transitions is taken whole.
         top_share: share in (0, 1] of the bag's trajectories that are kept, those with the largest returns, at least one. Only where units
-            are trajectories (or sources).
+            are trajectories.
         normalise: whether observations are centred and scaled by the bag's own statistics.
 
     Raises:
         MucdError: a field is outside its range.
     """
 
-    steps: int = 1500
+    steps: int = 3000
     batch: int = 128
     top_share: float = 1.0
     normalise: bool = True
@@ -90,7 +90,7 @@ def _fit(problem: Problem, fit: Fit, units: Units, bag: np.ndarray, instance: in
 def rows_of(units: Units, bag: np.ndarray, top_share: float = 1.0) -> np.ndarray:
     """Rows of the data in the bag, unit after unit, int64 [B]; of trajectories only the best share, by the sum of their rewards."""
     lengths = units.lengths[bag]
-    if top_share < 1 and len(bag):
+    if top_share < 1 and units.unit != "transition" and len(bag):
         with np.errstate(over="ignore", invalid="ignore"):
             returns = np.array([units.rewards[start : start + length].sum(dtype=np.float64) for start, length in zip(units.starts[bag], lengths)])
         # Returns that are no number count as the worst.

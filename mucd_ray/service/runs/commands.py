@@ -9,7 +9,6 @@ from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import as_expected
 from mucd_ray.learn.learner import LocalUpdate
-from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
@@ -58,7 +57,7 @@ def start_run(options, out) -> int:
         bag_size=options.bag_size,
         draws=options.draws,
         parts=options.parts,
-        fit=Fit(**fit) if fit else None,
+        fit=fit or None,
         tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,
         chosen=options.chosen,

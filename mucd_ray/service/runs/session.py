@@ -23,7 +23,7 @@ from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
-from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, DEFAULT_UNITS, check_options, planned
+from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, DEFAULT_UNITS, check_options, default_top_share, planned
 from mucd_ray.service.runs.settings import RunSettings, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.storage.store import RunStore
@@ -40,7 +40,7 @@ USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONA
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a run is asked for. `None` means: the package's default, or planned from the declared size and the fraction.
+    """What a run is asked for. `None` means: the package's default, or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
 
     `tuned` takes the place of unit, fraction, sample_rate, noise_multiplier, steps, clip_norm and learner.
     """
@@ -59,7 +59,7 @@ class Request:
     bag_size: int | None = None
     parts: int | None = None
     draws: str | None = None
-    fit: Fit | None = None
+    fit: dict | None = None
     learner: Learner | None = None
     tuned: Tuned | None = None
     chosen: str | None = None
@@ -114,7 +114,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         action_bounds=action_bounds,
         mechanism=mechanism,
         learner=learner,
-        fit=None if request.mechanism == Mechanism.kind else request.fit or Fit(),
+        fit=None if request.mechanism == Mechanism.kind else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
         declared_size=declared if follows else None,
         size_margin=margin,
         rollouts=request.rollouts,

@@ -9,7 +9,6 @@ from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
-from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import certify, train, training_units
 from mucd_ray.service.runs.session import Request, execute, make_settings
@@ -21,7 +20,7 @@ from mucd_ray.service.workers.cluster import Resources
 
 SEED = 4
 SECRET = hashlib.sha256(f"mucd seed {SEED}".encode()).digest()
-FIT = Fit(steps=40, batch=64, top_share=0.5)
+FIT = {"steps": 40, "batch": 64}
 KINDS = {
     "bag": {"mechanism": "bag", "bag_size": 3}, "replacement": {"mechanism": "bag", "bag_size": 3, "draws": "replacement"},
     "poisson": {"mechanism": "bag", "bag_size": 2, "draws": "poisson", "units": 11}, "partition": {"mechanism": "partition", "parts": 6},
