@@ -134,6 +134,14 @@ def test_any_hand_edit_is_found(kind, data):
         assert verify_edited(edited)
 
 
+def test_what_verify_says_of_long_values_is_short():
+    """A mismatch quotes what the file says, which may be as long as the file."""
+    long = "x" * 10**6
+    for where in ({"results": CERTIFICATE["results"] | {"sound": long}}, {"claim": [long]}, {"format": long}, {long: 1}, {"inputs": CERTIFICATE["inputs"] | {"threat": long}}):
+        mismatches = verify(CERTIFICATE | where)
+        assert mismatches and all(len(text) < 3000 for text in mismatches)
+
+
 def forge(change, refit=True):
     forged = copy.deepcopy(CERTIFICATE)
     change(forged)
