@@ -230,6 +230,31 @@ class Transposed(nn.Module):
         return 0.01 * (x @ self.weight + self.kernels(x.reshape(-1, 4, 5, 5)).flatten(1))
 
 
+class Lists(Linear):
+    """Ended the process where it was recorded."""
+
+    def forward(self, x):
+        return self.lin(x) + torch.tensor(x.tolist()).sum()
+
+
+class Lazy(Linear):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.LazyLinear(OUTPUTS)
+
+
+class Aliases(Linear):
+    """A buffer and a frozen parameter that are the weight's memory keep what it held at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("first", self.lin.weight.detach()[0])
+        self.start = nn.Parameter(self.lin.weight.detach(), requires_grad=False)
+
+    def forward(self, x):
+        return 0.01 * (self.lin(x) + x @ self.start.t() + (x @ self.first)[:, None])
+
+
 class Typed(nn.Module):
     def __init__(self, dtype):
         super().__init__()
@@ -336,6 +361,7 @@ def test_no_row_reaches_the_gradient_of_another(kind):
     (RunningFrozen, "state"), (RunningData, "state"), (RunningAttribute, "state"), (MovesItself, "state"), (Counts, "every call"), (Hooked, "every call"), (FirstRow, "other rows"),
     (Remembers, "every call"), (Branches, "torch.where"), (Numbers, "torch.where"), (Selects, "torch.where"), (Drops, "random"), (Draws, "every call"),
     (Foreign, "any code"), (Unwritten, "torch.zeros"), (UnwrittenLike, "torch.zeros"), (PartlyWritten, "torch.zeros"), (Strided, "one row"),
+    (Lists, "tolist"),
 ])
 def test_what_is_no_function_of_one_row_is_refused(kind, message):
     asked = problem(inputs=INPUTS, actions=OUTPUTS)
@@ -375,6 +401,33 @@ def test_no_vector_exceeds_the_clip_norm_by_rounding(clip_norm, dtype):
         for vector in vectors:
             norm = torch.linalg.vector_norm(clipped_sum(vector.clone()[None], clip_norm, dtype)).item()
             assert norm <= clip_norm and not (vector.isnan().any() and norm)
+
+
+def test_views_of_a_parameter_keep_what_it_held_at_first():
+    asked = problem(inputs=INPUTS, actions=OUTPUTS, learning_rate=1.0)
+    units = made_up("transition", asked, 40, np.random.default_rng(0))
+
+    def make(generator):
+        module = Aliases()
+        for parameter in module.parameters():
+            # In place: the views follow.
+            parameter.data.copy_(torch.from_numpy(generator.uniform(-0.3, 0.3, tuple(parameter.shape))))
+        return module
+
+    def trained(units):
+        module = train_opacus(make, asked, Mechanism(**PLAN), units, 0, STREAMS)
+        assert torch.equal(module.start[0], module.first) and not torch.equal(module.start, module.lin.weight)
+        return parameters_to_vector(module.parameters()).detach().double().numpy()
+
+    moved = np.linalg.norm(trained(joined(units, changed(take(units, [0]), 0, features=50.0))) - trained(units))
+    assert 0.1 < moved <= 0.5 * (1 + 1e-5)
+
+
+def test_layers_without_a_shape_are_refused():
+    asked = problem(inputs=INPUTS, actions=OUTPUTS)
+    units = made_up("transition", asked, 20, np.random.default_rng(3))
+    with pytest.raises(MucdError, match="without a shape"):
+        train_opacus(lambda generator: Lazy(), asked, Mechanism(**PLAN), units, 0, STREAMS)
 
 
 def test_initial_parameters_come_from_the_generator_alone():

@@ -21,7 +21,9 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.func import functional_call, functionalize, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import vector_to_parameters
+from torch.overrides import TorchFunctionMode
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn import streams as purposes
@@ -136,6 +138,8 @@ def _made(factory: Callable[[np.random.Generator], nn.Module], stream: Callable[
         with _global_generators(seed):
             modules.append(factory(generator))
             modules[-1].train()
+    if any(is_lazy(tensor) for tensor in (*modules[0].parameters(), *modules[0].buffers())):
+        raise MucdError("the module has parameters without a shape (lazy layers): make layers with the number of their inputs")
     named = [dict(module.named_parameters()) | dict(module.named_buffers()) for module in modules]
     if len({tuple((name, tuple(tensor.shape), tensor.dtype, tensor.requires_grad) for name, tensor in tensors.items()) for tensors in named}) > 1:
         raise MucdError("the factory gives modules of different shapes for different generators: all instances need the same parameters")
@@ -159,6 +163,15 @@ def _global_generators(seed: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(states[0]), random.setstate(states[1])
+
+
+class _NoReading(TorchFunctionMode):
+    """Refuses what ends the process, without a word, where operations are recorded."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is Tensor.tolist:
+            raise MucdError("the module's Python code reads values (`.tolist()`): use torch's operations")
+        return function(*args, **kwargs or {})
 
 
 class RowGradients:
@@ -248,9 +261,11 @@ def recorded(problem: Problem, module: nn.Module, trainable: dict[str, Tensor], 
     try:
         with _global_generators(0), torch.enable_grad():
             for name, value in trainable.items():
-                module.get_parameter(name).data.copy_(value)
+                # Not in place: a buffer may be a view of the parameter, and stays what it is.
+                module.get_parameter(name).data = value.clone()
             before = _attributes(module)
-            outputs = module(x).detach()
+            with _NoReading():
+                outputs = module(x).detach()
             if not _same(_attributes(module), before):
                 raise MucdError("the module keeps a state that calls change: it would carry data from step to step without noise; remove it")
             if outputs.shape != (3, problem.network.outputs):
