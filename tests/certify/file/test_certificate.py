@@ -126,7 +126,7 @@ def test_any_hand_edit_is_found(kind, data):
     for key in path[:-1]:
         where = where[key]
     old = where[path[-1]]
-    where[path[-1]] = old + "!" if isinstance(old, str) else 1 if old in (None, []) else (not old) if isinstance(old, bool) else old * 1.001 + 1
+    where[path[-1]] = old + "!" if isinstance(old, str) else 1 if old in (None, [], {}) else (not old) if isinstance(old, bool) else old * 1.001 + 1
     assert verify_edited(edited)
     if path[0] in ("results", "claim"):
         # Even with a hash that was made to fit, the numbers do not follow from the evidence.
