@@ -20,7 +20,8 @@ MOST_DEPTH = 64
 MOST_DIGITS = 300
 MOST_ARRAY_BYTES = 1 << 32
 
-_TEXT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Possessive, and without an end a text, too: else each escaped quote takes memory, and is tried as the beginning of another text.
+_TEXT = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
 
 

@@ -20,6 +20,8 @@ from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 # costs at most r / SPLITS units of radius.
 SPLITS = 256
 RENYI_SPLITS = 64
+# The largest radius that is searched: there the union of any such group of splits has no more units than are accounted for.
+LARGEST_RADIUS = {"symmetric": MOST_UNITS - MOST_UNITS // 50, "insert": MOST_UNITS, "remove": MOST_UNITS, "substitute": MOST_UNITS // 2}
 # Sizes per octave of the pure groups from which chains are built.
 ANCHORS_PER_OCTAVE = 4
 ADP_GRID = 512
@@ -112,7 +114,7 @@ class Guarantees:
     @property
     def largest_radius(self) -> int:
         """Beyond it nothing is accounted for, and nothing is claimed."""
-        return MOST_UNITS // 2 if self.threat == "substitute" else MOST_UNITS
+        return LARGEST_RADIUS[self.threat]
 
     def _pair(self, inserted: int, removed: int) -> Pair:
         return IDENTITY if inserted == removed == 0 else FAMILIES[self.family](self.accountant, inserted, removed)
@@ -186,6 +188,11 @@ class Guarantees:
 
         def cover(low: int, high: int):
             """Of all that remove low..high units, the pair with the most inserted and the most removed ones dominates every one."""
+            middle = (low + high) // 2
+            if radius - low + high > MOST_UNITS:
+                cover(low, middle)
+                cover(middle + 1, high)
+                return
             exact = self._pair(radius - low, high)
             rows = np.flatnonzero((groups[:, 0] <= high) & (groups[:, 1] >= low))
             below = np.maximum(exact.lower(grid), lower[rows].min(axis=0))
@@ -193,7 +200,6 @@ class Guarantees:
             if high - low < max(1, radius // SPLITS) or np.all((below >= least) & (above <= most)):
                 runs.append((rows, exact))
             else:
-                middle = (low + high) // 2
                 cover(low, middle)
                 cover(middle + 1, high)
 

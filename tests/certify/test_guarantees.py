@@ -95,6 +95,18 @@ def test_where_chains_are_weak_exact_pairs_keep_the_radius_of_the_pure_splits(q,
             assert np.all(covered.lower(P) <= split.lower(P) + 1e-4) and np.all(covered.upper(P) >= split.upper(P) - 1e-4)
 
 
+@pytest.mark.parametrize("family", ["tradeoff", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rdp", "adp", "published"))])
+def test_the_largest_radius_that_is_searched_is_accounted_for(family):
+    """Also where chains prove nothing and the unions of splits have more units than D and D' differ by."""
+    guarantees = Guarantees(mechanism(1e-9, 0.5, 1), family=family)
+    radius = guarantees.largest_radius
+    found, split = guarantees.at(radius), guarantees.group(radius // 2, radius // 2)
+    for p in (0.01, 0.5, 0.99):
+        assert 0 < found.lower(p) <= split.lower(p) and split.upper(p) <= found.upper(p) < 1
+    with pytest.raises(MucdError, match="above 100000000"):
+        guarantees.group(10**8, 1)
+
+
 def test_the_probabilities_at_which_chains_are_judged_mirror_themselves():
     grid = Guarantees(mechanism(0.01, 2.0, 10))._grid(60)
     assert np.allclose(grid, 1 - grid[::-1], atol=1e-12) and grid[0] > 0 and len(grid) < 600

@@ -491,6 +491,14 @@ def test_files_are_read_up_to_a_size(tmp_path, refusal):
     assert gym.spaces.Box(*json.loads(json.dumps([-np.inf, np.inf]))) == gym.spaces.Box(*read_json("[-Infinity, Infinity]", "x", infinities=True))
 
 
+def test_texts_that_never_end_take_no_longer_than_their_length(refusal):
+    """Were each of a million escaped quotes tried as the beginning of a text, this would take hours."""
+    for content in ('"' + '\\"' * 10**6, '["' + '\\"' * 10**6 + "\\", '{"a": "' + '[\\"' * 10**6):
+        assert "Unterminated string" in refusal(read_json, content, "x")
+    deep = "[" * 65 + '"' + '\\"' * 10**6 + '"' + "]" * 65
+    assert "deep" in refusal(read_json, deep, "x") and read_json(deep[1:-1], "x")
+
+
 def test_a_card_that_declares_a_huge_observation(tmp_path, refusal):
     values = card_for("CartPole-v1").to_dict() | {"observation_shape": [1 << 30, 1 << 30], "indices": [0, 1, 2, 3]}
     (tmp_path / "card.json").write_text(json.dumps(values))

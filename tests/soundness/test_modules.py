@@ -1,6 +1,7 @@
 """Modules that would carry a unit past its clip norm, if the engine for any `nn.Module` let them: whatever is trained, one unit moves the
 released parameters by at most C; what is not a function of one row is refused."""
 
+import copy
 import random
 
 import numpy as np
@@ -177,6 +178,103 @@ class Foreign(Linear):
         return self.lin(foreign(x))
 
 
+class Unwritten(Linear):
+    """Memory that the rows before left behind, in the gradient alone: values show nothing."""
+
+    def forward(self, x):
+        squares = (3.0 * x).square().sum()
+        left = torch.empty(128, INPUTS).nan_to_num(0, 0, 0).clamp(-1e6, 1e6).sum()
+        outputs = self.lin(x) + 1e-30 * squares
+        return outputs + outputs * left - (outputs * left).detach()
+
+
+class UnwrittenLike(Linear):
+    def forward(self, x):
+        outputs, left = self.lin(x), torch.empty_like(x).nan_to_num(0, 0, 0).sum()
+        return outputs + outputs * left - (outputs * left).detach()
+
+
+class PartlyWritten(Linear):
+    def forward(self, x):
+        left = x.new_empty(2, INPUTS)
+        left[0] = 0.0
+        outputs, left = self.lin(x), left.nan_to_num(0, 0, 0).sum()
+        return outputs + outputs * left - (outputs * left).detach()
+
+
+class Written(Linear):
+    """Fills what it allocates: nothing of what was there is left."""
+
+    def forward(self, x):
+        copied, zero, two = torch.empty_like(x), torch.empty(INPUTS), torch.empty(1)
+        copied[:], two = x, two.fill_(2.0)
+        return self.lin(copied + zero.zero_()) * two
+
+
+class Strided(Linear):
+    """Looks over the edge of its row."""
+
+    def forward(self, x):
+        return self.lin(x + x.as_strided((1, INPUTS), (INPUTS, 1), x.storage_offset() + INPUTS))
+
+
+class Transposed(nn.Module):
+    """Parameters that are not in the order of memory: a transposed one, and kernels with channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(OUTPUTS, INPUTS).t())
+        self.kernels = nn.Conv2d(4, OUTPUTS, 5).to(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        return 0.01 * (x @ self.weight + self.kernels(x.reshape(-1, 4, 5, 5)).flatten(1))
+
+
+class Lists(Linear):
+    """Ended the process where it was recorded."""
+
+    def forward(self, x):
+        return self.lin(x) + torch.tensor(x.tolist()).sum()
+
+
+class Lazy(Linear):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.LazyLinear(OUTPUTS)
+
+
+class Aliases(Linear):
+    """A buffer and a frozen parameter that are the weight's memory keep what it held at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("first", self.lin.weight.detach()[0])
+        self.start = nn.Parameter(self.lin.weight.detach(), requires_grad=False)
+
+    def forward(self, x):
+        return 0.01 * (self.lin(x) + x @ self.start.t() + (x @ self.first)[:, None])
+
+
+class Typed(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(INPUTS, OUTPUTS, dtype=dtype))
+
+    def forward(self, x):
+        return torch.view_as_real(x.to(self.weight.dtype) @ self.weight).sum(-1) if self.weight.is_complex() else (x.to(self.weight.dtype) @ self.weight).float()
+
+
+class Constant(nn.Module):
+    """No gradient at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(OUTPUTS))
+
+    def forward(self, x):
+        return self.weight.detach().repeat(len(x), 1)
+
+
 @torch.library.custom_op("soundness::foreign", mutates_args=())
 def foreign(x: torch.Tensor) -> torch.Tensor:
     return x - x.mean(0)
@@ -209,7 +307,7 @@ def released(kind, asked, units, **plan):
 
 @pytest.mark.parametrize("algorithm", ["bc", "dqn"])
 @pytest.mark.parametrize("unit", ["transition", "trajectory"])
-@pytest.mark.parametrize("kind", [Linear, Entities, pytest.param(Residual, marks=pytest.mark.slow), Sleeper])
+@pytest.mark.parametrize("kind", [Linear, Entities, pytest.param(Residual, marks=pytest.mark.slow), Sleeper, Written, Transposed])
 def test_one_unit_moves_all_that_is_released_by_at_most_c(kind, unit, algorithm):
     """Loud units reach C. Units that are not finite count as none, and none is in what another one adds."""
     asked, rng = problem(algorithm, inputs=INPUTS, actions=OUTPUTS, learning_rate=1.0, cap=4), np.random.default_rng(0)
@@ -262,7 +360,8 @@ def test_no_row_reaches_the_gradient_of_another(kind):
     (Centred, "other rows"), (HiddenByZeros, "other rows"), (BatchSize, "other rows"), (RunningBuffer, "state"), (AssignedBuffer, "state"),
     (RunningFrozen, "state"), (RunningData, "state"), (RunningAttribute, "state"), (MovesItself, "state"), (Counts, "every call"), (Hooked, "every call"), (FirstRow, "other rows"),
     (Remembers, "every call"), (Branches, "torch.where"), (Numbers, "torch.where"), (Selects, "torch.where"), (Drops, "random"), (Draws, "every call"),
-    (Foreign, "any code"),
+    (Foreign, "any code"), (Unwritten, "torch.zeros"), (UnwrittenLike, "torch.zeros"), (PartlyWritten, "torch.zeros"), (Strided, "one row"),
+    (Lists, "tolist"),
 ])
 def test_what_is_no_function_of_one_row_is_refused(kind, message):
     asked = problem(inputs=INPUTS, actions=OUTPUTS)
@@ -270,6 +369,22 @@ def test_what_is_no_function_of_one_row_is_refused(kind, message):
     with pytest.raises(MucdError, match=message) as refused:
         released(kind, asked, units)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])
+def test_trainable_parameters_of_other_types_are_refused(dtype):
+    """A clipped vector is rounded to the parameter's type: in bfloat16 its norm reached 1.0014 C."""
+    asked = problem(inputs=INPUTS, actions=OUTPUTS)
+    units = made_up("transition", asked, 20, np.random.default_rng(3))
+    with pytest.raises(MucdError, match=f"weight is {dtype}: .* torch.float32"):
+        train_opacus(lambda generator: Typed(dtype), asked, Mechanism(**PLAN), units, 0, STREAMS)
+
+
+@pytest.mark.parametrize("unit", ["transition", "trajectory"])
+def test_a_module_without_gradient_moves_by_noise_alone(unit):
+    asked = problem(inputs=INPUTS, actions=OUTPUTS)
+    units = [made_up(unit, asked, 20, np.random.default_rng(seed)) for seed in (0, 1)]
+    assert released(Constant, asked, units[0]).tobytes() == released(Constant, asked, units[1]).tobytes()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -288,9 +403,37 @@ def test_no_vector_exceeds_the_clip_norm_by_rounding(clip_norm, dtype):
             assert norm <= clip_norm and not (vector.isnan().any() and norm)
 
 
+def test_views_of_a_parameter_keep_what_it_held_at_first():
+    asked = problem(inputs=INPUTS, actions=OUTPUTS, learning_rate=1.0)
+    units = made_up("transition", asked, 40, np.random.default_rng(0))
+
+    def make(generator):
+        module = Aliases()
+        for parameter in module.parameters():
+            # In place: the views follow.
+            parameter.data.copy_(torch.from_numpy(generator.uniform(-0.3, 0.3, tuple(parameter.shape))))
+        return module
+
+    def trained(units):
+        module = train_opacus(make, asked, Mechanism(**PLAN), units, 0, STREAMS)
+        assert torch.equal(module.start[0], module.first) and not torch.equal(module.start, module.lin.weight)
+        return parameters_to_vector(module.parameters()).detach().double().numpy()
+
+    moved = np.linalg.norm(trained(joined(units, changed(take(units, [0]), 0, features=50.0))) - trained(units))
+    assert 0.1 < moved <= 0.5 * (1 + 1e-5)
+
+
+def test_layers_without_a_shape_are_refused():
+    asked = problem(inputs=INPUTS, actions=OUTPUTS)
+    units = made_up("transition", asked, 20, np.random.default_rng(3))
+    with pytest.raises(MucdError, match="without a shape"):
+        train_opacus(lambda generator: Lazy(), asked, Mechanism(**PLAN), units, 0, STREAMS)
+
+
 def test_initial_parameters_come_from_the_generator_alone():
     asked = problem(inputs=INPUTS, actions=OUTPUTS)
     units, kept, calls = made_up("transition", asked, 20, np.random.default_rng(4)), Linear(), []
+    shared = torch.zeros(OUTPUTS * (INPUTS + 1))
 
     def from_numpy(generator):
         module = factory(Linear)(generator)
@@ -306,12 +449,22 @@ def test_initial_parameters_come_from_the_generator_alone():
     def of_other_shapes(generator):
         return factory(Entities if generator.uniform() < STREAMS_SAY else Linear)(generator)
 
+    def cached(generator, cache=[]):
+        # All instances of a process would begin where its first one does.
+        cache.append(None if cache else factory(Linear)(generator))
+        return copy.deepcopy(cache[0])
+
+    def overlapping(generator):
+        module = Linear()
+        module.lin.weight.data, module.lin.bias.data = shared[OUTPUTS:].view(OUTPUTS, INPUTS), shared[:OUTPUTS]
+        return module
+
     # What the stream of this instance draws first, and the public generator that is tried beside it.
     first, other = STREAMS.generator(0, 0, 0).uniform(), np.random.default_rng(0).uniform()
     STREAMS_SAY = (first + other) / 2
     cases = {
         "its factory is given": [lambda generator: Linear(), from_numpy, by_call, lambda generator: factory(Linear)(np.random.default_rng())],
-        "same parameters twice": [lambda generator: kept], "different shapes": [of_other_shapes],
+        "same parameters twice": [lambda generator: kept, overlapping], "all anew": [cached], "different shapes": [of_other_shapes],
     }
     state = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
     for message, factories in cases.items():

@@ -162,9 +162,9 @@ def verify(certificate: dict, patience: float = 1.0) -> list[str]:
     The evidence itself, what it was said to be (mechanism, unit, range and clipping of returns), `context` and the assumptions about the run cannot be checked from the file; their hash is.
     """
     if set(certificate) != KEYS:
-        return [f"keys: a certificate has {', '.join(sorted(KEYS))}, this one {sorted(certificate)!r}"]
+        return [f"keys: a certificate has {', '.join(sorted(KEYS))}, this one {_shown(sorted(certificate))}"]
     if certificate["format"] != FORMAT:
-        return [f"format: {certificate['format']!r} is not {FORMAT}"]
+        return [f"format: {_shown(certificate['format'])} is not {FORMAT}"]
     inputs, assumptions = certificate["inputs"], certificate["assumptions"]
     try:
         found_hash = content_hash(certificate)
@@ -176,7 +176,7 @@ def verify(certificate: dict, patience: float = 1.0) -> list[str]:
     except TooMuchWork as error:
         raise TooMuchWork(f"to derive this certificate's numbers again {error}: --patience N allows N times {MOST_OPERATIONS:.3g}, up to some ten minutes of a core") from None
     except (MucdError, KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
-        return [f"inputs: {type(error).__name__}: {error}"]
+        return [f"inputs: {type(error).__name__}: {str(error)[:1000]}"]
     tolerance = TOLERANCE + TOLERANCE_PER_STEP * inputs["mechanism"].get("steps", 1)
     width = inputs["return_range"][1] - inputs["return_range"][0]
     tolerances = {RETURNS: tolerance * width, PROBABILITIES: tolerance, GOAL: tolerance * _goal_scale(inputs, results, width)}
@@ -210,4 +210,10 @@ def _differences(expected, found, path: str, tolerances: dict[re.Pattern, float]
         if math.isclose(expected, found, rel_tol=1e-12, abs_tol=allowed):
             return []
     same = type(expected) is type(found) and expected == found
-    return [] if same else [f"{path}: the evidence gives {expected!r}, the certificate says {found!r}"]
+    return [] if same else [f"{path}: the evidence gives {_shown(expected)}, the certificate says {_shown(found)}"]
+
+
+def _shown(value, most: int = 1000) -> str:
+    """The beginning of what a file may have made of any length: longer than every sentence of a claim."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."

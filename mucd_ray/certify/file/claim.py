@@ -4,9 +4,8 @@ from fractions import Fraction
 
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.file.evidence import TUNED_ON_THIS_DATASET
-from mucd_ray.certify.guarantees import READINGS, THREATS
+from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
 from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
-from mucd_ray.mechanism.gaussian.accounting import MOST_UNITS
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.words import counted
@@ -35,7 +34,7 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     sentences += _policy(inputs, results, kind)
     if results["action"] is not None:
         sentences += _continuous(results["action"]) if results["action"]["kind"] == "continuous" else _discrete(results["action"])
-    if inputs["mechanism"]["kind"] == Mechanism.kind and _largest(results) >= (limit := MOST_UNITS // (2 if inputs["threat"] == "substitute" else 1)):
+    if inputs["mechanism"]["kind"] == Mechanism.kind and _largest(results) >= (limit := LARGEST_RADIUS[inputs["threat"]]):
         sentences.append(f"Radii were searched up to {limit}, the most that is accounted for: one of {limit} is a floor.")
     if inputs["clipped"]:
         low, high = inputs["return_range"]

@@ -152,7 +152,6 @@ def _discrete_scope(certificate: ActionCertificate, agrees: np.ndarray | None, i
     certified = certificate.radius[certificate.radius >= 1]
     radii = _named_radii(int(max(certificate.radius.max(), 1)), [], inputs["units"], cap)
     spend(len(radii) * len(certificate.radius))
-    holds = certificate.radius >= radii[:, None]
     return {
         "radius": [None if r == ABSTAIN else int(r) for r in certificate.radius],
         "top_lower": certificate.top.tolist(),
@@ -164,8 +163,8 @@ def _discrete_scope(certificate: ActionCertificate, agrees: np.ndarray | None, i
         "curve": {
             "radius": radii.tolist(),
             "fraction": (radii / inputs["units"]).tolist(),
-            "stability_ratio": holds.mean(axis=1).tolist(),
-            "certified_accuracy": None if agrees is None else (holds & agrees).mean(axis=1).tolist(),
+            "stability_ratio": [float(np.mean(certificate.radius >= radius)) for radius in radii],
+            "certified_accuracy": None if agrees is None else [float(np.mean((certificate.radius >= radius) & agrees)) for radius in radii],
         },
     }
 

@@ -21,7 +21,9 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.func import functional_call, functionalize, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import vector_to_parameters
+from torch.overrides import TorchFunctionMode
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn import streams as purposes
@@ -38,6 +40,8 @@ from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 MOST_ROWS, GRADIENT_FLOATS = 128, 20_000_000
 # Operations of these libraries are functions of their arguments that vmap knows; others may run code of their own on the data.
 KNOWN = {"aten", "prims"}
+# These give memory as other rows left it, until one of the next ones has written all of it.
+UNWRITTEN, WRITES_ALL = ("empty", "resize"), {torch.ops.aten.fill, torch.ops.aten.copy, torch.ops.aten.zero}
 
 
 def train_opacus(
@@ -66,9 +70,9 @@ def train_opacus(
     module got from the data *before*, such as initial parameters trained on them, or their mean in a constant.
 
     Raises:
-        MucdError: the module mixes rows (BatchNorm), is random (dropout), keeps a state, reads values in Python (`if x.sum() > 0`), gives
-            another number of outputs, uses operations that vmap does not know, or has no trainable parameter; the factory's modules
-            depend on something else than its generator; the algorithm has several networks; several local steps; what `train_block`
+        MucdError: the module mixes rows (BatchNorm), is random (dropout), keeps a state, reads values in Python (`if x.sum() > 0`), reads
+            memory that nobody wrote (`torch.empty`), gives another number of outputs, uses operations that vmap does not know, or has no
+            trainable parameter or one that is not float32; the factory's modules depend on something else than its generator; the algorithm has several networks; several local steps; what `train_block`
             refuses.
     """
     check(problem, mechanism, units)
@@ -81,8 +85,12 @@ def train_opacus(
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not trainable:
         raise MucdError("the module has no trainable parameter: give one that has")
+    for name, parameter in module.named_parameters():
+        # A clipped vector is rounded to its type: in bfloat16 its norm would be up to 1.004 C.
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise MucdError(f"parameter {name} is {parameter.dtype}: trainable ones must be torch.float32, which keeps vectors within the clip norm")
     gradients = RowGradients(problem, tried, units)
-    parameters = parameters_to_vector(trainable).detach().clone()
+    parameters = torch.cat([parameter.detach().flatten() for parameter in trainable])
     target = parameters.clone() if algorithm.has_target else parameters
     optimiser = OPTIMISERS[learner.optimiser](learner, parameters)
     averaged = learner.averaged_steps(mechanism.steps)
@@ -103,7 +111,8 @@ def train_opacus(
         if step >= mechanism.steps - averaged:
             total += parameters
     vector_to_parameters((total / averaged).to(torch.float32) if averaged else parameters, trainable)
-    return module.eval()
+    module.eval()
+    return module
 
 
 def clipped_sum(of_units: Tensor, clip_norm: float, dtype: torch.dtype) -> Tensor:
@@ -121,18 +130,25 @@ def _made(factory: Callable[[np.random.Generator], nn.Module], stream: Callable[
     """Two equal modules in training mode, one to try and one to keep.
 
     Raises:
-        MucdError: they are not equal although the generators are, share parameters, or a third one from another generator has other shapes.
+        MucdError: they are not equal although the generators are, were not drawn in the same way, share parameters, or a third one from
+            another generator has other shapes.
     """
-    modules = []
-    for seed, generator in enumerate((stream(), stream(), np.random.default_rng(0))):
+    modules, generators = [], (stream(), stream(), np.random.default_rng(0))
+    for seed, generator in enumerate(generators):
         with _global_generators(seed):
-            modules.append(factory(generator).train())
+            modules.append(factory(generator))
+            modules[-1].train()
+    if any(is_lazy(tensor) for tensor in (*modules[0].parameters(), *modules[0].buffers())):
+        raise MucdError("the module has parameters without a shape (lazy layers): make layers with the number of their inputs")
     named = [dict(module.named_parameters()) | dict(module.named_buffers()) for module in modules]
     if len({tuple((name, tuple(tensor.shape), tensor.dtype, tensor.requires_grad) for name, tensor in tensors.items()) for tensors in named}) > 1:
         raise MucdError("the factory gives modules of different shapes for different generators: all instances need the same parameters")
     if not _same(*({name: tensor.detach() for name, tensor in tensors.items()} for tensors in named[:2])):
         raise MucdError("the module's initial parameters depend on more than the generator that its factory is given: draw all of them from it, not from torch or numpy, which know nothing of the run's secret")
-    if any(tensor.requires_grad and tensor.data_ptr() == named[1][name].data_ptr() for name, tensor in named[0].items() if tensor.numel()):
+    if generators[0].random() != generators[1].random():
+        raise MucdError("the factory draws from its generator at its first call alone, or not as much at every call: what it keeps would be shared by instances that have to be independent; make all anew at every call")
+    first, second = ({tensor.untyped_storage().data_ptr() for tensor in tensors.values() if tensor.requires_grad and tensor.numel()} for tensors in named[:2])
+    if first & second:
         raise MucdError("the factory gives the same parameters twice: an instance would begin where another one ended; make new ones at every call")
     return modules[0], modules[1]
 
@@ -147,6 +163,15 @@ def _global_generators(seed: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(states[0]), random.setstate(states[1])
+
+
+class _NoReading(TorchFunctionMode):
+    """Refuses what ends the process, without a word, where operations are recorded."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is Tensor.tolist:
+            raise MucdError("the module's Python code reads values (`.tolist()`): use torch's operations")
+        return function(*args, **kwargs or {})
 
 
 class RowGradients:
@@ -169,7 +194,7 @@ class RowGradients:
         x = torch.from_numpy(self.units.features[rows])
         next_x = torch.from_numpy(self.units.next_features[rows]) if len(self.units.next_features) else x
         transition = Transition(*(torch.from_numpy(array[rows]) for array in (self.units.actions, self.units.rewards, self.units.keeps)))
-        return self.all_rows(self._named(parameters), self._named(target), self.frozen, x, next_x, tuple(transition))[0]
+        return self.all_rows(self._named(parameters), self._named(target), self.frozen, x, next_x, tuple(transition))[0].contiguous()
 
     def of_transitions(self, parameters: Tensor, target: Tensor, rows: np.ndarray) -> Iterator[Tensor]:
         """Yields [<= slice, D]: the gradient of every row."""
@@ -236,9 +261,11 @@ def recorded(problem: Problem, module: nn.Module, trainable: dict[str, Tensor], 
     try:
         with _global_generators(0), torch.enable_grad():
             for name, value in trainable.items():
-                module.get_parameter(name).data.copy_(value)
+                # Not in place: a buffer may be a view of the parameter, and stays what it is.
+                module.get_parameter(name).data = value.clone()
             before = _attributes(module)
-            outputs = module(x).detach()
+            with _NoReading():
+                outputs = module(x).detach()
             if not _same(_attributes(module), before):
                 raise MucdError("the module keeps a state that calls change: it would carry data from step to step without noise; remove it")
             if outputs.shape != (3, problem.network.outputs):
@@ -259,7 +286,7 @@ def recorded(problem: Problem, module: nn.Module, trainable: dict[str, Tensor], 
 
 
 def _check_operations(graph: torch.fx.GraphModule) -> None:
-    """Refuse what is no function of its arguments: chance, changes in place, code of other libraries."""
+    """Refuse what is no function of its arguments: chance, changes in place, memory that nobody wrote, code of other libraries."""
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "output", "get_attr") or node.target is operator.getitem:
             continue
@@ -269,6 +296,15 @@ def _check_operations(graph: torch.fx.GraphModule) -> None:
             raise MucdError(f"the module is random ({node.target}): remove layers such as dropout, whose chance does not come from the run's secret")
         if node.target._schema.is_mutable:
             raise MucdError(f"the module changes its parameters or other tensors in place ({node.target}): it would carry data from step to step without noise; remove this")
+    # Last, since a dropout's mask begins like this, too.
+    for node in graph.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and any(word in node.target._schema.name for word in UNWRITTEN) and not all(_overwrites(user, node) for user in node.users):
+            raise MucdError(f"the module reads memory that it did not write ({node.target}), where other rows may have left their values: use torch.zeros")
+
+
+def _overwrites(user: torch.fx.Node, node: torch.fx.Node) -> bool:
+    """Whether nothing of the values of `node` is in those of `user`."""
+    return isinstance(user.target, torch._ops.OpOverload) and user.target.overloadpacket in WRITES_ALL and user.args[:1] == (node,) and node not in user.args[1:]
 
 
 def _attributes(module: nn.Module) -> dict[str, Tensor]:

@@ -126,12 +126,20 @@ def test_any_hand_edit_is_found(kind, data):
     for key in path[:-1]:
         where = where[key]
     old = where[path[-1]]
-    where[path[-1]] = old + "!" if isinstance(old, str) else 1 if old in (None, []) else (not old) if isinstance(old, bool) else old * 1.001 + 1
+    where[path[-1]] = old + "!" if isinstance(old, str) else 1 if old in (None, [], {}) else (not old) if isinstance(old, bool) else old * 1.001 + 1
     assert verify_edited(edited)
     if path[0] in ("results", "claim"):
         # Even with a hash that was made to fit, the numbers do not follow from the evidence.
         edited["sha256"] = content_hash(edited)
         assert verify_edited(edited)
+
+
+def test_what_verify_says_of_long_values_is_short():
+    """A mismatch quotes what the file says, which may be as long as the file."""
+    long = "x" * 10**6
+    for where in ({"results": CERTIFICATE["results"] | {"sound": long}}, {"claim": [long]}, {"format": long}, {long: 1}, {"inputs": CERTIFICATE["inputs"] | {"threat": long}}):
+        mismatches = verify(CERTIFICATE | where)
+        assert mismatches and all(len(text) < 3000 for text in mismatches)
 
 
 def forge(change, refit=True):
