@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,16 @@ def test_no_circle_anywhere():
                 needs[name] |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     assert "mucd_ray.learn.engines.modules" in needs["mucd_ray.learn.ensemble"], "imports inside functions count"
     graphlib.TopologicalSorter({name: of & (files.keys() - {name}) for name, of in needs.items()}).prepare()
+
+
+def test_what_is_imported_is_there():
+    """Also by functions that only a worker, or one command, calls."""
+    for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "jobs").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("mucd_ray"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), f"{path}:{node.lineno} {alias.name}"
 
 
 def test_nothing_is_unpickled():

@@ -57,7 +57,7 @@ class Trainer(Watched):
         """Read the run folder, and check the data; before anything else."""
         from mucd_ray.learn.engines.precision import forbid_coarse_products
         from mucd_ray.learn.units import ARRAYS, Units
-        from mucd_ray.service import work  # noqa: F401  what `train` needs, too
+        from mucd_ray.service.runs import work  # noqa: F401  what `train` needs, too
         from mucd_ray.service.runs.settings import check_code
         from mucd_ray.service.storage.store import RunStore
 
