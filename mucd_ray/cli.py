@@ -484,6 +484,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("grow", grow, "Add instances to a run and certify it again.", "mucd grow runs/acrobot --instances 3000")
     sub.add_argument("run", type=_path, help="run folder")
     sub.add_argument("--instances", type=int, required=True, help="new total number of instances")
+    sub.add_argument("--card", type=_path, help="the file with which the run began, if that was no shipped card: a run folder alone makes no environment")
     _add_until(sub)
     _add_choices(sub, of_run=True)
     _add_resources(sub)

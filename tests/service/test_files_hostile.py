@@ -146,3 +146,24 @@ def test_json_that_is_not_what_the_package_writes_is_one_line(store, capfd, valu
         captured = capfd.readouterr()
         assert status == 2 or name == "verify" and status == 1, (name, captured)
         assert "Traceback" not in captured.err and len(captured.err.splitlines()) <= 1, captured.err
+
+
+@pytest.mark.parametrize("change", [{"env_id": "chosen_by_a_folder:CartPole-v1"}, {"env_id": "GymV21Environment-v0", "make_kwargs": {"env_id": "chosen_by_a_folder:CartPole-v1"}}])
+def test_the_card_of_a_run_folder_makes_nothing_unless_the_user_gives_it(tmp_path, monkeypatch, capfd, change):
+    """A module that tells when it is imported: by the id itself, and by an environment that makes the one that its arguments name."""
+    (tmp_path / "chosen_by_a_folder.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    values = SETTINGS.to_dict()
+    RunStore.create_or_open(tmp_path / "run", RunSettings.from_dict(values | {"card": values["card"] | change}))
+    (tmp_path / "other.json").write_text(json.dumps(values["card"]))
+    (tmp_path / "mine.json").write_text(json.dumps(values["card"] | change))
+    run = str(tmp_path / "run")
+    for command in (["grow", run, "--instances", "100"], ["certify", run], ["report", run], ["compare", run], ["watch", run, "--once"], ["serve", run], ["run", "d-v0", "--storage", run]):
+        assert main(command) == 2
+    assert main(["grow", run, "--instances", "100", "--card", str(tmp_path / "other.json")]) == 2
+    errors = capfd.readouterr().err.splitlines()
+    assert "made only on your word: give the file with which you began the run, --card FILE" in errors[0] and "is not that of" in errors[-1]
+    # The user's word: what is refused now comes after it.
+    assert main(["grow", run, "--instances", "100", "--card", str(tmp_path / "mine.json")]) == 2
+    assert "dataset 'd' is not among" in capfd.readouterr().err
+    assert not (tmp_path / "executed").exists()
