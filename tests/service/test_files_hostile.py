@@ -57,7 +57,7 @@ def test_json_of_another_kind(store, tmp_path, refusal, content):
     [
         {"card": None}, {"card": {"env_id": ["x"]}}, {"card": card_for("CartPole-v1").to_dict() | {"observation_shape": [1 << 30, 1 << 30]}}, {"mechanism": {"steps": 10}},
         {"mechanism": 5}, {"learner": []}, {"action_bounds": 5}, {"assumptions": 5}, {"unknown": 1},
-        {"dataset": None}, {"states": 2.5}, {"units": "100"}, {"version": ["x"]}, {"actions": 0, "dimensions": 1, "action_bounds": [[]]},
+        {"dataset": None}, {"states": 2.5}, {"states": 10**12}, {"held_out": 10**30}, {"rollouts": 10**9}, {"units": "100"}, {"version": ["x"]}, {"actions": 0, "dimensions": 1, "action_bounds": [[]]},
     ],
 )
 def test_settings_of_another_kind(store, refusal, change):
@@ -141,6 +141,18 @@ def test_safetensors_of_another_kind_are_damaged(store):
     ):
         path.write_bytes(content)
         assert store.read(path.name) is None and not path.exists(), content[:80]
+
+
+@pytest.mark.parametrize("point", [{}, 5, "x", {"hidden": "linear"}, {"hidden": "nope"}, {"steps": "x"}, {"steps": 2.5}, {"more": 1}])
+def test_points_of_another_search(tmp_path, refusal, point):
+    good = {"sample_rate": 0.1, "steps": 100, "clip_norm": 0.1, "learning_rate": 30.0, "average": 0.5, "hidden": "linear"}
+    (tmp_path / "trials/a").mkdir(parents=True)
+    file = tmp_path / "trials/a/point.json"
+    file.write_text(json.dumps({"began": 1, "point": good}))
+    assert begun_points(tmp_path) == [good]
+    changed = good | point if isinstance(point, dict) and point and point != {"hidden": "linear"} else point
+    file.write_text(json.dumps({"began": 1, "point": changed}))
+    assert "point.json cannot be read" in refusal(begun_points, tmp_path)
 
 
 def test_files_that_lead_elsewhere_or_never_end(store, tmp_path, refusal):

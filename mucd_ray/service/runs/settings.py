@@ -18,6 +18,8 @@ from mucd_ray.learn.units import check_unit
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.words import counted
 
+# States, held-out instances, episodes of an instance: what a certificate or a trainer could still hold.
+MOST = 1 << 20
 DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_digest; print(code_digest())"'
 
 
@@ -74,8 +76,8 @@ class RunSettings:
         if self.action_bounds is not None and not _are_bounds(self.action_bounds, self.dimensions):
             raise MucdError(f"action bounds {self.action_bounds!r:.100} must be two finite numbers for each of {self.dimensions} dimensions, the lower first")
         for name in ("states", "held_out", "rollouts"):
-            if getattr(self, name) < 1:
-                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1, and at most {MOST:,}")
         self.card.discounted_range(self.discount)
         check_unit(self.learner, self.mechanism.unit)
         self.problem
