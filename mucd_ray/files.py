@@ -16,13 +16,15 @@ from mucd_ray.words import harmless
 
 MOST_JSON_BYTES = 1 << 26
 MOST_DEPTH = 64
+# Lists and objects: an empty one takes twenty times its text.
+MOST_LISTS = 1 << 20
 # Longest whole number, in digits: more than any of 64 bits, and no float overflows.
 MOST_DIGITS = 300
 MOST_ARRAY_BYTES = 1 << 32
 
-# Possessive, and without an end a text, too: else each escaped quote takes memory, and is tried as the beginning of another text.
-_TEXT = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_BRACKET = re.compile(r"[\[\]{}]")
+# Of JSON without escapes; a text that does not end goes to the end, or every quotation mark would be tried as a beginning.
+_TEXT = re.compile(r'"[^"]*(?:"|\Z)')
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def read_file(path, most_bytes: int, within: Path | None = None) -> bytes:
@@ -59,8 +61,8 @@ def read_json(content: bytes | str, name, *, most_bytes: int = MOST_JSON_BYTES, 
         name: what errors call it.
         infinities: whether Infinity and -Infinity may stand for numbers, as Python writes the bounds of a space.
     Raises:
-        MucdError: no UTF-8 or no JSON; more than `most_bytes`; a key twice in an object; lists and objects more than MOST_DEPTH deep; NaN, or a
-            number that no float holds.
+        MucdError: no UTF-8 or no JSON; more than `most_bytes`; a key twice in an object; lists and objects more than MOST_DEPTH deep, or more than
+            MOST_LISTS; NaN, or a number that no float holds.
     """
     if len(content) > most_bytes:
         raise MucdError(f"{name} has {len(content):,} bytes, at most {most_bytes:,} are read: it is not what it should be")
@@ -80,8 +82,12 @@ def read_json(content: bytes | str, name, *, most_bytes: int = MOST_JSON_BYTES, 
 
 def _check_depth(text: str) -> None:
     depth = 0
-    for bracket in _BRACKET.findall(_TEXT.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
+    outside = _TEXT.sub("", text.replace(r"\\", "").replace(r'\"', ""))
+    brackets = outside.encode("utf-8", "surrogatepass").translate(None, _NO_BRACKETS)
+    if brackets.count(b"[") + brackets.count(b"{") > MOST_LISTS:
+        raise ValueError(f"it has more than {MOST_LISTS:,} lists and objects")
+    for bracket in brackets:
+        depth += 1 if bracket in b"[{" else -1
         if depth > MOST_DEPTH:
             raise ValueError(f"lists and objects are nested more than {MOST_DEPTH} deep")
 

@@ -52,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
             # As if SIGPIPE had ended it: nobody reads on, as after `| head`.
             return 128 + signal.SIGPIPE
         return last_words(2, f"error: {error.strerror or error}: {error.filename or 'a file'}; mend this and run the same command again")
+    except MemoryError as error:
+        return last_words(2, f"error: there is not enough memory ({error}): ask for less at a time, or use a machine with more" if str(error) else "error: there is not enough memory")
     except KeyboardInterrupt:
         return last_words(130, "interrupted; run the same command again to continue")
     except SystemExit as stop:

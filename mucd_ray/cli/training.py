@@ -63,6 +63,7 @@ def add_grow(commands):
     sub = add_command(commands, "grow", grow, "Add instances to a run and certify it again.", "mucd grow runs/acrobot --instances 3000")
     sub.add_argument("run", type=path, help="run folder")
     sub.add_argument("--instances", type=int, required=True, help="new total number of instances")
+    sub.add_argument("--card", type=path, help="the file with which the run began, if that was no shipped card: a run folder alone makes no environment")
     add_until(sub)
     add_choices(sub, of_run=True)
     add_resources(sub)

@@ -126,6 +126,9 @@ def test_metadata_of_another_kind(root, change, message, refusal):
         (b'{"total_steps": 1e400}', "1e400 is too large"),
         (b'{"total_steps": NaN}', "NaN is not a number"),
         (b'{"a": 1, "a": 2}', "duplicate key"),
+        # A text that never ends, each of whose quotation marks could be taken for a beginning: a minute by a careless search.
+        (b'{"a": "' + b'\\"' * (1 << 20), "Unterminated string"),
+        (b'{"a": [' + b"[]," * (1 << 22) + b"[]]}", "more than 1,048,576 lists and objects"),
         (b"\xff\xfe{\x00}\x00", "not JSON"),
         (b"[]", "not a JSON object"),
         (b"", "not JSON"),
@@ -445,6 +448,27 @@ def test_parquet_that_unpacks_to_more(minari_root, refusal):
     assert "more values than its rows hold" in refusal(load_dataset, "table-v0")
     path.write_bytes(b"PAR1" + bytes(100) + struct.pack("<I", 1 << 31) + b"PAR1")
     refusal(load_dataset, "table-v0")
+
+
+def repeated(rows):
+    """A table of equal rows, which parquet stores in a few bytes, and declares as few."""
+    bools = pa.array(np.zeros(rows, bool))
+    observations = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2 * rows, np.float32)), 2)
+    return pa.table({"observations": observations, "actions": pa.array(np.full(rows, 2)), "rewards": pa.array(np.zeros(rows)), "terminations": bools, "truncations": bools})
+
+
+def test_parquet_of_rows_that_are_stored_once(minari_root, monkeypatch, refusal):
+    """Every episode within the limit, together above it: what they unpack to is counted over all of them."""
+    create("table-v0", SPACES["box"], ACTIONS["discrete"], "parquet")
+    rows = 1 << 17
+    for number in range(3):
+        path = minari_root / f"table-v0/data/{number}/part-0.parquet"
+        pa.parquet.write_table(repeated(rows), path)
+    assert path.stat().st_size < rows
+    edit(minari_root, lambda values: values.update(total_steps=3 * (rows - 1)), "table-v0")
+    assert len(load_dataset("table-v0")) == 3 * (rows - 1)
+    monkeypatch.setattr("mucd_ray.data.formats.tables.MOST_UNPACKED_BYTES", 2 * rows * 26)
+    assert "its episodes unpack to more than" in refusal(load_dataset, "table-v0")
 
 
 # .npy and JSON in general

@@ -21,7 +21,7 @@ from mucd_ray.service.tuning.trial import begun_points
 from mucd_ray.service.tuning.tuned import read_tuned
 
 SETTINGS = RunSettings(
-    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=100, size_margin=None,
+    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=100, size_margin=None, states=7,
     mechanism=Mechanism(sample_rate=0.1, noise_multiplier=3.0, clip_norm=1.0, steps=5, normaliser=10.0), learner=Learner(learning_rate=1.0),
 )
 HOSTILE_JSON = [
@@ -57,6 +57,7 @@ def test_json_of_another_kind(store, tmp_path, refusal, content):
     [
         {"card": None}, {"card": {"env_id": ["x"]}}, {"card": card_for("CartPole-v1").to_dict() | {"observation_shape": [1 << 30, 1 << 30]}}, {"mechanism": {"steps": 10}},
         {"mechanism": 5}, {"learner": []}, {"action_bounds": 5}, {"assumptions": 5}, {"unknown": 1},
+        {"dataset": None}, {"states": 2.5}, {"states": 10**12}, {"held_out": 10**30}, {"rollouts": 10**9}, {"units": "100"}, {"version": ["x"]}, {"actions": 0, "dimensions": 1, "action_bounds": [[]]},
     ],
 )
 def test_settings_of_another_kind(store, refusal, change):
@@ -76,6 +77,30 @@ def test_states_of_another_kind(store, tmp_path, refusal):
     assert "cannot be read" in refusal(_states, tmp_path / "several.npz", SETTINGS.card)
 
 
+@pytest.mark.parametrize("states", [np.zeros((3, 4)), np.zeros((7, 2)), np.zeros(7), np.zeros((0, 1 << 40)), np.float64(1)])
+def test_states_of_another_shape(store, refusal, states):
+    np.save(store.path / "states.npy", states)
+    assert "it holds no 7 observations of shape (4,)" in refusal(store.states)
+
+
+@pytest.mark.parametrize("values", [5, [], {"reference": "x"}, {"reference": {"a": 1}}, {"reference": [[1]]}, {"non_private": "x"}, {"behaviour": [1]}, {"best_constant_action": 5}])
+def test_baselines_of_another_kind(store, refusal, values):
+    store.write_json("baselines.json", values)
+    assert "baselines.json is not as this version writes it" in refusal(store.baselines)
+
+
+def test_names_that_only_look_like_numbers(store):
+    """Of folders as anybody may have filled them: digits of other scripts, more of them than a run has names for, line ends."""
+    (store.path / "blocks").mkdir()
+    for folder in ("targets", "looks"):
+        (store.path / folder).mkdir()
+        for name in ("\u00b2", "\u0663", "9" * 30, "9" * 200, "-0000001", "0000_001", "00000000", "00000040", "00000050\n"):
+            (store.path / folder / name).touch()
+    for name in ("block-00000000-00000\u0662.safetensors", "block-00000000-000002.safetensors\n"):
+        (store.path / "blocks" / name).touch()
+    assert store.targets() == store.looks() == [40] and store.names() == []
+
+
 def block(**changes):
     arrays = {"returns": np.zeros(2), "actions": np.zeros((2, 7), np.int16), "levels": np.zeros((2, 7, 2), np.uint8), "weight": np.zeros((2, 4, 2), np.float32)}
     return arrays | changes
@@ -85,7 +110,9 @@ def block(**changes):
     "changes",
     [
         {"returns": np.zeros((2, 1))}, {"returns": np.zeros(2, np.int64)}, {"returns": np.array(1.0)}, {"actions": np.zeros((2, 7))}, {"actions": np.zeros((3, 7), np.int16)},
-        {"levels": np.zeros((2, 14), np.uint8)}, {"levels": np.zeros((2, 7, 2))}, {"weight": np.zeros((1, 4, 2), np.float32)}, {"weight": np.zeros((2, 4), np.int64)},
+        {"levels": np.zeros((2, 14), np.uint8)}, {"levels": np.zeros((2, 7, 2))}, {"actions": np.zeros((2, 1), np.int16)},
+        {"actions": np.zeros((2, 8), np.int16)}, {"levels": np.zeros((2, 7, 3), np.uint8)}, {"levels": np.zeros((2, 8, 2), np.uint8)}, {"levels": np.full((2, 7, 2), 201, np.uint8)},
+        {"returns": np.zeros(3)}, {"weight": np.zeros((1, 4, 2), np.float32)}, {"weight": np.zeros((2, 4), np.int64)},
     ],
 )
 def test_blocks_with_other_arrays_and_a_fitting_digest_are_damaged(store, monkeypatch, changes):
@@ -97,6 +124,9 @@ def test_blocks_with_other_arrays_and_a_fitting_digest_are_damaged(store, monkey
     monkeypatch.setattr(Block, "instances", range(2))
     store.commit(forged)
     assert (store.path / "blocks" / name).exists() and store.read(name) is None and not (store.path / "blocks" / name).exists()
+    good = block()
+    store.commit(Block(first=0, returns=good["returns"], actions=good["actions"], levels=good["levels"], parameters={"weight": good["weight"]}))
+    assert store.read(name) is not None
 
 
 def test_safetensors_of_another_kind_are_damaged(store):
@@ -111,6 +141,18 @@ def test_safetensors_of_another_kind_are_damaged(store):
     ):
         path.write_bytes(content)
         assert store.read(path.name) is None and not path.exists(), content[:80]
+
+
+@pytest.mark.parametrize("point", [{}, 5, "x", {"hidden": "linear"}, {"hidden": "nope"}, {"steps": "x"}, {"steps": 2.5}, {"more": 1}])
+def test_points_of_another_search(tmp_path, refusal, point):
+    good = {"sample_rate": 0.1, "steps": 100, "clip_norm": 0.1, "learning_rate": 30.0, "average": 0.5, "hidden": "linear"}
+    (tmp_path / "trials/a").mkdir(parents=True)
+    file = tmp_path / "trials/a/point.json"
+    file.write_text(json.dumps({"began": 1, "point": good}))
+    assert begun_points(tmp_path) == [good]
+    changed = good | point if isinstance(point, dict) and point and point != {"hidden": "linear"} else point
+    file.write_text(json.dumps({"began": 1, "point": changed}))
+    assert "point.json cannot be read" in refusal(begun_points, tmp_path)
 
 
 def test_files_that_lead_elsewhere_or_never_end(store, tmp_path, refusal):
@@ -146,3 +188,24 @@ def test_json_that_is_not_what_the_package_writes_is_one_line(store, capfd, valu
         captured = capfd.readouterr()
         assert status == 2 or name == "verify" and status == 1, (name, captured)
         assert "Traceback" not in captured.err and len(captured.err.splitlines()) <= 1, captured.err
+
+
+@pytest.mark.parametrize("change", [{"env_id": "chosen_by_a_folder:CartPole-v1"}, {"env_id": "GymV21Environment-v0", "make_kwargs": {"env_id": "chosen_by_a_folder:CartPole-v1"}}])
+def test_the_card_of_a_run_folder_makes_nothing_unless_the_user_gives_it(tmp_path, monkeypatch, capfd, change):
+    """A module that tells when it is imported: by the id itself, and by an environment that makes the one that its arguments name."""
+    (tmp_path / "chosen_by_a_folder.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    values = SETTINGS.to_dict()
+    RunStore.create_or_open(tmp_path / "run", RunSettings.from_dict(values | {"card": values["card"] | change}))
+    (tmp_path / "other.json").write_text(json.dumps(values["card"]))
+    (tmp_path / "mine.json").write_text(json.dumps(values["card"] | change))
+    run = str(tmp_path / "run")
+    for command in (["grow", run, "--instances", "100"], ["certify", run], ["report", run], ["compare", run], ["watch", run, "--once"], ["serve", run], ["run", "d-v0", "--storage", run]):
+        assert main(command) == 2
+    assert main(["grow", run, "--instances", "100", "--card", str(tmp_path / "other.json")]) == 2
+    errors = capfd.readouterr().err.splitlines()
+    assert "made only on your word: give the file with which you began the run, --card FILE" in errors[0] and "is not that of" in errors[-1]
+    # The user's word: what is refused now comes after it.
+    assert main(["grow", run, "--instances", "100", "--card", str(tmp_path / "mine.json")]) == 2
+    assert "dataset 'd' is not among" in capfd.readouterr().err
+    assert not (tmp_path / "executed").exists()

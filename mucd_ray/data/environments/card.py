@@ -113,6 +113,9 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: reward_scale {self.reward_scale} must be finite and above 0")
         if self.reward_range is not None and not (len(self.reward_range) == 2 and -math.inf < self.reward_range[0] <= self.reward_range[1] < math.inf):
             raise MucdError(f"card of {self.env_id}: reward range {self.reward_range} must be two finite numbers, the lower first")
+        references = (self.random_return, self.expert_return)
+        if not all(value is None or math.isfinite(value) for value in references) or None not in references and references[0] == references[1]:
+            raise MucdError(f"card of {self.env_id}: random_return and expert_return {references} must be two different finite numbers, or left out")
         if self.max_episode_steps is not None and not (type(self.max_episode_steps) is int and self.max_episode_steps >= 1):
             raise MucdError(f"card of {self.env_id}: max_episode_steps {self.max_episode_steps!r} must be a whole number, at least 1")
 

@@ -6,6 +6,7 @@ import warnings
 import gymnasium as gym
 
 from mucd_ray.errors import MucdError
+from mucd_ray.files import printable
 
 # What an environment's id starts with: (the module it needs, the extra of this package that installs it).
 EXTRAS = {
@@ -31,15 +32,15 @@ def make_environment(env_id: str, **kwargs) -> gym.Env:
     """A fresh environment; the package that an id needs is imported on first use.
 
     Raises:
-        MucdError: the package is not installed, or Gymnasium does not know the id or refuses the arguments.
+        MucdError: the package is not installed, Gymnasium does not know the id, or the environment's code refuses the arguments.
     """
     for prefix, (module, extra) in EXTRAS.items():
         if env_id.rpartition(":")[2].startswith(prefix):
             _set_up(env_id, module, extra)
     try:
         return gym.make(env_id, disable_env_checker=True, **kwargs)
-    except (gym.error.Error, TypeError, ImportError) as error:
-        raise MucdError(f"environment {env_id!r} cannot be made ({error}): give an installed Gymnasium id and its arguments") from error
+    except Exception as error:  # the code of any environment, and what it imports
+        raise MucdError(f"environment {env_id!r} cannot be made ({printable(error) or type(error).__name__}): give an installed Gymnasium id and its arguments") from error
 
 
 def _set_up(env_id: str, module: str, extra: str) -> None:

@@ -15,17 +15,34 @@ from mucd_ray.files import read_file
 FORMATS = ("arrow", "parquet")
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
 MOST_FILE_BYTES = 1 << 33
-# Parquet's own numbers; they say how much is unpacked.
+# Of all episodes' parquet columns and images, in all: beyond it small files could fill the memory.
 MOST_UNPACKED_BYTES = 1 << 33
 MOST_HEADER_BYTES = 1 << 20
+# Rows are unpacked so many bytes at a time, as their space declares them.
+BYTES_AT_A_TIME = 1 << 26
+# Texts of bytes have no declared length: one that is stored once may be meant by every row.
+IMAGES_AT_A_TIME = 16
 
 
-def read_table(folder: Path, number: int, metadata: Metadata, image: bool) -> dict[str, np.ndarray]:
+class Allowance:
+    """What the files of one dataset may still unpack to."""
+
+    def __init__(self):
+        self.left = MOST_UNPACKED_BYTES
+
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise ValueError(f"its episodes unpack to more than {MOST_UNPACKED_BYTES:,} bytes in all")
+
+
+def read_table(folder: Path, number: int, metadata: Metadata, image: bool, allowance: Allowance) -> dict[str, np.ndarray]:
     """The arrays of an episode: T + 1 observations and T of everything else.
 
     Args:
         folder: the dataset's folder `data`.
         image: whether observations are JPEG files.
+        allowance: one for all episodes.
     Raises:
         MucdError, OSError, ValueError: the file is missing, leads elsewhere, or holds anything but these columns as plain numbers; or whatever
             pyarrow raises on damage.
@@ -35,12 +52,12 @@ def read_table(folder: Path, number: int, metadata: Metadata, image: bool) -> di
     if others:
         raise MucdError(f"the folder of episode {number} holds {others[0][:100]!r} beside {name}: one file per episode is read")
     content = read_file(folder / str(number) / name, MOST_FILE_BYTES, within=folder)
-    table = (_arrow if metadata.data_format == "arrow" else _parquet)(content, metadata)
+    table = _arrow(content, metadata) if metadata.data_format == "arrow" else _parquet(content, metadata, image, allowance)
     # Minari fills up the last row of all but the observations.
     arrays = {column: _numbers(table[column], gym.spaces.Discrete(2))[:-1] for column in COLUMNS[2:]}
     arrays["actions"] = _numbers(table["actions"], metadata.action_space)[:-1]
     observations = table["observations"]
-    return arrays | {"observations": _images(observations, metadata.observation_space.shape) if image else _numbers(observations, metadata.observation_space)}
+    return arrays | {"observations": _images(observations, metadata.observation_space.shape, allowance) if image else _numbers(observations, metadata.observation_space)}
 
 
 def _arrow(content: bytes, metadata: Metadata) -> dict:
@@ -82,8 +99,8 @@ def _is_compressed(header: bytes) -> bool:
     return batch is None or field(batch + struct.unpack_from("<I", header, batch)[0], 3) is not None
 
 
-def _parquet(content: bytes, metadata: Metadata) -> dict:
-    """Its columns, after the sizes that the file declares."""
+def _parquet(content: bytes, metadata: Metadata, image: bool, allowance: Allowance) -> dict:
+    """Its columns, after the sizes that the file declares. Those are of encoded values: a million equal ones are a few bytes, so rows are counted as they come."""
     import pyarrow
     import pyarrow.parquet
 
@@ -98,7 +115,11 @@ def _parquet(content: bytes, metadata: Metadata) -> dict:
                 raise ValueError("its columns declare more values than its rows hold")
     if found.num_rows > metadata.steps + 1:
         raise ValueError(f"it declares {found.num_rows:,} rows, the dataset {metadata.steps:,} steps")
-    return _columns(file.read(columns=list(COLUMNS), use_threads=False), metadata)
+    rows, batches = max(BYTES_AT_A_TIME // (8 * entries), 1), []
+    for batch in file.iter_batches(min(rows, IMAGES_AT_A_TIME) if image else rows, columns=list(COLUMNS), use_threads=False):
+        allowance.take(batch.nbytes)
+        batches.append(batch)
+    return _columns(pyarrow.Table.from_batches(batches, batches[0].schema if batches else pyarrow.schema([])), metadata)
 
 
 def _columns(table, metadata: Metadata) -> dict:
@@ -126,11 +147,12 @@ def _numbers(column, space: gym.Space) -> np.ndarray:
     return array.reshape(rows, *space.shape) if is_list else array
 
 
-def _images(column, shape: tuple[int, ...]) -> np.ndarray:
+def _images(column, shape: tuple[int, ...], allowance: Allowance) -> np.ndarray:
     import pyarrow
 
-    if not pyarrow.types.is_binary(column.type) or column.null_count or len(column) * math.prod(shape) > MOST_UNPACKED_BYTES:
-        raise ValueError(f"a column of type {column.type} is no list of JPEG files, or too long")
+    if not pyarrow.types.is_binary(column.type) or column.null_count:
+        raise ValueError(f"a column of type {column.type} is no list of JPEG files")
+    allowance.take(len(column) * math.prod(shape))
     images = np.empty((len(column), *shape), np.uint8)
     for row, content in enumerate(column):
         images[row] = decoded(content.as_py(), shape)

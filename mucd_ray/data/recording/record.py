@@ -19,6 +19,7 @@ from minari.storage import get_dataset_path
 
 from mucd_ray.data.environments.cards import card_for
 from mucd_ray.data.environments.frames import SIDE, STACK, AtariFrames
+from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.data.recording.behaviours import Behaviour, behaviour_for
 from mucd_ray.errors import MucdError
 
@@ -94,6 +95,8 @@ def _target(dataset_id: str, overwrite: bool, root: Path) -> Path:
     """Final folder of the dataset, before anything is recorded."""
     try:
         parse_dataset_id(dataset_id)
+        if len(dataset_id) > MOST_TEXT:
+            raise ValueError("too long")
     except (ValueError, TypeError) as error:
         raise MucdError(
             f"dataset id {dataset_id!r} is malformed: use (namespace/)name-v0 with a namespace of at least two letters, for example acrobot/mixed-v0"

@@ -48,6 +48,8 @@ class Fit:
         for name in ("steps", "batch"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise MucdError(f"{name} {getattr(self, name)} of training on a bag must be a whole number, at least 1")
+        if type(self.normalise) is not bool:
+            raise MucdError(f"normalise {self.normalise!r} must be true or false")
         if not 0 < self.top_share <= 1:
             raise MucdError(f"top share {self.top_share} is outside (0, 1]: 0.5 keeps the better half of each bag")
 

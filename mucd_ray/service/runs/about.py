@@ -69,7 +69,7 @@ def _looks_note(store: RunStore, choices: Choices, instances: int) -> str:
 
 def context(store: RunStore, settings: RunSettings) -> dict:
     """Where the evidence comes from; no result depends on it."""
-    baselines = store.read_json("baselines.json")
+    baselines = store.baselines()
     return {
         "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "environment": settings.card.env_id},
         "baselines": baselines and {key: value for key, value in baselines.items() if key != "reference"},

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import replace
 
-from mucd_ray.data.environments.cards import load_card
+from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import as_expected
@@ -72,9 +72,25 @@ def start_run(options, out) -> int:
 
 def grow_run(options, out) -> int:
     store = RunStore.open(options.run)
+    settings = store.settings()
+    _check_card(store, settings.card, options.card)
     choices, resources = _choices(options, _certified(store)), _resources(options)
-    dataset = load_dataset(store.settings().dataset)
+    dataset = load_dataset(settings.dataset)
     return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
+
+
+def _check_card(store: RunStore, card: EnvironmentCard, path: str | None) -> None:
+    """Raise MucdError unless the card of a run folder is a shipped one or the user's, in the file `path`.
+
+    A card says which module is imported, and its arguments may name files or other environments: what a folder brings along is no reason to make it.
+    """
+    if path is None and all(card not in (shipped, shipped.raw()) for shipped in CARDS):
+        raise MucdError(
+            f"{store.location} has no shipped card but one of its own, whose environment is {card.env_id!r:.100}, and which is made only on your word: give the file with "
+            "which you began the run, --card FILE"
+        )
+    if path is not None and card not in (load_card(path), load_card(path).raw()):
+        raise MucdError(f"card {path} is not that of {store.location}: give the one with which the run began")
 
 
 def certify_run(options, out) -> int:

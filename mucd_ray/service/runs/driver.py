@@ -20,7 +20,7 @@ from mucd_ray.service.runs.about import assumptions, context
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.settings import RunSettings, check_code
 from mucd_ray.service.runs.tally import Evidence, Tally
-from mucd_ray.service.storage.store import RunStore, instances_of
+from mucd_ray.service.storage.store import MOST_INSTANCES, RunStore, instances_of
 from mucd_ray.service.watching.live import Live
 from mucd_ray.service.workers.actors import Certifier, Coordinator, Trainer, certificate_of, data_hash
 from mucd_ray.service.workers.cluster import Resources, joined, slot_for
@@ -70,6 +70,8 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     needed = least_instances(max(settings.actions, 2), effective_eta(choices.eta, choices.looks, instances))
     if instances < needed:
         raise MucdError(f"{instances} instances cannot certify anything at eta {choices.eta:g}: at least {needed} are needed (--instances {needed})")
+    if instances > MOST_INSTANCES:
+        raise MucdError(f"{instances} instances are more than the {MOST_INSTANCES:,} for which a run folder has names: ask for fewer")
     check_code(settings)
     if dataset.fingerprint() != settings.fingerprint:
         raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.location} began: restore it, or start a new run folder")
@@ -81,7 +83,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
         numbers = [instances]
         store.add_target(instances)
     stored_states = store.states() if states is None else store.write_states(states)
-    if store.read_json("baselines.json") and stored_states is not None:
+    if store.baselines() and stored_states is not None:
         while numbers and not store.missing(numbers[0], numbers[0]):
             certificate = _certify(store, settings, choices, numbers.pop(0))
             _tell_look(certificate)
@@ -127,7 +129,8 @@ def certify(store: RunStore, choices: Choices, instances: int | None = None) -> 
         lacking = f"{wanted[0] if wanted else 0} instances were asked for"
         if not wanted and store.looks():
             raise MucdError(f"no number of instances of {store.location} was fixed before training (it was made with --until): certify it with --looks anytime")
-    target = next((number for number in wanted if not store.missing(number, number)), None)
+    stored = store.stored_instances()
+    target = next((number for number in wanted if number <= stored and not store.missing(number, number)), None)
     if target is None:
         raise MucdError(f"{store.location} is not finished ({lacking}): continue it with `mucd run` or `mucd grow`")
     return _certify(store, settings, choices, target)
@@ -144,7 +147,7 @@ def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: 
     """(reference actions, assumptions, context) of a certificate; an anytime look is recorded here, before its results are seen."""
     if choices.looks == "anytime":
         store.add_look(instances)
-    reference = (store.read_json("baselines.json") or {}).get("reference")
+    reference = (store.baselines() or {}).get("reference")
     return reference, assumptions(store, settings, choices, instances), context(store, settings)
 
 
@@ -209,7 +212,7 @@ class Driver:
             behaviour: the data's part of the baselines, see `behaviour_return`; None: no baselines.
         """
         # First, since no block takes as long.
-        aside = [Call("baselines")] if behaviour is not None and self.store.read_json("baselines.json") is None else []
+        aside = [Call("baselines")] if behaviour is not None and self.store.baselines() is None else []
         with tqdm(total=instances, unit="instance", desc="training", file=sys.stderr, dynamic_ncols=True) as bar:
             for attempt in itertools.count():
                 blocks = self.ask(self.coordinator, lambda actor: actor.missing.remote(instances, self.size))
@@ -240,7 +243,7 @@ class Driver:
 
         def is_done(call: Call) -> bool:
             if call.method == "baselines":
-                return self.store.read_json("baselines.json") is not None
+                return self.store.baselines() is not None
             return bool(done[call.arguments[0].start : call.arguments[0].stop].all())
 
         def mark(names: list[str]) -> None:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import AnyMechanism, from_values, to_values
 from mucd_ray.words import counted
 
+# States, held-out instances, episodes of an instance: what a certificate or a trainer could still hold.
+MOST = 1 << 20
 DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_digest; print(code_digest())"'
 
 
@@ -67,9 +70,18 @@ class RunSettings:
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self):
+        for name in ("units", "actions", "dimensions", "declared_size", "states", "held_out", "rollouts"):
+            if type(getattr(self, name)) is not int and (name, getattr(self, name)) != ("declared_size", None):
+                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)!r:.100} must be a whole number")
+        if not all(isinstance(text, str) for text in (self.dataset, self.fingerprint, self.code, self.version, *self.assumptions)):
+            raise MucdError("dataset, fingerprint, code, version and assumptions must be texts")
+        if min(self.actions, self.dimensions) != 0 or max(self.actions, self.dimensions) < 1:
+            raise MucdError(f"actions {self.actions} and dimensions {self.dimensions}: one of them must be 0, the other at least 1")
+        if self.action_bounds is not None and not _are_bounds(self.action_bounds, self.dimensions):
+            raise MucdError(f"action bounds {self.action_bounds!r:.100} must be two finite numbers for each of {self.dimensions} dimensions, the lower first")
         for name in ("states", "held_out", "rollouts"):
-            if getattr(self, name) < 1:
-                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1, and at most {MOST:,}")
         if (self.fit is None) != (self.mechanism.kind == Mechanism.kind):
             raise MucdError(f"fit {self.fit} does not go with a mechanism of kind {self.mechanism.kind}: bags and parts have one, noise has none")
         self.card.discounted_range(self.discount)
@@ -173,6 +185,10 @@ def check_code(settings: RunSettings) -> None:
             f"the run began with other code, of {version} ({settings.code or 'unknown'}, now {code_digest()}), whose instances may not be mixed with those of this one: go on with "
             f"the one where `{DIGEST_COMMAND}` prints {settings.code or 'the same'}, or start a new run folder; `mucd certify` still certifies what is there"
         )
+
+
+def _are_bounds(bounds: tuple, dimensions: int) -> bool:
+    return len(bounds) == 2 and {len(part) for part in bounds} == {dimensions} and all(-math.inf < low < high < math.inf for low, high in zip(*bounds))
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

@@ -24,7 +24,7 @@ def finish(store: RunStore, certificate: dict) -> dict:
 
 def write_report(store: RunStore, certificate: dict) -> str:
     """Write the report and its plots into the run folder -> where it is."""
-    for name, content in report_files(certificate, store.read_json("baselines.json") or {}).items():
+    for name, content in report_files(certificate, store.baselines() or {}).items():
         store.storage.replace(name, content)
     return store.file("report.html")
 

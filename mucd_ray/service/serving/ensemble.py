@@ -56,13 +56,20 @@ class Ensemble:
             if results["action"] is None:
                 raise MucdError(f"the certificate of {run} certifies no actions, since they are unbounded: there is no action to serve")
             self.kind, self.instances, self.eta = results["action"]["kind"], results["instances"], results["eta"]
+            if type(self.instances) is not int or self.instances < 1:
+                raise ValueError(f"{self.instances!r} instances")
         self.states = store.states()
-        self.policies = trained_policies(self.settings.problem, _parameters(store, self.instances))
+        if self.states is None:
+            raise MucdError(f"{store.file('states.npy')} is missing: restore it, the certificate's votes are on these states")
+        with as_expected(store.file("blocks"), "its parameters are not of these settings; start a new run folder"):
+            self.policies = trained_policies(self.settings.problem, _parameters(store, self.instances))
         self.outputs = self.settings.columns
         widest = max(outputs for _, outputs in self.settings.problem.network.layers)
         self._rows = max(1, FLOATS_AT_A_TIME // (self.instances * widest))
-        self._check_votes(run)
         self._radii = {}
+        with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {run}`"):
+            self._check_votes(run)
+            self.about()
 
     @property
     def confidence(self) -> str:

@@ -31,13 +31,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from mucd_ray.certify.file.certificate import parse_certificate
+from mucd_ray.certify.file.evidence import LEVELS
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable, read_json, read_npy
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.storage import check_commits, open_storage, reason
 
 MOST_HEADER_BYTES = 1 << 20
-BLOCK = re.compile(r"block-(\d{8})-(\d{6})\.safetensors$")
+BLOCK = re.compile(r"block-([0-9]{8})-([0-9]{6})\.safetensors\Z")
+# Of instances, as a file of `targets` or `looks` is named.
+NUMBER = re.compile(r"[0-9]{8}\Z")
+MOST_INSTANCES = 99_999_999
 # What a start that was killed may leave behind: it comes before settings.json, which makes the folder a run.
 # Beside what file systems and desktops leave in any folder.
 BEGINNINGS = re.compile(r"(blocks|targets|looks|secret|secret\.sha256|probe-[0-9a-f]+|lost\+found|\.DS_Store)$")
@@ -120,16 +124,21 @@ class RunStore:
             values = read_json(self.storage.read("settings.json"), "it")
             version = values.get("version")
             return RunSettings.from_dict(values)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MucdError) as error:
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MucdError) as error:
             # Fields come and go with versions.
             named = isinstance(version, str) and version
             known = f"restore it, or go on with version {printable(version)} of the package, which wrote it" if named else "restore it, or use the version that wrote it"
             raise MucdError(f"{self.file('settings.json')} cannot be read ({printable(error)}): {known}, or start a new run folder") from None
 
     @cached_property
+    def _settings(self) -> RunSettings:
+        """Which never change."""
+        return self.settings()
+
+    @cached_property
     def identity(self) -> str:
-        """Hash of the settings, which never change: every block carries it."""
-        return self.settings().identity()
+        """Hash of the settings: every block carries it."""
+        return self._settings.identity()
 
     def secret(self) -> bytes:
         """The key of all randomness. Raises MucdError unless only its owner can read it."""
@@ -176,13 +185,14 @@ class RunStore:
         return self._numbers("looks")
 
     def _numbers(self, folder: str) -> list[int]:
-        return sorted(int(name) for name in self.storage.names(folder) if name.isdigit() and int(name))
+        return sorted(int(name) for name in self.storage.names(folder) if NUMBER.match(name) and int(name))
 
     def states(self) -> np.ndarray | None:
         try:
             states = read_npy(self.storage.read("states.npy"), "it")
-            if not states.ndim:
-                raise ValueError("it holds a single number")
+            settings = self._settings
+            if states.shape != (settings.states, *settings.card.observation_shape):
+                raise ValueError(f"it holds no {settings.states} observations of shape {tuple(settings.card.observation_shape)}")
             return states
         except FileNotFoundError:
             return None
@@ -224,6 +234,16 @@ class RunStore:
         except MucdError as error:
             raise MucdError(f"{self.file(name)} cannot be read ({error}): delete it, and `mucd run` makes it again") from None
 
+    def baselines(self) -> dict | None:
+        """baselines.json: finite returns by name, `best_constant_action` (a name) and `reference` (a list of numbers, or None); None if it is not there."""
+        values = self.read_json("baselines.json")
+        if values is None:
+            return None
+        fits = {"best_constant_action": lambda value: isinstance(value, str), "reference": lambda value: value is None or _are_numbers(value)}
+        if not isinstance(values, dict) or not all(fits.get(name, _is_number)(value) for name, value in values.items()):
+            raise MucdError(f"{self.file('baselines.json')} is not as this version writes it: delete it, and `mucd run` makes it again")
+        return values
+
     # blocks
 
     def commit(self, block: Block) -> str:
@@ -251,11 +271,11 @@ class RunStore:
         except FileNotFoundError:
             return None
         try:
-            metadata, tensors = _metadata(content), _tensors(content)
             instances = instances_of(name)
+            metadata, tensors = _metadata(content), _tensors(content, len(instances), self._settings)
             if "sha256" in metadata:
                 raise MucdError(f"{self.file(file)} was written by an earlier version of the package: go on with that version, or start a new run folder")
-            if metadata.get("digest") != _digest(tensors, instances.start, metadata) or len(tensors["returns"]) != len(instances):
+            if metadata.get("digest") != _digest(tensors, instances.start, metadata):
                 raise ValueError("checksum")
         except (SafetensorError, ValueError, KeyError, AttributeError, TypeError):
             # Before anything else in the header is believed: a flipped bit is no other run.
@@ -326,6 +346,14 @@ def split(done: np.ndarray, block_size: int) -> list[range]:
     return blocks
 
 
+def _is_number(value) -> bool:
+    return type(value) in (int, float)
+
+
+def _are_numbers(value) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
 def _secret_hash(text: bytes) -> bytes:
     return hashlib.sha256(b"mucd run secret " + text).hexdigest().encode()
 
@@ -341,13 +369,15 @@ def _metadata(content: bytes) -> dict[str, str]:
         raise ValueError(error) from None
 
 
-def _tensors(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a block. Raises ValueError where they are not of the kinds and shapes in `Block`."""
+def _tensors(content: bytes, count: int, settings: RunSettings) -> dict[str, np.ndarray]:
+    """The arrays of a block of so many instances. Raises ValueError where they are not of the kinds and shapes in `Block`."""
     tensors = load(content)
-    count = len(tensors["returns"])
-    kinds = {name: (tensors[name].dtype, tensors[name].ndim, len(tensors[name])) for name in ("returns", "actions", "levels")}
-    if kinds != {"returns": (np.float64, 1, count), "actions": (np.int16, 2, count), "levels": (np.uint8, 3, count)}:
+    kinds = {name: (tensors[name].dtype, tensors[name].shape) for name in ("returns", "actions", "levels")}
+    voted = settings.states if settings.actions else 0
+    if kinds != {"returns": (np.float64, (count,)), "actions": (np.int16, (count, voted)), "levels": (np.uint8, (count, settings.states, settings.columns))}:
         raise ValueError("other arrays")
+    if (tensors["levels"] > LEVELS).any():
+        raise ValueError("other levels")
     if any(name.startswith("parameters.") and (tensor.dtype.kind != "f" or not tensor.ndim or len(tensor) != count) for name, tensor in tensors.items()):
         raise ValueError("other parameters")
     return tensors

@@ -35,6 +35,8 @@ HIDDEN = {"linear": (), "32": (32,), "64,64": (64, 64)}
 MOST_BATCH = 8192
 STEPS = 10, 400
 ETA = Choices().eta
+# What a point of the search has.
+KINDS = {"sample_rate": float, "steps": int, "clip_norm": float, "learning_rate": float, "average": float, "hidden": str}
 # In the run folder of a trial: its point of the search.
 POINT = "point.json"
 
@@ -148,7 +150,10 @@ def begun_points(folder: Path) -> list[dict]:
     for file in folder.glob(f"trials/*/{POINT}"):
         try:
             entry = read_json(read_file(file, MOST_JSON_BYTES, within=folder), "it")
-            begun.append((float(entry["began"]), dict(entry["point"])))
+            point = {name: kind(entry["point"][name]) for name, kind in KINDS.items()}
+            if entry["point"] != point or point["hidden"] not in HIDDEN:
+                raise ValueError("it is no point of the search")
+            begun.append((float(entry["began"]), point))
         except (ValueError, KeyError, TypeError, MucdError) as error:
             raise MucdError(f"{file} cannot be read ({error}): delete its folder, and the trial is made again") from None
     return [point for _, point in sorted(begun, key=lambda entry: entry[0])]

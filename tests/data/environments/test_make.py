@@ -28,3 +28,9 @@ def test_mujoco_leaves_no_log_in_the_working_folder(tmp_path, monkeypatch):
 def test_arguments_that_an_environment_refuses_are_named():
     with pytest.raises(MucdError, match="CartPole-v1.*colour"):
         make_environment("CartPole-v1", colour="red")
+
+
+@pytest.mark.parametrize(("env_id", "arguments"), [("a:b:CartPole-v1", {}), ("LunarLander-v3", {"gravity": 1}), ("HalfCheetah-v5", {"xml_file": "/no/such/file.xml"})])
+def test_whatever_an_environment_raises_is_one_error(env_id, arguments):
+    with pytest.raises(MucdError, match=f"environment '{env_id}' cannot be made"):
+        make_environment(env_id, **arguments)

@@ -90,6 +90,7 @@ def test_existing_id_is_kept_unless_replaced(cartpole):
         (("CartPole-v1", None, 10, 0, "x-v0", ()), "levels in"),
         (("CartPole-v1", None, 10, 0, "no version"), "malformed"),
         (("CartPole-v1", None, 10, 0, "../up-v0"), "malformed"),
+        (("CartPole-v1", None, 10, 0, "x" * 201 + "-v0"), "malformed"),
         (("CartPole-v1", None, 10, 0, "unversioned"), "malformed"),
     ],
 )

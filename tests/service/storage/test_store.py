@@ -18,7 +18,7 @@ from mucd_ray.service.serving.ensemble import _parameters
 from mucd_ray.service.storage.store import Block, RunStore
 
 SETTINGS = RunSettings(
-    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=100, size_margin=None,
+    dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=100, size_margin=None, states=7,
     mechanism=Mechanism(sample_rate=0.1, noise_multiplier=3.0, clip_norm=1.0, steps=5, normaliser=10.0), learner=Learner(learning_rate=1.0),
 )
 
@@ -91,7 +91,7 @@ def test_writers_at_the_same_moment_agree(tmp_path, attempt):
     def write():
         store = RunStore.create_or_open(tmp_path / "run", SETTINGS)
         store.commit(block(0, 3))
-        results.append((store.secret(), store.write_states(np.random.default_rng().random((5, 4))).tobytes()))
+        results.append((store.secret(), store.write_states(np.random.default_rng().random((7, 4))).tobytes()))
 
     threads = [threading.Thread(target=write) for _ in range(8)]
     for thread in threads:
