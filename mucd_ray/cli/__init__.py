@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         return last_words(2, f"error: there is not enough memory ({error}): ask for less at a time, or use a machine with more" if str(error) else "error: there is not enough memory")
     except KeyboardInterrupt:
         return last_words(130, "interrupted; run the same command again to continue")
-    except SystemExit as stop:
+    except SystemExit:
         if not received:
             raise
         return last_words(128 + received[0], f"{ENDED[received[0]]}; run the same command again to continue")

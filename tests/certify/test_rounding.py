@@ -4,12 +4,20 @@ import math
 from decimal import Decimal
 from fractions import Fraction
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mucd_ray.certify.rounding import (
-    confidence_percent, exactly, percent_down, percent_up, probability_down, probability_up, round_down, round_up, share, tenths_down,
+    confidence_percent,
+    exactly,
+    percent_down,
+    percent_up,
+    probability_down,
+    probability_up,
+    round_down,
+    round_up,
+    share,
+    tenths_down,
 )
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.floats(-1e7, 1e7) | st.integers(-(10**15), 10**15).map(float)

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from loopback import Nodes, eventually
+from loopback import eventually
 
 from mucd_ray.certify.file.certificate import verify
 from mucd_ray.data.formats.minari import load_dataset

@@ -11,7 +11,6 @@ from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
 
-
 CONSTANTS = {
     "gaussian": "Sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on the "
     "data, except on its rounded size where the next sentence says so.",

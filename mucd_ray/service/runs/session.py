@@ -29,7 +29,6 @@ from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.tuned import Tuned
 from mucd_ray.service.workers.cluster import Resources
-from mucd_ray.words import counted
 
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
 SEED_NOTE = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."

@@ -14,8 +14,8 @@ from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
-from mucd_ray.learn.units import check_unit
 from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.learn.units import check_unit
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import AnyMechanism, from_values, to_values
 from mucd_ray.words import counted

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from mucd_ray.certify.action import certify_scores, certify_votes
+from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.file.claim import CONDITIONS
 from mucd_ray.certify.file.evidence import LEVELS, histogram, levels
 from mucd_ray.certify.file.results import TOLERANCES
-from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.rounding import confidence_percent
 from mucd_ray.certify.tabulated import tabulated
@@ -52,7 +52,7 @@ class Ensemble:
         if self.certificate is None:
             raise MucdError(f"{run} has no certificate.json: make it with `mucd certify {run}`")
         with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {run}`"):
-            inputs, results = self.certificate["inputs"], self.certificate["results"]
+            results = self.certificate["results"]
             if results["action"] is None:
                 raise MucdError(f"the certificate of {run} certifies no actions, since they are unbounded: there is no action to serve")
             self.kind, self.instances, self.eta = results["action"]["kind"], results["instances"], results["eta"]
