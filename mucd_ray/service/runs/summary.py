@@ -54,6 +54,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "return_range": inputs["return_range"],
         "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
         "baselines": certificate["context"]["baselines"],
+        "yardsticks": _yardsticks(policy["curve"], certificate["context"]["baselines"] or {}),
         "normalised": normalised_score(policy["unpoisoned_mean"], certificate["context"]["normalised"]),
         "looks": inputs["looks"],
         # A number of instances beside which others were asked for or looked at may have been chosen by results.
@@ -64,6 +65,23 @@ def summarise(store: RunStore, certificate: dict) -> dict:
     if action:
         summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
     return summary
+
+
+# What a policy must beat to be worth deploying: names among the baselines, and in words.
+YARDSTICKS = {"best_constant_return": "the best constant action", "behaviour": "the behaviour policy"}
+
+
+def _yardsticks(curve: dict, baselines: dict) -> dict:
+    """By name: its `return`, and the largest listed `radius` at which the certified return is above it; None where not even r = 0 is.
+
+    The returns compared with are estimates, and that of the behaviour policy comes from the data.
+    """
+    found = {}
+    for name in YARDSTICKS:
+        if baselines.get(name) is not None:
+            above = [radius for radius, bound in zip(curve["radius"], curve["bound"]) if bound > baselines[name]]
+            found[name] = {"return": baselines[name], "radius": max(above, default=None)}
+    return found
 
 
 def normalised_score(value: float, references: dict | None) -> float | None:
@@ -107,6 +125,11 @@ def describe(summary: dict) -> str:
                 f"certified: keeps {100 * float(share):.0f} % up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['fraction'])} %), "
                 f"expected return at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
             )
+    for name, entry in summary["yardsticks"].items():
+        if entry["radius"] is None:
+            lines.append(f"certified: not above {YARDSTICKS[name]} at any r")
+        else:
+            lines.append(f"certified: above {YARDSTICKS[name]} up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['radius'] / summary['units'])} %)")
     lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
     if lost:
         lines.append(f"certified: keeping {' or '.join(lost)} is not certified at any r")

@@ -69,6 +69,12 @@ def test_on_ray_as_in_one_process_whatever_the_blocks_and_growing_keeps_what_is_
     ours, theirs = Tally(store, 25).evidence(), Tally(alone, 25).evidence()
     assert np.array_equal(ours.returns, theirs.returns) and np.array_equal(ours.votes, theirs.votes)
     assert summary["failures"] == 0 and summary["baselines"]["non_private"] > 0 and verify(read_certificate(tmp_path / "ray" / "certificate.json")) == []
+    curve = read_certificate(tmp_path / "ray" / "certificate.json")["results"]["policy"]["curve"]
+    for name, yardstick in summary["yardsticks"].items():
+        assert yardstick["return"] == summary["baselines"][name]
+        above = np.array(curve["radius"])[np.array(curve["bound"]) > yardstick["return"]]
+        assert yardstick["radius"] == (above.max() if len(above) else None)
+    assert set(summary["yardsticks"]) == {"best_constant_return", "behaviour"}
     grown = train(store, load_dataset(recordings["cartpole"]), 40, Choices(), Resources(block=7))
     assert grown["results"]["instances"] == 40 and verify(grown) == []
     assert np.array_equal(Tally(store, 25).evidence().returns, ours.returns)
