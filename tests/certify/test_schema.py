@@ -43,7 +43,7 @@ def run_context():
     about = pytest.importorskip("mucd_ray.service.runs.about")
     learner = pytest.importorskip("mucd_ray.learn.learner")
     baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "reference": [0]}
-    store = SimpleNamespace(read_json=lambda name: baselines, targets=lambda: [100], looks=lambda: [100], states_hash=lambda: "ab")
+    store = SimpleNamespace(baselines=lambda: baselines, targets=lambda: [100], looks=lambda: [100], states_hash=lambda: "ab")
     settings = SimpleNamespace(
         dataset="acrobot/größe-v0",
         fingerprint="cd",

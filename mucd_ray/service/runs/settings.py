@@ -56,7 +56,6 @@ class RunSettings:
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None
     mechanism: AnyMechanism
     learner: Learner
-    fit: Fit | None
     declared_size: int | None
     size_margin: int | None
     rollouts: int = 1
@@ -65,6 +64,7 @@ class RunSettings:
     held_out: int = 16
     states_sha256: str | None = None
     code: str = ""
+    fit: Fit | None = None
     condition: str | None = None
     version: str = ""
     assumptions: tuple[str, ...] = ()
