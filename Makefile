@@ -38,6 +38,7 @@ demo-freeway: setup
 bench: setup
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/accounting.py
+	$(BIN)/python benchmarks/bags.py
 
 soundness: setup
 	$(BIN)/python benchmarks/soundness.py
