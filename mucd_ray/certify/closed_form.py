@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from mucd_ray.certify.confidence.proportions import check_count
+from mucd_ray.certify.confidence.proportions import LARGEST, check_count
 from mucd_ray.certify.families import IDENTITY, mirrored, worst
 from mucd_ray.certify.guarantees import THREATS, Guarantees, OutcomesGuarantee, split_profile
 from mucd_ray.errors import MucdError
@@ -34,7 +34,7 @@ class ClosedFormGuarantees:
 
     def group(self, inserted: int, removed: int) -> OutcomesGuarantee:
         """The guarantee for exactly this group."""
-        inserted, removed = check_count(inserted, "inserted", 0), check_count(removed, "removed", 0)
+        inserted, removed = check_count(inserted, "inserted", 0, 2 * LARGEST), check_count(removed, "removed", 0)
         if inserted == removed == 0:
             return OutcomesGuarantee(IDENTITY)
         if removed > self.units:

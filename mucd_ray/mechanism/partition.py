@@ -8,6 +8,9 @@ import numpy as np
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.units import UNITS
 
+# Allowance for floating-point error in the bound below.
+ROUNDING = 1e-15
+
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
@@ -46,4 +49,4 @@ class Partition:
 
     def lower(self, p: np.ndarray, units: int, inserted: int, removed: int) -> np.ndarray:
         """Least probability under D' of events with these probabilities under D, [n] -> [n]; see the class. `units` plays no role."""
-        return np.maximum(0.0, p - (inserted + removed) / self.parts)
+        return np.maximum(0.0, p - (inserted + removed) / self.parts - ROUNDING)

@@ -7,6 +7,7 @@ from scipy.stats import binomtest
 from mucd_ray.certify.action import certify_votes
 from mucd_ray.certify.closed_form import ClosedFormGuarantees, guarantees_of
 from mucd_ray.certify.guarantees import THREATS
+from mucd_ray.certify.planning.bags import bag_of
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.trainers.bags import draw_bag
@@ -80,3 +81,8 @@ def test_what_does_not_fit_is_refused():
         guarantees_of(Bag(bag_size=3), units=100, threat="all")
     with pytest.raises(MucdError, match="101 units cannot be removed"):
         guarantees_of(Bag(bag_size=3), units=100).group(0, 101)
+    for group in ((10**23, 0), (0, 10**23)):
+        with pytest.raises(MucdError, match="1" + "0" * 23):
+            guarantees_of(Bag(bag_size=3), units=100).group(*group)
+    with pytest.raises(MucdError, match="bag size 1000"):
+        bag_of(10**400, unit="trajectory", draws="poisson", units=100)

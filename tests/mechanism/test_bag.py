@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mucd_ray.errors import MucdError
+from mucd_ray.mechanism import bag
 from mucd_ray.mechanism.bag import Bag, _log_share
 from mucd_ray.mechanism.partition import Partition
+from mucd_ray.mechanism.work import TooMuchWork, limited_to
 
 P = np.linspace(0, 1, 201)
 
@@ -83,11 +85,31 @@ def test_the_splits_of_a_large_dataset_too():
             assert np.all(mechanism.lower(P, units, radius - removed, removed) >= pure - 1e-11)
 
 
-@pytest.mark.parametrize("units, changed, size", [(10, 3, 4), (1000, 17, 300), (976, 500, 10), (100_000, 1000, 2000), (12, 12, 1), (12, 6, 6)])
+@pytest.mark.parametrize("units, changed, size", [(10**15, 1, 10**15 - 3), (2**53, 2, 2**53 - 3), (10, 3, 4), (1000, 17, 300), (976, 500, 10), (100_000, 1000, 2000), (12, 12, 1), (12, 6, 6)])
 def test_shares_without_changed_units_are_exact(units, changed, size):
-    exact = Fraction(math.comb(units - changed, size), math.comb(units, size))
+    few, many = sorted((changed, size))
+    exact = Fraction(math.comb(units - many, few), math.comb(units, few))
     found = math.exp(_log_share(units, changed, size))
     assert found == pytest.approx(float(exact), rel=1e-12, abs=0)
+
+
+def test_shares_of_files_of_any_size_take_bounded_work_and_err_to_the_safe_side(monkeypatch):
+    with limited_to(2e6):
+        assert _log_share(2**54, 2**53, 2**53) < -1e15
+        # Stirling's series: (m k / n) (1 + (m + k) / 2n + ...)
+        assert _log_share(2**53, 10**7, 10**7) == pytest.approx(-(10**14) / 2**53, rel=1e-8)
+        with pytest.raises(TooMuchWork):
+            _log_share(2**53, 10**8, 10**8), _log_share(2**53, 10**9, 10**9)
+    exact = _log_share(100_000, 1000, 2000)
+    monkeypatch.setattr(bag, "TERMS", 100)
+    assert exact * (1 + 1e-6) < _log_share(100_000, 1000, 2000) < exact
+
+
+def test_a_rare_bag_without_changed_units_has_its_exact_probability():
+    """log1p(-x) would lose it where x is nearly 1."""
+    for draws in ("fixed", "replacement"):
+        (under_d, _), units = Bag(draws=draws, bag_size=1).common(10**15, 0, 10**15 - 3), 10**15
+        assert under_d == pytest.approx(3 / units, rel=2e-12, abs=0) and under_d < 3 / units
 
 
 @given(st.integers(2, 40), st.integers(0, 40), st.integers(0, 39), st.integers(1, 12), st.floats(0.3, 1), st.floats(0, 0.5))
@@ -104,6 +126,12 @@ def test_draws_with_replacement_certify_what_is_published(units, inserted, remov
 def test_partition_reaches_as_many_parts_as_units():
     mechanism = Partition(parts=8)
     assert np.allclose(mechanism.lower(np.array([1.0, 0.5, 0.1]), 100, 2, 1), [0.625, 0.125, 0.0])
+
+
+@given(st.floats(0, 1), st.integers(1, 1000), st.integers(0, 1000))
+def test_the_bound_of_a_partition_is_rounded_down(p, parts, changed):
+    bound = float(Partition(parts=parts).lower(np.array([p]), 1000, changed, 0)[0])
+    assert Fraction(bound) <= max(Fraction(0), Fraction(p) - Fraction(changed, parts)) < Fraction(bound) + Fraction(1, 10**14)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 
 from mucd_ray.certify.action import action_radii
 from mucd_ray.certify.closed_form import guarantees_of
+from mucd_ray.certify.confidence.proportions import LARGEST, check_count
 from mucd_ray.certify.planning.calibration import vote_bounds
 from mucd_ray.certify.planning.plan import plan
 from mucd_ray.errors import MucdError
@@ -27,6 +28,7 @@ def certified_radius(mechanism: AnyMechanism, *, units: int, instances: int, eta
 def bag_of(size: int, *, unit: str, draws: str, units: int) -> Bag:
     """A bag of `size` units, on average where draws are Poisson: their rate follows from the declared number `units`."""
     if draws == "poisson":
+        check_count(size, "bag size", 1, LARGEST)
         return Bag(unit=unit, draws=draws, sample_rate=min(1.0, size / units))
     return Bag(unit=unit, draws=draws, bag_size=size)
 

@@ -142,6 +142,10 @@ def test_what_verify_says_of_long_values_is_short():
         assert mismatches and all(len(text) < 3000 for text in mismatches)
 
 
+BAG = {"kind": "bag", "unit": "trajectory", "draws": "fixed", "bag_size": 3, "sample_rate": None}
+PARTITION = {"kind": "partition", "unit": "trajectory", "parts": 3}
+
+
 def forge(change, refit=True):
     forged = copy.deepcopy(CERTIFICATE)
     change(forged)
@@ -165,6 +169,14 @@ def forge(change, refit=True):
         lambda c: c["inputs"].update(units=10**30, radius_cap=10**30),
         lambda c: c["inputs"]["mechanism"].update(noise_multiplier=1e308),
         lambda c: c["inputs"]["mechanism"].update(steps=10**12),
+        *(
+            lambda c, mechanism=mechanism, units=units: c["inputs"].update(mechanism=mechanism, units=units, radius_cap=units)
+            for mechanism, units in (
+                (BAG | {"bag_size": 2**53}, 2**53), (BAG | {"bag_size": 2**52}, 2**53), (BAG | {"bag_size": 21}, 20), (BAG | {"bag_size": True}, 20),
+                (BAG | {"draws": "poisson"}, 20), (BAG | {"draws": ["fixed"]}, 20), (BAG | {"parts": 3}, 20), ({"kind": ["bag"]}, 20), (PARTITION | {"parts": 21}, 20),
+                (PARTITION | {"bag_size": 3}, 20),
+            )
+        ),
         lambda c: c["results"].update(sound=1),
         lambda c: c["results"].update(extra=None),
         lambda c: c["results"]["action"].update(action=[bool(a) for a in c["results"]["action"]["action"]]),
