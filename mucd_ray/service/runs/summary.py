@@ -125,14 +125,14 @@ def describe(summary: dict) -> str:
                 f"certified: keeps {100 * float(share):.0f} % up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['fraction'])} %), "
                 f"expected return at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
             )
+    lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
+    if lost:
+        lines.append(f"certified: keeping {' or '.join(lost)} is not certified at any r")
     for name, entry in summary["yardsticks"].items():
         if entry["radius"] is None:
             lines.append(f"certified: not above {YARDSTICKS[name]} at any r")
         else:
             lines.append(f"certified: above {YARDSTICKS[name]} up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['radius'] / summary['units'])} %)")
-    lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
-    if lost:
-        lines.append(f"certified: keeping {' or '.join(lost)} is not certified at any r")
     if "action" in summary:
         of_scopes = [line for scope, name in SCOPES.items() for line in _describe_actions(summary["action"][scope], name)]
         lines += of_scopes or ["certified actions: at no state"]
