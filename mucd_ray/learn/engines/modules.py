@@ -71,7 +71,8 @@ def train_opacus(
 
     Raises:
         MucdError: the module mixes rows (BatchNorm), is random (dropout), keeps a state, reads values in Python (`if x.sum() > 0`), reads
-            memory that nobody wrote (`torch.empty`), gives another number of outputs, uses operations that vmap does not know, or has no
+            memory that nobody wrote (`torch.empty`), holds tensors of a class of its own, gives another number of outputs, uses operations
+            that vmap does not know, or has no
             trainable parameter or one that is not float32; the factory's modules depend on something else than its generator; the algorithm has several networks; several local steps; what `train_block`
             refuses.
     """
