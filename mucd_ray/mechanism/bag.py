@@ -19,6 +19,8 @@ DRAWS = ("fixed", "replacement", "poisson")
 LEAST_RATE = 1e-9
 # Relative allowance for floating-point error in the probabilities below, far above that of any sum of 10^8 logarithms that is not negligible.
 ROUNDING = 1e-12
+# Below it doubles have ever fewer digits, and rounding may exceed that allowance: what is less counts as zero.
+LEAST = 1e-300
 # So many pairs of logarithms are added at most. Wherever the sum is not below -50, and so negligible, this is within 1e-14 of all of them.
 TERMS = 1 << 16
 
@@ -80,14 +82,16 @@ class Bag:
             logs = [self.bag_size * float(_log_others(changed, kept + changed)) for changed in (removed, inserted)]
         else:
             logs = [_log_share(kept + changed, changed, self.bag_size) for changed in (removed, inserted)]
-        return tuple(math.exp(log) * (1 - ROUNDING) if log else 1.0 for log in logs)
+        values = (math.exp(log) * (1 - ROUNDING) if log else 1.0 for log in logs)
+        return tuple(value if value >= LEAST else 0.0 for value in values)
 
     def lower(self, p: np.ndarray, units: int, inserted: int, removed: int) -> np.ndarray:
         """Least probability under D' of events with these probabilities under D, [n] -> [n]; see the class."""
         under_d, under_other = self.common(units, inserted, removed)
         if not under_d:
             return np.zeros_like(p)
-        return under_other * np.maximum(0.0, (p - 1 + under_d) / under_d - ROUNDING * (under_d < 1))
+        lower = under_other * np.maximum(0.0, (p - 1 + under_d) / under_d - ROUNDING * (under_d < 1))
+        return np.where(lower >= LEAST, lower, 0.0)
 
 
 def _times(count: int, sample_rate: float) -> float:

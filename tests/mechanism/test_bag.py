@@ -105,6 +105,17 @@ def test_shares_of_files_of_any_size_take_bounded_work_and_err_to_the_safe_side(
     assert exact * (1 + 1e-6) < _log_share(100_000, 1000, 2000) < exact
 
 
+@pytest.mark.parametrize("units,inserted,removed,size,p", [(28, 24, 6, 1000, 1.0), (20, 13, 8, 1000, 1.0), (60, 59, 0, 1000, 1e-20), (100, 1, 0, 10, 1e-320)])
+def test_bounds_too_small_for_all_digits_of_a_double_are_rounded_down(units, inserted, removed, size, p):
+    """Exact: of 28 units 6 are replaced by 24 others, and a thousand draws are common ones with probability 4.62e-321, which no double is."""
+    kept = units - removed
+    under_d, under_other = Fraction(kept, units) ** size, Fraction(kept, kept + inserted) ** size
+    mechanism = Bag(draws="replacement", bag_size=size)
+    assert all(Fraction(found) <= exact for found, exact in zip(mechanism.common(units, inserted, removed), (under_d, under_other)))
+    bound = mechanism.lower(np.array([p]), units, inserted, removed)[0]
+    assert 0 <= Fraction(bound) <= under_other * max(Fraction(0), Fraction(p) - 1 + under_d) / under_d
+
+
 def test_a_rare_bag_without_changed_units_has_its_exact_probability():
     """log1p(-x) would lose it where x is nearly 1."""
     for draws in ("fixed", "replacement"):

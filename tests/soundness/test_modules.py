@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch._inductor.inductor_prims
 from problems import STREAMS, changed, joined, made_up, problem, take
 from torch import nn
 from torch.nn.utils import parameters_to_vector
@@ -176,6 +177,41 @@ class Draws(Linear):
 class Foreign(Linear):
     def forward(self, x):
         return self.lin(foreign(x))
+
+
+class Watcher(torch.Tensor):
+    """Its class runs Python code at every operation on it, also of a recorded graph: all rows of a slice lie before it."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        SEEN.append(args)
+        return result
+
+
+class WatchingBuffer(Linear):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("watching", torch.ones(INPUTS).as_subclass(Watcher))
+
+    def forward(self, x):
+        return self.lin(x * self.watching)
+
+
+class WatchingParameter(Linear):
+    def __init__(self):
+        super().__init__()
+        self.watching = nn.Parameter(torch.ones(INPUTS).as_subclass(Watcher), requires_grad=False)
+
+    def forward(self, x):
+        return self.lin(x * self.watching)
+
+
+class Compiled(Linear):
+    """An operation of compiled code: chance, or unwritten memory, without a tag that says so."""
+
+    def forward(self, x):
+        return self.lin(x) + 0 * torch.ops.prims.inductor_random([OUTPUTS], torch.zeros((), dtype=torch.int64), "rand")
 
 
 class Unwritten(Linear):
@@ -361,7 +397,7 @@ def test_no_row_reaches_the_gradient_of_another(kind):
     (RunningFrozen, "state"), (RunningData, "state"), (RunningAttribute, "state"), (MovesItself, "state"), (Counts, "every call"), (Hooked, "every call"), (FirstRow, "other rows"),
     (Remembers, "every call"), (Branches, "torch.where"), (Numbers, "torch.where"), (Selects, "torch.where"), (Drops, "random"), (Draws, "every call"),
     (Foreign, "any code"), (Unwritten, "torch.zeros"), (UnwrittenLike, "torch.zeros"), (PartlyWritten, "torch.zeros"), (Strided, "one row"),
-    (Lists, "tolist"),
+    (Lists, "tolist"), (WatchingBuffer, "any code on the data"), (WatchingParameter, "any code on the data"), (Compiled, "random"),
 ])
 def test_what_is_no_function_of_one_row_is_refused(kind, message):
     asked = problem(inputs=INPUTS, actions=OUTPUTS)
@@ -369,6 +405,20 @@ def test_what_is_no_function_of_one_row_is_refused(kind, message):
     with pytest.raises(MucdError, match=message) as refused:
         released(kind, asked, units)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+def test_trainable_parameters_without_numbers_are_none():
+    class Empty(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.nothing = nn.Parameter(torch.zeros(0))
+
+        def forward(self, x):
+            return x[:, :OUTPUTS] + self.nothing.sum()
+
+    asked = problem(inputs=INPUTS, actions=OUTPUTS)
+    with pytest.raises(MucdError, match="no trainable parameter"):
+        released(Empty, asked, made_up("transition", asked, 20, np.random.default_rng(3)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])
@@ -440,6 +490,11 @@ def test_initial_parameters_come_from_the_generator_alone():
         module.lin.weight.data[0, 0] = np.random.rand()
         return module
 
+    def from_numpy_unregistered(generator):
+        module = factory(Linear)(generator)
+        module.plain = torch.tensor(np.random.rand())
+        return module
+
     def by_call(generator):
         calls.append(generator)
         module = factory(Linear)(generator)
@@ -463,7 +518,7 @@ def test_initial_parameters_come_from_the_generator_alone():
     first, other = STREAMS.generator(0, 0, 0).uniform(), np.random.default_rng(0).uniform()
     STREAMS_SAY = (first + other) / 2
     cases = {
-        "its factory is given": [lambda generator: Linear(), from_numpy, by_call, lambda generator: factory(Linear)(np.random.default_rng())],
+        "its factory is given": [lambda generator: Linear(), from_numpy, from_numpy_unregistered, by_call, lambda generator: factory(Linear)(np.random.default_rng())],
         "same parameters twice": [lambda generator: kept, overlapping], "all anew": [cached], "different shapes": [of_other_shapes],
     }
     state = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()

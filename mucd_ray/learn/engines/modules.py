@@ -71,7 +71,8 @@ def train_opacus(
 
     Raises:
         MucdError: the module mixes rows (BatchNorm), is random (dropout), keeps a state, reads values in Python (`if x.sum() > 0`), reads
-            memory that nobody wrote (`torch.empty`), gives another number of outputs, uses operations that vmap does not know, or has no
+            memory that nobody wrote (`torch.empty`), holds tensors of a class of its own, gives another number of outputs, uses operations
+            that vmap does not know, or has no
             trainable parameter or one that is not float32; the factory's modules depend on something else than its generator; the algorithm has several networks; several local steps; what `train_block`
             refuses.
     """
@@ -83,7 +84,7 @@ def train_opacus(
         raise MucdError(f"{learner.local.steps} local steps are not trained by this engine: use 1, or the torch engine")
     tried, module = _made(module_factory, lambda: streams.generator(instance, 0, purposes.INITIALISE))
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not trainable:
+    if not any(parameter.numel() for parameter in trainable):
         raise MucdError("the module has no trainable parameter: give one that has")
     for name, parameter in module.named_parameters():
         # A clipped vector is rounded to its type: in bfloat16 its norm would be up to 1.004 C.
@@ -140,11 +141,13 @@ def _made(factory: Callable[[np.random.Generator], nn.Module], stream: Callable[
             modules[-1].train()
     if any(is_lazy(tensor) for tensor in (*modules[0].parameters(), *modules[0].buffers())):
         raise MucdError("the module has parameters without a shape (lazy layers): make layers with the number of their inputs")
+    for name, tensor in (*modules[0].named_parameters(), *modules[0].named_buffers()):
+        _check_plain(name, tensor)
     named = [dict(module.named_parameters()) | dict(module.named_buffers()) for module in modules]
     if len({tuple((name, tuple(tensor.shape), tensor.dtype, tensor.requires_grad) for name, tensor in tensors.items()) for tensors in named}) > 1:
         raise MucdError("the factory gives modules of different shapes for different generators: all instances need the same parameters")
-    if not _same(*({name: tensor.detach() for name, tensor in tensors.items()} for tensors in named[:2])):
-        raise MucdError("the module's initial parameters depend on more than the generator that its factory is given: draw all of them from it, not from torch or numpy, which know nothing of the run's secret")
+    if not _same(*(_attributes(module) for module in modules[:2])):
+        raise MucdError("the module's initial parameters or other tensors depend on more than the generator that its factory is given: draw all of them from it, not from torch or numpy, which know nothing of the run's secret")
     if generators[0].random() != generators[1].random():
         raise MucdError("the factory draws from its generator at its first call alone, or not as much at every call: what it keeps would be shared by instances that have to be independent; make all anew at every call")
     first, second = ({tensor.untyped_storage().data_ptr() for tensor in tensors.values() if tensor.requires_grad and tensor.numel()} for tensors in named[:2])
@@ -285,14 +288,26 @@ def recorded(problem: Problem, module: nn.Module, trainable: dict[str, Tensor], 
     return graph
 
 
+def _check_plain(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor of another class: operations on it run that class's Python code, with the rows of data among their arguments."""
+    if type(tensor) not in (Tensor, nn.Parameter):
+        raise MucdError(f"{name} is a {type(tensor).__name__}, whose class may run any code on the data: use a plain torch.Tensor or nn.Parameter")
+
+
 def _check_operations(graph: torch.fx.GraphModule) -> None:
     """Refuse what is no function of its arguments: chance, changes in place, memory that nobody wrote, code of other libraries."""
+    for name, value in vars(graph).items():
+        if isinstance(value, Tensor):
+            _check_plain(name, value)
+    for name, buffer in graph.named_buffers():
+        _check_plain(name, buffer)
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "output", "get_attr") or node.target is operator.getitem:
             continue
         if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace not in KNOWN:
             raise MucdError(f"the module uses {node.target}, which may run any code on the data: use torch's own operations")
-        if torch.Tag.nondeterministic_seeded in node.target.tags:
+        # What is for compiled code alone draws without the tag, or gives memory as it is (`inductor_random(..., "empty")`).
+        if torch.Tag.nondeterministic_seeded in node.target.tags or node.target._schema.name.startswith("prims::inductor_"):
             raise MucdError(f"the module is random ({node.target}): remove layers such as dropout, whose chance does not come from the run's secret")
         if node.target._schema.is_mutable:
             raise MucdError(f"the module changes its parameters or other tensors in place ({node.target}): it would carry data from step to step without noise; remove this")

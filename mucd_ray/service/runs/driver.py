@@ -42,7 +42,7 @@ def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
         longer = int((np.diff(dataset.trajectory_starts) > cap).sum())
     units = make_units(dataset, settings.card, settings.problem, settings.mechanism.unit)
     if not units.lengths.any():
-        print(f"mucd: no trajectory earned at least {settings.learner.local.min_return:g}: all count as zero, and nothing is learned", file=sys.stderr)
+        print(f"mucd: no trajectory earned at least {exactly(settings.learner.local.min_return)}: all count as zero, and nothing is learned", file=sys.stderr)
     if longer:
         print(
             f"mucd: {longer} of {dataset.trajectories} trajectories have more than {cap} transitions: of each, {cap} evenly spaced ones from a random start take part in a step "

@@ -11,6 +11,7 @@ import numpy as np
 
 from mucd_ray.certify.confidence.looks import effective_eta
 from mucd_ray.certify.planning.size import declared_size
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_for
 from mucd_ray.data.formats.minari import load_dataset
@@ -127,7 +128,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         assumptions=(
             *notes,
             *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" and request.mechanism == Mechanism.kind else []),
-            *([] if learner.local.min_return is None else [f"Trajectories that earned less than {learner.local.min_return:g} count as zero; this constant is public."]),
+            *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from mucd_ray.certify.file.evidence import TUNED_ON_THIS_DATASET
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
@@ -78,7 +79,7 @@ class Tuned:
         """The sentence for a certificate."""
         text = (
             f"Learner, sample rate, steps and clip norm were tuned in {counted(self.how.trials, 'trial')} on {self.how.name} ({counted(self.how.units, self.unit)}, "
-            f"sha256 {self.how.fingerprint[:16]}); the noise multiplier follows from them, the declared size and a signal budget of {self.signal_budget:g}. "
+            f"sha256 {self.how.fingerprint[:16]}); the noise multiplier follows from them, the declared size and a signal budget of {exactly(self.signal_budget)}. "
         )
         if self.condition(dataset):
             return text + "That is this dataset, or one of its name: the claim is conditional on that choice."

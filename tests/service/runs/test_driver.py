@@ -15,6 +15,7 @@ import pytest
 from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.service.runs.about import assumptions
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import Driver, certify, train, training_units
@@ -220,6 +221,12 @@ def test_what_of_a_certificate_was_given_is_said(reference, tmp_path):
     for choices, named in ((Choices(), None), (Choices(threat="insert", accountant="rdp"), None), (Choices(eta=0.01, band="dkw"), "eta, band")):
         notes = [text for text in assumptions(store, store.settings(), choices, FIRST) if text.startswith("Of this certificate")]
         assert notes == ([] if named is None else [f"Of this certificate {named} were given by the user: the confidence holds if they were not chosen by looking at results."])
+
+
+def test_public_constants_are_not_rounded_in_assumptions(recordings):
+    learner = Learner(learning_rate=1.0, local=LocalUpdate(min_return=-1234564.5))
+    settings, _ = make_settings(Request(dataset=recordings["cartpole"], unit="trajectory", units=11, learner=learner), load_dataset(recordings["cartpole"]), Choices())
+    assert "Trajectories that earned less than -1234564.5 count as zero; this constant is public." in settings.assumptions
 
 
 def test_a_row_more_trains_the_same_mechanism(recordings):

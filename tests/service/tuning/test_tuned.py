@@ -45,6 +45,7 @@ def test_constants_come_from_the_file_and_the_noise_from_the_declared_size(recor
     assert mechanism.noise_multiplier == pytest.approx(4000 * 0.25 * 3 / 150) and mechanism.signal_budget(4000) == pytest.approx(150)
     assert (settings.learner.hidden, settings.learner.learning_rate, settings.learner.average) == ((4,), 20.0, 0.25)
     assert settings.condition is None and any("tuned in 4 trials on tuning/cartpole-v1-ab-v0" in text and "in the simulator" in text for text in settings.assumptions)
+    assert "a signal budget of 1234567.5." in tuned(signal_budget=1234567.5).note(dataset)
     # Without a declared size it is the rounded one.
     rounded, _ = make_settings(Request(dataset=dataset.name, tuned=tuned(unit="transition")), dataset, Choices())
     assert rounded.mechanism.signal_budget(rounded.declared_size) == pytest.approx(150) and rounded.size_margin > 0
