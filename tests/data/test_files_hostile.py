@@ -77,7 +77,10 @@ BOX = {"type": "Box", "dtype": "float32", "shape": [2], "low": [0, 0], "high": [
         ({"observation_space": json.dumps({**BOX, "shape": [1 << 40, 1 << 40]})}, "a Box space"),
         ({"observation_space": json.dumps({**BOX, "shape": [1 << 12, 1 << 13]})}, "more than 16,777,216 entries"),
         ({"observation_space": json.dumps({**BOX, "shape": [3]})}, "no numbers of shape"),
-        ({"observation_space": json.dumps({**BOX, "low": ["0", "0"]})}, "no numbers of shape"),
+        ({"observation_space": json.dumps({**BOX, "low": ["0", "0"]})}, "something else than numbers"),
+        # 100 kilobytes, of which numpy would make an array of 640 megabytes.
+        ({"observation_space": json.dumps({**BOX, "low": ["x" * 8000] + [""] * 20_000})}, "something else than numbers"),
+        ({"action_space": json.dumps({"type": "MultiDiscrete", "dtype": "int64", "nvec": ["x" * 8000] + [""] * 20_000, "start": [0]})}, "something else than numbers"),
         ({"observation_space": json.dumps({**BOX, "low": [[0], [0, 1]]})}, "a Box space"),
         ({"observation_space": json.dumps({**BOX, "low": [float("nan"), 0]})}, "NaN is not a number"),
         ({"observation_space": json.dumps({**BOX, "high": [1e300, 0]})}, "float32 does not hold"),
