@@ -421,6 +421,25 @@ def test_arrow_of_another_kind(minari_root, change, message, refusal):
         assert message in refusal(load_dataset, "table-v0")
 
 
+def test_arrow_whose_first_message_is_no_schema(minari_root, refusal):
+    """A segmentation fault in pyarrow, if it is asked for the schema."""
+    create("arrow-v0", SPACES["box"], ACTIONS["discrete"], data_format="arrow")
+    path = minari_root / "arrow-v0/data/0/part-0.arrow"
+    content, found = path.read_bytes(), 0
+    for position in (position for position in range(16, 80) if content[position] == 1):
+        for kind in (0, 3, 255):
+            changed = content[:position] + bytes([kind]) + content[position + 1 :]
+            try:
+                first = pa.ipc.MessageReader.open_stream(pa.py_buffer(changed)[8:]).read_next_message().type
+            except (pa.ArrowException, OSError):
+                continue
+            if first != "schema":
+                path.write_bytes(changed)
+                assert "its first message is of type" in refusal(load_dataset, "arrow-v0")
+                found += 1
+    assert found
+
+
 def test_arrow_bombs_and_links(minari_root, tmp_path, refusal):
     create("table-v0", SPACES["box"], ACTIONS["discrete"], "arrow")
     path = minari_root / "table-v0/data/0/part-0.arrow"
