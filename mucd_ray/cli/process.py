@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 
+from mucd_ray.errors import MucdError
 from mucd_ray.words import harmless
 
 ENDED = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal hung up"}
@@ -21,6 +22,14 @@ def open_standard_streams() -> None:
                 continue
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
             setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))
+
+
+def check_working_folder() -> None:
+    """Raise MucdError where the working folder was removed meanwhile: libraries that are loaded from there end the process, and Ray's do not start."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise MucdError(f"the working folder cannot be found ({error.strerror}): it was removed or moved; cd to one that exists") from None
 
 
 def readers_are_gone() -> bool:

@@ -68,6 +68,13 @@ def test_hangups_end_a_command_unless_they_are_ignored():
     assert (ignored.returncode, ignored.stdout, ignored.stderr) == (0, "goes on\n", "")
 
 
+def test_a_working_folder_that_was_removed_is_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = "import os, sys\nos.chdir(sys.argv[1])\nos.rmdir(sys.argv[1])\nfrom mucd_ray import cli\nsys.exit(cli.main(['compare', 'run']))"
+    result = subprocess.run([sys.executable, "-c", command, str(tmp_path / "gone")], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith("mucd: error: the working folder cannot be found") and result.stderr.count("\n") == 1
+
+
 def test_the_backend_of_a_notebook_breaks_nothing():
     for backend in ("module://matplotlib_inline.backend_of_a_notebook", "agg"):
         result = program("report", "nowhere", MPLBACKEND=backend)

@@ -77,7 +77,10 @@ BOX = {"type": "Box", "dtype": "float32", "shape": [2], "low": [0, 0], "high": [
         ({"observation_space": json.dumps({**BOX, "shape": [1 << 40, 1 << 40]})}, "a Box space"),
         ({"observation_space": json.dumps({**BOX, "shape": [1 << 12, 1 << 13]})}, "more than 16,777,216 entries"),
         ({"observation_space": json.dumps({**BOX, "shape": [3]})}, "no numbers of shape"),
-        ({"observation_space": json.dumps({**BOX, "low": ["0", "0"]})}, "no numbers of shape"),
+        ({"observation_space": json.dumps({**BOX, "low": ["0", "0"]})}, "something else than numbers"),
+        # 100 kilobytes, of which numpy would make an array of 640 megabytes.
+        ({"observation_space": json.dumps({**BOX, "low": ["x" * 8000] + [""] * 20_000})}, "something else than numbers"),
+        ({"action_space": json.dumps({"type": "MultiDiscrete", "dtype": "int64", "nvec": ["x" * 8000] + [""] * 20_000, "start": [0]})}, "something else than numbers"),
         ({"observation_space": json.dumps({**BOX, "low": [[0], [0, 1]]})}, "a Box space"),
         ({"observation_space": json.dumps({**BOX, "low": [float("nan"), 0]})}, "NaN is not a number"),
         ({"observation_space": json.dumps({**BOX, "high": [1e300, 0]})}, "float32 does not hold"),
@@ -416,6 +419,25 @@ def test_arrow_of_another_kind(minari_root, change, message, refusal):
         assert load_dataset("table-v0").rewards[:4].tolist() == [0.0] * 4
     else:
         assert message in refusal(load_dataset, "table-v0")
+
+
+def test_arrow_whose_first_message_is_no_schema(minari_root, refusal):
+    """A segmentation fault in pyarrow, if it is asked for the schema."""
+    create("arrow-v0", SPACES["box"], ACTIONS["discrete"], data_format="arrow")
+    path = minari_root / "arrow-v0/data/0/part-0.arrow"
+    content, found = path.read_bytes(), 0
+    for position in (position for position in range(16, 80) if content[position] == 1):
+        for kind in (0, 3, 255):
+            changed = content[:position] + bytes([kind]) + content[position + 1 :]
+            try:
+                first = pa.ipc.MessageReader.open_stream(pa.py_buffer(changed)[8:]).read_next_message().type
+            except (pa.ArrowException, OSError):
+                continue
+            if first != "schema":
+                path.write_bytes(changed)
+                assert "its first message is of type" in refusal(load_dataset, "arrow-v0")
+                found += 1
+    assert found
 
 
 def test_arrow_bombs_and_links(minari_root, tmp_path, refusal):

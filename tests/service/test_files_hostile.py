@@ -175,6 +175,21 @@ def test_files_that_lead_elsewhere_or_never_end(store, tmp_path, refusal):
         assert "at most 67,108,864 are read" in refusal(read, tmp_path / "large.json")
 
 
+def test_nothing_is_written_through_a_link_out_of_the_folder(store, tmp_path, refusal):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "return_bound.png").write_text("mine")
+    (store.path / "plots").symlink_to(victim)
+    (store.path / "targets").symlink_to(victim)
+    storage = store.storage
+    assert "leads out of" in refusal(storage.replace, "plots/return_bound.png", b"theirs")
+    assert "leads out of" in refusal(store.add_target, 5)
+    assert "leads out of" in refusal(storage.move, "settings.json", "plots/settings.json")
+    assert "leads out of" in refusal(storage.move, "plots/return_bound.png", "settings.json")
+    assert "leads out of" in refusal(storage.remove, "plots/return_bound.png")
+    assert {path.name: path.read_text() for path in victim.iterdir()} == {"return_bound.png": "mine"}
+
+
 @pytest.mark.parametrize("values", [{}, [], 5, None, {"inputs": 5}, {"inputs": {}, "results": []}, {"finished": "no", "condition": None, "keeps": 5, "seen": "now", "run": ["x"]}])
 def test_json_that_is_not_what_the_package_writes_is_one_line(store, capfd, values):
     for name in ("summary.json", "live.json", "baselines.json"):

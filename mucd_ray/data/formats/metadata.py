@@ -176,7 +176,7 @@ def _discrete(space: dict) -> gym.Space:
 
 def _multi_discrete(space: dict) -> gym.Space:
     dtype = _dtype(space["dtype"], _INTEGERS)
-    nvec = np.array(space["nvec"])
+    nvec = _array(space["nvec"])
     _shape(list(nvec.shape))
     return gym.spaces.MultiDiscrete(_numbers(space["nvec"], nvec.shape, dtype), dtype, start=_numbers(space["start"], nvec.shape, dtype))
 
@@ -206,7 +206,7 @@ def _shape(shape) -> tuple[int, ...]:
 
 def _numbers(values, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Numbers of exactly this shape that the dtype holds."""
-    found = np.array(values)
+    found = _array(values)
     if found.shape != shape or found.size and found.dtype.kind not in "biuf":
         raise ValueError(f"no numbers of shape {shape}")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -218,3 +218,15 @@ def _numbers(values, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if not held:
         raise ValueError(f"a number that {dtype} does not hold")
     return cast
+
+
+def _array(values) -> np.ndarray:
+    """Nested lists of numbers alone: among texts, numpy gives each the room of the longest."""
+    left = [values]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left.extend(value)
+        elif type(value) not in (bool, int, float):
+            raise ValueError("something else than numbers")
+    return np.array(values)

@@ -67,7 +67,11 @@ def _arrow(content: bytes, metadata: Metadata) -> dict:
     if content[:8] != b"ARROW1\0\0":
         raise ValueError("no arrow file")
     messages = pyarrow.ipc.MessageReader.open_stream(pyarrow.py_buffer(content)[8:])
-    schema = pyarrow.ipc.read_schema(messages.read_next_message())
+    first = messages.read_next_message()
+    # pyarrow takes what it is given for a schema, and the process ends where it is none.
+    if first.type != "schema":
+        raise ValueError(f"its first message is of type {first.type}, not a schema")
+    schema = pyarrow.ipc.read_schema(first)
     batches = []
     for message in _until_end(messages):
         if message.type != "record batch" or _is_compressed(message.metadata.to_pybytes()):

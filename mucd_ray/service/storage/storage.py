@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mucd_ray.errors import MucdError
-from mucd_ray.files import read_file
+from mucd_ray.files import check_within, read_file
 
 # fsspec file systems whose `pipe_file(mode="create")` is one conditional request. On the others it looks first and writes then.
 CONDITIONAL_WRITES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
@@ -122,13 +122,18 @@ class LocalStorage:
             return []
 
     def move(self, name: str, to: str) -> None:
+        for file in (self.path / name, self.path / to):
+            check_within(file.parent, self.path)
         os.replace(self.path / name, self.path / to)
 
     def remove(self, name: str) -> None:
+        check_within((self.path / name).parent, self.path)
         (self.path / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _written(self, final: Path, content: bytes, mode: int) -> Iterator[Path]:
+        # A folder `plots` that somebody sent may lead to the files of another run.
+        check_within(final.parent, self.path)
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.parent / f".tmp-{os.getpid()}-{secrets.token_hex(8)}"
         try:
