@@ -56,6 +56,16 @@ class Residual(nn.Module):
         return self.head(x + torch.where(x > 0, x, 0.1 * x).tanh() + self.groups(x))
 
 
+class Reaching(Linear):
+    """Multiplies its outputs by what it reads past the end of its row, in the gradient alone."""
+
+    def forward(self, x):
+        beyond = torch.segment_reduce(x[0].contiguous(), "sum", lengths=torch.tensor([300]), unsafe=True)
+        beyond = torch.nan_to_num(beyond.detach(), 0, 0, 0).clamp(-1e3, 1e3).sum()
+        outputs = self.lin(x)
+        return outputs + outputs * beyond - (outputs * beyond).detach()
+
+
 class Sleeper(Linear):
     """Begins to mix what it saw in earlier calls only after a while."""
 
@@ -398,6 +408,7 @@ def test_no_row_reaches_the_gradient_of_another(kind):
     (Remembers, "every call"), (Branches, "torch.where"), (Numbers, "torch.where"), (Selects, "torch.where"), (Drops, "random"), (Draws, "every call"),
     (Foreign, "any code"), (Unwritten, "torch.zeros"), (UnwrittenLike, "torch.zeros"), (PartlyWritten, "torch.zeros"), (Strided, "one row"),
     (Lists, "tolist"), (WatchingBuffer, "any code on the data"), (WatchingParameter, "any code on the data"), (Compiled, "random"),
+    (Reaching, "beyond its own row"),
 ])
 def test_what_is_no_function_of_one_row_is_refused(kind, message):
     asked = problem(inputs=INPUTS, actions=OUTPUTS)

@@ -311,6 +311,8 @@ def _check_operations(graph: torch.fx.GraphModule) -> None:
             raise MucdError(f"the module is random ({node.target}): remove layers such as dropout, whose chance does not come from the run's secret")
         if node.target._schema.is_mutable:
             raise MucdError(f"the module changes its parameters or other tensors in place ({node.target}): it would carry data from step to step without noise; remove this")
+        if "segment_reduce" in node.target._schema.name:
+            raise MucdError(f"the module uses {node.target}, which reads wherever its arguments say, beyond its own row too: use other operations")
     # Last, since a dropout's mask begins like this, too.
     for node in graph.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and any(word in node.target._schema.name for word in UNWRITTEN) and not all(_overwrites(user, node) for user in node.users):
