@@ -84,6 +84,7 @@ def test_on_ray_as_in_one_process_whatever_the_blocks_and_growing_keeps_what_is_
     ({"bag_size": 10**6}, "bag size 1000000 is above"), ({"bag_size": 0}, "bag size 0"), ({"mechanism": "partition", "parts": 10**6, "bag_size": None}, "1000000 parts"),
     ({"mechanism": "forest"}, "mechanism 'forest'"), ({"parts": 3}, "parts is for --mechanism partition, not for bag"), ({"noise_multiplier": 3.0}, "noise multiplier is for --mechanism gaussian"),
     ({"mechanism": "gaussian", "bag_size": None}, "train steps, batch size or top share is for"), ({"draws": "all"}, "draws 'all'"),
+    ({"learner": Learner(learning_rate=0.1, network="convolutional")}, "network 'convolutional'"),
     ({"learner": Learner(learning_rate=0.1, local=LocalUpdate(steps=3))}, "local steps"), ({"bag_size": None, "fraction": 0.9}, "not even bags of one trajectory"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(recordings, changes, complaint):
