@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.engines.captured import train_captured
 from mucd_ray.learn.engines.precision import require_float32_products
 from mucd_ray.learn.engines.stacked import UnitsOnDevice, train_stacked
 from mucd_ray.learn.networks import named_parameters
@@ -94,12 +95,14 @@ def _train_torch(problem, mechanism, units, instances, streams, device, block, p
         rows = np.minimum(units.lengths, 1 if units.unit == "transition" else problem.learner.local.cap).sum()
         block = _block_size(problem, mechanism.sample_rate * rows) if device.type == "cpu" else GPU_BLOCK
     data, trained = UnitsOnDevice(units, device), []
+    # Which rows of a trajectory take part is chosen on the host.
+    train = train_captured if device.type == "cuda" and units.unit == "transition" else train_stacked
     with torch.no_grad():
         start = 0
         while start < len(instances):
             part = instances[start : start + block]
             try:
-                trained.append(train_stacked(problem, mechanism, data, part, streams, progress).cpu())
+                trained.append(train(problem, mechanism, data, part, streams, progress).cpu())
             except torch.OutOfMemoryError:
                 if block == 1:
                     raise MucdError(f"one instance does not fit on {device}: use a smaller batch (sample rate) or network") from None

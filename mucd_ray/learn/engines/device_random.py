@@ -1,14 +1,16 @@
 """The random streams of `streams` in torch, for engines whose data live on a GPU: the same Philox words, made where they are used.
 
 Torch has no unsigned 64-bit product; words are int64 with the same bits, whose products wrap around as unsigned ones do.
+The key and the step are tensors: a compiled function then holds neither the secret nor a number that changes in every step.
 """
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mucd_ray.learn.streams import LOG_SERIES, LOG_TWO, SQRT_HALF
+from mucd_ray.learn.streams import LOG_SERIES, LOG_TWO, SQRT_HALF, Streams
 
 
 def _signed(word: int) -> int:
@@ -37,17 +39,27 @@ def _product(constant: int, b: Tensor) -> tuple[Tensor, Tensor]:
     return a1 * b1 + _upper(middle) + _upper(other) + carry, b * _signed(constant)
 
 
-def philox(key: tuple[int, int], blocks: int, purpose: int, step: int, instances: Tensor) -> Tensor:
-    """The first 4 * blocks words of every instance's stream: int64 [P] -> int64 [P, 4 * blocks], bits of `Streams.generator(...).random_raw`."""
-    c0 = torch.arange(1, blocks + 1, device=instances.device).expand(len(instances), blocks)
-    c1, c2 = torch.full_like(c0, _signed(purpose)), torch.full_like(c0, _signed(step))
-    c3 = instances[:, None].expand(len(instances), blocks)
-    k0, k1 = key
-    for _ in range(10):
+def key_on(streams: Streams, device: torch.device) -> Tensor:
+    """The key of the streams, int64 [2]."""
+    return torch.from_numpy(streams.key.view(np.int64)).to(device)
+
+
+def philox(key: Tensor, blocks: int, purpose: int, step: Tensor, instances: Tensor) -> Tensor:
+    """The first 4 * blocks words of every instance's stream: int64 [P] -> int64 [P, 4 * blocks], bits of `Streams.generator(...).random_raw`.
+
+    Args:
+        key: int64 [2], see `key_on`.
+        step: int64 [].
+    """
+    shape = (len(instances), blocks)
+    c0 = torch.arange(1, blocks + 1, device=instances.device).expand(shape)
+    c1, c2 = torch.full_like(c0, _signed(purpose)), step.expand(shape)
+    c3 = instances[:, None].expand(shape)
+    for turn in range(10):
         upper0, lower0 = _product(_M0, c0)
         upper1, lower1 = _product(_M1, c2)
-        c0, c1, c2, c3 = upper1 ^ c1 ^ _signed(k0), lower1, upper0 ^ c3 ^ _signed(k1), lower0
-        k0, k1 = k0 + _W0, k1 + _W1
+        # The key's words grow by their increments and wrap around.
+        c0, c1, c2, c3 = upper1 ^ c1 ^ (key[0] + _signed(turn * _W0)), lower1, upper0 ^ c3 ^ (key[1] + _signed(turn * _W1)), lower0
     return torch.stack([c0, c1, c2, c3], -1).flatten(1)
 
 
@@ -58,7 +70,7 @@ def standard_normals(words: Tensor) -> Tensor:
     return torch.cat([radius * angle.cos(), radius * angle.sin()], -1)
 
 
-def gaussian_noise(key: tuple[int, int], count: int, purpose: int, step: int, instances: Tensor) -> Tensor:
+def gaussian_noise(key: Tensor, count: int, purpose: int, step: Tensor, instances: Tensor) -> Tensor:
     """`streams.gaussian_noise` of these streams: float32 [P, count]."""
     return standard_normals(philox(key, -(-count // 64) * 8, purpose, step, instances))[:, :count]
 
@@ -75,16 +87,24 @@ def exponentials(words: Tensor) -> Tensor:
     return torch.clamp((53.5 - exponent.to(torch.float64)) * LOG_TWO - series, min=0.0)
 
 
-def poisson_samples(key: tuple[int, int], purpose: int, step: int, instances: Tensor, units: int, sample_rate: float) -> tuple[Tensor, Tensor]:
+def gaps(key: Tensor, blocks: int, purpose: int, step: Tensor, instances: Tensor, units: int, sample_rate: float) -> Tensor:
+    """Distances between the units that a Poisson sample takes, at least 1: int64 [P, 4 * blocks]."""
+    return exponentials(philox(key, blocks, purpose, step, instances)).mul_(-1.0 / math.log1p(-sample_rate)).clamp_(max=float(units)).to(torch.int64) + 1
+
+
+def blocks_for(expected: float, deviations: float) -> int:
+    """Blocks of four words for a sample of this expected size and so many standard deviations more."""
+    return int((expected + deviations * math.sqrt(expected) + 19.0) / 4.0)
+
+
+def poisson_samples(key: Tensor, purpose: int, step: Tensor, instances: Tensor, units: int, sample_rate: float) -> tuple[Tensor, Tensor]:
     """`streams.poisson_sample` of every instance: (indices int64 [P, B], counts int64 [P]); indices beyond a count are 0."""
     if sample_rate >= 1.0:
         everything = torch.arange(units, device=instances.device).expand(len(instances), units)
         return everything, torch.full((len(instances),), units, device=instances.device)
-    expected = units * sample_rate
-    blocks = int((expected + 6.0 * math.sqrt(expected) + 19.0) / 4.0)
+    blocks = blocks_for(units * sample_rate, 6.0)
     while True:
-        gaps = exponentials(philox(key, blocks, purpose, step, instances)).mul_(-1.0 / math.log1p(-sample_rate)).clamp_(max=float(units))
-        indices = (gaps.to(torch.int64) + 1).cumsum(1) - 1
+        indices = gaps(key, blocks, purpose, step, instances, units, sample_rate).cumsum(1) - 1
         if bool((indices[:, -1] >= units).all()):
             break
         # Longer streams begin with the same words.
