@@ -37,10 +37,14 @@ def _product(constant: int, b: Tensor) -> tuple[Tensor, Tensor]:
     return a1 * b1 + _upper(middle) + _upper(other) + carry, b * _signed(constant)
 
 
-def philox(key: tuple[int, int], blocks: int, purpose: int, step: int, instances: Tensor) -> Tensor:
-    """The first 4 * blocks words of every instance's stream: int64 [P] -> int64 [P, 4 * blocks], bits of `Streams.generator(...).random_raw`."""
+def philox(key: tuple[int, int], blocks: int, purpose: int, step: int | Tensor, instances: Tensor) -> Tensor:
+    """The first 4 * blocks words of every instance's stream: int64 [P] -> int64 [P, 4 * blocks], bits of `Streams.generator(...).random_raw`.
+
+    `step` is one for all instances, or one for each: int64 [P].
+    """
     c0 = torch.arange(1, blocks + 1, device=instances.device).expand(len(instances), blocks)
-    c1, c2 = torch.full_like(c0, _signed(purpose)), torch.full_like(c0, _signed(step))
+    c1 = torch.full_like(c0, _signed(purpose))
+    c2 = step[:, None].expand(c0.shape) if isinstance(step, Tensor) else torch.full_like(c0, _signed(step))
     c3 = instances[:, None].expand(len(instances), blocks)
     k0, k1 = key
     for _ in range(10):
@@ -80,12 +84,21 @@ def poisson_samples(key: tuple[int, int], purpose: int, step: int, instances: Te
     if sample_rate >= 1.0:
         everything = torch.arange(units, device=instances.device).expand(len(instances), units)
         return everything, torch.full((len(instances),), units, device=instances.device)
-    expected = units * sample_rate
+    return each_poisson_samples(key, purpose, step, instances, units, -1.0 / math.log1p(-sample_rate), units * sample_rate)
+
+
+def each_poisson_samples(
+    key: tuple[int, int], purpose: int, step: int | Tensor, instances: Tensor, units: int | Tensor, scale: float | Tensor, expected: float
+) -> tuple[Tensor, Tensor]:
+    """The same where every instance may have its own step [P], number of units [P, 1] and scale of gaps -1 / log(1 - rate) [P, 1], 0 for a rate of 1.
+
+    `expected` is about the largest expected size; it changes speed, never the samples.
+    """
     blocks = int((expected + 6.0 * math.sqrt(expected) + 19.0) / 4.0)
     while True:
-        gaps = exponentials(philox(key, blocks, purpose, step, instances)).mul_(-1.0 / math.log1p(-sample_rate)).clamp_(max=float(units))
+        gaps = torch.clamp(exponentials(philox(key, blocks, purpose, step, instances)).mul_(scale), max=units)
         indices = (gaps.to(torch.int64) + 1).cumsum(1) - 1
-        if bool((indices[:, -1] >= units).all()):
+        if bool((indices[:, -1:] >= units).all()):
             break
         # Longer streams begin with the same words.
         blocks *= 2

@@ -52,7 +52,7 @@ def train_stacked(
 ) -> Tensor:
     """Flat parameters [P, stride] of one block of instances after all steps; `progress` is called after each."""
     learner, device = problem.learner, units.device
-    parameters = torch.from_numpy(_initial(problem, instances, streams)).to(device)
+    parameters = torch.from_numpy(initial_stack(problem, instances, streams)).to(device)
     target = parameters.clone() if problem.algorithm.has_target else parameters
     optimiser = OPTIMISERS[learner.optimiser](learner, parameters)
     averaged = learner.averaged_steps(mechanism.steps)
@@ -86,7 +86,8 @@ def initial_flat(problem: Problem, generator: np.random.Generator) -> np.ndarray
     return np.concatenate([initial_parameters(network, generator) for _, network in problem.networks])
 
 
-def _initial(problem: Problem, instances: Sequence[int], streams: Streams) -> np.ndarray:
+def initial_stack(problem: Problem, instances: Sequence[int], streams: Streams) -> np.ndarray:
+    """The same of many, one row each: float32 [P, stride]."""
     flat = np.zeros((len(instances), _round_up(problem.parameter_count)), np.float32)
     for row, instance in zip(flat, instances):
         row[: problem.parameter_count] = initial_flat(problem, streams.borrow(instance, 0, purposes.INITIALISE))
@@ -204,7 +205,8 @@ class RowGradients:
         deltas, inputs: [G, B, out] and [G, B, in] of every layer of every tower, in the order of the parameters.
     """
 
-    def __init__(self, problem: Problem, parameters: Tensor, target: Tensor, batch: Batch, workspace: "Workspace"):
+    def __init__(self, problem: Problem, parameters: Tensor, target: Tensor, batch: Batch, workspace: "Workspace", weights: Tensor | None = None):
+        """With `weights` [G, B] each row's loss is multiplied by its own; deltas of rows of weight 0 are zero, whatever the row holds."""
         self.problem, self.batch, self.workspace = problem, batch, workspace
         self.multiply, self.sum_outer, self.rows_of = _operations(batch.counts)
         layers, target_layers = tower_layers(problem, parameters), tower_layers(problem, target)
@@ -221,6 +223,8 @@ class RowGradients:
         deltas_of = output_deltas(problem.algorithm.loss, problem.constants)
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         deltas = deltas_of(joined.flatten(0, 1), context.flatten(0, 1), flat).unflatten(0, (groups, rows))
+        if weights is not None:
+            deltas = deltas.mul_(weights[..., None]).masked_fill_(weights[..., None] == 0.0, 0.0)
         self.deltas, self.inputs = [], []
         for (tower, _), delta, of_tower in zip(problem.networks, deltas.split([tower.outputs for tower, _ in problem.networks], -1), inputs):
             self.deltas += self._backward(layers[tower.name], delta.contiguous(), of_tower, tower.name)
@@ -231,9 +235,14 @@ class RowGradients:
 
         Deltas of rows of weight 0 must be finite, those of padding too.
         """
+        for delta in self.deltas:
+            delta.mul_(weights[..., None])
+        return self.sum(out)
+
+    def sum(self, out: Tensor) -> Tensor:
+        """Sum over rows of the rows' gradients, into the flat `out` [G, stride]."""
         layers = [layer for of_tower in tower_layers(self.problem, out).values() for layer in of_tower]
         for (weight, bias), delta, x in zip(layers, self.deltas, self.inputs):
-            delta.mul_(weights[..., None])
             self.sum_outer(self.rows_of(delta), self.rows_of(x), weight)
             first, *others = delta.split(SUM_ROWS, 1)
             bias.copy_(_sum_rows(first))
