@@ -18,7 +18,7 @@ from torch.func import functional_call, grad, vmap
 
 from mucd_ray.learn.engines.captured import train_captured
 from mucd_ray.learn.engines.precision import require_float32_products
-from mucd_ray.learn.engines.stacked import Draws, DrawsOnDevice, UnitsOnDevice, Workspace, _initial, clipped_sum, train_stacked
+from mucd_ray.learn.engines.stacked import Draws, DrawsOnDevice, UnitsOnDevice, Workspace, clipped_sum, initial_stack, train_stacked
 from mucd_ray.learn.networks import as_module, initial_parameters
 from mucd_ray.learn.streams import Streams
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -68,7 +68,7 @@ def print_agreement(rows: int) -> None:
             on_host, on_card = Draws(streams, instances, host, mechanism.sample_rate, 1), DrawsOnDevice(streams, instances, card, mechanism.sample_rate, 1)
             samples = all(same_rows(on_host.rows(step), on_card.rows(step)) for step in range(3))
             noise = max(float((on_card.noise(step, 999).cpu() - on_host.noise(step, 999)).abs().max()) for step in range(3))
-            flat = torch.from_numpy(_initial(problem, instances, streams))
+            flat = torch.from_numpy(initial_stack(problem, instances, streams))
             sums = [torch.zeros(flat.shape, dtype=torch.float64, device=d) for d in ("cpu", "cuda")]
             clipped_sum(problem, flat, flat, host, on_host.rows(0), 1.0, out=sums[0], workspace=Workspace(torch.device("cpu")))
             moved = flat.cuda()
@@ -97,7 +97,7 @@ def print_one_unit(rows: int) -> None:
     streams, most = Streams(bytes(32)), 0.0
     for algorithm in ("bc", "dqn"):
         problem = make_problem(algorithm, SHAPES[1])
-        flat = torch.from_numpy(_initial(problem, [0, 1], streams)).cuda()
+        flat = torch.from_numpy(initial_stack(problem, [0, 1], streams)).cuda()
         for content in (np.nan, np.inf, 1e30, 1e4, -1e4):
             data = make_data(problem, rows)
             without = make_data(problem, rows)

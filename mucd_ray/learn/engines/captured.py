@@ -5,7 +5,6 @@ and the device keeps whether one did: then, and where a step cannot be captured,
 Nothing is ever cut off, and which way was taken changes results by rounding alone.
 """
 
-import functools
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.engines import device_random
+from mucd_ray.learn.engines.device_random import as_one_kernel
 from mucd_ray.learn.engines.stacked import Batch, Block, DrawsOnDevice, UnitsOnDevice, train_stacked
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
@@ -103,15 +103,14 @@ class DrawsOfFixedWidth(DrawsOnDevice):
     def __init__(self, streams: Streams, instances: Sequence[int], units: UnitsOnDevice, sample_rate: float, width: int):
         super().__init__(streams, instances, units, sample_rate, cap=1)
         self.width, self.exceeded = width, torch.zeros((), dtype=torch.bool, device=units.device)
-        as_one = compiled if units.device.type == "cuda" else lambda function: function
-        self.gaps, self.normals = as_one(device_random.gaps), as_one(device_random.gaussian_noise)
+        self.gaps, self.normals = (as_one_kernel(function, units.device) for function in (device_random.gaps, device_random.gaussian_noise))
 
     def _transitions(self, step: Tensor) -> Batch:
         if self.sample_rate >= 1.0:
             return super()._transitions(step)
         size = len(self.units)
         # One gap more than there are rows reaches beyond the last unit.
-        gaps = self.gaps(self.key, self.width // 4 + 1, purposes.SAMPLE, step, self.numbers, size, self.sample_rate)
+        gaps = self.gaps(self.key, self.width // 4 + 1, purposes.SAMPLE, step[None], self.numbers, size, device_random.scale_of_gaps(self.sample_rate))
         indices = gaps.cumsum(1) - 1
         inside = indices < size
         counts = inside.sum(1)
@@ -119,24 +118,5 @@ class DrawsOfFixedWidth(DrawsOnDevice):
         return self.units.take(indices[:, : self.width].masked_fill(~inside[:, : self.width], 0), counts)
 
     def noise(self, step: Tensor, count: int) -> Tensor:
-        return self.normals(self.key, count, purposes.NOISE, step, self.numbers)
+        return self.normals(self.key, count, purposes.NOISE, step[None], self.numbers)
 
-
-@functools.cache
-def compiled(function: Callable) -> Callable:
-    """`function` as one kernel where torch can compile here, which needs Triton and a C compiler; otherwise as it is, which takes longer."""
-    whole = torch.compile(function, dynamic=False)
-    can_compile = True
-
-    def either(*arguments):
-        nonlocal can_compile
-        if can_compile:
-            try:
-                return whole(*arguments)
-            except Exception as error:
-                # The compiler's errors have no class in common.
-                can_compile = False
-                print(f"mucd: torch cannot compile its random numbers here ({type(error).__name__}): training takes longer", file=sys.stderr)
-        return function(*arguments)
-
-    return either

@@ -4,7 +4,10 @@ Torch has no unsigned 64-bit product; words are int64 with the same bits, whose 
 The key and the step are tensors: a compiled function then holds neither the secret nor a number that changes in every step.
 """
 
+import functools
 import math
+import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -49,11 +52,11 @@ def philox(key: Tensor, blocks: int, purpose: int, step: Tensor, instances: Tens
 
     Args:
         key: int64 [2], see `key_on`.
-        step: int64 [].
+        step: int64 [1] for all instances, or [P].
     """
     shape = (len(instances), blocks)
     c0 = torch.arange(1, blocks + 1, device=instances.device).expand(shape)
-    c1, c2 = torch.full_like(c0, _signed(purpose)), step.expand(shape)
+    c1, c2 = torch.full_like(c0, _signed(purpose)), step[:, None].expand(shape)
     c3 = instances[:, None].expand(shape)
     for turn in range(10):
         upper0, lower0 = _product(_M0, c0)
@@ -87,14 +90,39 @@ def exponentials(words: Tensor) -> Tensor:
     return torch.clamp((53.5 - exponent.to(torch.float64)) * LOG_TWO - series, min=0.0)
 
 
-def gaps(key: Tensor, blocks: int, purpose: int, step: Tensor, instances: Tensor, units: int, sample_rate: float) -> Tensor:
-    """Distances between the units that a Poisson sample takes, at least 1: int64 [P, 4 * blocks]."""
-    return exponentials(philox(key, blocks, purpose, step, instances)).mul_(-1.0 / math.log1p(-sample_rate)).clamp_(max=float(units)).to(torch.int64) + 1
+def gaps(key: Tensor, blocks: int, purpose: int, step: Tensor, instances: Tensor, units: int | Tensor, scale: float | Tensor) -> Tensor:
+    """Distances between the units that a Poisson sample takes, at least 1: int64 [P, 4 * blocks]; see `each_poisson_samples`."""
+    return torch.clamp(exponentials(philox(key, blocks, purpose, step, instances)).mul_(scale), max=units).to(torch.int64) + 1
 
 
-def blocks_for(expected: float, deviations: float) -> int:
-    """Blocks of four words for a sample of this expected size and so many standard deviations more."""
-    return int((expected + deviations * math.sqrt(expected) + 19.0) / 4.0)
+def as_one_kernel(function: Callable, device: torch.device) -> Callable:
+    """`function`, hundreds of element-wise operations, as one kernel on a GPU where torch can compile one; otherwise as it is, which takes longer."""
+    return function if device.type == "cpu" else _compiled(function)
+
+
+@functools.cache
+def _compiled(function: Callable) -> Callable:
+    whole, can_compile = torch.compile(function, dynamic=False), True
+
+    def either(*arguments):
+        nonlocal can_compile
+        if can_compile:
+            try:
+                return whole(*arguments)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                # It needs Triton and a C compiler, and its errors have no class in common.
+                can_compile = False
+                print(f"mucd: torch cannot compile the random numbers here ({type(error).__name__}): training takes longer", file=sys.stderr)
+        return function(*arguments)
+
+    return either
+
+
+def scale_of_gaps(sample_rate: float) -> float:
+    """-1 / log(1 - rate): a rate below 1 makes gaps of exponentials times this, rounded down, plus 1."""
+    return -1.0 / math.log1p(-sample_rate)
 
 
 def poisson_samples(key: Tensor, purpose: int, step: Tensor, instances: Tensor, units: int, sample_rate: float) -> tuple[Tensor, Tensor]:
@@ -102,10 +130,20 @@ def poisson_samples(key: Tensor, purpose: int, step: Tensor, instances: Tensor, 
     if sample_rate >= 1.0:
         everything = torch.arange(units, device=instances.device).expand(len(instances), units)
         return everything, torch.full((len(instances),), units, device=instances.device)
-    blocks = blocks_for(units * sample_rate, 6.0)
+    return each_poisson_samples(key, purpose, step, instances, units, scale_of_gaps(sample_rate), units * sample_rate)
+
+
+def each_poisson_samples(
+    key: Tensor, purpose: int, step: Tensor, instances: Tensor, units: int | Tensor, scale: float | Tensor, expected: float
+) -> tuple[Tensor, Tensor]:
+    """The same where every instance may have its own step [P], number of units [P, 1] and `scale_of_gaps` [P, 1], 0 for a rate of 1.
+
+    `expected` is about the largest expected size; it changes speed, never the samples.
+    """
+    blocks = int((expected + 6.0 * math.sqrt(expected) + 19.0) / 4.0)
     while True:
-        indices = gaps(key, blocks, purpose, step, instances, units, sample_rate).cumsum(1) - 1
-        if bool((indices[:, -1] >= units).all()):
+        indices = as_one_kernel(gaps, key.device)(key, blocks, purpose, step, instances, units, scale).cumsum(1) - 1
+        if bool((indices[:, -1:] >= units).all()):
             break
         # Longer streams begin with the same words.
         blocks *= 2

@@ -66,7 +66,7 @@ class Block:
 
     def __init__(self, problem: Problem, mechanism: Mechanism, units: "UnitsOnDevice", instances: Sequence[int], streams: Streams, draws: "Draws"):
         self.problem, self.mechanism, self.units, self.draws = problem, mechanism, units, draws
-        self.parameters = torch.from_numpy(_initial(problem, instances, streams)).to(units.device)
+        self.parameters = torch.from_numpy(initial_stack(problem, instances, streams)).to(units.device)
         self.target = self.parameters.clone() if problem.algorithm.has_target else self.parameters
         self.optimiser = OPTIMISERS[problem.learner.optimiser](problem.learner, self.parameters)
         self.averaged = problem.learner.averaged_steps(mechanism.steps)
@@ -106,7 +106,8 @@ def initial_flat(problem: Problem, generator: np.random.Generator) -> np.ndarray
     return np.concatenate([initial_parameters(network, generator) for _, network in problem.networks])
 
 
-def _initial(problem: Problem, instances: Sequence[int], streams: Streams) -> np.ndarray:
+def initial_stack(problem: Problem, instances: Sequence[int], streams: Streams) -> np.ndarray:
+    """The same of many, one row each: float32 [P, stride]."""
     flat = np.zeros((len(instances), _round_up(problem.parameter_count)), np.float32)
     for row, instance in zip(flat, instances):
         row[: problem.parameter_count] = initial_flat(problem, streams.borrow(instance, 0, purposes.INITIALISE))
@@ -225,7 +226,8 @@ class RowGradients:
         deltas, inputs: [G, B, out] and [G, B, in] of every layer of every tower, in the order of the parameters.
     """
 
-    def __init__(self, problem: Problem, parameters: Tensor, target: Tensor, batch: Batch, workspace: "Workspace"):
+    def __init__(self, problem: Problem, parameters: Tensor, target: Tensor, batch: Batch, workspace: "Workspace", weights: Tensor | None = None):
+        """With `weights` [G, B] each row's loss is multiplied by its own; deltas of rows of weight 0 are zero, whatever the row holds."""
         self.problem, self.batch, self.workspace = problem, batch, workspace
         self.multiply, self.sum_outer, self.rows_of = _operations(batch.counts)
         layers, target_layers = tower_layers(problem, parameters), tower_layers(problem, target)
@@ -242,6 +244,8 @@ class RowGradients:
         deltas_of = output_deltas(problem.algorithm.loss, problem.constants)
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         deltas = deltas_of(joined.flatten(0, 1), context.flatten(0, 1), flat).unflatten(0, (groups, rows))
+        if weights is not None:
+            deltas = deltas.mul_(weights[..., None]).masked_fill_(weights[..., None] == 0.0, 0.0)
         self.deltas, self.inputs = [], []
         for (tower, _), delta, of_tower in zip(problem.networks, deltas.split([tower.outputs for tower, _ in problem.networks], -1), inputs):
             self.deltas += self._backward(layers[tower.name], delta.contiguous(), of_tower, tower.name)
@@ -252,9 +256,14 @@ class RowGradients:
 
         Deltas of rows of weight 0 must be finite, those of padding too.
         """
+        for delta in self.deltas:
+            delta.mul_(weights[..., None])
+        return self.sum(out)
+
+    def sum(self, out: Tensor) -> Tensor:
+        """Sum over rows of the rows' gradients, into the flat `out` [G, stride]."""
         layers = [layer for of_tower in tower_layers(self.problem, out).values() for layer in of_tower]
         for (weight, bias), delta, x in zip(layers, self.deltas, self.inputs):
-            delta.mul_(weights[..., None])
             self.sum_outer(self.rows_of(delta), self.rows_of(x), weight)
             first, *others = delta.split(SUM_ROWS, 1)
             bias.copy_(_sum_rows(first))
@@ -438,7 +447,7 @@ class DrawsOnDevice(Draws):
         return device_random.gaussian_noise(self.key, count, purposes.NOISE, self._on_device(step), self.numbers)
 
     def _on_device(self, step: int | Tensor) -> Tensor:
-        return torch.as_tensor(step, device=self.key.device)
+        return torch.as_tensor(step, device=self.key.device).reshape(1)
 
 
 class Workspace:
