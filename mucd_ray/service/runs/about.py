@@ -7,6 +7,7 @@ from importlib.metadata import version
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.mechanisms import MANY_TRAJECTORIES
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
@@ -27,6 +28,7 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
         _looks_note(store, choices, instances),
         CONSTANTS[settings.mechanism.kind],
         settings.size_note(choices.threat),
+        *([] if settings.choice_margin is None else [_choice_note(settings)]),
         f"Environment card: {settings.card.source}",
         *settings.assumptions,
     ]
@@ -44,6 +46,13 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
     if not settings.columns:
         notes.append("The environment's actions are unbounded: there is no public grid on which to count them, and no action is certified.")
     return notes
+
+
+def _choice_note(settings: RunSettings) -> str:
+    """Why unit and mechanism are what they are, where that followed from the number of trajectories."""
+    number = f"{'at least' if settings.mechanism.unit == 'trajectory' else 'fewer than'} {MANY_TRAJECTORIES} trajectories"
+    margin = counted(settings.choice_margin, "trajectory")
+    return f"Unit and mechanism are the package's defaults for {number}; {margin} more or fewer would not change that, and no larger radius is claimed."
 
 
 def _looks_note(store: RunStore, choices: Choices, instances: int) -> str:

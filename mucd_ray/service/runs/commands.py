@@ -8,11 +8,11 @@ from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import as_expected
-from mucd_ray.learn.learner import LocalUpdate
+from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
-from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES
+from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
 from mucd_ray.service.runs.session import Request, execute
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
@@ -32,27 +32,22 @@ def start_run(options, out) -> int:
         given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None]
         if given:
             raise MucdError(f"--tuned {options.tuned} sets {given[0]}: leave one of the two out")
-    options.mechanism, options.fraction = options.mechanism or Mechanism.kind, 0.01 if options.fraction is None else options.fraction
-    usual = DEFAULT_LEARNERS[options.mechanism]
     names = ("algorithm", "network", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
     given = {name: getattr(options, name) for name in names}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
     given = {name: value for name, value in given.items() if value is not None}
-    if options.mechanism == Mechanism.kind and "algorithm" in given and "learning_rate" not in given:
-        given["learning_rate"] = DEFAULT_RATES.get(given["algorithm"], usual.learning_rate)
     fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share}
     fit = {name: value for name, value in fit.items() if value is not None}
     request = Request(
         dataset=options.dataset,
         instances=options.instances,
         card=load_card(options.card) if options.card else None,
-        fraction=options.fraction,
+        fraction=0.01 if options.fraction is None else options.fraction,
         units=options.units,
         sample_rate=options.sample_rate,
         noise_multiplier=options.noise_multiplier,
         steps=options.steps,
         clip_norm=options.clip_norm,
-        learner=replace(usual, **given) if given else None,
         mechanism=options.mechanism,
         bag_size=options.bag_size,
         draws=options.draws,
@@ -67,7 +62,19 @@ def start_run(options, out) -> int:
         states_file=options.states_file,
         held_out=options.held_out,
     )
-    return _print(execute(request, options.storage, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
+    dataset, choices = load_dataset(options.dataset), _choices(options)
+    if given:
+        request = replace(request, learner=_learner(request, given, dataset.trajectories, choices.accountant))
+    return _print(execute(request, options.storage, choices=choices, resources=_resources(options), seed=options.seed, dataset=dataset), options, out)
+
+
+def _learner(request: Request, given: dict, trajectories: int, accountant: str) -> Learner:
+    """The learner with these fields, and the rest as is usual with the mechanism, which the given ones may imply."""
+    noisy = replace(DEFAULT_LEARNERS[Mechanism.kind], **{name: value for name, value in given.items() if name in ("local", "network", "hidden")})
+    mechanism = settled(replace(request, learner=noisy), trajectories, accountant).mechanism
+    if mechanism == Mechanism.kind and "algorithm" in given:
+        given = {"learning_rate": DEFAULT_RATES.get(given["algorithm"], DEFAULT_LEARNERS[mechanism].learning_rate)} | given
+    return replace(DEFAULT_LEARNERS.get(mechanism, DEFAULT_LEARNERS[Mechanism.kind]), **given)
 
 
 def grow_run(options, out) -> int:

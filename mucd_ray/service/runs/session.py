@@ -24,7 +24,7 @@ from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
-from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, DEFAULT_UNITS, check_options, default_top_share, planned
+from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_top_share, planned, settled
 from mucd_ray.service.runs.settings import RunSettings, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.storage.store import RunStore
@@ -40,7 +40,7 @@ USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONA
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a run is asked for. `None` means: the package's default, or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
+    """What a run is asked for. `None` means: the package's default, which for mechanism and unit may follow from how many trajectories there are (`settled`), or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
 
     `tuned` takes the place of unit, fraction, sample_rate, noise_multiplier, steps, clip_norm and learner.
     """
@@ -48,7 +48,7 @@ class Request:
     dataset: str
     instances: int = 1000
     card: EnvironmentCard | None = None
-    mechanism: str = Mechanism.kind
+    mechanism: str | None = None
     unit: str | None = None
     fraction: float = 0.01
     units: int | None = None
@@ -71,10 +71,11 @@ class Request:
 
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
-    """(settings, the user's states or None). Nothing but the number of units is read from the dataset, and that only rounded."""
+    """(settings, the user's states or None). Nothing but how many units and trajectories there are is read from the dataset."""
     tuned = request.tuned
+    chosen = settled(request, dataset.trajectories, choices.accountant)
+    request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
-    request = replace(request, unit=request.unit or DEFAULT_UNITS[request.mechanism])
     if tuned is not None:
         if request.mechanism != Mechanism.kind:
             raise MucdError(f"--tuned holds constants of the {Mechanism.kind} mechanism: leave it or --mechanism {request.mechanism} out")
@@ -103,7 +104,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if tuned is not None:
         mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), True
     else:
-        mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2)
+        mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2, chosen.usual)
         margin = margin if follows else None
         notes = how, USER_LEARNER_NOTE if request.learner or request.fit else DEFAULT_LEARNER_NOTE
     settings = RunSettings(
@@ -119,6 +120,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         fit=None if request.mechanism == Mechanism.kind else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
         declared_size=declared if follows else None,
         size_margin=margin,
+        choice_margin=chosen.margin,
         rollouts=request.rollouts,
         discount=request.discount,
         states=len(states) if states is not None else request.states,
@@ -194,9 +196,11 @@ def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:
     return states
 
 
-def execute(request: Request, storage: str, *, choices: Choices = Choices(), resources: Resources = Resources(), seed: int | None = None) -> dict:
-    """The whole of `mucd run`: load, settle, train, certify, report. `storage`: a local path or fsspec URL. Returns the summary."""
-    dataset = load_dataset(request.dataset)
+def execute(
+    request: Request, storage: str, *, choices: Choices = Choices(), resources: Resources = Resources(), seed: int | None = None, dataset: OfflineDataset | None = None
+) -> dict:
+    """The whole of `mucd run`: load unless `dataset` is there, settle, train, certify, report. `storage`: a local path or fsspec URL. Returns the summary."""
+    dataset = load_dataset(request.dataset) if dataset is None else dataset
     settings, states = make_settings(request, dataset, choices)
     secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
     if seed is not None:

@@ -39,6 +39,7 @@ class RunSettings:
         fit: how a policy is fitted to a bag or a part; None where the mechanism is noise.
         declared_size: the public size from which constants of the mechanism may follow; None if none does.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
+        choice_margin: trajectories that may come or go and leave unit and mechanism the default ones, or None if the user said something about them.
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
         states_sha256: hash of the user's file of states, if there was one.
         code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
@@ -58,6 +59,7 @@ class RunSettings:
     learner: Learner
     declared_size: int | None
     size_margin: int | None
+    choice_margin: int | None = None
     rollouts: int = 1
     discount: float = 1.0
     states: int = 200
@@ -70,9 +72,10 @@ class RunSettings:
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("units", "actions", "dimensions", "declared_size", "states", "held_out", "rollouts"):
-            if type(getattr(self, name)) is not int and (name, getattr(self, name)) != ("declared_size", None):
-                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)!r:.100} must be a whole number")
+        for name in ("units", "actions", "dimensions", "declared_size", "size_margin", "choice_margin", "states", "held_out", "rollouts"):
+            value = getattr(self, name)
+            if type(value) is not int and not (value is None and name in ("declared_size", "size_margin", "choice_margin")):
+                raise MucdError(f"{name.replace('_', ' ')} {value!r:.100} must be a whole number")
         if not all(isinstance(text, str) for text in (self.dataset, self.fingerprint, self.code, self.version, *self.assumptions)):
             raise MucdError("dataset, fingerprint, code, version and assumptions must be texts")
         if min(self.actions, self.dimensions) != 0 or max(self.actions, self.dimensions) < 1:
@@ -107,19 +110,26 @@ class RunSettings:
         return self.actions or (len(self.action_bounds[0]) if self.action_bounds else 0)
 
     def radius_cap(self, threat: str) -> int:
-        """No certificate against `threat` claims a larger radius: beyond the margin D' would be trained by another mechanism.
+        """No certificate against `threat` claims a larger radius: beyond the margins D' would be trained by another mechanism.
 
         Raises:
-            MucdError: the margin is empty.
+            MucdError: a margin is empty.
         """
-        if self.size_margin is None or threat == "substitute":
-            return self.units
-        if self.size_margin < 1:
-            raise MucdError(
-                f"a dataset of {counted(self.units, self.mechanism.unit)} lies on the border between two rounded sizes, so that one more or less would change the mechanism: "
-                f"declare its size with --units N, a number chosen without looking at the data, such as how many were planned before recording (--units {round_size(self.units)}, say)"
-            )
-        return self.size_margin
+        cap = self.units
+        if self.size_margin is not None and threat != "substitute":
+            if self.size_margin < 1:
+                raise MucdError(
+                    f"a dataset of {counted(self.units, self.mechanism.unit)} lies on the border between two rounded sizes, so that one more or less would change the mechanism: "
+                    f"declare its size with --units N, a number chosen without looking at the data, such as how many were planned before recording (--units {round_size(self.units)}, say)"
+                )
+            cap = min(cap, self.size_margin)
+        if self.choice_margin is not None and (threat != "substitute" or self.mechanism.unit == "transition"):
+            # A transition that comes or goes splits or joins at most one trajectory; one that is replaced does both.
+            margin = self.choice_margin // (2 if threat == "substitute" else 1)
+            if margin < 1:
+                raise MucdError("so many trajectories lie on the border at which the default unit is another: choose it yourself, --unit trajectory or --unit transition")
+            cap = min(cap, margin)
+        return cap
 
     def size_note(self, threat: str) -> str:
         if self.declared_size is None:
