@@ -16,7 +16,7 @@ def add_plan(commands):
         "mucd plan --units 20000 --fraction 0.01 --instances 1000",
     )
     sub.add_argument("--units", type=int, required=True, help="N, a public number")
-    sub.add_argument("--unit", choices=["transition", "trajectory"], help="what the units are; all mechanisms are then compared for them, and one is recommended")
+    sub.add_argument("--unit", choices=["transition", "trajectory", "source"], help="what the units are; all mechanisms are then compared for them, and one is recommended")
     target = sub.add_mutually_exclusive_group()
     target.add_argument("--fraction", type=float, help="share of the units that may be changed: 0.01 means 1 %%")
     target.add_argument("--radius", type=int, help="number of units that may be changed, instead of a fraction")

@@ -22,7 +22,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -60,6 +60,7 @@ def start_run(options, out) -> int:
         fit=fit or None,
         tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,
+        source_key=options.source_key,
         chosen=options.chosen,
         rollouts=options.rollouts,
         discount=options.discount,
@@ -75,7 +76,7 @@ def grow_run(options, out) -> int:
     settings = store.settings()
     _check_card(store, settings.card, options.card)
     choices, resources = _choices(options, _certified(store)), _resources(options)
-    dataset = load_dataset(settings.dataset)
+    dataset = load_dataset(settings.dataset, source_key=settings.source_key)
     return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
 
 
@@ -179,7 +180,7 @@ def _local_update(options) -> LocalUpdate | None:
     given = {"cap": options.cap, "steps": options.local_steps, "learning_rate": options.local_learning_rate, "min_return": options.min_return}
     given = {name: value for name, value in given.items() if value is not None}
     if given and options.unit == "transition":
-        raise MucdError("--cap, --local-steps, --local-learning-rate and --min-return are about trajectories: add --unit trajectory")
+        raise MucdError("--cap, --local-steps, --local-learning-rate and --min-return are about trajectories: add --unit trajectory, or source")
     return LocalUpdate(**given) if given else None
 
 

@@ -34,7 +34,7 @@ ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), 
 
 def default_top_share(unit: str, algorithm: str) -> float:
     """Which share of a bag's trajectories is learned from: clones imitate the better half; learners of values know good from bad by themselves."""
-    return 0.5 if unit == "trajectory" and algorithm == "bc" else 1.0
+    return 0.5 if unit != "transition" and algorithm == "bc" else 1.0
 
 
 def check_options(request) -> None:
