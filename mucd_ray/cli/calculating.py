@@ -33,7 +33,7 @@ def add_plan(commands):
 
 
 def plan(options, out):
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from mucd_ray.certify.planning.plan import plan as make_plan
     from mucd_ray.certify.rounding import exactly, percent_down
@@ -46,7 +46,7 @@ def plan(options, out):
             **asked, fraction=options.fraction, radius=options.radius, instances=options.instances, noise_multiplier=options.noise_multiplier,
             solve=options.solve,
         )
-        mechanism = answer.mechanism
+        mechanism = replace(answer.mechanism, unit=options.unit or answer.mechanism.unit)
         vote = "unanimous vote" if answer.agreement == 1 else f"vote with an agreement of {exactly(answer.agreement)}"
         lines.append(
             f"sample rate {exactly(mechanism.sample_rate)}, noise multiplier {exactly(mechanism.noise_multiplier)}, steps {mechanism.steps}: a {vote} of "

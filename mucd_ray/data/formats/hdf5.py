@@ -18,7 +18,7 @@ from mucd_ray.files import printable
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
 MOST_CHUNK_BYTES = 1 << 28
 MOST_CHUNKS = 1 << 20
-TEXT_BYTES_AT_A_TIME = 1 << 28
+TEXT_BYTES_AT_A_TIME = 1 << 25
 # Of what is stored compressed, in all: beyond it a small file could fill the memory.
 MOST_UNPACKED_BYTES = 1 << 33
 

@@ -40,8 +40,8 @@ def _as_text(value) -> str:
 
 
 def told(names) -> str:
-    """The keys that a dataset has, in words."""
+    """Which of these keys, the names of what its episodes have, a user may mean: in words."""
     shown = [printable(name)[:60] for name in sorted(set(names) - set(OWN))]
     if not shown:
-        return "its episodes have no keys"
-    return f"its episodes have {', '.join(shown[:MOST_TOLD])}" + (", ..." if len(shown) > MOST_TOLD else "")
+        return "its episodes have none"
+    return f"its episodes have the keys {', '.join(shown[:MOST_TOLD])}" + (", ..." if len(shown) > MOST_TOLD else "")
