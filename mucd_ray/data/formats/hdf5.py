@@ -106,6 +106,8 @@ class Hdf5File:
             at_a_time = max(1, TEXT_BYTES_AT_A_TIME // self.content_bytes)
             values = (text for start in range(0, len(dataset), at_a_time) for text in dataset[start : start + at_a_time])
         first = next(values)
+        if isinstance(first, bytes) and len(first) > 4 * MOST_TEXT:
+            raise MucdError(f"{printable(dataset.name)} is no source key: it holds texts of more than {MOST_TEXT} characters")
         if any(value != first for value in values):
             raise MucdError(f"{printable(dataset.name)} changes within the episode: give another source key, which has one value all through it")
         return first

@@ -55,7 +55,7 @@ def record(
         dataset_id: Minari id "(namespace/)name-v0".
         noise: noise levels (see `Behaviour`), instead of the behaviour's own.
         frames: store small grey frames of an Atari game (mucd_ray/data/environments/frames.py); the behaviour acts on the emulator's RAM all the same.
-        operators: so many operators take turns, of whom each has one of the noise levels in all episodes; the key `OPERATOR` of an episode says whose it is. None: no such key.
+        operators: so many operators take turns, of whom each has one of the noise levels in all episodes, of which each has at least one; the key `OPERATOR` of an episode says whose it is. None: no such key.
         overwrite: replace an existing dataset of this id.
         progress: called as progress(transitions so far, wanted) after each episode.
         root: the folder of the datasets, by default Minari's.
@@ -80,7 +80,7 @@ def record(
     environment = card.make()
     try:
         turns = levels if operators is None else [levels[operator % len(levels)] for operator in range(operators)]
-        episodes, taken = _episodes(environment, chosen, turns, transitions, seed, progress)
+        episodes, taken = _episodes(environment, chosen, turns, transitions, operators or 0, seed, progress)
         metadata = [{"noise": float(turns[turn])} | ({} if operators is None else {OPERATOR: f"operator-{turn}"}) for turn in taken]
         _write(environment, chosen, episodes, metadata, dataset_id, path, overwrite)
     finally:
@@ -115,11 +115,11 @@ def _target(dataset_id: str, overwrite: bool, root: Path) -> Path:
     return path
 
 
-def _episodes(environment: gym.Env, behaviour: Behaviour, turns, transitions: int, seed: int, progress):
-    """Whole episodes as (buffers, which of the noise levels `turns` each has). Episode k depends on (seed, k) alone, beside its level."""
+def _episodes(environment: gym.Env, behaviour: Behaviour, turns, transitions: int, least: int, seed: int, progress):
+    """Whole episodes, at least so many transitions and episodes, as (buffers, which of the noise levels `turns` each has). Episode k depends on (seed, k) alone, beside its level."""
     order = np.random.default_rng([seed, 0])
     episodes, taken, total = [], [], 0
-    while total < transitions:
+    while total < transitions or len(episodes) < least:
         if len(episodes) % len(turns) == 0:
             upcoming = list(order.permutation(len(turns)))
         taken.append(int(upcoming.pop()))
