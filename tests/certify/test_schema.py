@@ -48,6 +48,7 @@ def run_context():
         dataset="acrobot/größe-v0",
         fingerprint="cd",
         units=1000,
+        source_key=None,
         card=SimpleNamespace(env_id="Acrobot-v1", random_return=-499.0, expert_return=-79.0),
         discount=1.0,
         mechanism=Mechanism(sample_rate=0.05, noise_multiplier=30.0, clip_norm=0.1, steps=40, normaliser=50.0),

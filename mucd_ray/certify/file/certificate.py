@@ -39,6 +39,13 @@ RANDOMNESS = {
     "bag": "What an instance is depends on its own bag and on fresh randomness alone; no instance was dropped, trained on another bag, or chosen among several.",
     "partition": "What a part's policy is depends on the units of the part and on public constants alone. D' has at least as many units as there are parts; fewer are refused.",
 }
+# Those of a kind of unit.
+OF_UNITS = {
+    "source": [
+        "Source keys are taken as they were recorded: every source under whose key an attacker could write counts among the r that he changes, and so does every source that he makes "
+        "up, by a new key or a trajectory without one."
+    ],
+}
 STANDING_ASSUMPTIONS = (
     "The attacker does not know the run's secret, from which all noise and all samples are derived.",
     "Neither this run nor this certificate was chosen among several by looking at results.",
@@ -114,7 +121,8 @@ def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> 
 
 def standing_assumptions(inputs: dict) -> list[str]:
     """What every certificate of these inputs assumes; what follows it is the maker's own."""
-    return [*STANDING_ASSUMPTIONS, RANDOMNESS[inputs["mechanism"]["kind"]]]
+    mechanism = inputs["mechanism"]
+    return [*STANDING_ASSUMPTIONS, RANDOMNESS[mechanism["kind"]], *OF_UNITS.get(mechanism["unit"], [])]
 
 
 def content_hash(certificate: dict) -> str:

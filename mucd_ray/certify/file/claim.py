@@ -30,6 +30,7 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
         f"{THREATS[inputs['threat']].format(units=kind)}; {READINGS[inputs['threat']].format(units=kind)}. "
         "Training is the randomised mechanism recorded here, with randomness that the attacker does not know."
     )
+    sentences += OF_UNITS.get(inputs["mechanism"]["unit"], [])
     sentences += MECHANISMS[inputs["mechanism"]["kind"]](inputs["mechanism"], inputs["units"], kind)
     sentences += _policy(inputs, results, kind)
     if results["action"] is not None:
@@ -42,6 +43,15 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     if results["goal"] is not None:
         sentences.append(_goal(inputs, results["goal"]))
     return [*sentences, *_confidence(inputs, results)]
+
+
+# What must be said of a unit whose name does not say it.
+OF_UNITS = {
+    "source": [
+        "What a source is: all trajectories that were recorded under one value of the source key, or one trajectory that was recorded without it. A source of which anything differs (a "
+        "trajectory changed, added or removed) counts as a whole: as one removed and one inserted, or as one replaced."
+    ],
+}
 
 
 def _bag(mechanism: dict, units: int, kind: str) -> list[str]:

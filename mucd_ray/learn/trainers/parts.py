@@ -9,8 +9,8 @@ from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.partition import Partition
 
-# Everything of a transition that a learner reads.
-CONTENT = ("features", "next_features", "actions", "rewards", "keeps")
+# Everything of a transition that a learner reads, and where the trajectories of a source end.
+CONTENT = ("features", "next_features", "actions", "rewards", "keeps", "ends")
 
 
 def units_by_part(partition: Partition, units: Units) -> list[np.ndarray]:

@@ -30,6 +30,7 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
         settings.size_note(choices.threat),
         *([] if settings.choice_margin is None else [_choice_note(settings)]),
         f"Environment card: {settings.card.source}",
+        *([] if settings.source_key is None else [f"The source of a trajectory is told by the key {settings.source_key!r}, as it was recorded with the data."]),
         *settings.assumptions,
     ]
     # Not the threat and the accountant: what is said against one threat, or by one rule, is true beside what is said by another.
@@ -79,7 +80,7 @@ def context(store: RunStore, settings: RunSettings) -> dict:
     """Where the evidence comes from; no result depends on it."""
     baselines = store.baselines()
     return {
-        "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "environment": settings.card.env_id},
+        "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "source_key": settings.source_key, "environment": settings.card.env_id},
         "baselines": baselines and {key: value for key, value in baselines.items() if key != "reference"},
         "normalised": _references(settings),
         "instances_asked_for": store.targets(),

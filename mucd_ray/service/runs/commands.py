@@ -22,7 +22,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -55,6 +55,7 @@ def start_run(options, out) -> int:
         fit=fit or None,
         tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,
+        source_key=options.source_key,
         chosen=options.chosen,
         rollouts=options.rollouts,
         discount=options.discount,
@@ -62,7 +63,7 @@ def start_run(options, out) -> int:
         states_file=options.states_file,
         held_out=options.held_out,
     )
-    dataset, choices = load_dataset(options.dataset), _choices(options)
+    dataset, choices = load_dataset(options.dataset, source_key=options.source_key), _choices(options)
     if given:
         request = replace(request, learner=_learner(request, given, dataset.trajectories, choices.accountant))
     return _print(execute(request, options.storage, choices=choices, resources=_resources(options), seed=options.seed, dataset=dataset), options, out)
@@ -82,7 +83,7 @@ def grow_run(options, out) -> int:
     settings = store.settings()
     _check_card(store, settings.card, options.card)
     choices, resources = _choices(options, _certified(store)), _resources(options)
-    dataset = load_dataset(settings.dataset)
+    dataset = load_dataset(settings.dataset, source_key=settings.source_key)
     return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
 
 
@@ -186,7 +187,7 @@ def _local_update(options) -> LocalUpdate | None:
     given = {"cap": options.cap, "steps": options.local_steps, "learning_rate": options.local_learning_rate, "min_return": options.min_return}
     given = {name: value for name, value in given.items() if value is not None}
     if given and options.unit == "transition":
-        raise MucdError("--cap, --local-steps, --local-learning-rate and --min-return are about trajectories: add --unit trajectory")
+        raise MucdError("--cap, --local-steps, --local-learning-rate and --min-return are about trajectories: add --unit trajectory, or source")
     return LocalUpdate(**given) if given else None
 
 

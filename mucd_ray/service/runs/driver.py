@@ -25,6 +25,7 @@ from mucd_ray.service.watching.live import Live
 from mucd_ray.service.workers.actors import Certifier, Coordinator, Trainer, certificate_of, data_hash
 from mucd_ray.service.workers.cluster import Resources, joined, slot_for
 from mucd_ray.service.workers.pool import ANSWER_PATIENCE, Call, Pool, end_process, text_of
+from mucd_ray.words import counted
 
 CPU_BLOCK, GPU_BLOCK = 32, 1024
 # Seconds between looks at the run folder for what other drivers have stored.
@@ -36,16 +37,15 @@ LOOK_EVERY = 10.0
 
 
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
-    """The data as the learner reads it; says on standard error how many trajectories are longer than the cap."""
-    cap, longer = settings.learner.local.cap, 0
-    if settings.mechanism.unit == "trajectory" and settings.fit is None:
-        longer = int((np.diff(dataset.trajectory_starts) > cap).sum())
-    units = make_units(dataset, settings.card, settings.problem, settings.mechanism.unit)
+    """The data as the learner reads it; says on standard error how many units are longer than the cap."""
+    cap, unit = settings.learner.local.cap, settings.mechanism.unit
+    units = make_units(dataset, settings.card, settings.problem, unit)
+    longer = int((units.lengths > cap).sum()) if unit != "transition" and settings.fit is None else 0
     if not units.lengths.any():
         print(f"mucd: no trajectory earned at least {exactly(settings.learner.local.min_return)}: all count as zero, and nothing is learned", file=sys.stderr)
     if longer:
         print(
-            f"mucd: {longer} of {dataset.trajectories} trajectories have more than {cap} transitions: of each, {cap} evenly spaced ones from a random start take part in a step "
+            f"mucd: {longer} of {counted(len(units), unit)} have more than {cap} transitions: of each, {cap} evenly spaced ones from a random start take part in a step "
             "(a larger --cap takes more, at the price of time)",
             file=sys.stderr,
         )

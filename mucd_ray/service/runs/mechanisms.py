@@ -19,7 +19,7 @@ DEFAULT_CLIP_NORM = 0.1
 CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
 # Trajectories from which on they are what an attacker changes, where the user does not say: bags of them teach any learner on raw observations.
 MANY_TRAJECTORIES = 20
-DEFAULT_MECHANISMS = {"trajectory": Bag.kind, "transition": Mechanism.kind}
+DEFAULT_MECHANISMS = {"trajectory": Bag.kind, "source": Bag.kind, "transition": Mechanism.kind}
 # The same where only the mechanism is given: noise averages over many transitions, and bags of few trajectories still teach a lot.
 DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", Partition.kind: "trajectory"}
 # Under noise: chosen on simulator recordings (Acrobot, CartPole) with seeds that no shipped example certifies. On bags: a common network and optimiser.
@@ -37,7 +37,7 @@ ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), 
 
 def default_top_share(unit: str, algorithm: str) -> float:
     """Which share of a bag's trajectories is learned from: clones imitate the better half; learners of values know good from bad by themselves."""
-    return 0.5 if unit == "trajectory" and algorithm == "bc" else 1.0
+    return 0.5 if unit != "transition" and algorithm == "bc" else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +57,14 @@ class Settled:
 def settled(request, trajectories: int, accountant: str = "tradeoff") -> Settled:
     """What a `Request` leaves open follows from what it says: options that only one mechanism reads, the unit, or at last whether trajectories are many."""
     many = trajectories >= MANY_TRAJECTORIES
-    usual_unit = "trajectory" if many else "transition"
     mechanism = request.mechanism or (Mechanism.kind if accountant != "tradeoff" else _implied(request))
-    unit = request.unit or (DEFAULT_UNITS.get(mechanism) if mechanism else usual_unit)
-    margin = (trajectories - MANY_TRAJECTORIES if many else MANY_TRAJECTORIES - 1 - trajectories) if mechanism is None and request.unit is None else None
-    usual = {"unit": DEFAULT_UNITS.get(mechanism, usual_unit) if mechanism else usual_unit, "mechanism": DEFAULT_MECHANISMS.get(unit)}
-    return Settled(mechanism=mechanism or DEFAULT_MECHANISMS[unit], unit=unit or usual_unit, usual=usual, margin=margin)
+    of_number = "trajectory" if many else "transition"
+    usual_unit = "source" if request.source_key is not None else DEFAULT_UNITS.get(mechanism, of_number)
+    unit = request.unit or usual_unit
+    nothing_said = mechanism is None and request.unit is None and request.source_key is None
+    margin = trajectories - MANY_TRAJECTORIES if many else MANY_TRAJECTORIES - 1 - trajectories
+    usual = {"unit": usual_unit, "mechanism": DEFAULT_MECHANISMS.get(unit)}
+    return Settled(mechanism=mechanism or DEFAULT_MECHANISMS.get(unit, Mechanism.kind), unit=unit, usual=usual, margin=margin if nothing_said else None)
 
 
 def _implied(request) -> str | None:

@@ -14,7 +14,7 @@ from mucd_ray.certify.planning.size import declared_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_for
-from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.data.formats.minari import load_dataset, source_keys
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
 from mucd_ray.learn.algorithms import algorithm_for
@@ -33,7 +33,7 @@ from mucd_ray.service.workers.cluster import Resources
 
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
 SEED_NOTE = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
-LOCAL_NOTE = "Of a trajectory with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
+LOCAL_NOTE = "Of a {unit} with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
 WIDEST_BOUND = 1e18
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
@@ -50,6 +50,7 @@ class Request:
     card: EnvironmentCard | None = None
     mechanism: str | None = None
     unit: str | None = None
+    source_key: str | None = None
     fraction: float = 0.01
     units: int | None = None
     sample_rate: float | None = None
@@ -76,6 +77,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     chosen = settled(request, dataset.trajectories, choices.accountant)
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
+    _check_source(request)
     if tuned is not None:
         if request.mechanism != Mechanism.kind:
             raise MucdError(f"--tuned holds constants of the {Mechanism.kind} mechanism: leave it or --mechanism {request.mechanism} out")
@@ -96,7 +98,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")
-    size = dataset.trajectories if request.unit == "trajectory" else len(dataset)
+    size = dataset.count(request.unit)
     states = _states(request.states_file, card)
     if request.units is not None and request.units < 2:
         raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
@@ -126,12 +128,13 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         states=len(states) if states is not None else request.states,
         held_out=request.held_out,
         states_sha256=hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest() if states is not None else None,
+        source_key=request.source_key,
         code=code_digest(),
         version=package_version(),
         condition=tuned.condition(dataset) if tuned is not None else None,
         assumptions=(
             *notes,
-            *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" and request.mechanism == Mechanism.kind else []),
+            *([LOCAL_NOTE.format(unit=request.unit, cap=learner.local.cap)] if request.unit != "transition" and request.mechanism == Mechanism.kind else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
@@ -148,6 +151,14 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         )
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
+
+
+def _check_source(request: Request) -> None:
+    """Raise MucdError unless a source key is given for sources, and for nothing else."""
+    if request.unit != "source" and request.source_key is not None:
+        raise MucdError(f"source key {request.source_key!r:.100} is for --unit source, not for {request.unit}: leave it out")
+    if request.unit == "source" and request.source_key is None:
+        raise MucdError(f"--unit source needs --source-key NAME, the key that tells the source of a trajectory; {source_keys(request.dataset)}")
 
 
 def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: bool, bounded: bool) -> Learner:
@@ -200,7 +211,7 @@ def execute(
     request: Request, storage: str, *, choices: Choices = Choices(), resources: Resources = Resources(), seed: int | None = None, dataset: OfflineDataset | None = None
 ) -> dict:
     """The whole of `mucd run`: load unless `dataset` is there, settle, train, certify, report. `storage`: a local path or fsspec URL. Returns the summary."""
-    dataset = load_dataset(request.dataset) if dataset is None else dataset
+    dataset = load_dataset(request.dataset, source_key=request.source_key) if dataset is None else dataset
     settings, states = make_settings(request, dataset, choices)
     secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
     if seed is not None:

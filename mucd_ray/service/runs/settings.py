@@ -11,6 +11,7 @@ from pathlib import Path
 import mucd_ray
 from mucd_ray.certify.planning.size import round_size
 from mucd_ray.data.environments.cards import EnvironmentCard
+from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
@@ -42,6 +43,7 @@ class RunSettings:
         choice_margin: trajectories that may come or go and leave unit and mechanism the default ones, or None if the user said something about them.
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
         states_sha256: hash of the user's file of states, if there was one.
+        source_key: the recorded key that tells the source of a trajectory, where units are sources; else None.
         code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
         condition: what every claim about this run depends on that nothing accounts for (certify/file/evidence.py), or None.
         version: of the package with which the run began, for people: `code` decides what may be mixed. "" in runs of earlier versions.
@@ -65,6 +67,7 @@ class RunSettings:
     states: int = 200
     held_out: int = 16
     states_sha256: str | None = None
+    source_key: str | None = None
     code: str = ""
     fit: Fit | None = None
     condition: str | None = None
@@ -87,6 +90,10 @@ class RunSettings:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1, and at most {MOST:,}")
         if (self.fit is None) != (self.mechanism.kind == Mechanism.kind):
             raise MucdError(f"fit {self.fit} does not go with a mechanism of kind {self.mechanism.kind}: bags and parts have one, noise has none")
+        if (self.source_key is not None) != (self.mechanism.unit == "source"):
+            raise MucdError(f"source key {self.source_key!r:.100} does not go with units of one {self.mechanism.unit}: sources have one, and nothing else has")
+        if self.source_key is not None and not (isinstance(self.source_key, str) and self.source_key.isprintable() and len(self.source_key) <= MOST_TEXT):
+            raise MucdError(f"source key {self.source_key!r:.100} must be a printable text of at most {MOST_TEXT} characters")
         self.card.discounted_range(self.discount)
         check_unit(self.learner, self.mechanism.unit)
         self.problem
@@ -162,8 +169,8 @@ class RunSettings:
         return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
 
     def _deciding(self) -> dict:
-        """All but the version: two that train the same instances may share a run."""
-        return {name: value for name, value in self.to_dict().items() if name != "version"}
+        """All but the version: two that train the same instances may share a run. Nor a source key where there is none: runs of earlier versions have no such field."""
+        return {name: value for name, value in self.to_dict().items() if name != "version" and (name, value) != ("source_key", None)}
 
     def differences(self, other: "RunSettings") -> list[str]:
         mine, theirs = _flat(self._deciding()), _flat(other._deciding())
