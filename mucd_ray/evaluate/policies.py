@@ -19,7 +19,7 @@ class Policies(Protocol):
 
     A new kind of policies has these two methods: rows of features are those of the environment's card, and what is preferred at a row is one score per discrete action, the
     largest of which acts, or the unclipped continuous action. Where a policy fails, its row is NaN: it then takes the default action (`greedy_actions`, `clipped_actions`).
-    A policy that names a discrete action without scores has those of `scores_of`.
+    A policy that names a discrete action without scores has those of `learn.scores.scores_of`.
     """
 
     def __len__(self) -> int:
@@ -121,9 +121,6 @@ def trained_policies(problem: Problem, parameters: dict[str, torch.Tensor]) -> P
     return StackedPolicies(problem.network, parameters, problem) if problem.module_factory is None else ModulePolicies(problem, parameters)
 
 
-# exp of minus this is 0 in every precision.
-SURE = 1e4
-
 # A policy whose outputs at a state are not all finite acts as if it preferred the lowest action there. Dropping it would choose
 # among instances by their training data, which no certificate covers.
 
@@ -131,16 +128,6 @@ SURE = 1e4
 def greedy_actions(outputs: np.ndarray) -> np.ndarray:
     """Scores [..., A] -> the preferred action, counted from 0, int64 [...]; ties go to the lowest, as do outputs that are not finite."""
     return np.where(np.isfinite(outputs).all(-1), outputs.argmax(-1), 0)
-
-
-def scores_of(actions: np.ndarray, count: int) -> np.ndarray:
-    """Scores float64 [..., count] of policies that just act, by actions counted from 0, int [...]: the chosen one has all of the softmax probability.
-
-    What is no action of 0..count-1 is a failure: NaN.
-    """
-    actions = np.asarray(actions)
-    scores = np.where(np.arange(count) == actions[..., None], 0.0, -SURE)
-    return np.where(((actions >= 0) & (actions < count))[..., None], scores, np.nan)
 
 
 def softmax_probabilities(outputs: np.ndarray) -> np.ndarray:
