@@ -268,10 +268,6 @@ def _module(where: str):
 def command_trainer(command: str):
     """A command with {bag}, {out} and maybe {seed} and {device}: a folder that holds bag.npz, and where to write the policy, {out} itself or with an ending."""
     words = shlex.split(command)
-    # What policies may be, once for all learners.
-    for name in ("torch", "onnx", "onnxruntime"):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
 
     def train(header: dict, body: bytes, folder: str) -> tuple:
         bag, out = Path(folder, "bag"), Path(folder, "out", "policy")
