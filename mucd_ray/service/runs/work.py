@@ -15,7 +15,7 @@ from mucd_ray.learn.nonprivate import PUBLIC, train_nonprivate
 from mucd_ray.learn.streams import OUTSIDE, ROLLOUT, Streams
 from mucd_ray.learn.trainers.bags import draw_bag
 from mucd_ray.learn.trainers.built_in import fit_policies
-from mucd_ray.learn.trainers.outside import Learner, Nursery
+from mucd_ray.learn.trainers.outside import FAILURES, Learner, Nursery
 from mucd_ray.learn.trainers.parts import draw_part, units_by_part
 from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units
@@ -59,7 +59,7 @@ def _evaluated(settings: RunSettings, secret: bytes, policies: Policies, states:
 
 def _from_outside(settings, secret, units, states, instances, device, progress) -> Block:
     """One instance after the other: a policy lives in its learner's process, which takes part in nothing else."""
-    done, contents, failed = [], [], []
+    done, contents, failed, words = [], [], [], {}
     for instance, learner in _learners(settings, secret, units, instances, device, progress):
         found = _evaluated(settings, secret, learner, states, range(instance, instance + 1), progress)
         if learner.failure and learner.began:
@@ -68,8 +68,10 @@ def _from_outside(settings, secret, units, states, instances, device, progress) 
         done.append(found)
         contents.append(learner.content)
         failed.append(learner.failure)
+        if learner.failure:
+            words.setdefault(FAILURES[learner.failure], f"instance {instance}: {learner.why}")
     together = {name: np.concatenate([found[name] for found in done]) for name in done[0]}
-    return Block(first=instances[0], **together, parameters={}, contents=tuple(contents), failed=np.array(failed, np.uint8))
+    return Block(first=instances[0], **together, parameters={}, contents=tuple(contents), failed=np.array(failed, np.uint8), words=words)
 
 
 def _learners(settings: RunSettings, secret: bytes, units: Recorded, instances: range, device: str, progress: Progress | None) -> Iterator[tuple[int, Learner]]:
@@ -193,14 +195,14 @@ def _train_with_noise(settings, streams, units, instances, device, progress):
 
 def _train_on_bags(settings, streams, units, instances, device, progress):
     bags = (draw_bag(settings.mechanism, len(units), instance, streams) for instance in instances)
-    return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=bags, instances=instances, streams=streams, progress=progress)
+    return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=bags, instances=instances, streams=streams, device=device, progress=progress)
 
 
 def _train_on_parts(settings, streams, units, instances, device, progress):
     """Each instance is the policy of a part that it draws. A part's policy knows no secret: it is trained from public randomness, as the same policy whoever draws it."""
     parts, drawn = units_by_part(settings.mechanism, units), [draw_part(settings.mechanism, instance, streams) for instance in instances]
     wanted = sorted(set(drawn))
-    trained = fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=[parts[part] for part in wanted], instances=wanted, streams=PUBLIC, progress=progress)
+    trained = fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=[parts[part] for part in wanted], instances=wanted, streams=PUBLIC, device=device, progress=progress)
     rows = np.searchsorted(wanted, drawn)
     return {name: stacked[rows] for name, stacked in trained.items()}
 

@@ -5,6 +5,7 @@
     targets/        the numbers of instances that were asked for, each written before it was trained
     looks/          the numbers of instances at which results decided whether to go on, each written before the look
     blocks/         finished instances, one self-describing file per block
+    failures/       for people: of what trainers from outside failed, one example for each cause
     drivers/        who is working on the run, each file renewed while its driver lives
     live.json       progress and bounds while the run goes on
     certificate.json, summary.json, report.html, plots/      made from the above, replaced at will
@@ -22,7 +23,7 @@ import re
 import secrets
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -69,6 +70,8 @@ class Block:
     parameters: dict[str, np.ndarray]
     contents: tuple[bytes, ...] = ()
     failed: np.ndarray | None = None
+    # By cause, of the first that failed so, in the learner's own words: for people, kept beside the blocks.
+    words: dict[str, str] = field(default_factory=dict)
 
     @property
     def instances(self) -> range:
@@ -272,7 +275,17 @@ class RunStore:
         metadata = {"run": self.identity, "states": self.states_hash()}
         metadata["digest"] = _digest(tensors, block.first, metadata)
         self.storage.create(f"blocks/{name}", save(tensors, metadata))
+        for cause, words in block.words.items():
+            self.storage.create(f"failures/{cause.replace(' ', '-')}", words.encode())
         return name
+
+    def failure_words(self) -> dict[str, str]:
+        """Why a learner failed, one for each cause; they may be anybody's words."""
+        found = {}
+        for cause in FAILURES[1:]:
+            with contextlib.suppress(FileNotFoundError):
+                found[cause] = printable(self.storage.read(f"failures/{cause.replace(' ', '-')}").decode(errors="replace"))
+        return found
 
     def names(self) -> list[str]:
         return [name for name in self.storage.names("blocks") if BLOCK.match(name)]

@@ -84,6 +84,7 @@ def test_poison_that_breaks_the_learner_is_counted_and_reaches_no_other_instance
             assert not ours[instance][0].any() and ours[instance][1] < 12
     summary = finish(store, certificate)
     assert summary["failures"] == expected.total() and "1 too slow" in describe(summary)
+    assert set(summary["failure_words"]) == set(expected) and "such as instance" in describe(summary)
     assert summary["trainer"]["name"] == f"{FOREIGN}:gullible" and summary["algorithm"] == summary["trainer"]["name"]
 
 
