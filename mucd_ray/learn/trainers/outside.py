@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -327,7 +328,7 @@ class StoredPolicies:
         self.memory = memory + 32e-9 * sum(map(len, contents))
         self.width = int(action_space.n) if isinstance(action_space, gymnasium.spaces.Discrete) else int(np.prod(action_space.shape))
         self.place = np.cumsum([bool(content) for content in contents]) - 1
-        self.line = None
+        self.line, self._lock = None, threading.Lock()
         if any(contents):
             self._load()
 
@@ -351,14 +352,19 @@ class StoredPolicies:
         found = np.full((len(features), self.width), np.nan)
         acting = np.array([bool(self.contents[policy]) for policy in index])
         if acting.any():
-            if self.line is None:
-                self._load()
-            answer = ask_actions(self.line, self.place[index[acting]], features[acting], self.width, time.monotonic() + START_PATIENCE, None)
-            if isinstance(answer, int):
-                self.close()
-                raise MucdError(f"the process of the stored policies has failed ({FAILURES[answer]}): ask again")
-            found[acting] = answer[0]
+            # Threads of a server ask one after the other.
+            with self._lock:
+                found[acting] = self._asked(self.place[index[acting]], features[acting])
         return found
+
+    def _asked(self, index: np.ndarray, features: np.ndarray) -> np.ndarray:
+        if self.line is None:
+            self._load()
+        answer = ask_actions(self.line, index, features, self.width, time.monotonic() + START_PATIENCE, None)
+        if isinstance(answer, int):
+            self.close()
+            raise MucdError(f"the process of the stored policies has failed ({FAILURES[answer]}): ask again")
+        return answer[0]
 
     def outputs_of_all(self, features: np.ndarray) -> np.ndarray:
         index = np.repeat(np.arange(len(self)), len(features))

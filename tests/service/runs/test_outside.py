@@ -117,9 +117,15 @@ def test_a_run_is_verified_and_served_from_what_it_has_stored(recordings, tmp_pa
     answer = ensemble.answers(store.states()[:1])[0]
     assert sum(answer["votes"]) == INSTANCES
     ensemble.policies.close()
-    # A damaged policy is found, and the block trained again.
+    # A damaged block is found, and trained again; so is one whose hash is right and whose failures are not known.
     name = sorted(store.names())[0]
     path = store.path / "blocks" / name
+    block = store.read(name)
+    path.unlink()
+    store.commit(dataclasses.replace(block, failed=block.failed + np.uint8(99)))
+    assert store.read(name) is None
+    store.commit(block)
+    assert store.read(name).contents == block.contents
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
