@@ -24,7 +24,10 @@ def add_run(commands):
     group.add_argument("--steps", type=int, help="T (default: 100)")
     group.add_argument("--clip-norm", type=float, help="C (default: 0.1)")
     group = sub.add_argument_group("learner (public constants)")
-    group.add_argument("--algorithm", "--trainer", help="offline learner, see docs/algorithms.md (default: bc, behaviour cloning)")
+    group.add_argument("--algorithm", "--trainer", metavar="NAME", help="offline learner, see docs/algorithms.md (default: bc, behaviour cloning); with bag or partition also a function train(bag, seed, device) of yours: package.module:function or path/to/file.py:function")
+    group.add_argument("--trainer-command", metavar="COMMAND", help='with bag or partition: a command that trains, such as "python train.py {bag} {out} {seed}": it reads {bag}/bag.npz and writes ONNX or TorchScript to {out}')
+    group.add_argument("--train-seconds", type=float, metavar="S", help="a trainer of yours may take this long on each bag, and its policy as long to act; a public constant (default: 600)")
+    group.add_argument("--train-memory", type=float, metavar="GB", help="it may take this much memory, with all that it starts; a public constant (default: 4)")
     group.add_argument("--constant", action="append", metavar="NAME=NUMBER", help="a constant of the algorithm, such as alpha=2; may be repeated")
     group.add_argument("--network", help="dense, or convolutional for recorded frames (default: dense)")
     group.add_argument("--hidden", help="widths of hidden layers, such as 64,64 (default: none, a linear policy; 64,64 without noise)")
@@ -51,7 +54,7 @@ def add_run(commands):
     group.add_argument("--held-out", type=int, default=16, help="instances that choose the states and do not vote")
     group.add_argument("--seed", type=int, help="reproducible randomness, for tests: the certificate holds only if no attacker knows it (default: a secret)")
     add_choices(sub)
-    add_resources(sub)
+    add_resources(sub, of_run=True)
 
 
 def run(options, out):
@@ -67,7 +70,7 @@ def add_grow(commands):
     sub.add_argument("--card", type=path, help="the file with which the run began, if that was no shipped card: a run folder alone makes no environment")
     add_until(sub)
     add_choices(sub, of_run=True)
-    add_resources(sub)
+    add_resources(sub, of_run=True)
 
 
 def grow(options, out):

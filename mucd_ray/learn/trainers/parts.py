@@ -28,7 +28,7 @@ def units_by_part(partition: Partition, units: Units) -> list[np.ndarray]:
 
 def _digest(units: Units, start: int, length: int) -> bytes:
     digest = hashlib.sha256(f"{length};".encode())
-    for name in CONTENT:
+    for name in getattr(units, "CONTENT", CONTENT):
         array = getattr(units, name)
         if len(array):
             rows = np.ascontiguousarray(array[start : start + length])

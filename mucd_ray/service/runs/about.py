@@ -20,13 +20,17 @@ CONSTANTS = {
     "partition": "The number of parts, the hash that sorts units into them, learner and the environment card are constants that do not depend on the data, except on its rounded size where the next "
     "sentence says so. Observations are taken as they were recorded; each policy normalises them by the statistics of its own part.",
 }
+CONSTANTS_OUTSIDE = (
+    "The sizes of bags or the number of parts, the trainer with all that its code contains or reads, and the environment card are constants that do not depend on the data, except on its rounded size where the "
+    "next sentence says so. Observations are given to the trainer as they were recorded."
+)
 
 
 def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> list[str]:
     """What must be true about this run, beside what every certificate assumes."""
     notes = [
         _looks_note(store, choices, instances),
-        CONSTANTS[settings.mechanism.kind],
+        CONSTANTS[settings.mechanism.kind] if settings.trainer is None else CONSTANTS_OUTSIDE,
         settings.size_note(choices.threat),
         *([] if settings.choice_margin is None else [_choice_note(settings)]),
         f"Environment card: {settings.card.source}",
@@ -85,9 +89,9 @@ def context(store: RunStore, settings: RunSettings) -> dict:
         "normalised": _references(settings),
         "instances_asked_for": store.targets(),
         "instances_looked_at": store.looks(),
-        "learner": settings.to_dict()["learner"],
+        "learner": settings.to_dict()["learner"] if settings.trainer is None else {"algorithm": settings.trainer.name},
         "fit": settings.to_dict()["fit"],
-        "parameters": settings.problem.parameter_count,
+        "parameters": settings.problem.parameter_count if settings.trainer is None else None,
         "code": settings.code,
         "card_sha256": hashlib.sha256(json.dumps(settings.to_dict()["card"], sort_keys=True).encode()).hexdigest(),
         "states_sha256": store.states_hash(),

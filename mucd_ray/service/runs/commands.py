@@ -4,12 +4,16 @@ import json
 import sys
 from dataclasses import replace
 
+import yaml
+
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
-from mucd_ray.files import as_expected
+from mucd_ray.files import MOST_JSON_BYTES, as_expected, printable, read_file
 from mucd_ray.learn.learner import Learner, LocalUpdate
+from mucd_ray.learn.trainers.outside import outside
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.outside import Outside, option_of
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
@@ -22,7 +26,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "trainer_command", "train_seconds", "train_memory", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -32,8 +36,9 @@ def start_run(options, out) -> int:
         given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None]
         if given:
             raise MucdError(f"--tuned {options.tuned} sets {given[0]}: leave one of the two out")
+    trainer = _trainer(options)
     names = ("algorithm", "network", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
-    given = {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name) for name in names if name != "algorithm" or trainer is None}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
     given = {name: value for name, value in given.items() if value is not None}
     fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share}
@@ -53,6 +58,7 @@ def start_run(options, out) -> int:
         draws=options.draws,
         parts=options.parts,
         fit=fit or None,
+        trainer=trainer,
         tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,
         source_key=options.source_key,
@@ -165,8 +171,37 @@ def _resources(options) -> Resources:
         raise MucdError(f"--actors {options.actors} must be at least 1")
     return Resources(
         address=options.address, actors=options.actors, block=options.instances_per_actor, device=options.device, gpus_per_actor=options.gpus_per_actor,
-        gpu_type=options.gpu_type, wait_for_nodes=options.wait_for_nodes, lease=options.lease,
+        gpu_type=options.gpu_type, wait_for_nodes=options.wait_for_nodes, lease=options.lease, runtime_env=_runtime_env(getattr(options, "runtime_env", None)),
     )
+
+
+def _runtime_env(path: str | None) -> dict | None:
+    if path is None:
+        return None
+    try:
+        values = yaml.safe_load(read_file(path, MOST_JSON_BYTES))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise MucdError(f"--runtime-env {path} cannot be read ({printable(error)}): give a YAML or JSON file as for `ray job submit --runtime-env`") from None
+    if not isinstance(values, dict):
+        raise MucdError(f"--runtime-env {path} must hold an object, such as pip: [d3rlpy]")
+    return values
+
+
+def _trainer(options) -> Outside | None:
+    """The trainer from outside that these options name; None: the package's own."""
+    command, name = options.trainer_command, options.algorithm
+    if command is not None and name is not None:
+        raise MucdError(f"--trainer {name} and --trainer-command are given: leave one of the two out")
+    limits = {"seconds": options.train_seconds, "memory": options.train_memory}
+    limits = {field: value for field, value in limits.items() if value is not None}
+    if command is None and (name is None or ":" not in name):
+        if limits:
+            raise MucdError(f"--train-{next(iter(limits))} is for a trainer of yours: give --trainer package.module:function or --trainer-command")
+        return None
+    kind = "function" if command is None else "command"
+    if options.mechanism == Mechanism.kind:
+        raise MucdError(f"{option_of(kind)} {name or command} is not trained with noise, which would have to be added inside it: add --mechanism bag or partition")
+    return outside(kind, name or command, **limits)
 
 
 def _constants(given: list[str] | None) -> dict[str, float] | None:

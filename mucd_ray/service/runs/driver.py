@@ -15,6 +15,7 @@ from mucd_ray.certify.planning.calibration import least_instances
 from mucd_ray.certify.rounding import exactly, round_down
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units, make_units
 from mucd_ray.service.runs.about import assumptions, context
 from mucd_ray.service.runs.choices import Choices
@@ -27,7 +28,7 @@ from mucd_ray.service.workers.cluster import Resources, joined, slot_for
 from mucd_ray.service.workers.pool import ANSWER_PATIENCE, Call, Pool, end_process, text_of
 from mucd_ray.words import counted
 
-CPU_BLOCK, GPU_BLOCK = 32, 1024
+CPU_BLOCK, GPU_BLOCK, OUTSIDE_BLOCK = 32, 1024, 8
 # Seconds between looks at the run folder for what other drivers have stored.
 LIST_EVERY = 15.0
 # Seconds between two questions whether an actor still answers.
@@ -36,8 +37,10 @@ ASK_EVERY = 2.0
 LOOK_EVERY = 10.0
 
 
-def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
+def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Recorded:
     """The data as the learner reads it; says on standard error how many units are longer than the cap."""
+    if settings.trainer is not None:
+        return Recorded.of(dataset, settings.mechanism.unit)
     cap, unit = settings.learner.local.cap, settings.mechanism.unit
     units = make_units(dataset, settings.card, settings.problem, unit)
     longer = int((units.lengths > cap).sum()) if unit != "transition" and settings.fit is None else 0
@@ -154,7 +157,8 @@ def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: 
 def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict:
     """Train up to each of `numbers` in turn and certify, until the goal is met or the last is done."""
     slot = slot_for(resources)
-    size = resources.block or (GPU_BLOCK if slot.gpus else CPU_BLOCK)
+    # Trainers from outside train one instance after the other, wherever they run.
+    size = resources.block or (OUTSIDE_BLOCK if settings.trainer else GPU_BLOCK if slot.gpus else CPU_BLOCK)
     run, live = store.storage.absolute, Live(store, numbers[-1])
     others = live.others()
     for other in others:

@@ -70,6 +70,8 @@ def settled(request, trajectories: int, accountant: str = "tradeoff") -> Settled
 def _implied(request) -> str | None:
     if request.tuned is not None or (request.learner is not None and (request.learner.local != LocalUpdate() or request.learner.network != "dense")):
         return Mechanism.kind
+    if request.trainer is not None and request.parts is None:
+        return Bag.kind
     return next((kinds[0] for name, kinds in ONLY.items() if getattr(request, name) is not None), None)
 
 

@@ -22,11 +22,13 @@ from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.outside import Outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_top_share, planned, settled
 from mucd_ray.service.runs.settings import RunSettings, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
+from mucd_ray.service.runs.work import open_nursery
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.tuned import Tuned
 from mucd_ray.service.workers.cluster import Resources
@@ -62,6 +64,7 @@ class Request:
     draws: str | None = None
     fit: dict | None = None
     learner: Learner | None = None
+    trainer: Outside | None = None
     tuned: Tuned | None = None
     chosen: str | None = None
     rollouts: int = 1
@@ -90,12 +93,15 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
-    action_bounds = _action_bounds(card)
+    observation_space, action_space = _spaces(card)
+    action_bounds = _action_bounds(action_space)
     if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: other learners have --train-steps and --top-share")
     if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.network != "dense":
         raise MucdError(f"network {request.learner.network!r} is trained by --mechanism {Mechanism.kind} alone so far: use a dense one")
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
+    if request.trainer is not None and (request.learner is not None or request.fit):
+        raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.count(request.unit)
@@ -108,7 +114,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     else:
         mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2, chosen.usual)
         margin = margin if follows else None
-        notes = how, USER_LEARNER_NOTE if request.learner or request.fit else DEFAULT_LEARNER_NOTE
+        notes = how, USER_LEARNER_NOTE if request.learner or request.fit or request.trainer else DEFAULT_LEARNER_NOTE
     settings = RunSettings(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint(),
@@ -119,7 +125,10 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         action_bounds=action_bounds,
         mechanism=mechanism,
         learner=learner,
-        fit=None if request.mechanism == Mechanism.kind else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
+        trainer=request.trainer,
+        observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
+        first_action=int(action_space.start) if request.trainer and discrete else 0,
+        fit=None if request.mechanism == Mechanism.kind or request.trainer else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
         declared_size=declared if follows else None,
         size_margin=margin,
         choice_margin=chosen.margin,
@@ -172,11 +181,15 @@ def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: boo
     return replace(learner, constants=constants | found | learner.constants)
 
 
-def _action_bounds(card: EnvironmentCard) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Public (low [d], high [d]) of the environment's continuous actions; None if they are discrete, or unbounded to all intents."""
+def _spaces(card: EnvironmentCard) -> tuple[gymnasium.Space, gymnasium.Space]:
+    """Of observations and actions of the environment."""
     environment = card.make()
-    space = environment.action_space
     environment.close()
+    return environment.observation_space, environment.action_space
+
+
+def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Public (low [d], high [d]) of the environment's continuous actions; None if they are discrete, or unbounded to all intents."""
     if not isinstance(space, gymnasium.spaces.Box):
         return None
     low, high = (bound.astype(float).reshape(-1) for bound in (space.low, space.high))
@@ -216,5 +229,8 @@ def execute(
     secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
     if seed is not None:
         settings = replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
+    if settings.trainer is not None and resources.runtime_env is None and not RunStore(storage).exists():
+        # Before anything is written; with another environment only the trainers can tell.
+        open_nursery(settings, "cpu")
     store = RunStore.create_or_open(storage, settings, secret)
     return finish(store, train(store, dataset, request.instances, choices, resources, states))

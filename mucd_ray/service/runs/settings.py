@@ -17,10 +17,13 @@ from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.learn.units import check_unit
+from mucd_ray.mechanism import outside
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import AnyMechanism, from_values, to_values
+from mucd_ray.mechanism.outside import Outside
 from mucd_ray.words import counted
 
+DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 # States, held-out instances, episodes of an instance: what a certificate or a trainer could still hold.
 MOST = 1 << 20
 DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_digest; print(code_digest())"'
@@ -37,7 +40,8 @@ class RunSettings:
         action_bounds: public (low [d], high [d]) of continuous actions, from the card's environment; None if discrete or unbounded.
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
         mechanism, learner: how an instance is trained.
-        fit: how a policy is fitted to a bag or a part; None where the mechanism is noise.
+        fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
+        trainer: from outside; None: the package's own. Then also what its policies take and give: observation_dtype, and first_action, the number of the lowest one.
         declared_size: the public size from which constants of the mechanism may follow; None if none does.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
         choice_margin: trajectories that may come or go and leave unit and mechanism the default ones, or None if the user said something about them.
@@ -70,12 +74,15 @@ class RunSettings:
     source_key: str | None = None
     code: str = ""
     fit: Fit | None = None
+    trainer: Outside | None = None
+    observation_dtype: str = "float32"
+    first_action: int = 0
     condition: str | None = None
     version: str = ""
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("units", "actions", "dimensions", "declared_size", "size_margin", "choice_margin", "states", "held_out", "rollouts"):
+        for name in ("units", "actions", "dimensions", "declared_size", "size_margin", "choice_margin", "states", "held_out", "rollouts", "first_action"):
             value = getattr(self, name)
             if type(value) is not int and not (value is None and name in ("declared_size", "size_margin", "choice_margin")):
                 raise MucdError(f"{name.replace('_', ' ')} {value!r:.100} must be a whole number")
@@ -88,7 +95,11 @@ class RunSettings:
         for name in ("states", "held_out", "rollouts"):
             if not 1 <= getattr(self, name) <= MOST:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1, and at most {MOST:,}")
-        if (self.fit is None) != (self.mechanism.kind == Mechanism.kind):
+        if self.observation_dtype not in DTYPES or abs(self.first_action) > 2**31:
+            raise MucdError(f"observation dtype {self.observation_dtype!r:.100} must be one of {', '.join(DTYPES)}, and first action {self.first_action} within 32 bits")
+        if self.trainer is not None and self.mechanism.kind == Mechanism.kind:
+            raise MucdError(f"{self.trainer.option} {self.trainer.name} is not trained with noise, which would have to be added inside it: use --mechanism bag or partition")
+        if (self.fit is None) != (self.mechanism.kind == Mechanism.kind or self.trainer is not None):
             raise MucdError(f"fit {self.fit} does not go with a mechanism of kind {self.mechanism.kind}: bags and parts have one, noise has none")
         if (self.source_key is not None) != (self.mechanism.unit == "source"):
             raise MucdError(f"source key {self.source_key!r:.100} does not go with units of one {self.mechanism.unit}: sources have one, and nothing else has")
@@ -159,6 +170,7 @@ class RunSettings:
                 "card": EnvironmentCard.from_dict(values["card"]),
                 "mechanism": from_values(values["mechanism"]),
                 "fit": values["fit"] and Fit(**values["fit"]),
+                "trainer": values.get("trainer") and outside.from_values(values["trainer"]),
                 "learner": Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])}),
                 "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),
                 "assumptions": tuple(values["assumptions"]),

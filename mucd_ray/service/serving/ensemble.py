@@ -1,6 +1,7 @@
 """The certified instances of a finished run as one policy that answers new observations, without Ray."""
 
 import functools
+from collections.abc import Callable
 
 import gymnasium
 import numpy as np
@@ -15,11 +16,12 @@ from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.rounding import confidence_percent
 from mucd_ray.certify.tabulated import tabulated
 from mucd_ray.errors import MucdError
-from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, softmax_probabilities, trained_policies
+from mucd_ray.evaluate.policies import Policies, clipped_actions, greedy_actions, outputs_of_all, softmax_probabilities, trained_policies
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import as_expected
 from mucd_ray.mechanism.units import UNITS
-from mucd_ray.service.storage.store import RunStore, copies_that_count
+from mucd_ray.learn.trainers.outside import StoredPolicies
+from mucd_ray.service.storage.store import Block, RunStore, copies_that_count
 
 # Outputs of all policies that are computed at a time: more leave the processor's cache.
 FLOATS_AT_A_TIME = 1 << 18
@@ -62,7 +64,7 @@ class Ensemble:
         if self.states is None:
             raise MucdError(f"{store.file('states.npy')} is missing: restore it, the certificate's votes are on these states")
         with as_expected(store.file("blocks"), "its parameters are not of these settings; start a new run folder"):
-            self.policies = trained_policies(self.settings.problem, _parameters(store, self.instances))
+            self.policies = stored_policies(store, self.instances)
         self.outputs = self.settings.columns
         widest = max(outputs for _, outputs in self.settings.problem.network.layers)
         self._rows = max(1, FLOATS_AT_A_TIME // (self.instances * widest))
@@ -131,7 +133,7 @@ class Ensemble:
         return np.concatenate([self._evidence(features[start : start + self._rows]) for start in range(0, len(features), self._rows)])
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
-        outputs = self.policies.outputs_of_all(features)
+        outputs = outputs_of_all(self.policies, features)
         if self.kind == "votes":
             return counts(greedy_actions(outputs), self.settings.actions)
         if self.kind == "scores":
@@ -179,12 +181,38 @@ class Ensemble:
             )
 
 
+def stored_policies(store: RunStore, instances: int) -> Policies:
+    """Instances 0..instances-1 of a run, in their order.
+
+    Raises:
+        MucdError: some are missing, cannot be loaded, or are objects of a Python function, which no run folder can hold.
+    """
+    settings = store.settings()
+    if settings.trainer is None:
+        return trained_policies(settings.problem, _parameters(store, instances))
+    found = _found(store, instances, lambda block, k: (block.contents[k], bool(block.failed[k])))
+    unstored = sum(not content and not failed for content, failed in found)
+    if unstored:
+        raise MucdError(
+            f"{unstored} of the {instances} policies are objects of {settings.trainer.name}, which acted while it was trained and are not stored: let it return torch modules, TorchScript or ONNX"
+        )
+    # Not those of an environment: a run folder's card makes none.
+    observations = gymnasium.spaces.Box(0, 1, settings.card.observation_shape, np.dtype(settings.observation_dtype))
+    actions = gymnasium.spaces.Discrete(settings.actions, start=settings.first_action) if settings.actions else gymnasium.spaces.Box(-np.inf, np.inf, (settings.dimensions,))
+    return StoredPolicies([content for content, _ in found], observations, actions, settings.trainer.memory)
+
+
 def _parameters(store: RunStore, instances: int) -> dict[str, torch.Tensor]:
     """Parameters [P, ...] by name of instances 0..instances-1, in their order."""
+    ordered = _found(store, instances, lambda block, k: {key: value[k] for key, value in block.parameters.items()})
+    return {name: torch.from_numpy(np.stack([parameters[name] for parameters in ordered])) for name in ordered[0]}
+
+
+def _found(store: RunStore, instances: int, part: Callable[[Block, int], object]) -> list:
+    """part(block, place) of instances 0..instances-1, in their order."""
     found = {}
     for _, block, places in copies_that_count((name, store.read(name)) for name in store.names()):
-        found |= {block.first + k: {key: value[k] for key, value in block.parameters.items()} for k in places if block.first + k < instances}
+        found |= {block.first + k: part(block, k) for k in places if block.first + k < instances}
     if len(found) < instances:
         raise MucdError(f"{instances - len(found)} of the {instances} certified instances are missing in {store.location}: run the same `mucd run` again to mend it")
-    ordered = [found[instance] for instance in range(instances)]
-    return {name: torch.from_numpy(np.stack([parameters[name] for parameters in ordered])) for name in ordered[0]}
+    return [found[instance] for instance in range(instances)]
