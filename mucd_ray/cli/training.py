@@ -25,7 +25,7 @@ def add_run(commands):
     group = sub.add_argument_group("learner (public constants)")
     group.add_argument("--algorithm", "--trainer", help="offline learner, see docs/algorithms.md (default: bc, behaviour cloning)")
     group.add_argument("--constant", action="append", metavar="NAME=NUMBER", help="a constant of the algorithm, such as alpha=2; may be repeated")
-    group.add_argument("--network", help="dense, or convolutional for recorded frames (default: dense)")
+    group.add_argument("--network", help="dense, or convolutional for images (default: dense)")
     group.add_argument("--hidden", help="widths of hidden layers, such as 64,64 (default: none, a linear policy; 64,64 without noise)")
     group.add_argument("--random-features", type=int, metavar="M", help="replace observations by M public random Fourier features (default: 0, as they are)")
     group.add_argument("--bandwidth", type=float, help="distance over which random features change (default: 1)")

@@ -40,6 +40,8 @@ def start_run(options, out) -> int:
     given = {name: value for name, value in given.items() if value is not None}
     if options.mechanism == Mechanism.kind and "algorithm" in given and "learning_rate" not in given:
         given["learning_rate"] = DEFAULT_RATES.get(given["algorithm"], usual.learning_rate)
+    if given.get("network", "dense") != "dense":
+        given.setdefault("hidden", ())
     fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share}
     fit = {name: value for name, value in fit.items() if value is not None}
     request = Request(

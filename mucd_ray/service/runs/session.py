@@ -90,8 +90,6 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     action_bounds = _action_bounds(card)
     if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: other learners have --train-steps and --top-share")
-    if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.network != "dense":
-        raise MucdError(f"network {request.learner.network!r} is trained by --mechanism {Mechanism.kind} alone so far: use a dense one")
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")

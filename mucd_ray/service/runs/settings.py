@@ -93,7 +93,7 @@ class RunSettings:
         """What is learned."""
         return Problem(
             learner=self.learner, inputs=self.card.width, actions=self.actions or self.dimensions, discrete=bool(self.actions),
-            action_bounds=self.action_bounds,
+            action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape),
         )
 
     @property

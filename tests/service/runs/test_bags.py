@@ -7,6 +7,7 @@ import pytest
 
 from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.service.runs.choices import Choices
@@ -15,6 +16,7 @@ from mucd_ray.service.runs.session import Request, execute, make_settings
 from mucd_ray.service.runs.summary import describe, finish
 from mucd_ray.service.runs.tally import Tally
 from mucd_ray.service.runs.work import choose_states, train_and_evaluate
+from mucd_ray.service.serving.ensemble import Ensemble
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.workers.cluster import Resources
 
@@ -80,11 +82,24 @@ def test_on_ray_as_in_one_process_whatever_the_blocks_and_growing_keeps_what_is_
     assert np.array_equal(Tally(store, 25).evidence().returns, ours.returns)
 
 
+@pytest.mark.slow
+def test_a_convolutional_network_on_frames_is_certified(recordings, tmp_path, local_ray):
+    record("ALE/Breakout-v5", None, 1000, 5, "breakout/bags-v0", frames=True)
+    learner = Learner(network="convolutional", optimiser="adam", learning_rate=1e-3, average=0.5)
+    summary = execute(request("breakout/bags-v0", bag_size=1, learner=learner, fit={"steps": 20, "batch": 32}), str(tmp_path / "frames"), resources=Resources(block=13), seed=SEED)
+    certificate = read_certificate(tmp_path / "frames" / "certificate.json")
+    assert verify(certificate) == [] and summary["failures"] == 0 and certificate["context"]["learner"]["network"] == "convolutional"
+    # The policies act on screens as they are: what is served is what voted.
+    ensemble = Ensemble(str(tmp_path / "frames"))
+    states = RunStore.open(tmp_path / "frames").states()
+    assert states.dtype == np.uint8 and len(ensemble.answers(states)) > 0
+
+
 @pytest.mark.parametrize("changes,complaint", [
     ({"bag_size": 10**6}, "bag size 1000000 is above"), ({"bag_size": 0}, "bag size 0"), ({"mechanism": "partition", "parts": 10**6, "bag_size": None}, "1000000 parts"),
     ({"mechanism": "forest"}, "mechanism 'forest'"), ({"parts": 3}, "parts is for --mechanism partition, not for bag"), ({"noise_multiplier": 3.0}, "noise multiplier is for --mechanism gaussian"),
     ({"mechanism": "gaussian", "bag_size": None}, "train steps, batch size or top share is for"), ({"draws": "all"}, "draws 'all'"),
-    ({"learner": Learner(learning_rate=0.1, network="convolutional")}, "network 'convolutional'"),
+    ({"learner": Learner(learning_rate=0.1, network="convolutional")}, "wants images"),
     ({"learner": Learner(learning_rate=0.1, local=LocalUpdate(steps=3))}, "local steps"), ({"bag_size": None, "fraction": 0.9}, "not even bags of one trajectory"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(recordings, changes, complaint):
