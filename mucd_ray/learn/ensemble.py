@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.engines.captured import train_captured
 from mucd_ray.learn.engines.precision import require_float32_products
 from mucd_ray.learn.engines.stacked import UnitsOnDevice, train_stacked
 from mucd_ray.learn.networks import named_parameters
@@ -94,8 +95,10 @@ def _train_torch(problem, mechanism, units, instances, streams, device, block, p
         rows = np.minimum(units.lengths, 1 if units.unit == "transition" else problem.learner.local.cap).sum()
         block = _block_size(problem, mechanism.sample_rate * rows) if device.type == "cpu" else GPU_BLOCK
     data = UnitsOnDevice(units, device)
+    # Which rows of a trajectory take part is chosen on the host.
+    train = train_captured if device.type == "cuda" and units.unit == "transition" else train_stacked
     with torch.no_grad():
-        return in_blocks(lambda part: train_stacked(problem, mechanism, data, part, streams, progress), instances, block, device)
+        return in_blocks(lambda part: train(problem, mechanism, data, part, streams, progress), instances, block, device)
 
 
 def in_blocks(train: Callable[[list], Tensor], items: list, block: int, device: torch.device) -> Tensor:

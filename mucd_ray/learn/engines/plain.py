@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 
 from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.algorithm import output_deltas
-from mucd_ray.learn.engines.device_random import each_poisson_samples
+from mucd_ray.learn.engines.device_random import each_poisson_samples, key_on
 from mucd_ray.learn.engines.stacked import Batch, RowGradients, UnitsOnDevice, Workspace, initial_stack
 from mucd_ray.learn.learner import ADAM_EPSILON, BETA1, BETA2
 from mucd_ray.learn.problem import Problem
@@ -72,7 +72,7 @@ class _Samples:
         with np.errstate(divide="ignore"):
             # 0 where all rows are taken: every gap is the least.
             scales = -1.0 / np.log1p(-rates)
-        self.key, self.expected = tuple(int(word) for word in streams.key), float(min(batch, sizes.max()))
+        self.key, self.expected = key_on(streams, device), float(min(batch, sizes.max()))
         self.numbers, self.sizes, self.scales = (torch.from_numpy(np.array(values)).to(device) for values in (instances, sizes, scales))
         self.at_a_time = max(1, (WORDS_ON_CPU if device.type == "cpu" else WORDS) // int(len(sizes) * (self.expected + 6.0 * math.sqrt(self.expected) + 19.0)))
 

@@ -3,7 +3,7 @@
 Layout: the parameters of instance p are one row of a flat tensor [P, stride], with layer views [P, out, in] into it. Element-wise
 work runs on the whole block. On the CPU matrix products run instance by instance on exactly the sampled rows, because the rounding
 of a batched or padded product may depend on its neighbours; so an instance's parameters are bit-identical in every block. On a GPU
-products are batched and padded, and samples and noise are drawn there, from the same streams.
+products are batched and padded, and samples and noise are drawn there, from the same streams; `captured` replays such a step as a graph.
 """
 
 import warnings
@@ -52,25 +52,45 @@ def train_stacked(
     problem: Problem, mechanism: Mechanism, units: "UnitsOnDevice", instances: Sequence[int], streams: Streams, progress: Callable[[], None] | None = None
 ) -> Tensor:
     """Flat parameters [P, stride] of one block of instances after all steps; `progress` is called after each."""
-    learner, device = problem.learner, units.device
-    parameters = torch.from_numpy(initial_stack(problem, instances, streams)).to(device)
-    target = parameters.clone() if problem.algorithm.has_target else parameters
-    optimiser = OPTIMISERS[learner.optimiser](learner, parameters)
-    averaged = learner.averaged_steps(mechanism.steps)
-    total = torch.zeros_like(parameters, dtype=torch.float64) if averaged else None
-    summed, workspace = torch.zeros_like(parameters, dtype=torch.float64), Workspace(device)
-    draws = (DrawsOnDevice if units.padded else Draws)(streams, instances, units, mechanism.sample_rate, learner.local.cap)
+    draws = (DrawsOnDevice if units.padded else Draws)(streams, instances, units, mechanism.sample_rate, problem.learner.local.cap)
+    block = Block(problem, mechanism, units, instances, streams, draws)
     for step in range(mechanism.steps):
-        clipped_sum(problem, parameters, target, units, draws.rows(step), mechanism.clip_norm, out=summed, workspace=workspace)
-        optimiser.step(parameters, noisy_mean(summed, draws.noise(step, summed.shape[1]), mechanism), step)
-        if problem.algorithm.has_target:
-            # See the optimisers: no fused multiply-add.
-            target.add_(torch.sub(parameters, target).mul_(problem.constants["target_rate"]))
-        if total is not None and step >= mechanism.steps - averaged:
-            total.add_(parameters)
+        block.move(step)
+        block.average(step)
         if progress is not None:
             progress()
-    return parameters if total is None else total.div_(averaged).to(torch.float32)
+    return block.result()
+
+
+class Block:
+    """A block of instances in training: their parameters and all else that a step changes."""
+
+    def __init__(self, problem: Problem, mechanism: Mechanism, units: "UnitsOnDevice", instances: Sequence[int], streams: Streams, draws: "Draws"):
+        self.problem, self.mechanism, self.units, self.draws = problem, mechanism, units, draws
+        self.parameters = torch.from_numpy(initial_stack(problem, instances, streams)).to(units.device)
+        self.target = self.parameters.clone() if problem.algorithm.has_target else self.parameters
+        self.optimiser = OPTIMISERS[problem.learner.optimiser](problem.learner, self.parameters)
+        self.averaged = problem.learner.averaged_steps(mechanism.steps)
+        self.total = torch.zeros_like(self.parameters, dtype=torch.float64) if self.averaged else None
+        self.summed, self.workspace = torch.zeros_like(self.parameters, dtype=torch.float64), Workspace(units.device)
+
+    def move(self, step: int | Tensor) -> None:
+        """Release a noisy mean and take the optimiser's step, number `step` from 0; where that is a tensor [] nothing on the device is looked at."""
+        mechanism, target_rate = self.mechanism, self.problem.constants.get("target_rate")
+        rows = self.draws.rows(step)
+        clipped_sum(self.problem, self.parameters, self.target, self.units, rows, mechanism.clip_norm, out=self.summed, workspace=self.workspace)
+        mean = noisy_mean(self.summed, self.draws.noise(step, self.summed.shape[1]), mechanism)
+        self.optimiser.step(self.parameters, mean, step.to(torch.float64) if isinstance(step, Tensor) else step)
+        if self.problem.algorithm.has_target:
+            # See the optimisers: no fused multiply-add.
+            self.target.add_(torch.sub(self.parameters, self.target).mul_(target_rate))
+
+    def average(self, step: int) -> None:
+        if self.total is not None and step >= self.mechanism.steps - self.averaged:
+            self.total.add_(self.parameters)
+
+    def result(self) -> Tensor:
+        return self.parameters if self.total is None else self.total.div_(self.averaged).to(torch.float32)
 
 
 def noisy_mean(summed: Tensor, noise: Tensor, mechanism: Mechanism) -> Tensor:
@@ -131,7 +151,8 @@ def _clipped_transitions(problem, parameters, target, batch: Batch, clip_norm, o
     factors = clip_factors(norms, clip_norm)
     factors.mul_(_is_row(batch))
     finite = torch.isfinite(norms)
-    if not finite.all():
+    # Where the rows are on a device, looking would cost more than masking.
+    if isinstance(batch.counts, Tensor) or not finite.all():
         # Zero times NaN or inf is NaN: both operands of the product have to be zero.
         for tensor in (*gradients.deltas, *gradients.inputs):
             tensor.masked_fill_(~finite[..., None], 0.0)
@@ -427,13 +448,16 @@ class DrawsOnDevice(Draws):
 
     def __init__(self, streams, instances, units, sample_rate, cap):
         super().__init__(streams, instances, units, sample_rate, cap)
-        self.key, self.numbers = tuple(int(word) for word in streams.key), torch.tensor(instances, device=units.device)
+        self.key, self.numbers = device_random.key_on(streams, units.device), torch.tensor(instances, device=units.device)
 
     def _transitions(self, step: int) -> Batch:
-        return self.units.take(*device_random.poisson_samples(self.key, purposes.SAMPLE, step, self.numbers, len(self.units), self.sample_rate))
+        return self.units.take(*device_random.poisson_samples(self.key, purposes.SAMPLE, self._on_device(step), self.numbers, len(self.units), self.sample_rate))
 
     def noise(self, step: int, count: int) -> Tensor:
-        return device_random.gaussian_noise(self.key, count, purposes.NOISE, step, self.numbers)
+        return device_random.gaussian_noise(self.key, count, purposes.NOISE, self._on_device(step), self.numbers)
+
+    def _on_device(self, step: int | Tensor) -> Tensor:
+        return torch.as_tensor(step, device=self.key.device).reshape(1)
 
 
 class Workspace:
