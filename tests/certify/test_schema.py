@@ -69,6 +69,7 @@ def certificates():
         "radius_cap": 12,
         "returns": rng.normal(-90, 20, POLICIES).clip(-500, 0),
         "return_range": (-500, 0),
+        "features": {"source": "raw", "card": "Acrobot-v1", "encoder": None},
     }
     top = np.array([99, 80, 50])
     votes = np.stack([top, POLICIES - top], axis=1)
@@ -78,7 +79,7 @@ def certificates():
         {"actions": scores_evidence(histogram(levels(values, 0, 1)))},
         {"actions": continuous_evidence(histogram(levels(values, 0, 1)), [0, 0], [1, 1]), "threat": "insert"},
         {"returns": [-90.0], "accountant": "published"},
-        {"mechanism": Bag(bag_size=10), "actions": votes_evidence(votes)},
+        {"mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "features": {"source": "encoder", "card": "Acrobot-v1", "encoder": "0f" * 32}},
         {"mechanism": Bag(draws="poisson", sample_rate=0.01), "threat": "substitute"},
         {"mechanism": Partition(parts=300), "actions": votes_evidence(votes)},
     ]

@@ -64,6 +64,7 @@ def make_inputs(
     clipped: bool = False,
     condition: str | None = None,
     radius_cap: int | None = None,
+    features: dict | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
 
@@ -77,8 +78,10 @@ def make_inputs(
         goal: what training went on for, in the words of `goal.py`.
         condition: what the claim depends on that nothing accounts for, one of CONDITIONS in `evidence.py`.
         radius_cap: no radius above it is claimed; at most N, which is the default.
+        features: what policies see: {"source": one of FEATURES in `evidence.py`, "card": name of the environment, "encoder": SHA-256 or None}.
     """
-    return {
+    known = {} if features is None else {"features": features}
+    return known | {
         "mechanism": to_values(mechanism),
         "threat": threat,
         "accountant": accountant,

@@ -56,6 +56,8 @@ class EnvironmentCard:
         max_episode_steps: public greatest length of an episode, after which it is cut if the environment has not ended it; discounted returns and
             environments without a time limit of their own need it.
         reward_scale: public divisor that brings a typical reward near 1.
+        privileged: whether `transform` comes out of the controller, or the model of the environment, that made the data: results on such features show the
+            mechanism, not what others would get.
         random_return, expert_return: reference returns for normalised scores, if known.
         source: where the constants come from.
 
@@ -77,6 +79,7 @@ class EnvironmentCard:
     reward_range: tuple[float, float] | None = None
     max_episode_steps: int | None = None
     reward_scale: float = 1.0
+    privileged: bool = False
     random_return: float | None = None
     expert_return: float | None = None
     source: str
@@ -107,8 +110,9 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: center must be finite, scale and clip finite and above 0")
         if not (len(self.return_range) == 2 and -math.inf < self.return_range[0] < self.return_range[1] < math.inf):
             raise MucdError(f"card of {self.env_id}: return range {self.return_range} must be two finite numbers, the lower first")
-        if type(self.clip_returns) is not bool:
-            raise MucdError(f"card of {self.env_id}: clip_returns {self.clip_returns!r} must be true or false")
+        for name in ("clip_returns", "privileged"):
+            if type(getattr(self, name)) is not bool:
+                raise MucdError(f"card of {self.env_id}: {name} {getattr(self, name)!r} must be true or false")
         if not (self.reward_scale > 0 and math.isfinite(self.reward_scale)):
             raise MucdError(f"card of {self.env_id}: reward_scale {self.reward_scale} must be finite and above 0")
         if self.reward_range is not None and not (len(self.reward_range) == 2 and -math.inf < self.reward_range[0] <= self.reward_range[1] < math.inf):
@@ -167,7 +171,12 @@ class EnvironmentCard:
     def raw(self) -> "EnvironmentCard":
         """The same environment with observations as they are: flattened, neither chosen from, nor transformed, centred or scaled."""
         everything = float(np.finfo(np.float32).max)
-        return dataclasses.replace(self, transform=None, indices=(), center=(0.0,), scale=(1.0,), clip=everything)
+        return dataclasses.replace(self, transform=None, indices=(), center=(0.0,), scale=(1.0,), clip=everything, privileged=False)
+
+    def features_source(self) -> dict:
+        """What policies see, as a certificate says it (certify/file/evidence.py)."""
+        source = "privileged" if self.privileged else "raw" if self == self.raw() else "card"
+        return {"source": source, "card": self.env_id, "encoder": None}
 
     def discounted_range(self, discount: float) -> tuple[float, float]:
         """Public bounds of sum_t discount^t r_t: over all lengths n in 1..max_episode_steps and all rewards in the reward range.

@@ -8,6 +8,7 @@ NaN, infinities or numbers that overflow do they differ: here such a row makes i
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -186,7 +187,8 @@ class _Captured:
     """A stack's step as a CUDA graph: hundreds of launches become one. Captured anew where more rows are sampled than ever before."""
 
     def __init__(self, stack: _Stack):
-        self.stack, self.width, self.graph, self.ran = stack, 0, None, 0
+        self.stack, self.width, self.graph, self.ran, self.can_capture = stack, 0, None, 0, True
+        self.side = torch.cuda.Stream()
 
     def __call__(self, index: Tensor, counts: Tensor) -> None:
         if index.shape[1] > self.width:
@@ -197,13 +199,24 @@ class _Captured:
         if self.graph is not None:
             self.graph.replay()
             return
-        # Any column beyond the counts is padding.
-        self.stack.step(self.index, self.counts)
+        # Only what was first used beside the default stream can be captured. Any column beyond the counts is padding.
+        current = torch.cuda.current_stream()
+        self.side.wait_stream(current)
+        with torch.cuda.stream(self.side):
+            self.stack.step(self.index, self.counts)
+        current.wait_stream(self.side)
         self.ran += 1
-        if self.ran == WARM_UP:
+        if self.ran == WARM_UP and self.can_capture:
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.stack.step(self.index, self.counts)
+            try:
+                with torch.cuda.graph(self.graph):
+                    self.stack.step(self.index, self.counts)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                # Nothing ran during the capture: the steps go on as they were.
+                print(f"mucd: a training step cannot be captured as a graph ({str(error).splitlines()[0]}): training without one, which takes longer", file=sys.stderr)
+                self.graph, self.can_capture = None, False
 
 
 # The optimisers of `learner`, each in one kernel: at thousands of models they would otherwise take as long as the products.

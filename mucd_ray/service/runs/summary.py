@@ -40,6 +40,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "units": inputs["units"],
         "unit": inputs["mechanism"]["unit"],
         "mechanism": inputs["mechanism"],
+        "features": inputs.get("features"),
         "algorithm": certificate["context"]["learner"]["algorithm"],
         "failures": certificate["context"]["failures"],
         "threat": inputs["threat"],
@@ -113,6 +114,8 @@ def describe(summary: dict) -> str:
         + (", at all looks together" if summary["looks"] == "anytime" else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
+    if summary["features"] and summary["features"]["source"] == "privileged":
+        lines.append("privileged features: out of the controller, or the model of the environment, that made the data")
     if summary["failures"]:
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action")
     names = {"non_private": "without privacy" if summary["mechanism"]["kind"] == Mechanism.kind else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}

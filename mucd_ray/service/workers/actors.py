@@ -194,6 +194,7 @@ def certificate_of(settings, evidence: "Evidence", choices: dict, reference: lis
         condition=settings.condition,
         actions=actions,
         radius_cap=settings.radius_cap(choices["threat"]),
+        features=settings.card.features_source(),
         **choices,
     )
     return make_certificate(inputs, assumptions=assumptions, context=context | {"failures": evidence.failures})
