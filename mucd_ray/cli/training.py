@@ -43,6 +43,7 @@ def add_run(commands):
     group.add_argument("--chosen", help="one sentence for the certificate: how you chose these constants")
     add_until(sub)
     group = sub.add_argument_group("evaluation")
+    group.add_argument("--trusted", metavar="DATASET", help="Minari dataset of the same environment that you trust: what a policy trained on it alone earns is shown as a yardstick; nothing else uses it")
     group.add_argument("--rollouts", type=int, default=1, help="episodes per instance; its return is their mean")
     group.add_argument("--discount", type=float, default=1.0, help="a reward after t steps counts discount^t; below 1 the card must bound rewards and episode length, or clip returns (then the discounted sum is clipped)")
     group.add_argument("--states", type=int, default=200, help="number of states to vote on, chosen by held-out instances")

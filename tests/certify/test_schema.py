@@ -42,12 +42,13 @@ def run_context():
     """The context of a run, from the function that writes it."""
     about = pytest.importorskip("mucd_ray.service.runs.about")
     learner = pytest.importorskip("mucd_ray.learn.learner")
-    baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "reference": [0]}
+    baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "trusted": -95.0, "reference": [0]}
     store = SimpleNamespace(baselines=lambda: baselines, targets=lambda: [100], looks=lambda: [100], states_hash=lambda: "ab")
     settings = SimpleNamespace(
         dataset="acrobot/größe-v0",
         fingerprint="cd",
         units=1000,
+        trusted=("acrobot/ours-v0", "ef"),
         card=SimpleNamespace(env_id="Acrobot-v1", random_return=-499.0, expert_return=-79.0),
         discount=1.0,
         mechanism=Mechanism(sample_rate=0.05, noise_multiplier=30.0, clip_norm=0.1, steps=40, normaliser=50.0),

@@ -68,6 +68,7 @@ def start_run(options, out) -> int:
         states=options.states,
         states_file=options.states_file,
         held_out=options.held_out,
+        trusted=options.trusted,
     )
     return _print(execute(request, options.storage, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
 

@@ -68,6 +68,7 @@ class Request:
     states: int = 200
     states_file: str | None = None
     held_out: int = 16
+    trusted: str | None = None
 
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
@@ -125,6 +126,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         code=code_digest(),
         version=package_version(),
         condition=tuned.condition(dataset) if tuned is not None else None,
+        trusted=None if request.trusted is None else _trusted(request.trusted, dataset, card),
         assumptions=(
             *notes,
             *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" and request.mechanism == Mechanism.kind else []),
@@ -144,6 +146,15 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         )
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
+
+
+def _trusted(name: str, dataset: OfflineDataset, card: EnvironmentCard) -> tuple[str, str]:
+    """(name, content hash) of the user's trusted data, recorded in the same environment."""
+    trusted = load_dataset(name)
+    card.check(trusted)
+    if trusted.fingerprint() == dataset.fingerprint():
+        raise MucdError(f"the trusted dataset {name} is the one to be certified: if you trust all of it, no certificate is needed")
+    return trusted.name, trusted.fingerprint()
 
 
 def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: bool, bounded: bool) -> Learner:

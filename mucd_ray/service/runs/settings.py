@@ -40,6 +40,7 @@ class RunSettings:
         declared_size: the public size from which constants of the mechanism may follow; None if none does.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
+        trusted: (name, content hash) of the dataset that the user trusts, a policy trained on which is a yardstick; None without one.
         states_sha256: hash of the user's file of states, if there was one.
         code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
         condition: what every claim about this run depends on that nothing accounts for (certify/file/evidence.py), or None.
@@ -66,6 +67,7 @@ class RunSettings:
     code: str = ""
     fit: Fit | None = None
     condition: str | None = None
+    trusted: tuple[str, str] | None = None
     version: str = ""
     assumptions: tuple[str, ...] = ()
 
@@ -75,6 +77,8 @@ class RunSettings:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)!r:.100} must be a whole number")
         if not all(isinstance(text, str) for text in (self.dataset, self.fingerprint, self.code, self.version, *self.assumptions)):
             raise MucdError("dataset, fingerprint, code, version and assumptions must be texts")
+        if self.trusted is not None and not (len(self.trusted) == 2 and all(isinstance(text, str) for text in self.trusted)):
+            raise MucdError(f"trusted {self.trusted!r:.100} must be the name and the content hash of a dataset")
         if min(self.actions, self.dimensions) != 0 or max(self.actions, self.dimensions) < 1:
             raise MucdError(f"actions {self.actions} and dimensions {self.dimensions}: one of them must be 0, the other at least 1")
         if self.action_bounds is not None and not _are_bounds(self.action_bounds, self.dimensions):
@@ -144,6 +148,7 @@ class RunSettings:
                 "fit": values["fit"] and Fit(**values["fit"]),
                 "learner": Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])}),
                 "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),
+                "trusted": values.get("trusted") and tuple(values["trusted"]),
                 "assumptions": tuple(values["assumptions"]),
             }
         )

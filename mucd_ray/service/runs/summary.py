@@ -69,7 +69,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
 
 
 # What a policy must beat to be worth deploying: names among the baselines, and in words.
-YARDSTICKS = {"best_constant_return": "the best constant action", "behaviour": "the behaviour policy"}
+YARDSTICKS = {"best_constant_return": "the best constant action", "behaviour": "the behaviour policy", "trusted": "the policy trained on the trusted data alone"}
 
 
 def _yardsticks(curve: dict, baselines: dict) -> dict:
@@ -118,7 +118,7 @@ def describe(summary: dict) -> str:
         lines.append("privileged features: out of the controller, or the model of the environment, that made the data")
     if summary["failures"]:
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action")
-    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] == Mechanism.kind else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
+    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] == Mechanism.kind else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
     lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
     if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
         lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")

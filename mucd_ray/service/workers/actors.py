@@ -89,10 +89,13 @@ class Trainer(Watched):
 
         return choose_states(self.settings, self.secret, self.units, self.device, self._tick)
 
-    def baselines(self) -> dict:
+    def baselines(self, *trusted: np.ndarray) -> dict:
+        """`trusted`: the arrays of the trusted data's units, if there are any."""
+        from mucd_ray.learn.units import ARRAYS, Units
         from mucd_ray.service.runs.work import baselines
 
-        return baselines(self.settings, self.units, self.store.states(), self._tick)
+        units = Units(unit=self.settings.mechanism.unit, **dict(zip(ARRAYS, trusted, strict=True))) if trusted else None
+        return baselines(self.settings, self.units, self.store.states(), self._tick, units)
 
     def _tick(self) -> None:
         self.ticks += 1

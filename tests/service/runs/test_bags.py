@@ -110,3 +110,20 @@ def test_what_does_not_fit_is_refused(recordings, changes, complaint):
 def test_accountants_of_noise_are_refused(recordings):
     with pytest.raises(MucdError, match="accountant 'rdp' is for the gaussian mechanism"):
         make_settings(request(recordings["cartpole"]), load_dataset(recordings["cartpole"]), Choices(accountant="rdp"))
+
+
+def test_a_policy_of_trusted_data_is_a_yardstick(recordings, tmp_path, local_ray):
+    record("CartPole-v1", None, 600, 91, "cartpole/trusted-v0")
+    asked = request(recordings["cartpole"], trusted="cartpole/trusted-v0")
+    summary = execute(asked, str(tmp_path / "run"), resources=Resources(block=13), seed=SEED)
+    certificate = read_certificate(tmp_path / "run" / "certificate.json")
+    trusted = load_dataset("cartpole/trusted-v0")
+    assert certificate["context"]["trusted"] == {"name": "cartpole/trusted-v0", "sha256": trusted.fingerprint()} and verify(certificate) == []
+    assert summary["yardsticks"]["trusted"]["return"] == summary["baselines"]["trusted"] == certificate["context"]["baselines"]["trusted"] > 0
+    assert "trusted data alone" in describe(summary) and "trusted data alone" in (tmp_path / "run" / "report.html").read_text()
+    # Nothing else uses them.
+    store = RunStore.open(tmp_path / "run")
+    assert np.array_equal(Tally(store, 25).evidence().returns, Tally(made_here(recordings["cartpole"], tmp_path / "alone", "bag"), 25).evidence().returns)
+    for name, complaint in ((recordings["cartpole"], "is the one to be certified"), (recordings["acrobot"], "Acrobot")):
+        with pytest.raises(MucdError, match=complaint):
+            make_settings(request(recordings["cartpole"], trusted=name), load_dataset(recordings["cartpole"]), Choices())
