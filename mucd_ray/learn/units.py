@@ -126,7 +126,7 @@ def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem,
         starts = starts[:-1]
     def features_of(observations: np.ndarray) -> np.ndarray:
         # A byte for each entry instead of four, where images are taken as they are.
-        as_they_are = problem.module_factory is not None and observations.dtype == np.uint8 and card == card.raw()
+        as_they_are = problem.module_factory is not None and observations.dtype == np.uint8 and card == card.raw() and card.encoder is None
         return observations.reshape(len(observations), -1) if as_they_are else problem.embed(card.features(observations))
 
     features = features_of(dataset.observations)

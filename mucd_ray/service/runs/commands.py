@@ -8,6 +8,7 @@ from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import as_expected
+from mucd_ray.learn.encoders import encoder_hash, load_encoder, read_encoder
 from mucd_ray.learn.learner import LocalUpdate
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.service.runs.choices import INFERENCES, Choices
@@ -69,6 +70,7 @@ def start_run(options, out) -> int:
         states_file=options.states_file,
         held_out=options.held_out,
         trusted=options.trusted,
+        encoder=read_encoder(options.encoder) if options.encoder else None,
     )
     return _print(execute(request, options.storage, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
 
@@ -76,7 +78,11 @@ def start_run(options, out) -> int:
 def grow_run(options, out) -> int:
     store = RunStore.open(options.run)
     settings = store.settings()
-    _check_card(store, settings.card, options.card)
+    _check_card(store, replace(settings.card, encoder=None), options.card)
+    if settings.card.encoder is not None:
+        content = check_encoder(store.location, settings.card, options.encoder)
+        load_encoder(content, settings.card.observation_shape)
+        store.write_encoder(content)
     choices, resources = _choices(options, _certified(store)), _resources(options)
     dataset = load_dataset(settings.dataset)
     return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
@@ -94,6 +100,16 @@ def _check_card(store: RunStore, card: EnvironmentCard, path: str | None) -> Non
         )
     if path is not None and card not in (load_card(path), load_card(path).raw()):
         raise MucdError(f"card {path} is not that of {store.location}: give the one with which the run began")
+
+
+def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:
+    """The content of the user's file `path`. Raises MucdError unless it is the encoder of this run's card: what a folder brings along is no reason to run it."""
+    if path is None:
+        raise MucdError(f"policies of {run} see observations through an encoder, which is run only on your word: give the file with which you began the run, --encoder FILE")
+    content = read_encoder(path)
+    if encoder_hash(content) != card.encoder[0]:
+        raise MucdError(f"encoder {path} is not that of {run}: give the file whose SHA-256 begins with {card.encoder[0][:16]}")
+    return content
 
 
 def certify_run(options, out) -> int:

@@ -18,6 +18,7 @@ from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
 from mucd_ray.learn.algorithms import algorithm_for
+from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
@@ -34,13 +35,18 @@ from mucd_ray.service.workers.cluster import Resources
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
 SEED_NOTE = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
 LOCAL_NOTE = "Of a trajectory with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
+ENCODER_NOTE = (
+    "Every observation is replaced by the outputs of an encoder from outside, which is given one observation at a time and must be a function of it alone. It was given by the user. "
+    f"{CONDITIONAL}"
+)
 WIDEST_BOUND = 1e18
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a run is asked for. `None` means: the package's default, or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
+    """What a run is asked for. `None` means: the package's default, or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name,
+    `encoder` the content of the encoder's file.
 
     `tuned` takes the place of unit, fraction, sample_rate, noise_multiplier, steps, clip_norm and learner.
     """
@@ -69,6 +75,7 @@ class Request:
     states_file: str | None = None
     held_out: int = 16
     trusted: str | None = None
+    encoder: bytes | None = None
 
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
@@ -83,6 +90,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS
+    if request.encoder is not None:
+        card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
     if request.mechanism != Mechanism.kind:
         card = card.raw()
     if tuned is not None and tuned.environment != card.env_id:
@@ -132,6 +141,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" and request.mechanism == Mechanism.kind else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
+            *([] if request.encoder is None else [ENCODER_NOTE]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
     )
@@ -211,4 +221,6 @@ def execute(request: Request, storage: str, *, choices: Choices = Choices(), res
     if seed is not None:
         settings = replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
     store = RunStore.create_or_open(storage, settings, secret)
+    if request.encoder is not None:
+        store.write_encoder(request.encoder)
     return finish(store, train(store, dataset, request.instances, choices, resources, states))

@@ -55,6 +55,7 @@ class Trainer(Watched):
 
     def prepare(self) -> None:
         """Read the run folder, and check the data; before anything else."""
+        from mucd_ray.learn.encoders import load_encoder
         from mucd_ray.learn.engines.precision import forbid_coarse_products
         from mucd_ray.learn.units import ARRAYS, Units
         from mucd_ray.service.runs import work  # noqa: F401  what `train` needs, too
@@ -64,6 +65,9 @@ class Trainer(Watched):
         self.store = RunStore.open(self.run)
         self.settings, self.secret = self.store.settings(), self.store.secret()
         check_code(self.settings)
+        if self.settings.card.encoder is not None:
+            # The driver has compared it with the user's own file, by the hash that the settings hold.
+            load_encoder(self.store.encoder(), self.settings.card.observation_shape)
         # Zero-copy views of the object store: an in-place write by anybody would change them for everybody.
         self.units = Units(unit=self.settings.mechanism.unit, **dict(zip(ARRAYS, self.arrays, strict=True)))
         self._check_data()

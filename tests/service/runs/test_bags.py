@@ -4,13 +4,16 @@ import hashlib
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.encoders import encoder_hash
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.commands import check_encoder
 from mucd_ray.service.runs.driver import certify, train, training_units
 from mucd_ray.service.runs.session import Request, execute, make_settings
 from mucd_ray.service.runs.summary import describe, finish
@@ -127,3 +130,43 @@ def test_a_policy_of_trusted_data_is_a_yardstick(recordings, tmp_path, local_ray
     for name, complaint in ((recordings["cartpole"], "is the one to be certified"), (recordings["acrobot"], "Acrobot")):
         with pytest.raises(MucdError, match=complaint):
             make_settings(request(recordings["cartpole"], trusted=name), load_dataset(recordings["cartpole"]), Choices())
+
+
+def signs() -> bytes:
+    """An encoder of CartPole's observations [n, 4]: the sines of three mixtures."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Sin", ["z"], ["y"])], "encoder",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32), "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+
+def test_an_encoder_takes_the_place_of_observations(recordings, tmp_path, local_ray):
+    content, run = signs(), str(tmp_path / "run")
+    execute(request(recordings["cartpole"], encoder=content), run, resources=Resources(block=13), seed=SEED)
+    certificate, store = read_certificate(tmp_path / "run" / "certificate.json"), RunStore.open(run)
+    assert verify(certificate) == [] and certificate["inputs"]["features"] == {"source": "encoder", "card": "CartPole-v1", "encoder": encoder_hash(content)}
+    assert encoder_hash(content) in " ".join(certificate["claim"]) and "encoder from outside" in " ".join(certificate["assumptions"])
+    assert store.settings().problem.inputs == 3 and store.states().shape == (12, 4)
+    # What lies in a run folder is not run on its own word.
+    with pytest.raises(MucdError, match="only on your word"):
+        Ensemble(run)
+    assert len(Ensemble(run, encoder_hash(content)).answers(store.states())) == 12
+    (tmp_path / "other").write_bytes(content + b"\x00")
+    for path, complaint in ((None, "only on your word"), (tmp_path / "other", "is not that of")):
+        with pytest.raises(MucdError, match=complaint):
+            check_encoder(run, store.settings().card, path)
+    (tmp_path / "run" / "encoder").write_bytes(b"something else")
+    with pytest.raises(MucdError, match="not the encoder with which"):
+        Ensemble(run, encoder_hash(content))
+
+
+def test_an_encoder_goes_with_noise_too(recordings):
+    dataset = load_dataset(recordings["cartpole"])
+    asked = Request(dataset=dataset.name, encoder=signs(), instances=40, steps=4, states=5, held_out=2, fraction=0.005)
+    settings, _ = make_settings(asked, dataset, Choices())
+    units = training_units(settings, dataset)
+    assert units.features.shape == (len(dataset), 3) and np.abs(units.features).max() <= 1
+    block = train_and_evaluate(settings, SECRET, units, dataset.observations[:5], range(2), "cpu")
+    assert block.actions.shape == (2, 5) and block.parameters["0.weight"].shape == (2, 3, 2)
