@@ -86,6 +86,7 @@ def make_inputs(
     condition: str | None = None,
     radius_cap: int | None = None,
     trainer: Outside | None = None,
+    features: dict | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
 
@@ -100,8 +101,10 @@ def make_inputs(
         condition: what the claim depends on that nothing accounts for, one of CONDITIONS in `evidence.py`.
         radius_cap: no radius above it is claimed; at most N, which is the default.
         trainer: from outside; None: the package's own learner.
+        features: what policies see: {"source": one of FEATURES in `evidence.py`, "card": name of the environment, "encoder": SHA-256 or None}.
     """
-    return {
+    known = {} if features is None else {"features": features}
+    return known | {
         "mechanism": to_values(mechanism),
         "trainer": None if trainer is None else asdict(trainer),
         "threat": threat,

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 from mucd_ray.certify.confidence.looks import looks_up_to
-from mucd_ray.certify.file.evidence import TUNED_ON_THIS_DATASET
+from mucd_ray.certify.file.evidence import FEATURES, TUNED_ON_THIS_DATASET
 from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
 from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -31,6 +31,8 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
         "Training is the randomised mechanism recorded here, with randomness that the attacker does not know."
     )
     sentences += OF_UNITS.get(inputs["mechanism"]["unit"], [])
+    if "features" in inputs:
+        sentences.append(f"Features: {FEATURES[inputs['features']['source']].format(**inputs['features'])}.")
     sentences += MECHANISMS[inputs["mechanism"]["kind"]](inputs["mechanism"], inputs["units"], kind, inputs["trainer"])
     if inputs["trainer"] is not None:
         sentences.append(_trainer(inputs["trainer"]))

@@ -85,6 +85,7 @@ def context(store: RunStore, settings: RunSettings) -> dict:
     baselines = store.baselines()
     return {
         "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "source_key": settings.source_key, "environment": settings.card.env_id},
+        "trusted": settings.trusted and dict(zip(("name", "sha256"), settings.trusted)),
         "baselines": baselines and {key: value for key, value in baselines.items() if key != "reference"},
         "normalised": _references(settings),
         "instances_asked_for": store.targets(),

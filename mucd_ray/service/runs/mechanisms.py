@@ -68,7 +68,7 @@ def settled(request, trajectories: int, accountant: str = "tradeoff") -> Settled
 
 
 def _implied(request) -> str | None:
-    if request.tuned is not None or (request.learner is not None and (request.learner.local != LocalUpdate() or request.learner.network != "dense")):
+    if request.tuned is not None or (request.learner is not None and request.learner.local != LocalUpdate()):
         return Mechanism.kind
     if request.trainer is not None and request.parts is None:
         return Bag.kind

@@ -18,6 +18,7 @@ from mucd_ray.data.formats.minari import load_dataset, source_keys
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
 from mucd_ray.learn.algorithms import algorithm_for
+from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
@@ -36,6 +37,10 @@ from mucd_ray.service.workers.cluster import Resources
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
 SEED_NOTE = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
 LOCAL_NOTE = "Of a {unit} with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
+ENCODER_NOTE = (
+    "Every observation is replaced by the outputs of an encoder from outside, which is given one observation at a time and must be a function of it alone. It was given by the user. "
+    f"{CONDITIONAL}"
+)
 WIDEST_BOUND = 1e18
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
@@ -43,6 +48,7 @@ USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONA
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a run is asked for. `None` means: the package's default, which for mechanism and unit may follow from how many trajectories there are (`settled`), or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
+    `encoder` the content of the encoder's file.
 
     `tuned` takes the place of unit, fraction, sample_rate, noise_multiplier, steps, clip_norm and learner.
     """
@@ -72,6 +78,8 @@ class Request:
     states: int = 200
     states_file: str | None = None
     held_out: int = 16
+    trusted: str | None = None
+    encoder: bytes | None = None
 
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
@@ -88,6 +96,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS
+    if request.encoder is not None:
+        card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
     if request.mechanism != Mechanism.kind:
         card = card.raw()
     if tuned is not None and tuned.environment != card.env_id:
@@ -97,11 +107,11 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     action_bounds = _action_bounds(action_space)
     if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: other learners have --train-steps and --top-share")
-    if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.network != "dense":
-        raise MucdError(f"network {request.learner.network!r} is trained by --mechanism {Mechanism.kind} alone so far: use a dense one")
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if request.trainer is not None and (request.learner is not None or request.fit):
         raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
+    if request.trainer is not None and request.trusted is not None:
+        raise MucdError(f"--trusted {request.trusted} is a yardstick for the package's learners so far, not for {request.trainer.option}: leave it out")
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.count(request.unit)
@@ -141,11 +151,13 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         code=code_digest(),
         version=package_version(),
         condition=tuned.condition(dataset) if tuned is not None else None,
+        trusted=None if request.trusted is None else _trusted(request.trusted, dataset, card),
         assumptions=(
             *notes,
             *([LOCAL_NOTE.format(unit=request.unit, cap=learner.local.cap)] if request.unit != "transition" and request.mechanism == Mechanism.kind else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
+            *([] if request.encoder is None else [ENCODER_NOTE]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
     )
@@ -168,6 +180,15 @@ def _check_source(request: Request) -> None:
         raise MucdError(f"source key {request.source_key!r:.100} is for --unit source, not for {request.unit}: leave it out")
     if request.unit == "source" and request.source_key is None:
         raise MucdError(f"--unit source needs --source-key NAME, the key that tells the source of a trajectory; {source_keys(request.dataset)}")
+
+
+def _trusted(name: str, dataset: OfflineDataset, card: EnvironmentCard) -> tuple[str, str]:
+    """(name, content hash) of the user's trusted data, recorded in the same environment."""
+    trusted = load_dataset(name)
+    card.check(trusted)
+    if trusted.fingerprint() == dataset.fingerprint():
+        raise MucdError(f"the trusted dataset {name} is the one to be certified: if you trust all of it, no certificate is needed")
+    return trusted.name, trusted.fingerprint()
 
 
 def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: bool, bounded: bool) -> Learner:
@@ -233,4 +254,6 @@ def execute(
         # Before anything is written; with another environment only the trainers can tell.
         open_nursery(settings, "cpu")
     store = RunStore.create_or_open(storage, settings, secret)
+    if request.encoder is not None:
+        store.write_encoder(request.encoder)
     return finish(store, train(store, dataset, request.instances, choices, resources, states))

@@ -40,6 +40,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "units": inputs["units"],
         "unit": inputs["mechanism"]["unit"],
         "mechanism": inputs["mechanism"],
+        "features": inputs.get("features"),
         "algorithm": certificate["context"]["learner"]["algorithm"],
         "failures": certificate["context"]["failures"],
         "failures_by_cause": certificate["context"]["failures_by_cause"],
@@ -71,7 +72,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
 
 
 # What a policy must beat to be worth deploying: names among the baselines, and in words.
-YARDSTICKS = {"best_constant_return": "the best constant action", "behaviour": "the behaviour policy"}
+YARDSTICKS = {"best_constant_return": "the best constant action", "behaviour": "the behaviour policy", "trusted": "the policy trained on the trusted data alone"}
 
 
 def _yardsticks(curve: dict, baselines: dict) -> dict:
@@ -116,11 +117,13 @@ def describe(summary: dict) -> str:
         + (", at all looks together" if summary["looks"] == "anytime" else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
+    if summary["features"] and summary["features"]["source"] == "privileged":
+        lines.append("privileged features: out of the controller, or the model of the environment, that made the data")
     if summary["failures"]:
         causes = ", ".join(f"{number} {cause}" for cause, number in summary["failures_by_cause"].items())
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")
         lines += [f"  such as {words}" for words in summary["failure_words"].values()]
-    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] == Mechanism.kind else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
+    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] == Mechanism.kind else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
     lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
     if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
         lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")

@@ -144,9 +144,10 @@ def _met(settings: RunSettings, secret: bytes, policies: Policies, instances: ra
     return kept.reshape(-1, *kept.shape[2:])
 
 
-def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress: Progress | None = None) -> dict:
-    """Unprotected policies: mean returns of the same learner without privacy, and of every constant action; and `reference`, the
-    action that most of the former prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to learn from, the former are missing."""
+def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress: Progress | None = None, trusted: Units | None = None) -> dict:
+    """Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone, and of every constant action; and
+    `reference`, the action that most of those on all data prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to
+    learn from, the former are missing."""
     problem = settings.problem
     if problem.module_factory is not None:
         seeds, effort = list(MODULE_BASELINE_SEEDS), {"steps": 300, "batch": 64, "learning_rate": 0.001}
@@ -154,19 +155,26 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
         distribution = problem.discrete and problem.network.outputs > problem.actions
         seeds, effort = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS), {}
     found, reference = {}, None
+
+    def learned(name: str, from_units: Units) -> StackedPolicies:
+        if settings.fit is None:
+            parameters = train_nonprivate(problem=problem, units=from_units, seeds=seeds, progress=progress, **effort)
+        else:
+            everything = np.arange(len(from_units))
+            parameters = fit_policies(problem=problem, fit=settings.fit, units=from_units, bags=[everything] * len(seeds), instances=seeds, streams=PUBLIC, progress=progress)
+        policies = trained_policies(problem, parameters)
+        found[name] = float(rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount, progress=progress).mean())
+        return policies
+
     if settings.trainer is not None:
         found, reference = _of_all_data(settings, units, states, progress)
     # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
     elif units.lengths.any():
-        if settings.fit is None:
-            parameters = train_nonprivate(problem=problem, units=units, seeds=seeds, progress=progress, **effort)
-        else:
-            everything = np.arange(len(units))
-            parameters = fit_policies(problem=problem, fit=settings.fit, units=units, bags=[everything] * len(seeds), instances=seeds, streams=PUBLIC, progress=progress)
-        policies = trained_policies(problem, parameters)
-        found["non_private"] = float(rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount, progress=progress).mean())
+        policies = learned("non_private", units)
         if settings.actions:
             reference = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist()
+    if trusted is not None and trusted.lengths.any():
+        learned("trusted", trusted)
     environment = settings.card.make()
     constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount, progress=progress)
     environment.close()
