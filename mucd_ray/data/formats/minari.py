@@ -13,7 +13,7 @@ from minari.storage import get_dataset_path
 from mucd_ray.data.dataset import OfflineDataset, as_column
 from mucd_ray.data.formats.hdf5 import Hdf5File
 from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
-from mucd_ray.data.formats.tables import FORMATS, Allowance, read_table
+from mucd_ray.data.formats.tables import FORMATS, Tables
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_within, printable
 
@@ -142,9 +142,9 @@ def _stored(folder: Path, metadata: Metadata):
     if metadata.jpeg and is_image_space(metadata.action_space):
         raise MucdError("its actions are images: only Discrete and one-dimensional Box actions are supported")
     if metadata.data_format in FORMATS:
-        allowance = Allowance()
-        for number in range(metadata.episodes):
-            yield read_table(folder, number, metadata, image, allowance)
+        with Tables(folder, metadata, image) as tables:
+            for number in range(metadata.episodes):
+                yield tables.episode(number)
         return
     if metadata.data_format != "hdf5":
         raise MucdError(f"its data format {metadata.data_format!r} is unknown: use hdf5, {' or '.join(FORMATS)}")
