@@ -10,6 +10,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.files import as_expected
 from mucd_ray.learn.learner import LocalUpdate
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES
@@ -38,7 +39,7 @@ def start_run(options, out) -> int:
     given = {name: getattr(options, name) for name in names}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
     given = {name: value for name, value in given.items() if value is not None}
-    if options.mechanism == Mechanism.kind and "algorithm" in given and "learning_rate" not in given:
+    if options.mechanism in WITH_NOISE and "algorithm" in given and "learning_rate" not in given:
         given["learning_rate"] = DEFAULT_RATES.get(given["algorithm"], usual.learning_rate)
     fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share}
     fit = {name: value for name, value in fit.items() if value is not None}

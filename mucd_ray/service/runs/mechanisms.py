@@ -3,14 +3,15 @@
 from dataclasses import fields, replace
 
 from mucd_ray.certify.confidence.looks import effective_eta
-from mucd_ray.certify.planning.bags import bag_of, fewest_parts, largest_bag
+from mucd_ray.certify.planning.bags import bag_of, bag_then_noise_of, fewest_parts, largest_bag, least_noise_in_bags, usual_bag_size
 from mucd_ray.certify.planning.plan import plan, wanted_radius
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import AnyMechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.words import counted
@@ -18,17 +19,17 @@ from mucd_ray.words import counted
 DEFAULT_CLIP_NORM = 0.1
 CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
 # What an attacker changes, where the user does not say: noise averages over many transitions, and bags of few trajectories still teach a lot.
-DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", Partition.kind: "trajectory"}
+DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", BagThenNoise.kind: "trajectory", Partition.kind: "trajectory"}
 # Under noise: chosen on simulator recordings (Acrobot, CartPole) with seeds that no shipped example certifies. On bags: a common network and optimiser.
 DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=30.0, average=0.5)
 PLAIN_LEARNER = Learner(algorithm="bc", hidden=(64, 64), optimiser="adam", learning_rate=0.001, average=0.5)
-DEFAULT_LEARNERS = {Mechanism.kind: DEFAULT_LEARNER, Bag.kind: PLAIN_LEARNER, Partition.kind: PLAIN_LEARNER}
+DEFAULT_LEARNERS = {Mechanism.kind: DEFAULT_LEARNER, Bag.kind: PLAIN_LEARNER, BagThenNoise.kind: DEFAULT_LEARNER, Partition.kind: PLAIN_LEARNER}
 # Where the rate that suits cloning under noise does not: the best of 0.3, 1, 3, 10 and 30 at S = 110 on recordings with seed 101, of CartPole (Pendulum
 # for td3-bc).
 DEFAULT_RATES = {"dqn": 3.0, "double-dqn": 3.0, "qr-dqn": 10.0, "iql": 10.0, "c51": 10.0, "td3-bc": 0.3}
 # Options that not every kind of mechanism reads, and the kinds that do.
-ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), (Mechanism.kind,)) | {
-    "bag_size": (Bag.kind,), "draws": (Bag.kind,), "parts": (Partition.kind,), "fit": (Bag.kind, Partition.kind),
+ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), WITH_NOISE) | {
+    "bag_size": (Bag.kind, BagThenNoise.kind), "draws": (Bag.kind, BagThenNoise.kind), "parts": (Partition.kind,), "fit": (Bag.kind, Partition.kind),
 }
 
 
@@ -56,7 +57,7 @@ def planned(request, choices: Choices, declared: int, size: int, actions: int) -
         size: the number of units there are, for refusals alone.
         actions: number of discrete actions, 2 if they are continuous.
     """
-    return {Mechanism.kind: _gaussian, Bag.kind: _bag, Partition.kind: _partition}[request.mechanism](request, choices, declared, size, actions)
+    return {Mechanism.kind: _gaussian, Bag.kind: _bag, BagThenNoise.kind: _bag_then_noise, Partition.kind: _partition}[request.mechanism](request, choices, declared, size, actions)
 
 
 def _gaussian(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[Mechanism, str, bool]:
@@ -94,6 +95,22 @@ def _bag(request, choices: Choices, declared: int, size: int, actions: int) -> t
     return bag, note, request.bag_size is None or draws == "poisson"
 
 
+def _bag_then_noise(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[BagThenNoise, str, bool]:
+    draws, eta = request.draws or "poisson", effective_eta(choices.eta, choices.looks, request.instances)
+    asked = {"units": declared, "instances": request.instances, "eta": eta, "actions": actions, "threat": choices.threat, "unit": request.unit}
+    radius = wanted_radius(declared, request.fraction)
+    bag = bag_of(request.bag_size or usual_bag_size(**asked, radius=radius), unit=request.unit, draws=draws, units=declared)
+    inner = {"sample_rate": request.sample_rate, "steps": request.steps, "clip_norm": DEFAULT_CLIP_NORM if request.clip_norm is None else request.clip_norm}
+    if request.noise_multiplier is not None:
+        if request.bag_size is None or request.sample_rate is None or request.steps is None:
+            raise MucdError("--noise-multiplier needs --bag-size, --sample-rate and --steps beside it; or leave it out, and it is planned from --fraction")
+        mechanism, note = bag_then_noise_of(bag, units=declared, noise_multiplier=request.noise_multiplier, **inner), f"The mechanism was given by the user. {CONDITIONAL}"
+    else:
+        mechanism, note = least_noise_in_bags(bag, **asked, radius=radius, **inner), _plan_note(request, choices, declared, eta)
+    mechanism.check(size)
+    return mechanism, note, True
+
+
 def _partition(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[Partition, str, bool]:
     if request.parts is not None:
         partition, note = Partition(unit=request.unit, parts=request.parts), f"The number of parts was given by the user. {CONDITIONAL}"
@@ -122,5 +139,5 @@ def _given(request, choices: Choices) -> list[str]:
     """
     usual = {field.name: field.default for kind in (type(request), Choices) for field in fields(kind)} | {"unit": DEFAULT_UNITS[request.mechanism], "draws": None}
     asked = vars(request) | vars(choices)
-    names = ("mechanism", "unit", "fraction", "instances", "eta", "threat", "sample_rate", "steps", "clip_norm", "draws", "looks")
+    names = ("mechanism", "unit", "fraction", "instances", "eta", "threat", "sample_rate", "steps", "clip_norm", "bag_size", "draws", "looks")
     return [name.replace("_", " ") for name in names if asked[name] != usual[name]]

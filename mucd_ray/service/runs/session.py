@@ -22,6 +22,7 @@ from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, DEFAULT_UNITS, check_options, default_top_share, planned
@@ -82,16 +83,16 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS
-    if request.mechanism != Mechanism.kind:
+    if request.mechanism not in WITH_NOISE:
         card = card.raw()
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
     action_bounds = _action_bounds(card)
-    if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.local != LocalUpdate():
-        raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: other learners have --train-steps and --top-share")
-    if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.network != "dense":
-        raise MucdError(f"network {request.learner.network!r} is trained by --mechanism {Mechanism.kind} alone so far: use a dense one")
+    if request.mechanism not in WITH_NOISE and request.learner is not None and request.learner.local != LocalUpdate():
+        raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
+    if request.mechanism not in WITH_NOISE and request.learner is not None and request.learner.network != "dense":
+        raise MucdError(f"network {request.learner.network!r} is trained by --mechanism {' or '.join(WITH_NOISE)} alone so far: use a dense one")
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")
@@ -116,7 +117,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         action_bounds=action_bounds,
         mechanism=mechanism,
         learner=learner,
-        fit=None if request.mechanism == Mechanism.kind else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
+        fit=None if request.mechanism in WITH_NOISE else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
         declared_size=declared if follows else None,
         size_margin=margin,
         rollouts=request.rollouts,
@@ -129,7 +130,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         condition=tuned.condition(dataset) if tuned is not None else None,
         assumptions=(
             *notes,
-            *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" and request.mechanism == Mechanism.kind else []),
+            *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" and request.mechanism in WITH_NOISE else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),

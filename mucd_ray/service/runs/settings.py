@@ -16,8 +16,7 @@ from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.learn.units import check_unit
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import AnyMechanism, from_values, to_values
+from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, from_values, to_values
 from mucd_ray.words import counted
 
 # States, held-out instances, episodes of an instance: what a certificate or a trainer could still hold.
@@ -82,7 +81,7 @@ class RunSettings:
         for name in ("states", "held_out", "rollouts"):
             if not 1 <= getattr(self, name) <= MOST:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1, and at most {MOST:,}")
-        if (self.fit is None) != (self.mechanism.kind == Mechanism.kind):
+        if (self.fit is None) != (self.mechanism.kind in WITH_NOISE):
             raise MucdError(f"fit {self.fit} does not go with a mechanism of kind {self.mechanism.kind}: bags and parts have one, noise has none")
         self.card.discounted_range(self.discount)
         check_unit(self.learner, self.mechanism.unit)
