@@ -11,10 +11,12 @@ from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.accounting import MOST_UNITS, GroupAccountant
 from mucd_ray.mechanism.gaussian.loss_distribution import TradeoffCurve
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.gaussian.mixture import LIGHTEST, Mixture
+from mucd_ray.mechanism.gaussian.mixture import Mixture
 from mucd_ray.mechanism.work import spend
 
 DRAWS = ("poisson", "fixed")
+# Numbers of changed units that a bag has more rarely than this are left out of a sum: the safe side.
+LIGHTEST = 1e-13
 # Allowance for floating-point error in the weights w_K and in sums over them; relative.
 ROUNDING = 1e-9
 # Up to this many changed units in a bag each number has a curve of its own; larger ones share that of the next number of a ladder, at most 1/128 larger: f_K falls with K.

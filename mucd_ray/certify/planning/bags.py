@@ -25,11 +25,11 @@ LARGER = 2
 PRECISION = 1e-3
 
 
-def certified_radius(mechanism: AnyMechanism, *, units: int, instances: int, eta: float, actions: int, threat: str, agreement: float = 1.0, cap: int | None = None) -> int:
-    """Largest r, at most `cap`, at which such a vote is certified; -1 if not even at r = 0. `agreement`: share of the instances that vote for the top action."""
+def certified_radius(mechanism: AnyMechanism, *, units: int, instances: int, eta: float, actions: int, threat: str, agreement: float = 1.0) -> int:
+    """Largest r at which such a vote is certified; -1 if not even at r = 0. `agreement`: share of the instances that vote for the top action."""
     top, runner_up = vote_bounds(instances, actions, eta, agreement)
     guarantees = guarantees_of(mechanism, units=units, threat=threat)
-    return int(action_radii(np.array([top]), np.array([runner_up]), guarantees, min(units if cap is None else cap, guarantees.largest_radius))[0])
+    return int(action_radii(np.array([top]), np.array([runner_up]), guarantees, min(units, guarantees.largest_radius))[0])
 
 
 def bag_of(size: int, *, unit: str, draws: str, units: int) -> Bag:
@@ -89,10 +89,12 @@ def least_noise_in_bags(
         MucdError: no noise certifies that.
     """
 
+    top, runner_up = (np.array([bound]) for bound in vote_bounds(instances, actions, eta, agreement))
+
     def certified(sigma: float) -> BagThenNoise | None:
         mechanism = bag_then_noise_of(bag, units=units, noise_multiplier=sigma, sample_rate=sample_rate, steps=steps, clip_norm=clip_norm)
-        found = certified_radius(mechanism, units=units, instances=instances, eta=eta, actions=actions, threat=threat, agreement=agreement, cap=radius)
-        return mechanism if found >= radius else None
+        at = guarantees_of(mechanism, units=units, threat=threat).at(radius)
+        return mechanism if at.lower(top) > at.upper(runner_up) else None
 
     high = 1.0
     while (best := certified(high)) is None:
