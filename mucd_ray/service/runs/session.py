@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
 import gymnasium
@@ -29,7 +29,7 @@ from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, DEFA
 from mucd_ray.service.runs.settings import RunSettings, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.storage.store import RunStore
-from mucd_ray.service.tuning.tuned import Tuned
+from mucd_ray.service.tuning.tuned import Tuned, TunedBag
 from mucd_ray.service.workers.cluster import Resources
 
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
@@ -43,7 +43,7 @@ USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONA
 class Request:
     """What a run is asked for. `None` means: the package's default, or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
 
-    `tuned` takes the place of unit, fraction, sample_rate, noise_multiplier, steps, clip_norm and learner.
+    `tuned` takes the place of mechanism, unit, fraction, bag_size, parts, fit, sample_rate, noise_multiplier, steps, clip_norm and learner.
     """
 
     dataset: str
@@ -62,7 +62,7 @@ class Request:
     draws: str | None = None
     fit: dict | None = None
     learner: Learner | None = None
-    tuned: Tuned | None = None
+    tuned: Tuned | TunedBag | None = None
     chosen: str | None = None
     rollouts: int = 1
     discount: float = 1.0
@@ -74,12 +74,12 @@ class Request:
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
     """(settings, the user's states or None). Nothing but the number of units is read from the dataset, and that only rounded."""
     tuned = request.tuned
+    if tuned is not None:
+        if request.mechanism not in (Mechanism.kind, tuned.kind):
+            raise MucdError(f"--tuned holds constants of the {tuned.kind} mechanism: leave it or --mechanism {request.mechanism} out")
+        request = replace(request, mechanism=tuned.kind, unit=tuned.unit, learner=tuned.learner, fit=tuned.fit and asdict(tuned.fit))
     check_options(request)
     request = replace(request, unit=request.unit or DEFAULT_UNITS[request.mechanism])
-    if tuned is not None:
-        if request.mechanism != Mechanism.kind:
-            raise MucdError(f"--tuned holds constants of the {Mechanism.kind} mechanism: leave it or --mechanism {request.mechanism} out")
-        request = replace(request, unit=tuned.unit, learner=tuned.learner)
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS
@@ -102,7 +102,10 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
     declared, margin = declared_size(size) if request.units is None else (request.units, None)
     if tuned is not None:
-        mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), True
+        mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), tuned.follows_size
+        if tuned.fit is not None:
+            mechanism.check(size)
+        margin = margin if follows else None
     else:
         mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2)
         margin = margin if follows else None
