@@ -28,6 +28,8 @@ GRID = np.concatenate([[0.0], _HALF, 1.0 - _HALF[-2::-1], [1.0]])
 CURVES_KEPT = 1024
 # Thresholds of the attack that adds up all noisy sums.
 THRESHOLDS = 2000
+# Where its sum may have more values than about this, no attack at all stands for it.
+MOST_SHIFTS = 1 << 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,21 +171,28 @@ class BagThenNoiseAccountant:
         Removed units push one way, inserted ones the other way, and the rest not at all: the sum is N(0, T sigma^2), shifted by how often they were sampled.
         """
         under_d, under_other = self._shifts(removed, units, +1), self._shifts(inserted, units - removed + inserted, -1)
+        if under_d is None or under_other is None:
+            return TradeoffCurve(under_p=np.array([0.0, 1.0]), under_q=np.array([0.0, 1.0]))
+        spend(2 * THRESHOLDS * (len(under_d.centres) + len(under_other.centres)))
         (low, _), (_, high) = under_other.support(), under_d.support()
         x = np.linspace(high, low, THRESHOLDS)
         above = [np.array([mixture.above(t) for t in x]) for mixture in (under_d, under_other)]
         return TradeoffCurve(under_p=np.append(above[0], 1.0), under_q=np.append(above[1], 1.0))
 
-    def _shifts(self, changed: int, units: int, sign: int) -> Mixture:
-        """The law of the sum: K changed units in the bag are sampled Binom(K T, q) times."""
-        sigma, steps = self.mechanism.noise_multiplier * np.sqrt(self.mechanism.steps), self.mechanism.steps
+    def _shifts(self, changed: int, units: int, sign: int) -> Mixture | None:
+        """The law of the sum: K changed units in the bag are sampled Binom(K T, q) times. None: it has too many values."""
+        rate, steps = self.mechanism.sample_rate, self.mechanism.steps
+        sigma = self.mechanism.noise_multiplier * np.sqrt(steps)
         if not changed:
             return Mixture(centres=np.zeros(1), weights=np.ones(1), sigma=sigma)
         first, of_bag = self.mechanism.changed_in_bag(changed, units)
-        times = [Mixture.of_units((first + k) * steps, self.mechanism.sample_rate, sigma, 1) for k in np.flatnonzero(of_bag > LIGHTEST)]
+        kept = np.flatnonzero(of_bag > LIGHTEST)
+        if len(kept) * (steps + 24 * np.sqrt((first + kept[-1]) * steps * rate * (1 - rate)) + 121) > MOST_SHIFTS:
+            return None
+        times = [Mixture.of_units(int(first + k) * steps, rate, sigma, 1) for k in kept]
         start = int(min(mixture.centres[0] for mixture in times))
         weights = np.zeros(int(max(mixture.centres[-1] for mixture in times)) - start + 1)
-        for weight, mixture in zip(of_bag[of_bag > LIGHTEST], times, strict=True):
+        for weight, mixture in zip(of_bag[kept], times, strict=True):
             weights[mixture.centres.astype(int) - start] += weight * mixture.weights
         kept = np.flatnonzero(weights > LIGHTEST)
         return Mixture(centres=sign * (start + kept).astype(float), weights=weights[kept] / weights.sum(), sigma=sigma)

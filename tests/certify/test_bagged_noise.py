@@ -10,6 +10,7 @@ from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.accounting import MOST_UNITS
+from mucd_ray.mechanism.work import TooMuchWork, limited_to
 
 P = np.concatenate([[0.0, 1e-4, 0.01], np.linspace(0.05, 0.95, 19), [0.99, 0.9999, 1.0]])
 INNER = {"sample_rate": 0.5, "noise_multiplier": 2.0, "clip_norm": 1.0, "steps": 5, "normaliser": 1.0}
@@ -88,3 +89,18 @@ def test_what_does_not_fit_is_refused():
     for group, complaint in (((0, 101), "101 units cannot be removed"), ((10**9, 0), f"above {MOST_UNITS}"), ((10**23, 0), "1" + "0" * 23), ((-1, 0), "-1")):
         with pytest.raises(MucdError, match=complaint):
             guarantees.group(*group)
+
+
+@pytest.mark.parametrize("changes, units, radius", [
+    ({"bag_rate": 0.5, "steps": 10**7, "noise_multiplier": 1e6}, 2**53, 10**8), ({"bag_rate": 0.5, "noise_multiplier": 0.01}, 2**53, 9 * 10**7), ({"bag_rate": 1e-9, "sample_rate": 1e-9}, 2**53, 10**8),
+    ({"draws": "fixed", "bag_rate": None, "bag_size": 2**52, "noise_multiplier": 1e9}, 2**53, 10**7), ({"draws": "fixed", "bag_rate": None, "bag_size": 2**53}, 2**53, 1), ({"bag_rate": 1.0, "steps": 10**7}, 100, 100),
+])  # fmt: skip
+def test_whatever_a_file_asks_for_takes_bounded_work(changes, units, radius):
+    guarantees = BaggedNoiseGuarantees(BagThenNoise(**INNER | {"bag_rate": 0.1} | changes), units=units)
+    try:
+        with limited_to(3e8):
+            lower = guarantees.group(radius, 0).lower(P)
+            assert np.all((0 <= lower) & (lower <= P)) and 0 <= guarantees.accountant.attainable(units, radius, 0)(0.5) <= 0.5
+            guarantees.at(min(radius, guarantees.largest_radius)).lower(P)
+    except TooMuchWork:
+        pass

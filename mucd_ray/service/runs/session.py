@@ -142,7 +142,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     settings.radius_cap(choices.threat)
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
-    if request.noise_multiplier is None and request.bag_size is None and request.parts is None and tuned is None and wanted > cap:
+    from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and tuned is None
+    if from_fraction and wanted > cap:
         print(
             f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
             "ask for a smaller fraction, or declare a size with --units that does not depend on the data",

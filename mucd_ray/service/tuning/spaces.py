@@ -20,8 +20,8 @@ HIDDEN = {"linear": (), "32": (32,), "64,64": (64, 64)}
 MOST_BATCH = 8192
 STEPS = 10, 400
 # On bags, networks without noise.
-WIDTHS = {"32": (32,), "64,64": (64, 64), "256,256": (256, 256)}
-BATCHES = (32, 64, 128, 256, 512)
+WIDTHS = {"32": (32,), "64,64": (64, 64), "128,128": (128, 128)}
+BATCHES = (32, 64, 128, 256)
 TRAIN_STEPS = 300, 10_000
 RATES = 1e-4, 1e-2
 LEAST_TOP_SHARE = 0.1
