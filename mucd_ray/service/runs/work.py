@@ -120,7 +120,7 @@ def _train_with_noise(settings, streams, units, instances, device, progress):
 
 def _train_on_bags(settings, streams, units, instances, device, progress):
     bags = (draw_bag(settings.mechanism, len(units), instance, streams) for instance in instances)
-    return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=bags, instances=instances, streams=streams, progress=progress)
+    return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=bags, instances=instances, streams=streams, device=device, progress=progress)
 
 
 def _train_on_bags_with_noise(settings, streams, units, instances, device, progress):
@@ -135,7 +135,7 @@ def _train_on_parts(settings, streams, units, instances, device, progress):
     """Each instance is the policy of a part that it draws. A part's policy knows no secret: it is trained from public randomness, as the same policy whoever draws it."""
     parts, drawn = units_by_part(settings.mechanism, units), [draw_part(settings.mechanism, instance, streams) for instance in instances]
     wanted = sorted(set(drawn))
-    trained = fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=[parts[part] for part in wanted], instances=wanted, streams=PUBLIC, progress=progress)
+    trained = fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=[parts[part] for part in wanted], instances=wanted, streams=PUBLIC, device=device, progress=progress)
     rows = np.searchsorted(wanted, drawn)
     return {name: stacked[rows] for name, stacked in trained.items()}
 
