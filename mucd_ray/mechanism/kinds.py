@@ -5,10 +5,11 @@ from dataclasses import asdict, fields
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
 
-KINDS = {kind.kind: kind for kind in (Mechanism, Bag, Partition)}
-AnyMechanism = Mechanism | Bag | Partition
+KINDS = {kind.kind: kind for kind in (Mechanism, Bag, Partition, Neighbours)}
+AnyMechanism = Mechanism | Bag | Partition | Neighbours
 
 
 def to_values(mechanism: AnyMechanism) -> dict:
