@@ -11,7 +11,7 @@ from mucd_ray.mechanism.work import spend
 
 METRICS = ("declared", "bounds")
 # Every table of votes has 2 K + 1 rows of one count per action.
-MOST_NEIGHBOURS = 1 << 20
+MOST_NEIGHBOURS = 1 << 17
 # What no change within the recorded votes brings about.
 NEVER = np.int64(1) << 60
 

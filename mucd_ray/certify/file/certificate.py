@@ -19,6 +19,7 @@ from mucd_ray.certify.file.results import compute_results
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
 from mucd_ray.mechanism.kinds import AnyMechanism, to_values
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.work import TooMuchWork, limited_to
 
 FORMAT = "mucd-certificate/5"
@@ -37,12 +38,18 @@ KEYS = {"format", "claim", "inputs", "results", "assumptions", "context", "sha25
 RANDOMNESS = {
     "gaussian": "Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
     "bag": "What an instance is depends on its own bag and on fresh randomness alone; no instance was dropped, trained on another bag, or chosen among several.",
+    "neighbours": "Distances are computed in float64, each by itself in one order of operations, so that the order of two units does not depend on others.",
     "partition": "What a part's policy is depends on the units of the part and on public constants alone. D' has at least as many units as there are parts; fewer are refused.",
 }
 STANDING_ASSUMPTIONS = (
     "The attacker does not know the run's secret, from which all noise and all samples are derived.",
     "Neither this run nor this certificate was chosen among several by looking at results.",
     "D' ranges over the datasets that the package accepts: finite values, actions inside the declared space.",
+)
+WITHOUT_CHANCE = (
+    "The number of neighbours, the metric and every other constant were chosen without looking at D.",
+    "An episode of the environment goes the same way again if its seed and the actions are the same.",
+    STANDING_ASSUMPTIONS[-1],
 )
 
 
@@ -64,6 +71,7 @@ def make_inputs(
     clipped: bool = False,
     condition: str | None = None,
     radius_cap: int | None = None,
+    path_radii: list[int] | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
 
@@ -77,6 +85,7 @@ def make_inputs(
         goal: what training went on for, in the words of `goal.py`.
         condition: what the claim depends on that nothing accounts for, one of CONDITIONS in `evidence.py`.
         radius_cap: no radius above it is claimed; at most N, which is the default.
+        path_radii: of neighbours alone, per return of one episode: the largest r at which every action of the episode is certified, [P].
     """
     return {
         "mechanism": to_values(mechanism),
@@ -95,7 +104,7 @@ def make_inputs(
         "clipped": bool(clipped),
         "condition": condition,
         "actions": actions,
-    }
+    } | ({} if path_radii is None else {"path_radii": [int(radius) for radius in path_radii]})
 
 
 def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> dict:
@@ -114,7 +123,8 @@ def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> 
 
 def standing_assumptions(inputs: dict) -> list[str]:
     """What every certificate of these inputs assumes; what follows it is the maker's own."""
-    return [*STANDING_ASSUMPTIONS, RANDOMNESS[inputs["mechanism"]["kind"]]]
+    kind = inputs["mechanism"]["kind"]
+    return [*(WITHOUT_CHANCE if kind == Neighbours.kind else STANDING_ASSUMPTIONS), RANDOMNESS[kind]]
 
 
 def content_hash(certificate: dict) -> str:

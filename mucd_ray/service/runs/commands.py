@@ -10,9 +10,11 @@ from mucd_ray.errors import MucdError
 from mucd_ray.files import as_expected
 from mucd_ray.learn.learner import LocalUpdate
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES
+from mucd_ray.service.runs.neighbours import certify_neighbours
 from mucd_ray.service.runs.session import Request, execute
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
@@ -22,7 +24,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -57,6 +59,8 @@ def start_run(options, out) -> int:
         bag_size=options.bag_size,
         draws=options.draws,
         parts=options.parts,
+        neighbours=options.neighbours,
+        metric=options.metric,
         fit=fit or None,
         tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,
@@ -73,6 +77,8 @@ def start_run(options, out) -> int:
 def grow_run(options, out) -> int:
     store = RunStore.open(options.run)
     settings = store.settings()
+    if settings.mechanism.kind == Neighbours.kind:
+        raise MucdError(f"{store.location} is a run of neighbours, which trains no instances: nothing can grow; start a new run for more episodes (--rollouts)")
     _check_card(store, settings.card, options.card)
     choices, resources = _choices(options, _certified(store)), _resources(options)
     dataset = load_dataset(settings.dataset)
@@ -95,7 +101,8 @@ def _check_card(store: RunStore, card: EnvironmentCard, path: str | None) -> Non
 
 def certify_run(options, out) -> int:
     store = RunStore.open(options.run)
-    return _print(finish(store, certify(store, _choices(options))), options, out)
+    make = certify_neighbours if store.settings().mechanism.kind == Neighbours.kind else certify
+    return _print(finish(store, make(store, _choices(options))), options, out)
 
 
 def report_run(options, out) -> None:

@@ -3,14 +3,15 @@
 from dataclasses import fields, replace
 
 from mucd_ray.certify.confidence.looks import effective_eta
-from mucd_ray.certify.planning.bags import bag_of, fewest_parts, largest_bag
+from mucd_ray.certify.planning.bags import bag_of, enough_neighbours, fewest_parts, largest_bag
 from mucd_ray.certify.planning.plan import plan, wanted_radius
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.learner import Learner
+from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import AnyMechanism
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.words import counted
@@ -18,17 +19,18 @@ from mucd_ray.words import counted
 DEFAULT_CLIP_NORM = 0.1
 CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
 # What an attacker changes, where the user does not say: noise averages over many transitions, and bags of few trajectories still teach a lot.
-DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", Partition.kind: "trajectory"}
+DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", Partition.kind: "trajectory", Neighbours.kind: "trajectory"}
 # Under noise: chosen on simulator recordings (Acrobot, CartPole) with seeds that no shipped example certifies. On bags: a common network and optimiser.
 DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=30.0, average=0.5)
 PLAIN_LEARNER = Learner(algorithm="bc", hidden=(64, 64), optimiser="adam", learning_rate=0.001, average=0.5)
-DEFAULT_LEARNERS = {Mechanism.kind: DEFAULT_LEARNER, Bag.kind: PLAIN_LEARNER, Partition.kind: PLAIN_LEARNER}
+DEFAULT_LEARNERS = {Mechanism.kind: DEFAULT_LEARNER, Bag.kind: PLAIN_LEARNER, Partition.kind: PLAIN_LEARNER, Neighbours.kind: PLAIN_LEARNER}
 # Where the rate that suits cloning under noise does not: the best of 0.3, 1, 3, 10 and 30 at S = 110 on recordings with seed 101, of CartPole (Pendulum
 # for td3-bc).
 DEFAULT_RATES = {"dqn": 3.0, "double-dqn": 3.0, "qr-dqn": 10.0, "iql": 10.0, "c51": 10.0, "td3-bc": 0.3}
 # Options that not every kind of mechanism reads, and the kinds that do.
 ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), (Mechanism.kind,)) | {
     "bag_size": (Bag.kind,), "draws": (Bag.kind,), "parts": (Partition.kind,), "fit": (Bag.kind, Partition.kind),
+    "neighbours": (Neighbours.kind,), "metric": (Neighbours.kind,),
 }
 
 
@@ -56,7 +58,7 @@ def planned(request, choices: Choices, declared: int, size: int, actions: int) -
         size: the number of units there are, for refusals alone.
         actions: number of discrete actions, 2 if they are continuous.
     """
-    return {Mechanism.kind: _gaussian, Bag.kind: _bag, Partition.kind: _partition}[request.mechanism](request, choices, declared, size, actions)
+    return {Mechanism.kind: _gaussian, Bag.kind: _bag, Partition.kind: _partition, Neighbours.kind: _neighbours}[request.mechanism](request, choices, declared, size, actions)
 
 
 def _gaussian(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[Mechanism, str, bool]:
@@ -105,6 +107,23 @@ def _partition(request, choices: Choices, declared: int, size: int, actions: int
         note = _plan_note(request, choices, declared, eta)
     partition.check(size)
     return partition, note, request.parts is None
+
+
+def _neighbours(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[Neighbours, str, bool]:
+    if request.learner is not None and replace(request.learner, local=LocalUpdate()) != PLAIN_LEARNER or request.instances != type(request).instances:
+        raise MucdError("neighbours train nothing: leave learner, its options and --instances out (--rollouts says how many episodes are played)")
+    if request.learner is not None and request.learner.local != LocalUpdate(min_return=request.learner.local.min_return):
+        raise MucdError("neighbours make no local steps: of these options they have --min-return alone")
+    metric = request.metric or "declared"
+    if request.neighbours is not None:
+        mechanism, note = Neighbours(unit=request.unit, neighbours=request.neighbours, metric=metric), f"The number of neighbours was given by the user. {CONDITIONAL}"
+    else:
+        radius = wanted_radius(declared, request.fraction)
+        mechanism = enough_neighbours(units=declared, radius=radius, unit=request.unit, metric=metric)
+        note = f"The number of neighbours, {mechanism.neighbours}, was planned for r = {radius}, the wanted fraction {exactly(request.fraction)} of the declared size {declared}."
+        note += "" if request.fraction == type(request).fraction else f" The fraction was given by the user. {CONDITIONAL}"
+    mechanism.check(size)
+    return mechanism, note + (f" The metric was given by the user. {CONDITIONAL}" if request.metric else ""), request.neighbours is None
 
 
 def _plan_note(request, choices: Choices, declared: int, eta: float) -> str:

@@ -21,10 +21,14 @@ from mucd_ray.learn.algorithms import algorithm_for
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.neighbours import Neighbours
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, DEFAULT_UNITS, check_options, default_top_share, planned
+from mucd_ray.service.runs.neighbours import EPISODES, card_with_metric, check_neighbours, run_neighbours
 from mucd_ray.service.runs.settings import RunSettings, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.storage.store import RunStore
@@ -59,11 +63,13 @@ class Request:
     bag_size: int | None = None
     parts: int | None = None
     draws: str | None = None
+    neighbours: int | None = None
+    metric: str | None = None
     fit: dict | None = None
     learner: Learner | None = None
     tuned: Tuned | None = None
     chosen: str | None = None
-    rollouts: int = 1
+    rollouts: int | None = None
     discount: float = 1.0
     states: int = 200
     states_file: str | None = None
@@ -83,12 +89,12 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     card.check(dataset)
     shipped = card in CARDS
     if request.mechanism != Mechanism.kind:
-        card = card.raw()
+        card = card_with_metric(card, request.metric or "declared") if request.mechanism == Neighbours.kind else card.raw()
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
     action_bounds = _action_bounds(card)
-    if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.local != LocalUpdate():
+    if request.mechanism in (Bag.kind, Partition.kind) and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: other learners have --train-steps and --top-share")
     if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.network != "dense":
         raise MucdError(f"network {request.learner.network!r} is trained by --mechanism {Mechanism.kind} alone so far: use a dense one")
@@ -105,7 +111,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     else:
         mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2)
         margin = margin if follows else None
-        notes = how, USER_LEARNER_NOTE if request.learner or request.fit else DEFAULT_LEARNER_NOTE
+        notes = how, *([] if request.mechanism == Neighbours.kind else [USER_LEARNER_NOTE if request.learner or request.fit else DEFAULT_LEARNER_NOTE])
     settings = RunSettings(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint(),
@@ -119,7 +125,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         fit=None if request.mechanism == Mechanism.kind else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
         declared_size=declared if follows else None,
         size_margin=margin,
-        rollouts=request.rollouts,
+        rollouts=(EPISODES if request.mechanism == Neighbours.kind else 1) if request.rollouts is None else request.rollouts,
         discount=request.discount,
         states=len(states) if states is not None else request.states,
         held_out=request.held_out,
@@ -136,9 +142,11 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         ),
     )
     settings.radius_cap(choices.threat)
+    if request.mechanism == Neighbours.kind:
+        check_neighbours(settings)
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
-    if request.noise_multiplier is None and request.bag_size is None and request.parts is None and tuned is None and wanted > cap:
+    if request.noise_multiplier is None and request.bag_size is None and request.parts is None and request.neighbours is None and tuned is None and wanted > cap:
         print(
             f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
             "ask for a smaller fraction, or declare a size with --units that does not depend on the data",
@@ -202,4 +210,6 @@ def execute(request: Request, storage: str, *, choices: Choices = Choices(), res
     if seed is not None:
         settings = replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
     store = RunStore.create_or_open(storage, settings, secret)
+    if request.mechanism == Neighbours.kind:
+        return finish(store, run_neighbours(store, dataset, choices, states))
     return finish(store, train(store, dataset, request.instances, choices, resources, states))

@@ -6,6 +6,7 @@ from functools import partial
 from mucd_ray.certify.file.claim import CONDITIONS
 from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.report.report import report_files
 from mucd_ray.service.storage.store import RunStore
@@ -40,7 +41,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "units": inputs["units"],
         "unit": inputs["mechanism"]["unit"],
         "mechanism": inputs["mechanism"],
-        "algorithm": certificate["context"]["learner"]["algorithm"],
+        "algorithm": Neighbours.kind if inputs["mechanism"]["kind"] == Neighbours.kind else certificate["context"]["learner"]["algorithm"],
         "failures": certificate["context"]["failures"],
         "threat": inputs["threat"],
         "accountant": inputs["accountant"],
@@ -58,7 +59,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "normalised": normalised_score(policy["unpoisoned_mean"], certificate["context"]["normalised"]),
         "looks": inputs["looks"],
         # A number of instances beside which others were asked for or looked at may have been chosen by results.
-        "conditional": inputs["looks"] == "fixed" and bool(set(store.targets()) - {results["instances"]} or store.looks()),
+        "conditional": inputs["looks"] == "fixed" and inputs["mechanism"]["kind"] != Neighbours.kind and bool(set(store.targets()) - {results["instances"]} or store.looks()),
         "condition": inputs["condition"],
         "goal": results["goal"] and results["goal"] | {"text": inputs["goal"]},
     }
@@ -107,9 +108,11 @@ def describe(summary: dict) -> str:
     """The summary for people."""
     low, high = summary["return_range"]
     bound = partial(round_down, digits=5, width=high - low)
-    baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "instance")
+    without_chance = summary["mechanism"]["kind"] == Neighbours.kind
+    baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "episode" if without_chance else "instance")
     lines = [
-        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; eta {exactly(summary['eta'])}"
+        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
+        + ("without chance" if without_chance else f"eta {exactly(summary['eta'])}")
         + (", at all looks together" if summary["looks"] == "anytime" else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
@@ -123,7 +126,7 @@ def describe(summary: dict) -> str:
         if entry["radius"] >= 0:
             lines.append(
                 f"certified: keeps {100 * float(share):.0f} % up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['fraction'])} %), "
-                f"expected return at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
+                f"{'mean' if without_chance else 'expected'} return at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
             )
     lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
     if lost:
@@ -134,7 +137,8 @@ def describe(summary: dict) -> str:
         else:
             lines.append(f"certified: above {YARDSTICKS[name]} up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['radius'] / summary['units'])} %)")
     if "action" in summary:
-        of_scopes = [line for scope, name in SCOPES.items() for line in _describe_actions(summary["action"][scope], name)]
+        scopes = {"per_state": "every state"} if without_chance else SCOPES
+        of_scopes = [line for scope, name in scopes.items() for line in _describe_actions(summary["action"][scope], name)]
         lines += of_scopes or ["certified actions: at no state"]
     if summary["goal"]:
         goal = summary["goal"]
@@ -155,6 +159,8 @@ def _mechanism(summary: dict) -> str:
     mechanism = summary["mechanism"]
     if mechanism["kind"] == Mechanism.kind:
         return f"{summary['accountant']} accounting"
+    if mechanism["kind"] == Neighbours.kind:
+        return f"votes of {counted(mechanism['neighbours'], 'neighbour')}"
     if mechanism["kind"] == Partition.kind:
         return f"{mechanism['parts']} parts"
     how = f"each with probability {exactly(mechanism['sample_rate'])}" if mechanism["draws"] == "poisson" else str(mechanism["bag_size"])

@@ -40,7 +40,7 @@ def train_and_evaluate(
         MucdError: a return outside the declared range, so that no certificate could be based on it.
     """
     policies, parameters = _train(settings, secret, units, instances, device, progress)
-    returns = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount, progress=progress)
+    returns = rollout_returns(policies, settings.card, rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount, progress=progress)
     check_returns(settings, returns)
     at_states = settings.card.features(states)
     votes = actions_at(policies, at_states) if settings.actions else np.zeros((len(instances), 0), np.int16)
@@ -72,7 +72,7 @@ def choose_states(settings: RunSettings, secret: bytes, units: Units, device: st
     """States [S, *observation_shape] met by held-out instances, which do not vote: independent of every vote."""
     instances = range(HELD_OUT, HELD_OUT + settings.held_out)
     policies, _ = _train(settings, secret, units, instances, device, progress)
-    _, kept = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT, progress=progress)
+    _, kept = rollout_returns(policies, settings.card, rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT, progress=progress)
     kept = kept.reshape(-1, *kept.shape[2:])
     rng = np.random.default_rng(settings.states)
     return kept[rng.choice(len(kept), size=settings.states, replace=len(kept) < settings.states)]
@@ -133,7 +133,7 @@ def _train_on_parts(settings, streams, units, instances, device, progress):
 TRAINING = {Mechanism.kind: _train_with_noise, Bag.kind: _train_on_bags, Partition.kind: _train_on_parts}
 
 
-def _rollout_seeds(secret: bytes, instances: range, rollouts: int) -> np.ndarray:
+def rollout_seeds(secret: bytes, instances: range, rollouts: int) -> np.ndarray:
     """Environment seeds [P, rollouts], of every instance from its own stream."""
     streams, seeds = Streams(secret), []
     for instance in instances:

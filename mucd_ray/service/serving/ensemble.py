@@ -18,6 +18,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, softmax_probabilities, trained_policies
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import as_expected
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.service.storage.store import RunStore, copies_that_count
 
@@ -49,6 +50,8 @@ class Ensemble:
     def __init__(self, run: str):
         store = RunStore.open(run)
         self.certificate, self.settings = store.certificate(), store.settings()
+        if self.settings.mechanism.kind == Neighbours.kind:
+            raise MucdError(f"{run} is a run of neighbours, whose policy is the data itself: nothing of it is stored that could be served")
         if self.certificate is None:
             raise MucdError(f"{run} has no certificate.json: make it with `mucd certify {run}`")
         with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {run}`"):
