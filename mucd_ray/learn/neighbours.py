@@ -18,7 +18,7 @@ class Nearest:
 
     The distance of a unit is that of its nearest transition, the first of them where several are as near, whose action is the unit's vote. Units as near as one another are
     ordered by a hash of their content; of units of one content every further copy has a hash of its own, so that copies do not vote as a block.
-    A unit without transitions (one that earned less than a public threshold) never votes.
+    A unit without transitions (one that earned less than a public threshold) never votes, nor does one with an entry that is not finite.
 
     Distances are *defined* as computed here in float64, difference by difference, square by square, added feature by feature: each of these operations is
     rounded by itself (IEEE 754), whatever stands beside it. A matrix product, whose rounding depends on the place, only finds candidates, with a bound on
@@ -31,7 +31,8 @@ class Nearest:
     def __init__(self, units: Units):
         if units.actions.ndim != 1:
             raise MucdError("neighbours vote on discrete actions, and these are continuous: use --mechanism bag")
-        voters = np.flatnonzero(units.lengths)
+        broken = np.concatenate([[0], np.cumsum(~np.isfinite(units.features).all(axis=1))])
+        voters = np.flatnonzero((units.lengths > 0) & (broken[units.starts + units.lengths] == broken[units.starts]))
         self.lengths = units.lengths[voters]
         self.starts = np.cumsum(self.lengths) - self.lengths
         rows = np.repeat(units.starts[voters] - self.starts, self.lengths) + np.arange(self.lengths.sum())

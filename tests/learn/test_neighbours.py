@@ -98,10 +98,12 @@ def test_copies_do_not_vote_as_a_block():
     assert any(np.array_equal(np.delete(more, place), votes) for place in np.flatnonzero(more))
 
 
-def test_units_without_transitions_never_vote():
+def test_units_without_transitions_or_with_broken_ones_never_vote():
     units = units_of([[((0.0,), 0)], [((0.1,), 1)], [((0.2,), 2)]])
     filtered = Units(unit="trajectory", **units.arrays() | {"lengths": np.array([1, 0, 1])})
     assert Nearest(filtered).votes_at(np.zeros((1, 1), np.float32), 9).tolist() == [[0, 2]]
+    broken = Units(unit="trajectory", **units.arrays() | {"features": np.array([[0.0], [np.nan], [0.2]], np.float32)})
+    assert Nearest(broken).votes_at(np.zeros((1, 1), np.float32), 9).tolist() == [[0, 2]]
     empty = Units(unit="trajectory", **units.arrays() | {"lengths": np.array([0, 0, 0])})
     assert Nearest(empty).votes_at(np.zeros((1, 1), np.float32), 9).shape == (1, 0)
 
