@@ -86,6 +86,8 @@ def _in_words(compared: dict, options) -> list[str]:
             f"{row['units_per_policy']:.4g} {plural(options.unit)} in a bag on average, through noise (--mechanism bag-then-noise --bag-size {row['units_per_policy']:.0f}: noise multiplier "
             f"{row['mechanism']['noise_multiplier']:g}, signal budget S = {row['signal_budget']:.4g})"
         ),
+        "neighbours": lambda row: f"nothing is trained: the {row['units_per_policy']} nearest {plural(options.unit)} vote (--mechanism neighbours --neighbours {row['units_per_policy']}), and an action is certified "
+        f"at that r where it leads by a ninth of the votes nearby, at {row['radius']} where all agree",
         "partition": lambda row: f"one of {row['mechanism']['parts']} parts, {row['units_per_policy']:.3g} {plural(options.unit)} on average",
     }
     lines = ["what one policy learns from, if a vote is to be certified at that r:"]
@@ -166,6 +168,8 @@ def radius(options, out):
     runner_up = min(options.runner_up, 1.0 - options.top)
     if runner_up > options.top:
         raise MucdError(f"runner-up {options.runner_up} is above top {options.top}: the top action has the larger probability")
+    if options.mechanism == "neighbours":
+        return _radius_of_neighbours(options, options.top - runner_up, out)
     options.units = MOST_UNITS if options.units is None and options.mechanism == "gaussian" else options.units
     guarantees = _guarantees(options, threat=options.threat)
     cap = min(check_count(options.units, "units", 1, LARGEST), guarantees.largest_radius)
@@ -180,22 +184,35 @@ def radius(options, out):
     _warn_unsound(options.accountant)
 
 
+def _radius_of_neighbours(options, lead: float, out):
+    """Of a vote where the first action leads by this share among every number of nearest units."""
+    from mucd_ray.mechanism.neighbours import Neighbours, unanimous_radius
+
+    _check_given(options)
+    if options.threat != "symmetric":
+        raise MucdError(f"threat {options.threat!r} of neighbours depends on the votes themselves: --threat symmetric has a rule, `mucd certify` counts every other")
+    found = unanimous_radius(Neighbours(neighbours=options.neighbours).neighbours, lead)
+    cap = found if options.units is None else min(found, options.units)
+    out(json.dumps({"radius": cap, "floor": False}) if options.json else f"r = {cap}, where the first action leads by this share among every number of nearest units from K - r to K + r")
+
+
 # The options that each kind of mechanism takes; all of them must be given but those with a default.
 MECHANISM_OPTIONS = {
     "gaussian": ("sample_rate", "noise_multiplier", "steps"), "bag": ("units", "bag_size", "draws"),
-    "bag-then-noise": ("units", "bag_size", "draws", "sample_rate", "noise_multiplier", "steps"), "partition": ("units", "parts"),
+    "bag-then-noise": ("units", "bag_size", "draws", "sample_rate", "noise_multiplier", "steps"), "partition": ("units", "parts"), "neighbours": ("neighbours",),
 }
 MOST_UNITS = 10_000_000
 
 
 def _add_mechanism(sub):
-    sub.add_argument("--mechanism", default="gaussian", choices=list(MECHANISM_OPTIONS), help="noise in every step, a bag for every instance, noise in every step on such a bag, or one policy per part")
+    sub.add_argument("--mechanism", default="gaussian", choices=list(MECHANISM_OPTIONS), help="noise in every step, a bag for every instance, noise in every step on such a bag, one policy per part, or votes of nearest units")
     sub.add_argument("--sample-rate", type=float, help="q, of gaussian; of the bag's units, with bag-then-noise")
     sub.add_argument("--noise-multiplier", type=float, help="sigma, of gaussian and bag-then-noise")
     sub.add_argument("--steps", type=int, help="T, of gaussian and bag-then-noise")
     sub.add_argument("--bag-size", type=int, metavar="K", help="units in a bag")
     sub.add_argument("--draws", choices=["fixed", "replacement", "poisson"], help="of bags: exactly K units without or with replacement, or K on average (default: fixed; poisson with bag-then-noise, which may also have fixed)")
     sub.add_argument("--parts", type=int, metavar="U", help="parts of a partition")
+    sub.add_argument("--neighbours", type=int, metavar="K", help="nearest units that vote")
 
 
 def _guarantees(options, threat="symmetric"):
@@ -207,12 +224,9 @@ def _guarantees(options, threat="symmetric"):
     from mucd_ray.mechanism.partition import Partition
 
     kind = options.mechanism
-    for name in {name for names in MECHANISM_OPTIONS.values() for name in names} - {"units"}:
-        given, wanted = getattr(options, name) is not None, name in MECHANISM_OPTIONS[kind]
-        if given and not wanted:
-            raise MucdError(f"--{name.replace('_', '-')} {getattr(options, name)} is not an option of --mechanism {kind}: leave it out")
-        if wanted and not given and name != "draws":
-            raise MucdError(f"--mechanism {kind} needs --{name.replace('_', '-')}: give it")
+    _check_given(options)
+    if kind == "neighbours":
+        raise MucdError("neighbours leave nothing to chance, so that no probability is traded: ask `mucd radius --mechanism neighbours` for what a lead of votes withstands")
     if kind == "gaussian":
         mechanism = Mechanism(sample_rate=options.sample_rate, noise_multiplier=options.noise_multiplier, steps=options.steps, clip_norm=1.0, normaliser=1.0)
     else:
@@ -227,6 +241,17 @@ def _guarantees(options, threat="symmetric"):
         if kind == "bag-then-noise":
             mechanism = bag_then_noise_of(mechanism, units=options.units, noise_multiplier=options.noise_multiplier, sample_rate=options.sample_rate, steps=options.steps)
     return guarantees_of(mechanism, units=options.units, threat=threat, family=options.accountant)
+
+
+def _check_given(options) -> None:
+    """Raise MucdError where an option of the mechanism is missing, or is another mechanism's."""
+    kind = options.mechanism
+    for name in {name for names in MECHANISM_OPTIONS.values() for name in names} - {"units"}:
+        given, wanted = getattr(options, name) is not None, name in MECHANISM_OPTIONS[kind]
+        if given and not wanted:
+            raise MucdError(f"--{name.replace('_', '-')} {getattr(options, name)} is not an option of --mechanism {kind}: leave it out")
+        if wanted and not given and name != "draws":
+            raise MucdError(f"--mechanism {kind} needs --{name.replace('_', '-')}: give it")
 
 
 def _warn_unsound(accountant: str) -> None:

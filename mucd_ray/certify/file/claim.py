@@ -4,9 +4,11 @@ from fractions import Fraction
 
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.file.evidence import FEATURES, TUNED_ON_THIS_DATASET
+from mucd_ray.certify.file.neighbours import neighbour_claim
 from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
 from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
 from mucd_ray.mechanism.kinds import WITH_NOISE
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.words import counted
 
@@ -19,6 +21,8 @@ CONDITIONS = {
 
 def claim_sentences(inputs: dict, results: dict) -> list[str]:
     """The sentences of a certificate, from its inputs and results alone."""
+    if inputs["mechanism"]["kind"] == Neighbours.kind:
+        return neighbour_claim(inputs, results)
     kind = UNITS[inputs["mechanism"]["unit"]]
     sentences = []
     if not results["sound"]:

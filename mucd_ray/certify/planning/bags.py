@@ -16,6 +16,7 @@ from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import MOST_NOISE, Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, to_values
+from mucd_ray.mechanism.neighbours import Neighbours, unanimous_radius
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.words import counted, plural
 
@@ -125,6 +126,21 @@ def fewest_parts(*, units: int, radius: int, instances: int, eta: float, actions
     return Partition(unit=unit, parts=most + 1)
 
 
+# Neighbours for each changed unit: an action is certified where it leads by a ninth of the votes among the nearest nine tenths.
+NEIGHBOURS_PER_UNIT = 10
+
+
+def enough_neighbours(*, units: int, radius: int, unit: str, metric: str = "declared") -> Neighbours:
+    """Ten nearest units for each changed one (`unanimous_radius`): more withstand more, and are less near.
+
+    Raises:
+        MucdError: there are not so many units.
+    """
+    if NEIGHBOURS_PER_UNIT * radius > units:
+        raise MucdError(f"{NEIGHBOURS_PER_UNIT} neighbours for each of {counted(radius, 'changed ' + unit)} are more than {units}: ask for a smaller fraction, or give --neighbours")
+    return Neighbours(unit=unit, neighbours=NEIGHBOURS_PER_UNIT * radius, metric=metric)
+
+
 # What to take for a unit, and why.
 ADVICE = {
     "trajectory": (Bag.kind, "a bag of whole trajectories teaches any learner, without noise and on raw observations; noise costs what many parameters need"),
@@ -139,20 +155,22 @@ def compare(*, units: int, radius: int, unit: str, instances: int, eta: float, a
     Returns:
         plain values: `recommended` (a kind), `why` (a sentence), and `mechanisms`, one object per kind with `kind`, `signal_budget` (S, where there is noise, else None), `mechanism` (its public constants; None
         where it cannot certify that, then `refused` says why), `radius` (what it certifies), and `units_per_policy`, the number of units that one policy learns from: all of them,
-        through noise, under `gaussian`; so many on average, and through noise, under `bag-then-noise`.
+        through noise, under `gaussian`; so many on average, and through noise, under `bag-then-noise`; those that vote under `neighbours`.
     """
     asked = {"units": units, "radius": radius, "instances": instances, "eta": eta, "actions": actions, "threat": threat, "agreement": agreement}
     makers = {
         Mechanism.kind: lambda: (replace(plan(**asked).mechanism, unit=unit), units),
         Bag.kind: lambda: ((bag := largest_bag(**asked, unit=unit)), bag.bag_size),
         BagThenNoise.kind: lambda: ((noisy := least_noise_in_bags(bag_of(usual_bag_size(**asked, unit=unit), unit=unit, draws="poisson", units=units), **asked, unit=unit)), noisy.units_in_bag(units)),
+        Neighbours.kind: lambda: ((neighbours := enough_neighbours(units=units, radius=radius, unit=unit)), neighbours.neighbours),
         Partition.kind: lambda: ((partition := fewest_parts(**asked, unit=unit)), units / partition.parts),
     }
     rows, of_vote = [], {name: value for name, value in asked.items() if name != "radius"}
     for kind, make in makers.items():
         try:
             mechanism, learned_from = make()
-            rows.append({"kind": kind, "mechanism": to_values(mechanism), "radius": certified_radius(mechanism, **of_vote), "units_per_policy": learned_from, "refused": None})
+            certified = unanimous_radius(mechanism.neighbours, 2 * agreement - 1) if kind == Neighbours.kind else certified_radius(mechanism, **of_vote)
+            rows.append({"kind": kind, "mechanism": to_values(mechanism), "radius": certified, "units_per_policy": learned_from, "refused": None})
             rows[-1]["signal_budget"] = mechanism.signal_budget(units) if kind in WITH_NOISE else None
         except MucdError as error:
             rows.append({"kind": kind, "mechanism": None, "radius": None, "units_per_policy": None, "refused": str(error), "signal_budget": None})

@@ -15,10 +15,12 @@ from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.trainers.outside import outside
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside, option_of
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
+from mucd_ray.service.runs.neighbours import certify_neighbours
 from mucd_ray.service.runs.session import Request, execute
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
@@ -28,7 +30,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "trainer_command", "train_seconds", "train_memory", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "trainer_command", "train_seconds", "train_memory", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -61,6 +63,8 @@ def start_run(options, out) -> int:
         bag_size=options.bag_size,
         draws=options.draws,
         parts=options.parts,
+        neighbours=options.neighbours,
+        metric=options.metric,
         fit=fit or None,
         trainer=trainer,
         tuned=read_tuned(options.tuned) if options.tuned else None,
@@ -93,6 +97,8 @@ def _learner(request: Request, given: dict, trajectories: int, accountant: str) 
 def grow_run(options, out) -> int:
     store = RunStore.open(options.run)
     settings = store.settings()
+    if settings.mechanism.kind == Neighbours.kind:
+        raise MucdError(f"{store.location} is a run of neighbours, which trains no instances: nothing can grow; start a new run for more episodes (--rollouts)")
     _check_card(store, replace(settings.card, encoder=None), options.card)
     if settings.card.encoder is not None:
         content = check_encoder(store.location, settings.card, options.encoder)
@@ -129,7 +135,8 @@ def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:
 
 def certify_run(options, out) -> int:
     store = RunStore.open(options.run)
-    return _print(finish(store, certify(store, _choices(options))), options, out)
+    make = certify_neighbours if store.settings().mechanism.kind == Neighbours.kind else certify
+    return _print(finish(store, make(store, _choices(options))), options, out)
 
 
 def report_run(options, out) -> None:

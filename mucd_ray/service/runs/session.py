@@ -23,10 +23,12 @@ from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.kinds import WITH_NOISE
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_top_share, planned, settled
+from mucd_ray.service.runs.neighbours import EPISODES, card_with_metric, check_neighbours, run_neighbours
 from mucd_ray.service.runs.settings import RunSettings, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.runs.work import open_nursery
@@ -68,12 +70,14 @@ class Request:
     bag_size: int | None = None
     parts: int | None = None
     draws: str | None = None
+    neighbours: int | None = None
+    metric: str | None = None
     fit: dict | None = None
     learner: Learner | None = None
     trainer: Outside | None = None
     tuned: Tuned | TunedBag | None = None
     chosen: str | None = None
-    rollouts: int = 1
+    rollouts: int | None = None
     discount: float = 1.0
     states: int = 200
     states_file: str | None = None
@@ -98,14 +102,16 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     shipped = card in CARDS
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
-    if request.mechanism not in WITH_NOISE:
+    if request.mechanism == Neighbours.kind:
+        card = card_with_metric(card, request.metric or "declared")
+    elif request.mechanism not in WITH_NOISE:
         card = card.raw()
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
     observation_space, action_space = _spaces(card)
     action_bounds = _action_bounds(action_space)
-    if request.mechanism not in WITH_NOISE and request.learner is not None and request.learner.local != LocalUpdate():
+    if request.mechanism not in (*WITH_NOISE, Neighbours.kind) and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if request.trainer is not None and (request.learner is not None or request.fit):
@@ -127,7 +133,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     else:
         mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2, chosen.usual)
         margin = margin if follows else None
-        notes = how, USER_LEARNER_NOTE if request.learner or request.fit or request.trainer else DEFAULT_LEARNER_NOTE
+        learner_note = USER_LEARNER_NOTE if request.learner or request.fit or request.trainer else DEFAULT_LEARNER_NOTE
+        notes = (how,) if request.mechanism == Neighbours.kind else (how, learner_note)
     settings = RunSettings(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint(),
@@ -145,7 +152,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         declared_size=declared if follows else None,
         size_margin=margin,
         choice_margin=chosen.margin,
-        rollouts=request.rollouts,
+        rollouts=(EPISODES if request.mechanism == Neighbours.kind else 1) if request.rollouts is None else request.rollouts,
         discount=request.discount,
         states=len(states) if states is not None else request.states,
         held_out=request.held_out,
@@ -165,9 +172,11 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         ),
     )
     settings.radius_cap(choices.threat)
+    if request.mechanism == Neighbours.kind:
+        check_neighbours(settings)
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
-    from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and tuned is None
+    from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and request.neighbours is None and tuned is None
     if from_fraction and wanted > cap:
         print(
             f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
@@ -260,4 +269,6 @@ def execute(
     store = RunStore.create_or_open(storage, settings, secret)
     if request.encoder is not None:
         store.write_encoder(request.encoder)
+    if request.mechanism == Neighbours.kind:
+        return finish(store, run_neighbours(store, dataset, choices, states))
     return finish(store, train(store, dataset, request.instances, choices, resources, states))

@@ -52,7 +52,7 @@ def train_and_evaluate(
 
 
 def _evaluated(settings: RunSettings, secret: bytes, policies: Policies, states: np.ndarray, instances: range, progress: Progress | None) -> dict[str, np.ndarray]:
-    returns = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount, progress=progress)
+    returns = rollout_returns(policies, settings.card, rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount, progress=progress)
     check_returns(settings, returns)
     at_states = settings.card.features(states)
     votes = actions_at(policies, at_states) if settings.actions else np.zeros((len(instances), 0), np.int16)
@@ -142,7 +142,7 @@ def choose_states(settings: RunSettings, secret: bytes, units: Units, device: st
 
 def _met(settings: RunSettings, secret: bytes, policies: Policies, instances: range, progress: Progress | None) -> np.ndarray:
     """States that these policies meet, [n, *observation_shape]."""
-    _, kept = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT, progress=progress)
+    _, kept = rollout_returns(policies, settings.card, rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT, progress=progress)
     return kept.reshape(-1, *kept.shape[2:])
 
 
@@ -228,7 +228,7 @@ def _train_on_parts(settings, streams, units, instances, device, progress):
 TRAINING = {Mechanism.kind: _train_with_noise, Bag.kind: _train_on_bags, BagThenNoise.kind: _train_on_bags_with_noise, Partition.kind: _train_on_parts}
 
 
-def _rollout_seeds(secret: bytes, instances: range, rollouts: int) -> np.ndarray:
+def rollout_seeds(secret: bytes, instances: range, rollouts: int) -> np.ndarray:
     """Environment seeds [P, rollouts], of every instance from its own stream."""
     streams, seeds = Streams(secret), []
     for instance in instances:
