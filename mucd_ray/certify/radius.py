@@ -1,8 +1,12 @@
 """Search for the largest radius at which a property that falls with r still holds."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
+
+# Shares of the data at which every curve is evaluated.
+FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.0717, 0.1, 0.2)
 
 
 def largest_radii(holds: Callable[[int], np.ndarray], cap: int) -> np.ndarray:
@@ -36,3 +40,10 @@ def radius_ladder(cap: int, per_octave: int = 12) -> np.ndarray:
     """0, 1, 2, ... then geometrically spaced radii up to and including `cap`."""
     steps = np.rint(2 ** (np.arange(64 * per_octave) / per_octave))
     return np.unique(np.concatenate([[0], steps[steps < cap], [cap]])).astype(int)
+
+
+def named_radii(last: int, extra: list[int], units: int, cap: int) -> np.ndarray:
+    """0, 1, 2, ... up to `last`, ever sparser, with `extra` and the radii of the named fractions: what a curve is evaluated at."""
+    named = [min(cap, math.ceil(fraction * units)) for fraction in FRACTIONS]
+    radii = np.unique(np.concatenate([radius_ladder(last), extra, named])).astype(int)
+    return radii[radii >= 0]

@@ -82,6 +82,12 @@ def _in_words(compared: dict, options) -> list[str]:
     words = {
         "gaussian": lambda row: f"all of {counted(options.units, options.unit)}, through noise (as above)",
         "bag": lambda row: f"{counted(row['units_per_policy'], options.unit)} in each bag (--mechanism bag --bag-size {row['mechanism']['bag_size']})",
+        "bag-then-noise": lambda row: (
+            f"{row['units_per_policy']:.4g} {plural(options.unit)} in a bag on average, through noise (--mechanism bag-then-noise --bag-size {row['units_per_policy']:.0f}: noise multiplier "
+            f"{row['mechanism']['noise_multiplier']:g}, signal budget S = {row['signal_budget']:.4g})"
+        ),
+        "neighbours": lambda row: f"nothing is trained: the {row['units_per_policy']} nearest {plural(options.unit)} vote (--mechanism neighbours --neighbours {row['units_per_policy']}), and an action is certified "
+        f"at that r where it leads by a ninth of the votes nearby, at {row['radius']} where all agree",
         "partition": lambda row: f"one of {row['mechanism']['parts']} parts, {row['units_per_policy']:.3g} {plural(options.unit)} on average",
     }
     lines = ["what one policy learns from, if a vote is to be certified at that r:"]
@@ -118,7 +124,7 @@ def _frontier(options, asked: dict) -> list[dict]:
 def add_tradeoff(commands):
     sub = add_command(commands, "tradeoff", tradeoff, "Bounds under D' of events whose probability under D is known.", "mucd tradeoff --sample-rate 0.002 --noise-multiplier 3 --steps 1000 --inserted 50 --removed 0 --probability 0.9 0.99")
     _add_mechanism(sub)
-    sub.add_argument("--units", type=int, help="N, of bags and partitions")
+    sub.add_argument("--units", type=int, help="N, of all mechanisms but gaussian")
     sub.add_argument("--inserted", type=int, required=True, help="units in D' that are not in D")
     sub.add_argument("--removed", type=int, required=True, help="units in D that are not in D'")
     sub.add_argument("--probability", type=float, nargs="+", required=True, help="probabilities under D")
@@ -145,7 +151,7 @@ def add_radius(commands):
     _add_mechanism(sub)
     sub.add_argument("--top", type=float, required=True, help="lower bound on the top action's probability")
     sub.add_argument("--runner-up", type=float, required=True, help="upper bound on any other action's probability")
-    sub.add_argument("--units", type=int, help="N, of bags and partitions; no radius above this is searched (default: 10000000 with gaussian)")
+    sub.add_argument("--units", type=int, help="N, of all mechanisms but gaussian; no radius above this is searched (default: 10000000 with gaussian)")
     add_threat(sub)
 
 
@@ -162,6 +168,8 @@ def radius(options, out):
     runner_up = min(options.runner_up, 1.0 - options.top)
     if runner_up > options.top:
         raise MucdError(f"runner-up {options.runner_up} is above top {options.top}: the top action has the larger probability")
+    if options.mechanism == "neighbours":
+        return _radius_of_neighbours(options, options.top - runner_up, out)
     options.units = MOST_UNITS if options.units is None and options.mechanism == "gaussian" else options.units
     guarantees = _guarantees(options, threat=options.threat)
     cap = min(check_count(options.units, "units", 1, LARGEST), guarantees.largest_radius)
@@ -176,29 +184,67 @@ def radius(options, out):
     _warn_unsound(options.accountant)
 
 
+def _radius_of_neighbours(options, lead: float, out):
+    """Of a vote where the first action leads by this share among every number of nearest units."""
+    from mucd_ray.mechanism.neighbours import Neighbours, unanimous_radius
+
+    _check_given(options)
+    if options.threat != "symmetric":
+        raise MucdError(f"threat {options.threat!r} of neighbours depends on the votes themselves: --threat symmetric has a rule, `mucd certify` counts every other")
+    found = unanimous_radius(Neighbours(neighbours=options.neighbours).neighbours, lead)
+    cap = found if options.units is None else min(found, options.units)
+    out(json.dumps({"radius": cap, "floor": False}) if options.json else f"r = {cap}, where the first action leads by this share among every number of nearest units from K - r to K + r")
+
+
 # The options that each kind of mechanism takes; all of them must be given but those with a default.
-MECHANISM_OPTIONS = {"gaussian": ("sample_rate", "noise_multiplier", "steps"), "bag": ("units", "bag_size", "draws"), "partition": ("units", "parts")}
+MECHANISM_OPTIONS = {
+    "gaussian": ("sample_rate", "noise_multiplier", "steps"), "bag": ("units", "bag_size", "draws"),
+    "bag-then-noise": ("units", "bag_size", "draws", "sample_rate", "noise_multiplier", "steps"), "partition": ("units", "parts"), "neighbours": ("neighbours",),
+}
 MOST_UNITS = 10_000_000
 
 
 def _add_mechanism(sub):
-    sub.add_argument("--mechanism", default="gaussian", choices=list(MECHANISM_OPTIONS), help="noise in every step, a bag for every instance, or one policy per part")
-    sub.add_argument("--sample-rate", type=float, help="q, of gaussian")
-    sub.add_argument("--noise-multiplier", type=float, help="sigma, of gaussian")
-    sub.add_argument("--steps", type=int, help="T, of gaussian")
+    sub.add_argument("--mechanism", default="gaussian", choices=list(MECHANISM_OPTIONS), help="noise in every step, a bag for every instance, noise in every step on such a bag, one policy per part, or votes of nearest units")
+    sub.add_argument("--sample-rate", type=float, help="q, of gaussian; of the bag's units, with bag-then-noise")
+    sub.add_argument("--noise-multiplier", type=float, help="sigma, of gaussian and bag-then-noise")
+    sub.add_argument("--steps", type=int, help="T, of gaussian and bag-then-noise")
     sub.add_argument("--bag-size", type=int, metavar="K", help="units in a bag")
-    sub.add_argument("--draws", choices=["fixed", "replacement", "poisson"], help="of bags: exactly K units without or with replacement, or K on average (default: fixed)")
+    sub.add_argument("--draws", choices=["fixed", "replacement", "poisson"], help="of bags: exactly K units without or with replacement, or K on average (default: fixed; poisson with bag-then-noise, which may also have fixed)")
     sub.add_argument("--parts", type=int, metavar="U", help="parts of a partition")
+    sub.add_argument("--neighbours", type=int, metavar="K", help="nearest units that vote")
 
 
 def _guarantees(options, threat="symmetric"):
     """Those of the mechanism that the options name; MucdError where one is missing, or is another mechanism's."""
     from mucd_ray.certify.closed_form import guarantees_of
     from mucd_ray.certify.confidence.proportions import LARGEST, check_count
-    from mucd_ray.certify.planning.bags import bag_of
+    from mucd_ray.certify.planning.bags import bag_of, bag_then_noise_of
     from mucd_ray.mechanism.gaussian.mechanism import Mechanism
     from mucd_ray.mechanism.partition import Partition
 
+    kind = options.mechanism
+    _check_given(options)
+    if kind == "neighbours":
+        raise MucdError("neighbours leave nothing to chance, so that no probability is traded: ask `mucd radius --mechanism neighbours` for what a lead of votes withstands")
+    if kind == "gaussian":
+        mechanism = Mechanism(sample_rate=options.sample_rate, noise_multiplier=options.noise_multiplier, steps=options.steps, clip_norm=1.0, normaliser=1.0)
+    else:
+        if options.units is None:
+            raise MucdError(f"--mechanism {kind} needs --units: give the number of units of the dataset")
+        check_count(options.units, "units", 1, LARGEST)
+        draws = options.draws or ("poisson" if kind == "bag-then-noise" else "fixed")
+        if kind == "partition":
+            mechanism = Partition(parts=options.parts)
+        else:
+            mechanism = bag_of(options.bag_size, unit="trajectory", draws=draws, units=options.units)
+        if kind == "bag-then-noise":
+            mechanism = bag_then_noise_of(mechanism, units=options.units, noise_multiplier=options.noise_multiplier, sample_rate=options.sample_rate, steps=options.steps)
+    return guarantees_of(mechanism, units=options.units, threat=threat, family=options.accountant)
+
+
+def _check_given(options) -> None:
+    """Raise MucdError where an option of the mechanism is missing, or is another mechanism's."""
     kind = options.mechanism
     for name in {name for names in MECHANISM_OPTIONS.values() for name in names} - {"units"}:
         given, wanted = getattr(options, name) is not None, name in MECHANISM_OPTIONS[kind]
@@ -206,14 +252,6 @@ def _guarantees(options, threat="symmetric"):
             raise MucdError(f"--{name.replace('_', '-')} {getattr(options, name)} is not an option of --mechanism {kind}: leave it out")
         if wanted and not given and name != "draws":
             raise MucdError(f"--mechanism {kind} needs --{name.replace('_', '-')}: give it")
-    if kind == "gaussian":
-        mechanism = Mechanism(sample_rate=options.sample_rate, noise_multiplier=options.noise_multiplier, steps=options.steps, clip_norm=1.0, normaliser=1.0)
-    else:
-        if options.units is None:
-            raise MucdError(f"--mechanism {kind} needs --units: give the number of units of the dataset")
-        check_count(options.units, "units", 1, LARGEST)
-        mechanism = Partition(parts=options.parts) if kind == "partition" else bag_of(options.bag_size, unit="trajectory", draws=options.draws or "fixed", units=options.units)
-    return guarantees_of(mechanism, units=options.units, threat=threat, family=options.accountant)
 
 
 def _warn_unsound(accountant: str) -> None:

@@ -180,7 +180,7 @@ def action_radii(*, scopes: dict[str, np.ndarray], units: int, unit: str, look=W
     abstain = -(0.2 if look.narrow else 0.1) * span
     # A bar alone is not as broad as the plot.
     bar = min(width, 0.1 * span)
-    for ax, (label, radius), colour in zip(axes, scopes.items(), SCOPE_COLOURS, strict=True):
+    for ax, (label, radius), colour in zip(axes, scopes.items(), SCOPE_COLOURS):
         counts = np.histogram(radius[radius >= 0], edges)[0]
         abstained = np.count_nonzero(radius < 0)
         ax.bar((edges[:-1] + edges[1:]) / 2, counts, width=0.92 * bar, color=colour, label=label)

@@ -19,6 +19,7 @@ from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.policy import return_band
 from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, percent_up, probability_down, probability_up, round_down, round_up, tenths_down
 from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.report import plots
 from mucd_ray.words import counted
@@ -43,6 +44,7 @@ RULES = {
     "votes": ("votes: at each state the action that most instances take", "stays the most probable one"),
     "scores": ("probability scores: at each state the action with the largest mean score", "keeps the largest expected score"),
     "continuous": ("continuous: at each state, in every dimension, the median of the instances' actions", ""),
+    "neighbours": ("neighbours: at each state the action with most votes of the nearest units", "stays the same"),
 }
 # Bounds that differ by less are the same but for rounding.
 SAME = 1e-9
@@ -85,10 +87,39 @@ class FigureData:
 
 def draw(certificate: dict, baselines: dict) -> dict[str, FigureData]:
     action = certificate["results"]["action"]
+    if _is_exact(certificate["inputs"]):
+        return {figure.name: figure for figure in [_kept_episodes(certificate, baselines), *_actions(certificate)]}
     figures = [_return_bound(certificate, baselines), _poisoned_return(certificate)]
     if action is not None:
         figures += [_half_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
     return {figure.name: figure for figure in [*figures, _returns(certificate)]}
+
+
+def _is_exact(inputs: dict) -> bool:
+    """Whether nothing is left to chance, so that there are no bands and no confidence."""
+    return inputs["mechanism"]["kind"] == Neighbours.kind
+
+
+def _kept_episodes(certificate: dict, baselines: dict) -> FigureData:
+    """The return of the recorded episodes of a policy without chance."""
+    inputs, policy = certificate["inputs"], certificate["results"]["policy"]
+    curve, units, (down, _) = policy["curve"], UNITS[inputs["mechanism"]["unit"]], _of_returns(inputs)
+    levels = {"unpoisoned mean": policy["unpoisoned_mean"]}
+    levels |= {name.lower(): baselines[key] for key, name in BASELINES.items() if _is_number(baselines.get(key))}
+    levels["public floor"] = inputs["return_range"][0]
+    kept = [(f"{100 * float(share):g} %", entry["radius"], entry["bound"]) for share, entry in policy["keeps"].items() if entry["radius"] >= 0]
+    bounds = {"certified": np.array(curve["bound"])}
+    return _both(
+        certificate,
+        plots.return_bound,
+        {"radius": np.array(curve["radius"]), "bounds": bounds, "levels": levels, "kept": kept, "what": _what(inputs), "units": inputs["units"], "unit": units},
+        name="return_bound",
+        title="Certified return of the recorded episodes",
+        caption=f"Claimed: the mean {_what(inputs)} of the {_counted(len(inputs['returns']), 'recorded episode')} is at least this when up to r {units} are poisoned. An episode counts as long as "
+        "every action on its way is certified at r, and else as the public floor.",
+        alt=f"Certified mean {_what(inputs)} of the recorded episodes, falling from {down(curve['bound'][0])} at r = 0 to {down(curve['bound'][-1])} at r = {whole(curve['radius'][-1])}. "
+        f"For comparison: {', '.join(f'{label} {number(level)}' for label, level in levels.items())}.",
+    )
 
 
 def _return_bound(certificate: dict, baselines: dict) -> FigureData:
@@ -152,17 +183,20 @@ def _actions(certificate: dict) -> list[FigureData]:
     inputs, action = certificate["inputs"], certificate["results"]["action"]
     reference = inputs["actions"]["reference"]
     rule, stays = RULES[action["kind"]]
-    scopes = {f"{SCOPES[key].lower()} ({_confidence(inputs)} %)": _radii(action[key]) for key in SCOPES}
+    if _is_exact(inputs):
+        scopes = {"every state": _radii(action["per_state"])}
+    else:
+        scopes = {f"{SCOPES[key].lower()} ({_confidence(inputs)} %)": _radii(action[key]) for key in SCOPES}
     accuracy = {}
     if reference is not None:
         agrees = np.array(action["action"]) == np.array(reference)
-        accuracy = {f"and as the reference, {SCOPES[key].lower()}": np.where(agrees, _radii(action[key]), -1) for key in SCOPES}
+        accuracy = {f"and as the reference, {name.lower()}": np.where(agrees, _radii(action[key]), -1) for key, name in _scopes(inputs).items()}
     arrays = {"scopes": scopes, "units": inputs["units"], "unit": UNITS[inputs["mechanism"]["unit"]]}
     states = _counted(action["states"], "state")
     alt = "; ".join(
         f"{name.lower()}: {claimed_percent(action[key]['certified_share'])} certified, median radius {whole(action[key]['median_radius'])}, "
         f"largest {whole(action[key]['max_radius'])}"
-        for key, name in SCOPES.items()
+        for key, name in _scopes(inputs).items()
     )
     accuracy_note = "" if reference is None else " “As the reference”: certified accuracy, the states whose action is also the reference policy's."
     return [
@@ -172,7 +206,7 @@ def _actions(certificate: dict) -> list[FigureData]:
             arrays | {"accuracy": accuracy},
             name="certified_share",
             title="Share of states certified at r",
-            caption=f"Stability ratio: the share of the {states} at which the ensemble's action ({rule}) provably {stays} when up to r "
+            caption=f"Stability ratio: the share of the {states} at which the {'' if _is_exact(inputs) else 'ensemble'+chr(39)+'s '}action ({rule}) provably {stays} when up to r "
             f"{arrays['unit']} are poisoned. States without a certificate count as not certified.{accuracy_note}",
             alt=f"Share of {states} certified against r. {alt}.",
         ),
@@ -242,6 +276,10 @@ def _returns(certificate: dict) -> FigureData:
     )
 
 
+def _scopes(inputs: dict) -> dict[str, str]:
+    return {"per_state": "Every state, and all together"} if _is_exact(inputs) else SCOPES
+
+
 def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -> str:
     """The page as text. Every value is escaped by the template engine."""
     environment = jinja2.Environment(
@@ -272,13 +310,14 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         action=results["action"],
         goal=results["goal"],
         kept=_kept_rows(results["policy"]),
-        routes=_route_rows(results["policy"], inputs),
+        exact=_is_exact(inputs),
+        routes=[] if _is_exact(inputs) else _route_rows(results["policy"], inputs),
         splits=_splits(results["accounting"]["splits"]),
         accuracy=_accuracy(inputs, results["action"]),
         rule=RULES[results["action"]["kind"]][0] if results["action"] else None,
         look=len(looks_up_to(results["instances"])) if inputs["looks"] == "anytime" else None,
         what=_what(inputs),
-        scopes=SCOPES,
+        scopes=_scopes(inputs),
         sound=results["sound"],
         confidence=_confidence(inputs),
         subject=dataset.get("name") or "offline dataset",
@@ -349,7 +388,7 @@ def _what(inputs: dict) -> str:
 def _baseline_rows(policy: dict, inputs: dict, baselines: dict) -> list[tuple[str, str]]:
     error = policy["unpoisoned_standard_error"]
     mean = number(policy["unpoisoned_mean"]) + (f" ± {number(error, 3)}" if error is not None else "")
-    rows = [("Unpoisoned mean of the ensemble, ± standard error", mean)]
+    rows = [(f"Unpoisoned mean of {'the recorded episodes' if _is_exact(inputs) else 'the ensemble'}, ± standard error", mean)]
     for key, name in BASELINES.items():
         if _is_number(baselines.get(key)):
             which = baselines.get("best_constant_action") if key == "best_constant_return" else None

@@ -15,11 +15,13 @@ from mucd_ray.certify.confidence.bands import BANDS
 from mucd_ray.certify.confidence.looks import LOOKS
 from mucd_ray.certify.confidence.means import MEANS
 from mucd_ray.certify.file.certificate import FORMAT, make_certificate, make_inputs
-from mucd_ray.certify.file.evidence import ACTION_KEYS, LEVELS, continuous_evidence, histogram, levels, scores_evidence, votes_evidence
+from mucd_ray.certify.file.evidence import ACTION_KEYS, LEVELS, continuous_evidence, histogram, levels, neighbours_evidence, scores_evidence, votes_evidence
 from mucd_ray.certify.guarantees import FAMILIES, THREATS
 from mucd_ray.certify.planning.goal import GOALS
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.neighbours import METRICS, Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
@@ -85,8 +87,10 @@ def certificates():
         {"returns": [-90.0], "accountant": "published"},
         {"mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "features": {"source": "encoder", "card": "Acrobot-v1", "encoder": "0f" * 32}},
         {"mechanism": Bag(draws="poisson", sample_rate=0.01), "threat": "substitute"},
+        {"mechanism": BagThenNoise(bag_rate=0.02, sample_rate=0.5, noise_multiplier=4.0, clip_norm=0.1, steps=40, normaliser=10.0), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=300), "actions": votes_evidence(votes)},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="function", name="mine.trainers:clone", sha256="0" * 64)},
+        {"mechanism": Neighbours(neighbours=20), "actions": neighbours_evidence(rng.integers(0, 2, (STATES, 40)), 2, [0, 1, 1]), "path_radii": [3] * POLICIES},
     ]
     return [make_certificate(make_inputs(**base | kind), assumptions=["η was chosen before."], context=run_context()) for kind in kinds]
 
@@ -131,7 +135,7 @@ def test_every_field_is_documented_with_its_type_and_no_other(certificates):
 
 
 def test_every_name_that_a_field_may_have_is_documented():
-    names = {FORMAT, *UNITS, *THREATS, *FAMILIES, *BANDS, *LOOKS, *GOALS, *MEANS, *ACTION_KEYS}
+    names = {FORMAT, *UNITS, *THREATS, *FAMILIES, *BANDS, *LOOKS, *GOALS, *MEANS, *ACTION_KEYS, *METRICS}
     assert not {name for name in names if f"`{name}`" not in TEXT} and f"K = {LEVELS}" in TEXT
 
 

@@ -61,9 +61,9 @@ def test_the_first_episode_of_several_is_the_only_one_of_one(cartpole):
     assert np.array_equal(block_of(cartpole, range(6, 7), rollouts=3).returns, three.returns[2:3])
     assert (discounted.returns <= 10).all() and (three.returns > 10).any()
     # What the seeds were before there could be several.
-    from mucd_ray.service.runs.work import _rollout_seeds
+    from mucd_ray.service.runs.work import rollout_seeds
 
-    seeds = _rollout_seeds(SECRET, range(4, 8), 3)
+    seeds = rollout_seeds(SECRET, range(4, 8), 3)
     assert seeds[:, 0].tolist() == [Streams(SECRET).generator(i, 0, ROLLOUT).integers(1 << 31) for i in range(4, 8)]
     assert len(np.unique(seeds)) == 12
 

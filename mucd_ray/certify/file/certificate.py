@@ -21,6 +21,7 @@ from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
 from mucd_ray.mechanism.kinds import AnyMechanism, to_values
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.work import TooMuchWork, limited_to
 
@@ -40,6 +41,9 @@ KEYS = {"format", "claim", "inputs", "results", "assumptions", "context", "sha25
 RANDOMNESS = {
     "gaussian": "Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
     "bag": "What an instance is depends on its own bag and on fresh randomness alone; no instance was dropped, trained on another bag, or chosen among several.",
+    "bag-then-noise": "What an instance is depends on its own bag, through noisy sums alone, and on fresh randomness; no instance was dropped, trained on another bag, or chosen among "
+    "several. Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
+    "neighbours": "Distances are computed in float64, each by itself in one order of operations, so that the order of two units does not depend on others.",
     "partition": "What a part's policy is depends on the units of the part and on public constants alone. D' has at least as many units as there are parts; fewer are refused.",
 }
 # Those of a kind of unit.
@@ -65,6 +69,11 @@ STANDING_ASSUMPTIONS = (
     "Neither this run nor this certificate was chosen among several by looking at results.",
     "D' ranges over the datasets that the package accepts: finite values, actions inside the declared space.",
 )
+WITHOUT_CHANCE = (
+    "The number of neighbours, the metric and every other constant were chosen without looking at D.",
+    "An episode of the environment goes the same way again if its seed and the actions are the same.",
+    STANDING_ASSUMPTIONS[-1],
+)
 
 
 def make_inputs(
@@ -87,6 +96,7 @@ def make_inputs(
     radius_cap: int | None = None,
     trainer: Outside | None = None,
     features: dict | None = None,
+    path_radii: list[int] | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
 
@@ -102,6 +112,7 @@ def make_inputs(
         radius_cap: no radius above it is claimed; at most N, which is the default.
         trainer: from outside; None: the package's own learner.
         features: what policies see: {"source": one of FEATURES in `evidence.py`, "card": name of the environment, "encoder": SHA-256 or None}.
+        path_radii: of neighbours alone, per return of one episode: the largest r at which every action of the episode is certified, [P].
     """
     known = {} if features is None else {"features": features}
     return known | {
@@ -122,7 +133,7 @@ def make_inputs(
         "clipped": bool(clipped),
         "condition": condition,
         "actions": actions,
-    }
+    } | ({} if path_radii is None else {"path_radii": [int(radius) for radius in path_radii]})
 
 
 def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> dict:
@@ -144,7 +155,7 @@ def standing_assumptions(inputs: dict) -> list[str]:
     mechanism, trainer = inputs["mechanism"], inputs["trainer"]
     kind, of_units = mechanism["kind"], OF_UNITS.get(mechanism["unit"], [])
     if trainer is None:
-        return [*STANDING_ASSUMPTIONS, RANDOMNESS[kind], *of_units]
+        return [*(WITHOUT_CHANCE if kind == Neighbours.kind else STANDING_ASSUMPTIONS), RANDOMNESS[kind], *of_units]
     limits = {name: exactly(trainer[name]) for name in ("seconds", "memory")}
     return [*STANDING_ASSUMPTIONS, RANDOMNESS_OUTSIDE[kind], OUTSIDE.format(name=trainer["name"], **limits), *of_units]
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism import outside
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import from_values
+from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.words import counted
 
 # A level is 0.5 % of the range.
@@ -27,10 +27,10 @@ CONDITIONS = (TUNED_ON_THIS_DATASET,)
 LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
 KEYS = {
     "mechanism", "trainer", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
-    "actions", "features",
+    "actions", "features", "path_radii",
 }
 # Certificates made before it was written down lack it.
-OPTIONAL = {"features"}
+OPTIONAL = {"features", "path_radii"}
 # What policies see, in the words of the claim.
 FEATURES = {
     "raw": "raw observations of {card}", "card": "public features of the card of {card}",
@@ -43,7 +43,10 @@ ACTION_KEYS = {
     "votes": {"kind", "counts", "reference"},
     "scores": {"kind", "histogram", "reference"},
     "continuous": {"kind", "histogram", "low", "high"},
+    "neighbours": {"kind", "votes", "actions", "reference"},
 }
+# Neighbours times actions: counts of votes that are held for one state.
+MOST_COUNTS = 1 << 18
 
 
 def levels(values: np.ndarray, low, high) -> np.ndarray:
@@ -88,6 +91,11 @@ def _check_features(features) -> None:
         raise MucdError(f"encoder {_shown(encoder)} of the features must be a SHA-256 where the source is an encoder, else null")
 
 
+def neighbours_evidence(votes: np.ndarray, actions: int, reference: np.ndarray | None = None) -> dict:
+    """Votes [S, L] of the nearest units at every state, nearest first, among so many actions."""
+    return {"kind": "neighbours", "votes": _whole(votes), "actions": int(actions), "reference": None if reference is None else _whole(reference)}
+
+
 def _whole(values) -> list:
     values = np.asarray(values)
     if not np.array_equal(values, np.rint(values)):
@@ -106,8 +114,8 @@ def check_inputs(inputs: dict) -> None:
     mechanism = from_values(inputs["mechanism"])
     if inputs["trainer"] is not None:
         outside.from_values(inputs["trainer"])
-        if mechanism.kind == Mechanism.kind:
-            raise MucdError("a trainer from outside is not trained with noise: its mechanism is a bag or a partition")
+        if mechanism.kind in (*WITH_NOISE, Neighbours.kind):
+            raise MucdError("the mechanism of a trainer from outside is a bag or a partition")
     if not (inputs["goal"] is None or isinstance(inputs["goal"], str)):
         raise MucdError(f"goal {_shown(inputs['goal'])} must be null or text")
     if not (inputs["condition"] is None or inputs["condition"] in CONDITIONS):
@@ -133,12 +141,37 @@ def check_inputs(inputs: dict) -> None:
     for value in inputs["returns"]:
         if not low <= value <= high:
             raise MucdError(f"return {value} is outside the declared range [{low}, {high}]: declare the true bounds of every possible return")
-    if inputs["actions"] is not None:
+    if isinstance(mechanism, Neighbours) != ("path_radii" in inputs):
+        raise MucdError(f"path radii belong to the mechanism {Neighbours.kind} and to no other")
+    if isinstance(mechanism, Neighbours):
+        _check_neighbours(inputs, mechanism)
+    elif inputs["actions"] is not None:
         _check_actions(inputs["actions"], len(inputs["returns"]))
 
 
+def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
+    actions, path = inputs["actions"], inputs["path_radii"]
+    mechanism.check(inputs["units"])
+    if (inputs["accountant"], inputs["looks"], inputs["goal"]) != ("tradeoff", "fixed", None):
+        raise MucdError("neighbours leave nothing to chance: their accountant is tradeoff, their looks are fixed, and there is no goal")
+    if not isinstance(path, list) or len(path) != len(inputs["returns"]):
+        raise MucdError("path radii must be one whole number for each return")
+    _check_whole("path radii", path)
+    if max(path) > mechanism.neighbours:
+        raise MucdError(f"path radius {max(path)} is above {mechanism.neighbours}, the number of neighbours")
+    if not isinstance(actions, dict) or actions.get("kind") != "neighbours" or set(actions) != ACTION_KEYS["neighbours"]:
+        raise MucdError(f"actions of neighbours must have the keys {', '.join(sorted(ACTION_KEYS['neighbours']))}")
+    votes, most = _array("votes", actions["votes"], 2), min(inputs["units"], mechanism.recorded)
+    _check_whole("actions", [actions["actions"]])
+    if not 2 <= actions["actions"] <= MOST_COUNTS // mechanism.neighbours:
+        raise MucdError(f"actions {actions['actions']} must be from 2 to {MOST_COUNTS // mechanism.neighbours} with {mechanism.neighbours} neighbours")
+    if votes.shape[1] > most or votes.max() >= actions["actions"]:
+        raise MucdError(f"votes must be those of at most {most} units at each state, each an action below {actions['actions']}")
+    _check_reference(actions["reference"], (len(votes), actions["actions"]))
+
+
 def _check_actions(actions, instances: int) -> None:
-    if not isinstance(actions, dict) or actions.get("kind") not in ACTION_KEYS or set(actions) != ACTION_KEYS[actions["kind"]]:
+    if not isinstance(actions, dict) or actions.get("kind") not in ACTION_KEYS.keys() - {"neighbours"} or set(actions) != ACTION_KEYS[actions["kind"]]:
         raise MucdError(f"actions must be null, or votes, scores or a continuous histogram with the keys of its kind ({', '.join(ACTION_KEYS)})")
     kind = actions["kind"]
     name = "counts" if kind == "votes" else "histogram"
@@ -156,10 +189,17 @@ def _check_actions(actions, instances: int) -> None:
             _check_real(end, actions[end], counts.shape[1])
         for low, high in zip(actions["low"], actions["high"], strict=True):
             _check_range("action range", low, high)
-    elif actions["reference"] is not None:
-        reference = _array("reference", actions["reference"], 1)
-        if reference.shape != counts.shape[:1] or np.any(reference >= counts.shape[1]):
-            raise MucdError(f"reference must hold one action below {counts.shape[1]} for each of the {len(counts)} states")
+    else:
+        _check_reference(actions["reference"], counts.shape[:2])
+
+
+def _check_reference(reference, shape: tuple[int, int]) -> None:
+    if reference is None:
+        return
+    states, actions = shape
+    reference = _array("reference", reference, 1)
+    if reference.shape != (states,) or np.any(reference >= actions):
+        raise MucdError(f"reference must hold one action below {actions} for each of the {states} states")
 
 
 def _check_range(name: str, low: float, high: float) -> None:

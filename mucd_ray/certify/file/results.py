@@ -11,21 +11,21 @@ from mucd_ray.certify.confidence.looks import LOOKS, effective_eta
 from mucd_ray.certify.confidence.means import MEANS, mean_lower
 from mucd_ray.certify.confidence.proportions import LEAST_ETA, check_eta
 from mucd_ray.certify.file.evidence import check_inputs
+from mucd_ray.certify.file.neighbours import neighbour_results
 from mucd_ray.certify.guarantees import FAMILIES, THREATS, Guarantees
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.planning.goal import Goal
 from mucd_ray.certify.policy import ceiling_band, expected_return_bound, mean_route_bound, radius_keeping, return_band, shares_kept
-from mucd_ray.certify.radius import radius_ladder
+from mucd_ray.certify.radius import FRACTIONS, named_radii
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import from_values
+from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.work import spend
 from mucd_ray.words import counted
 
 QUANTILES = (0.1, 0.25, 0.5)
 # Half-widths of the interval of a median action, as shares of the action range.
 TOLERANCES = (0.05, 0.1, 0.25)
-FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.0717, 0.1, 0.2)
 # A curve over r ends where the bound has lost this share of the unpoisoned mean.
 CURVE_END = 0.02
 # The probability under D at which the splits of a symmetric difference are compared.
@@ -47,6 +47,8 @@ def compute_results(inputs: dict) -> dict:
     check_inputs(inputs)
     check_choices(inputs["threat"], inputs["accountant"], inputs["band"], inputs["looks"])
     mechanism = from_values(inputs["mechanism"])
+    if isinstance(mechanism, Neighbours):
+        return neighbour_results(inputs, mechanism)
     returns = np.array(inputs["returns"], dtype=float)
     eta = effective_eta(check_eta(inputs["eta"]), inputs["looks"], len(returns))
     guarantees = guarantees_of(mechanism, units=inputs["units"], threat=inputs["threat"], family=inputs["accountant"])
@@ -55,7 +57,7 @@ def compute_results(inputs: dict) -> dict:
         "sound": inputs["accountant"] != "published",
         "instances": len(returns),
         "eta": eta,
-        "signal_budget": mechanism.signal_budget(inputs["units"]) if isinstance(mechanism, Mechanism) else None,
+        "signal_budget": mechanism.signal_budget(inputs["units"]) if mechanism.kind in WITH_NOISE else None,
         "policy": policy,
         "action": None,
         "goal": None,
@@ -79,7 +81,7 @@ def _policy_results(inputs, returns, guarantees, eta) -> dict:
     mean = float(returns.mean())
     keeps = shares_kept(mean, band, guarantees, cap, units)
     last = max(1, radius_keeping(CURVE_END, mean, band, guarantees, cap))
-    radii = _named_radii(last, [entry["radius"] for entry in keeps.values()], units, cap)
+    radii = named_radii(last, [entry["radius"] for entry in keeps.values()], units, cap)
     points = np.unique(np.concatenate([*(b.probability for b in (*bands.values(), ceiling)), [(m - low) / (high - low) for m in means.values()]]))
     lowered = [_table(points, guarantees.at(int(r)).lower) for r in radii]
     return {
@@ -97,13 +99,6 @@ def _policy_results(inputs, returns, guarantees, eta) -> dict:
             | {name: [mean_route_bound(m, return_range, lower) for lower in lowered] for name, m in means.items()},
         },
     }
-
-
-def _named_radii(last: int, extra: list[int], units: int, cap: int) -> np.ndarray:
-    """0, 1, 2, ... up to `last`, ever sparser, with `extra` and the radii of the named fractions: what a curve is evaluated at."""
-    named = [min(cap, math.ceil(fraction * units)) for fraction in FRACTIONS]
-    radii = np.unique(np.concatenate([radius_ladder(last), extra, named])).astype(int)
-    return radii[radii >= 0]
 
 
 def _cap(inputs, guarantees) -> int:
@@ -150,7 +145,7 @@ def _shared(eta: float, states: int) -> float:
 
 def _discrete_scope(certificate: ActionCertificate, agrees: np.ndarray | None, inputs, cap: int) -> dict:
     certified = certificate.radius[certificate.radius >= 1]
-    radii = _named_radii(int(max(certificate.radius.max(), 1)), [], inputs["units"], cap)
+    radii = named_radii(int(max(certificate.radius.max(), 1)), [], inputs["units"], cap)
     spend(len(radii) * len(certificate.radius))
     return {
         "radius": [None if r == ABSTAIN else int(r) for r in certificate.radius],
@@ -195,7 +190,7 @@ def _continuous_scope(actions: MedianActions, low, high, inputs) -> dict:
             "max_radius": int(certified.max()) if len(certified) else None,
         }
     last = max(1, *(entry["max_radius"] or 1 for entry in tolerance.values()))
-    radii = _named_radii(last, [], units, cap)
+    radii = named_radii(last, [], units, cap)
     widths = [actions.half_width(int(r)) for r in radii]
     at = [int(r) for r in np.unique([0, *(min(cap, math.ceil(fraction * units)) for fraction in FRACTIONS)])]
     ends = [actions.interval(r) for r in at]

@@ -18,7 +18,7 @@ def units_by_part(partition: Partition, units: Units) -> list[np.ndarray]:
 
     Units of equal content are in one part, where it does not matter which is first.
     """
-    digests = [_digest(units, start, length) for start, length in zip(units.starts.tolist(), units.lengths.tolist())]
+    digests = [content_digest(units, start, length) for start, length in zip(units.starts.tolist(), units.lengths.tolist())]
     parts = [[] for _ in range(partition.parts)]
     for index in sorted(range(len(digests)), key=digests.__getitem__):
         # The remainder of 256 random bits is uniform to 2^-200.
@@ -26,7 +26,8 @@ def units_by_part(partition: Partition, units: Units) -> list[np.ndarray]:
     return [np.array(part, np.int64) for part in parts]
 
 
-def _digest(units: Units, start: int, length: int) -> bytes:
+def content_digest(units: Units, start: int, length: int) -> bytes:
+    """Hash of everything that a learner reads of a unit, the rows start ... start + length - 1."""
     digest = hashlib.sha256(f"{length};".encode())
     for name in getattr(units, "CONTENT", CONTENT):
         array = getattr(units, name)

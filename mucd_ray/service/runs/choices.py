@@ -7,6 +7,7 @@ from mucd_ray.certify.file.results import check_choices
 from mucd_ray.certify.planning.goal import Goal
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.service.runs.settings import RunSettings
 
 # From what a discrete action is certified: the instances' votes, or their probability scores.
@@ -41,6 +42,8 @@ class Choices:
         """Raise MucdError if a run with these settings cannot be certified so."""
         if settings.mechanism.kind != Mechanism.kind and self.accountant != "tradeoff":
             raise MucdError(f"accountant {self.accountant!r} is for the {Mechanism.kind} mechanism: a {settings.mechanism.kind} has one exact guarantee, 'tradeoff'")
+        if settings.mechanism.kind == Neighbours.kind and (self.inference, self.looks, self.goal) != ("votes", "fixed", None):
+            raise MucdError("neighbours leave nothing to chance: there is nothing to look at again, no goal to train for, and no scores; leave --until, --looks and --inference out")
         if self.inference == "scores" and not settings.actions:
             raise MucdError("inference 'scores' needs discrete actions, these are continuous: leave --inference out")
         if self.goal is not None:

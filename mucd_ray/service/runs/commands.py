@@ -14,10 +14,13 @@ from mucd_ray.learn.encoders import encoder_hash, load_encoder, read_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.trainers.outside import outside
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside, option_of
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
+from mucd_ray.service.runs.neighbours import certify_neighbours
 from mucd_ray.service.runs.session import Request, execute
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
@@ -27,7 +30,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "trainer_command", "train_seconds", "train_memory", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "trainer_command", "train_seconds", "train_memory", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -60,6 +63,8 @@ def start_run(options, out) -> int:
         bag_size=options.bag_size,
         draws=options.draws,
         parts=options.parts,
+        neighbours=options.neighbours,
+        metric=options.metric,
         fit=fit or None,
         trainer=trainer,
         tuned=read_tuned(options.tuned) if options.tuned else None,
@@ -84,7 +89,7 @@ def _learner(request: Request, given: dict, trajectories: int, accountant: str) 
     """The learner with these fields, and the rest as is usual with the mechanism, which the given ones may imply."""
     noisy = replace(DEFAULT_LEARNERS[Mechanism.kind], **{name: value for name, value in given.items() if name == "local"})
     mechanism = settled(replace(request, learner=noisy), trajectories, accountant).mechanism
-    if mechanism == Mechanism.kind and "algorithm" in given:
+    if mechanism in WITH_NOISE and "algorithm" in given:
         given = {"learning_rate": DEFAULT_RATES.get(given["algorithm"], DEFAULT_LEARNERS[mechanism].learning_rate)} | given
     return replace(DEFAULT_LEARNERS.get(mechanism, DEFAULT_LEARNERS[Mechanism.kind]), **given)
 
@@ -92,6 +97,8 @@ def _learner(request: Request, given: dict, trajectories: int, accountant: str) 
 def grow_run(options, out) -> int:
     store = RunStore.open(options.run)
     settings = store.settings()
+    if settings.mechanism.kind == Neighbours.kind:
+        raise MucdError(f"{store.location} is a run of neighbours, which trains no instances: nothing can grow; start a new run for more episodes (--rollouts)")
     _check_card(store, replace(settings.card, encoder=None), options.card)
     if settings.card.encoder is not None:
         content = check_encoder(store.location, settings.card, options.encoder)
@@ -128,7 +135,8 @@ def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:
 
 def certify_run(options, out) -> int:
     store = RunStore.open(options.run)
-    return _print(finish(store, certify(store, _choices(options))), options, out)
+    make = certify_neighbours if store.settings().mechanism.kind == Neighbours.kind else certify
+    return _print(finish(store, make(store, _choices(options))), options, out)
 
 
 def report_run(options, out) -> None:
@@ -218,7 +226,7 @@ def _trainer(options) -> Outside | None:
             raise MucdError(f"--train-{next(iter(limits))} is for a trainer of yours: give --trainer package.module:function or --trainer-command")
         return None
     kind = "function" if command is None else "command"
-    if options.mechanism == Mechanism.kind:
+    if options.mechanism in WITH_NOISE:
         raise MucdError(f"{option_of(kind)} {name or command} is not trained with noise, which would have to be added inside it: add --mechanism bag or partition")
     return outside(kind, name or command, **limits)
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
 import gymnasium
@@ -22,16 +22,18 @@ from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_fit, planned, settled
+from mucd_ray.service.runs.neighbours import EPISODES, card_with_metric, check_neighbours, run_neighbours
 from mucd_ray.service.runs.settings import RunSettings, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.runs.work import open_nursery
 from mucd_ray.service.storage.store import RunStore
-from mucd_ray.service.tuning.tuned import Tuned
+from mucd_ray.service.tuning.tuned import Tuned, TunedBag
 from mucd_ray.service.workers.cluster import Resources
 
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
@@ -50,7 +52,7 @@ class Request:
     """What a run is asked for. `None` means: the package's default, which for mechanism and unit may follow from how many trajectories there are (`settled`), or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
     `encoder` the content of the encoder's file.
 
-    `tuned` takes the place of unit, fraction, sample_rate, noise_multiplier, steps, clip_norm and learner.
+    `tuned` takes the place of mechanism, unit, fraction, bag_size, parts, fit, sample_rate, noise_multiplier, steps, clip_norm and learner.
     """
 
     dataset: str
@@ -68,12 +70,14 @@ class Request:
     bag_size: int | None = None
     parts: int | None = None
     draws: str | None = None
+    neighbours: int | None = None
+    metric: str | None = None
     fit: dict | None = None
     learner: Learner | None = None
     trainer: Outside | None = None
-    tuned: Tuned | None = None
+    tuned: Tuned | TunedBag | None = None
     chosen: str | None = None
-    rollouts: int = 1
+    rollouts: int | None = None
     discount: float = 1.0
     states: int = 200
     states_file: str | None = None
@@ -85,28 +89,30 @@ class Request:
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
     """(settings, the user's states or None). Nothing but how many units and trajectories there are is read from the dataset."""
     tuned = request.tuned
+    if tuned is not None:
+        if request.mechanism not in (None, tuned.kind):
+            raise MucdError(f"--tuned holds constants of the {tuned.kind} mechanism: leave it or --mechanism {request.mechanism} out")
+        request = replace(request, mechanism=tuned.kind, unit=tuned.unit, learner=tuned.learner, fit=tuned.fit and asdict(tuned.fit))
     chosen = settled(request, dataset.trajectories, choices.accountant)
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
     _check_source(request)
-    if tuned is not None:
-        if request.mechanism != Mechanism.kind:
-            raise MucdError(f"--tuned holds constants of the {Mechanism.kind} mechanism: leave it or --mechanism {request.mechanism} out")
-        request = replace(request, unit=tuned.unit, learner=tuned.learner)
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
-    if request.mechanism != Mechanism.kind:
+    if request.mechanism == Neighbours.kind:
+        card = card_with_metric(card, request.metric or "declared")
+    elif request.mechanism not in WITH_NOISE:
         card = card.raw()
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
     observation_space, action_space = _spaces(card)
     action_bounds = _action_bounds(action_space)
-    if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.local != LocalUpdate():
-        raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: other learners have --train-steps and --top-share")
+    if request.mechanism not in (*WITH_NOISE, Neighbours.kind) and request.learner is not None and request.learner.local != LocalUpdate():
+        raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if request.trainer is not None and (request.learner is not None or request.fit):
         raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
@@ -120,11 +126,15 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
     declared, margin = declared_size(size) if request.units is None else (request.units, None)
     if tuned is not None:
-        mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), True
+        mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), tuned.follows_size
+        if tuned.fit is not None:
+            mechanism.check(size)
+        margin = margin if follows else None
     else:
         mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2, chosen.usual)
         margin = margin if follows else None
-        notes = how, USER_LEARNER_NOTE if request.learner or request.fit or request.trainer else DEFAULT_LEARNER_NOTE
+        learner_note = USER_LEARNER_NOTE if request.learner or request.fit or request.trainer else DEFAULT_LEARNER_NOTE
+        notes = (how,) if request.mechanism == Neighbours.kind else (how, learner_note)
     settings = RunSettings(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint(),
@@ -138,11 +148,11 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         trainer=request.trainer,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
         first_action=int(action_space.start) if request.trainer and discrete else 0,
-        fit=None if request.mechanism == Mechanism.kind or request.trainer else _fit(request, learner, discrete),
+        fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,
         choice_margin=chosen.margin,
-        rollouts=request.rollouts,
+        rollouts=(EPISODES if request.mechanism == Neighbours.kind else 1) if request.rollouts is None else request.rollouts,
         discount=request.discount,
         states=len(states) if states is not None else request.states,
         held_out=request.held_out,
@@ -154,7 +164,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         trusted=None if request.trusted is None else _trusted(request.trusted, dataset, card),
         assumptions=(
             *notes,
-            *([LOCAL_NOTE.format(unit=request.unit, cap=learner.local.cap)] if request.unit != "transition" and request.mechanism == Mechanism.kind else []),
+            *([LOCAL_NOTE.format(unit=request.unit, cap=learner.local.cap)] if request.unit != "transition" and request.mechanism in WITH_NOISE else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([] if request.encoder is None else [ENCODER_NOTE]),
@@ -162,9 +172,12 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         ),
     )
     settings.radius_cap(choices.threat)
+    if request.mechanism == Neighbours.kind:
+        check_neighbours(settings)
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
-    if request.noise_multiplier is None and request.bag_size is None and request.parts is None and tuned is None and wanted > cap:
+    from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and request.neighbours is None and tuned is None
+    if from_fraction and wanted > cap:
         print(
             f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
             "ask for a smaller fraction, or declare a size with --units that does not depend on the data",
@@ -262,4 +275,6 @@ def execute(
     store = RunStore.create_or_open(storage, settings, secret)
     if request.encoder is not None:
         store.write_encoder(request.encoder)
+    if request.mechanism == Neighbours.kind:
+        return finish(store, run_neighbours(store, dataset, choices, states))
     return finish(store, train(store, dataset, request.instances, choices, resources, states))

@@ -5,7 +5,10 @@ from functools import partial
 
 from mucd_ray.certify.file.claim import CONDITIONS
 from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.report.report import report_files
 from mucd_ray.service.storage.store import RunStore
@@ -41,7 +44,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "unit": inputs["mechanism"]["unit"],
         "mechanism": inputs["mechanism"],
         "features": inputs.get("features"),
-        "algorithm": certificate["context"]["learner"]["algorithm"],
+        "algorithm": Neighbours.kind if inputs["mechanism"]["kind"] == Neighbours.kind else certificate["context"]["learner"]["algorithm"],
         "failures": certificate["context"]["failures"],
         "failures_by_cause": certificate["context"]["failures_by_cause"],
         "failure_words": store.failure_words() if inputs["trainer"] and certificate["context"]["failures"] else {},
@@ -62,7 +65,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "normalised": normalised_score(policy["unpoisoned_mean"], certificate["context"]["normalised"]),
         "looks": inputs["looks"],
         # A number of instances beside which others were asked for or looked at may have been chosen by results.
-        "conditional": inputs["looks"] == "fixed" and bool(set(store.targets()) - {results["instances"]} or store.looks()),
+        "conditional": inputs["looks"] == "fixed" and inputs["mechanism"]["kind"] != Neighbours.kind and bool(set(store.targets()) - {results["instances"]} or store.looks()),
         "condition": inputs["condition"],
         "goal": results["goal"] and results["goal"] | {"text": inputs["goal"]},
     }
@@ -111,9 +114,11 @@ def describe(summary: dict) -> str:
     """The summary for people."""
     low, high = summary["return_range"]
     bound = partial(round_down, digits=5, width=high - low)
-    baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "instance")
+    without_chance = summary["mechanism"]["kind"] == Neighbours.kind
+    baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "episode" if without_chance else "instance")
     lines = [
-        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; eta {exactly(summary['eta'])}"
+        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
+        + ("without chance" if without_chance else f"eta {exactly(summary['eta'])}")
         + (", at all looks together" if summary["looks"] == "anytime" else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
@@ -123,7 +128,7 @@ def describe(summary: dict) -> str:
         causes = ", ".join(f"{number} {cause}" for cause, number in summary["failures_by_cause"].items())
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")
         lines += [f"  such as {words}" for words in summary["failure_words"].values()]
-    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] == Mechanism.kind else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
+    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] in WITH_NOISE else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
     lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
     if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
         lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
@@ -131,7 +136,7 @@ def describe(summary: dict) -> str:
         if entry["radius"] >= 0:
             lines.append(
                 f"certified: keeps {100 * float(share):.0f} % up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['fraction'])} %), "
-                f"expected return at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
+                f"{'mean' if without_chance else 'expected'} return at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
             )
     lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
     if lost:
@@ -142,7 +147,8 @@ def describe(summary: dict) -> str:
         else:
             lines.append(f"certified: above {YARDSTICKS[name]} up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['radius'] / summary['units'])} %)")
     if "action" in summary:
-        of_scopes = [line for scope, name in SCOPES.items() for line in _describe_actions(summary["action"][scope], name)]
+        scopes = {"per_state": "every state"} if without_chance else SCOPES
+        of_scopes = [line for scope, name in scopes.items() for line in _describe_actions(summary["action"][scope], name)]
         lines += of_scopes or ["certified actions: at no state"]
     if summary["goal"]:
         goal = summary["goal"]
@@ -163,10 +169,13 @@ def _mechanism(summary: dict) -> str:
     mechanism = summary["mechanism"]
     if mechanism["kind"] == Mechanism.kind:
         return f"{summary['accountant']} accounting"
+    if mechanism["kind"] == Neighbours.kind:
+        return f"votes of {counted(mechanism['neighbours'], 'neighbour')}"
     if mechanism["kind"] == Partition.kind:
         return f"{mechanism['parts']} parts"
-    how = f"each with probability {exactly(mechanism['sample_rate'])}" if mechanism["draws"] == "poisson" else str(mechanism["bag_size"])
-    return f"bags of {how}" + (", drawn with replacement" if mechanism["draws"] == "replacement" else "")
+    noisy = mechanism["kind"] == BagThenNoise.kind
+    how = f"each with probability {exactly(mechanism['bag_rate' if noisy else 'sample_rate'])}" if mechanism["draws"] == "poisson" else str(mechanism["bag_size"])
+    return f"bags of {how}" + (", drawn with replacement" if mechanism["draws"] == "replacement" else "") + (", trained on with noise" if noisy else "")
 
 
 def _episodes(summary: dict) -> str:

@@ -20,8 +20,9 @@ from mucd_ray.evaluate.policies import Policies, clipped_actions, greedy_actions
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import as_expected
 from mucd_ray.learn.encoders import load_encoder
-from mucd_ray.mechanism.units import UNITS
 from mucd_ray.learn.trainers.outside import StoredPolicies
+from mucd_ray.mechanism.neighbours import Neighbours
+from mucd_ray.mechanism.units import UNITS
 from mucd_ray.service.storage.store import Block, RunStore, copies_that_count
 
 # Outputs of all policies that are computed at a time: more leave the processor's cache.
@@ -58,6 +59,8 @@ class Ensemble:
             if encoder != self.settings.card.encoder[0]:
                 raise MucdError(f"policies of {run} see observations through an encoder, which is run only on your word: give its SHA-256, or with `mucd serve` its file")
             load_encoder(store.encoder(), self.settings.card.observation_shape)
+        if self.settings.mechanism.kind == Neighbours.kind:
+            raise MucdError(f"{run} is a run of neighbours, whose policy is the data itself: nothing of it is stored that could be served")
         if self.certificate is None:
             raise MucdError(f"{run} has no certificate.json: make it with `mucd certify {run}`")
         with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {run}`"):

@@ -1,0 +1,168 @@
+"""Runs of nearest neighbours: nothing is trained, so one process plays the episodes, asks the data at the states, and certifies, without Ray.
+
+The run folder holds neighbours.json beside settings, states and baselines: what the policy did, against every threat, so that `mucd certify` needs no data.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+from tqdm import tqdm
+
+from mucd_ray.certify.file.certificate import make_certificate, make_inputs
+from mucd_ray.certify.file.evidence import MOST_COUNTS, neighbours_evidence
+from mucd_ray.certify.rounding import exactly
+from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.environments.cards import EnvironmentCard
+from mucd_ray.errors import MucdError
+from mucd_ray.evaluate.rollouts import rollout_returns
+from mucd_ray.files import as_expected
+from mucd_ray.learn.neighbours import Nearest
+from mucd_ray.learn.units import Units, make_units
+from mucd_ray.mechanism.neighbours import COSTS, Neighbours
+from mucd_ray.service.runs.about import context
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.driver import behaviour_return
+from mucd_ray.service.runs.settings import RunSettings, check_code
+from mucd_ray.service.runs.work import baselines, check_returns, rollout_seeds
+from mucd_ray.service.storage.store import RunStore
+
+# Episodes, where --rollouts does not say how many.
+EPISODES = 100
+FILE = "neighbours.json"
+WIDEST_BOUND = 1e18
+
+
+def card_with_metric(card: EnvironmentCard, metric: str) -> EnvironmentCard:
+    """The card whose features are what distances are between; see `Neighbours`."""
+    if metric == "declared":
+        return card
+    environment = card.make()
+    space = environment.observation_space
+    environment.close()
+    low, high = (np.asarray(bound, np.float64).reshape(-1) for bound in (space.low, space.high)) if isinstance(space, gymnasium.spaces.Box) else (np.zeros(1), np.ones(1))
+    bounded = (abs(low) <= WIDEST_BOUND) & (abs(high) <= WIDEST_BOUND) & (low < high)
+    scale = np.where(bounded, np.where(bounded, high, 1.0) - np.where(bounded, low, 0.0), 1.0)
+    return replace(card.raw(), scale=tuple(scale.tolist()) if (scale != scale[0]).any() else (float(scale[0]),))
+
+
+class NeighbourPolicy:
+    """The policy, for episodes played side by side; remembers the least radius on the path of each.
+
+    Args:
+        actions: how many there are.
+        episodes: how many.
+    """
+
+    def __init__(self, nearest: Nearest, mechanism: Neighbours, actions: int, episodes: int):
+        self.nearest, self.mechanism, self.actions, self.episodes = nearest, mechanism, actions, episodes
+        self.path_radii = np.full((len(COSTS), episodes), mechanism.neighbours)
+
+    def __len__(self) -> int:
+        return self.episodes
+
+    def outputs(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """One-hot scores [n, A] of the voted actions at features [n, d] in the episodes `index` [n]."""
+        votes = self.nearest.votes_at(features, self.mechanism.recorded)
+        for least, radii in zip(self.path_radii, self.mechanism.radii(votes, self.actions, tuple(COSTS))):
+            np.minimum.at(least, index, radii)
+        return np.eye(self.actions)[self.mechanism.actions(votes, self.actions)]
+
+
+def sizes_at(settings: RunSettings, units: Units, threat: str = "symmetric") -> Callable[[np.ndarray], np.ndarray]:
+    """A function from states [n, *observation_shape] to the least number of changed units with which each action could be the one chosen, int [n, A]: 0 for the
+    action itself, K + 1 where no K units suffice."""
+    nearest, mechanism = Nearest(units), settings.mechanism
+    return lambda states: mechanism.sizes(nearest.votes_at(settings.card.features(states), mechanism.recorded), settings.actions, threat)
+
+
+def run_neighbours(store: RunStore, dataset: OfflineDataset, choices: Choices, states: np.ndarray | None = None) -> dict:
+    """Play, vote and certify whatever the run folder lacks; returns the certificate.
+
+    Args:
+        states: the user's states [S, *observation_shape]; by default they are drawn from the policy's own episodes.
+    Raises:
+        MucdError: another dataset or other code than the run began with, or a return outside the declared range.
+    """
+    settings = store.settings()
+    choices.check(settings)
+    check_code(settings)
+    if dataset.fingerprint() != settings.fingerprint:
+        raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.location} began: restore it, or start a new run folder")
+    if store.read_json(FILE) is None:
+        units = make_units(dataset, settings.card, settings.problem, settings.mechanism.unit)
+        nearest = Nearest(units)
+        if len(nearest) < settings.mechanism.neighbours:
+            print(f"mucd: only {len(nearest)} units vote, fewer than {settings.mechanism.neighbours}: all of them do everywhere", file=sys.stderr)
+        policy = NeighbourPolicy(nearest, settings.mechanism, settings.actions, settings.rollouts)
+        with tqdm(unit="step", desc="playing", file=sys.stderr, dynamic_ncols=True) as bar:
+            returns, met = _play(policy, settings, store.secret(), states is None, bar.update)
+        check_returns(settings, returns)
+        states = store.write_states(met if states is None else states)
+        votes = nearest.votes_at(settings.card.features(states), settings.mechanism.recorded)
+        if store.baselines() is None:
+            store.write_json("baselines.json", baselines(settings, units, states) | behaviour_return(settings, dataset))
+        radii = dict(zip(COSTS, policy.path_radii.tolist()))
+        store.write_json(FILE, {"identity": store.identity, "states": store.states_hash(), "returns": returns.tolist(), "path_radii": radii, "votes": votes.tolist()})
+    return certify_neighbours(store, choices)
+
+
+def _play(policy: NeighbourPolicy, settings: RunSettings, secret: bytes, keep: bool, progress) -> tuple[np.ndarray, np.ndarray | None]:
+    """(returns [E], S of the states met, if they are to be kept)."""
+    seeds = rollout_seeds(secret, range(settings.rollouts), 1)
+    each = -(-settings.states // settings.rollouts) if keep else 0
+    played = rollout_returns(policy, settings.card, seeds, keep_states=each, discount=settings.discount, progress=progress)
+    if not keep:
+        return played, None
+    returns, met = played
+    return returns, met.reshape(-1, *met.shape[2:])[: settings.states]
+
+
+def certify_neighbours(store: RunStore, choices: Choices) -> dict:
+    """Certify what the run folder holds; write certificate.json.
+
+    Raises:
+        MucdError: it is not finished, or holds what another run did.
+    """
+    settings, found = store.settings(), store.read_json(FILE)
+    choices.check(settings)
+    if found is None:
+        raise MucdError(f"{store.location} is not finished: continue it with `mucd run`")
+    with as_expected(store.file(FILE), "delete it, and `mucd run` makes it again"):
+        if (found["identity"], found["states"]) != (store.identity, store.states_hash()):
+            raise MucdError(f"{store.file(FILE)} belongs to another run, or to other states than {store.file('states.npy')}: restore them, or start a new run folder")
+        inputs = make_inputs(
+            mechanism=settings.mechanism, units=settings.units, returns=found["returns"], path_radii=found["path_radii"][choices.threat], return_range=settings.return_range,
+            discount=settings.discount, clipped=settings.card.clip_returns, condition=settings.condition, threat=choices.threat, radius_cap=settings.radius_cap(choices.threat),
+            actions=neighbours_evidence(found["votes"], settings.actions, (store.baselines() or {}).get("reference")),
+        )
+    certificate = make_certificate(inputs, assumptions=_assumptions(settings, choices), context=_context(store, settings))
+    store.write_json("certificate.json", certificate)
+    return certificate
+
+
+def _assumptions(settings: RunSettings, choices: Choices) -> list[str]:
+    card, (low, high) = settings.card, settings.return_range
+    return [
+        settings.size_note(choices.threat),
+        f"Distances are between {'the features of the environment card' if settings.mechanism.metric == 'declared' else 'plain observations, each entry over its declared range'}. "
+        f"Environment card: {card.source}",
+        *settings.assumptions,
+        f"Every episode's return {'is clipped into' if card.clip_returns else 'lies in'} the public range [{exactly(low)}, {exactly(high)}].",
+    ]
+
+
+def _context(store: RunStore, settings: RunSettings) -> dict:
+    """That of other runs; its learner and fit are of the policy trained on all data that stands beside."""
+    by = {} if settings.states_sha256 else {"states_chosen_by": "the policy's own episodes"}
+    return context(store, settings) | by | {"parameters": 0, "failures": 0}
+
+
+def check_neighbours(settings: RunSettings) -> None:
+    """Raise MucdError where a vote of neighbours cannot be taken, or its counts not be held."""
+    if not settings.actions:
+        raise MucdError(f"neighbours vote on discrete actions, and those of {settings.dataset} are continuous: use --mechanism bag")
+    if settings.mechanism.neighbours * settings.actions > MOST_COUNTS:
+        raise MucdError(f"{settings.mechanism.neighbours} neighbours with {settings.actions} actions are more than can be counted: use at most {MOST_COUNTS // settings.actions}")

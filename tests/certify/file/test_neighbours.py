@@ -1,0 +1,95 @@
+"""Certificates of nearest neighbours: numbers by hand, nothing but what follows from the evidence, and files of attackers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mucd_ray.certify.file.certificate import content_hash, make_certificate, make_inputs, verify
+from mucd_ray.certify.file.evidence import neighbours_evidence
+from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.neighbours import Neighbours
+
+# K = 2. Unanimous; then 1 against 0, where ties go to 0; then a vote that the third and fourth unit decide.
+VOTES = [[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]]
+
+
+def made(**changes):
+    base = {
+        "mechanism": Neighbours(neighbours=2), "units": 50, "returns": [10.0, 20.0, 30.0, 40.0], "return_range": (0.0, 50.0), "path_radii": [0, 1, 0, 2],
+        "actions": neighbours_evidence(VOTES, 2, [1, 1, 0]),
+    }
+    return make_certificate(make_inputs(**base | changes), assumptions=[], context={})
+
+
+def test_the_numbers_by_hand():
+    certificate = made()
+    policy, action = certificate["results"]["policy"], certificate["results"]["action"]
+    assert verify(certificate) == [] and certificate["results"]["eta"] == 0
+    assert policy["unpoisoned_mean"] == 25 and policy["curve"]["radius"][:3] == [0, 1, 2] and policy["curve"]["bound"][:3] == [25, 15, 10]
+    assert policy["curve"]["ceiling"][:3] == [25, (20 + 40 + 2 * 50) / 4, (40 + 3 * 50) / 4]
+    assert policy["curve"]["quantiles"]["0.5"][:3] == [30, 20, 0] and policy["curve"]["quantiles"]["0.25"][:2] == [20, 0]
+    assert {share: entry["radius"] for share, entry in policy["keeps"].items()} == {"0.9": 0, "0.75": 0, "0.5": 1}
+    # Unanimous for 1 a single 0 makes a tie, which 0 wins.
+    assert action["action"] == [1, 0, 0] and action["per_state"]["radius"] == [0, 0, 1] and action["per_state"] == action["family_wise"]
+    assert action["sizes"] == [[1, 0], [0, 1], [0, 2]] and action["agreement"] == 2 / 3
+    text = " ".join(certificate["claim"])
+    assert "no confidence level" in text and "r = 1 (2 % of D)" in text and "99.9" not in text
+    assert not any("secret" in sentence for sentence in certificate["assumptions"])
+
+
+@pytest.mark.parametrize("threat", ["insert", "remove", "substitute"])
+def test_one_sided_threats(threat):
+    action = made(threat=threat)["results"]["action"]
+    # Removals alone cannot turn a unanimous vote; where two 0 lead, a single 1 for one of them makes a tie, which 0 wins.
+    assert action["per_state"]["radius"] == {"insert": [0, 1, 1], "remove": [2, 0, 1], "substitute": [0, 0, 1]}[threat]
+
+
+def test_a_cap_is_kept():
+    certificate = made(radius_cap=1, path_radii=[2, 2, 2, 2], actions=neighbours_evidence([[0] * 4], 2), threat="remove")
+    assert certificate["results"]["action"]["per_state"]["radius"] == [1]
+    assert certificate["results"]["policy"]["keeps"]["0.9"]["radius"] == 1 and verify(certificate) == []
+
+
+@pytest.mark.parametrize("path,value", [
+    (("results", "action", "per_state", "radius"), [1, 0, 1]), (("results", "action", "sizes"), [[2, 0], [0, 1], [0, 2]]), (("results", "policy", "curve", "bound"), [25.0] * 9),
+    (("claim",), ["All is well."]), (("inputs", "path_radii"), [2, 2, 2, 2]), (("inputs", "actions", "votes"), [[1, 1, 1, 1]] * 3), (("assumptions",), []),
+])  # fmt: skip
+def test_what_was_changed_is_found(path, value):
+    certificate = json.loads(json.dumps(made()))
+    *parents, last = path
+    place = certificate
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    certificate["sha256"] = content_hash(certificate)
+    assert verify(certificate)
+
+
+@pytest.mark.parametrize("changes,complaint", [
+    ({"path_radii": [0, 1, 0]}, "one whole number for each return"), ({"path_radii": [0, 1, 0, 3]}, "path radius 3"), ({"path_radii": None}, "path radii belong"),
+    ({"mechanism": Neighbours(neighbours=51)}, "51 neighbours"), ({"actions": None}, "actions of neighbours"), ({"looks": "anytime"}, "leave nothing to chance"),
+    ({"actions": neighbours_evidence([[0, 1, 0, 1, 1]], 2)}, "at most 4 units"), ({"actions": neighbours_evidence([[0, 2]], 2)}, "an action below 2"),
+    ({"actions": neighbours_evidence([[0, 1]], 1 << 18)}, "actions 262144"), ({"actions": neighbours_evidence([[0, 1]], 2, [2])}, "reference"),
+    ({"goal": "return>=0.5@0.01"}, "leave nothing to chance"), ({"accountant": "rdp"}, "leave nothing to chance"),
+])  # fmt: skip
+def test_evidence_that_cannot_be(changes, complaint):
+    with pytest.raises(MucdError, match=complaint):
+        made(**changes)
+
+
+def test_other_mechanisms_have_no_such_evidence():
+    from mucd_ray.mechanism.bag import Bag
+
+    with pytest.raises(MucdError, match="actions must be null, or votes"):
+        made(mechanism=Bag(bag_size=3), path_radii=None)
+
+
+def test_a_file_that_asks_for_much_is_refused(refusal):
+    many = np.zeros((20_000, 4), int).tolist()
+    inputs = make_inputs(
+        mechanism=Neighbours(neighbours=1 << 16), units=2 << 20, returns=[1.0], return_range=(0.0, 1.0), path_radii=[0], actions=neighbours_evidence(many, 4),
+    )
+    certificate = made()
+    certificate["inputs"] = inputs
+    assert "operations" in refusal(lambda: verify(certificate))
