@@ -89,6 +89,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
     _check_source(request)
+    if request.trainer is not None and request.encoder is not None:
+        raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
     if tuned is not None:
         if request.mechanism != Mechanism.kind:
             raise MucdError(f"--tuned holds constants of the {Mechanism.kind} mechanism: leave it or --mechanism {request.mechanism} out")

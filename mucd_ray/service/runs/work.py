@@ -156,7 +156,7 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
         seeds, effort = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS), {}
     found, reference = {}, None
 
-    def learned(name: str, from_units: Units) -> StackedPolicies:
+    def learned(name: str, from_units: Units) -> Policies:
         if settings.fit is None:
             parameters = train_nonprivate(problem=problem, units=from_units, seeds=seeds, progress=progress, **effort)
         else:
