@@ -97,6 +97,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
     _check_source(request)
+    if request.trainer is not None and request.encoder is not None:
+        raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS
