@@ -19,6 +19,7 @@ from mucd_ray.certify.file.evidence import ACTION_KEYS, LEVELS, continuous_evide
 from mucd_ray.certify.guarantees import FAMILIES, THREATS
 from mucd_ray.certify.planning.goal import GOALS
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.partition import Partition
@@ -85,6 +86,7 @@ def certificates():
         {"returns": [-90.0], "accountant": "published"},
         {"mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "features": {"source": "encoder", "card": "Acrobot-v1", "encoder": "0f" * 32}},
         {"mechanism": Bag(draws="poisson", sample_rate=0.01), "threat": "substitute"},
+        {"mechanism": BagThenNoise(bag_rate=0.02, sample_rate=0.5, noise_multiplier=4.0, clip_norm=0.1, steps=40, normaliser=10.0), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=300), "actions": votes_evidence(votes)},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="function", name="mine.trainers:clone", sha256="0" * 64)},
     ]

@@ -40,6 +40,8 @@ KEYS = {"format", "claim", "inputs", "results", "assumptions", "context", "sha25
 RANDOMNESS = {
     "gaussian": "Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
     "bag": "What an instance is depends on its own bag and on fresh randomness alone; no instance was dropped, trained on another bag, or chosen among several.",
+    "bag-then-noise": "What an instance is depends on its own bag, through noisy sums alone, and on fresh randomness; no instance was dropped, trained on another bag, or chosen among "
+    "several. Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
     "partition": "What a part's policy is depends on the units of the part and on public constants alone. D' has at least as many units as there are parts; fewer are refused.",
 }
 # Those of a kind of unit.

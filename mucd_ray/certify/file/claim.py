@@ -6,7 +6,7 @@ from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.file.evidence import FEATURES, TUNED_ON_THIS_DATASET
 from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
 from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.words import counted
 
@@ -39,7 +39,7 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     sentences += _policy(inputs, results, kind)
     if results["action"] is not None:
         sentences += _continuous(results["action"]) if results["action"]["kind"] == "continuous" else _discrete(results["action"])
-    if inputs["mechanism"]["kind"] == Mechanism.kind and _largest(results) >= (limit := LARGEST_RADIUS[inputs["threat"]]):
+    if inputs["mechanism"]["kind"] in WITH_NOISE and _largest(results) >= (limit := LARGEST_RADIUS[inputs["threat"]]):
         sentences.append(f"Radii were searched up to {limit}, the most that is accounted for: one of {limit} is a floor.")
     if inputs["clipped"]:
         low, high = inputs["return_range"]
@@ -70,6 +70,14 @@ def _bag(mechanism: dict, units: int, kind: str, trainer: dict | None) -> list[s
     ]
 
 
+def _bag_then_noise(mechanism: dict, units: int, kind: str, trainer: dict | None) -> list[str]:
+    how = f"exactly {mechanism['bag_size']} of the {kind}" if mechanism["draws"] == "fixed" else f"every one of the {kind} by itself with probability {exactly(mechanism['bag_rate'] or 0.0)}"
+    return [
+        f"How it withstands: every instance is trained on a bag of its own, {how}, drawn independently of all other instances, in {counted(mechanism['steps'], 'step')} that add noise to the sum of its "
+        "units' clipped vectors: a bag without changed units gives what it gave before, and one with few of them nearly so."
+    ]
+
+
 def _partition(mechanism: dict, units: int, kind: str, trainer: dict | None) -> list[str]:
     if trainer is not None:
         return [
@@ -91,7 +99,7 @@ def _trainer(trainer: dict) -> str:
 
 
 # What a mechanism says of itself beside the first sentence.
-MECHANISMS = {"gaussian": lambda mechanism, units, kind, trainer: [], "bag": _bag, "partition": _partition}
+MECHANISMS = {"gaussian": lambda mechanism, units, kind, trainer: [], "bag": _bag, "bag-then-noise": _bag_then_noise, "partition": _partition}
 
 
 def _largest(results) -> int:

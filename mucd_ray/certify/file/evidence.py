@@ -12,8 +12,7 @@ import numpy as np
 
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism import outside
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import from_values
+from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
 from mucd_ray.words import counted
 
 # A level is 0.5 % of the range.
@@ -106,7 +105,7 @@ def check_inputs(inputs: dict) -> None:
     mechanism = from_values(inputs["mechanism"])
     if inputs["trainer"] is not None:
         outside.from_values(inputs["trainer"])
-        if mechanism.kind == Mechanism.kind:
+        if mechanism.kind in WITH_NOISE:
             raise MucdError("a trainer from outside is not trained with noise: its mechanism is a bag or a partition")
     if not (inputs["goal"] is None or isinstance(inputs["goal"], str)):
         raise MucdError(f"goal {_shown(inputs['goal'])} must be null or text")

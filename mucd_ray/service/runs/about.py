@@ -17,6 +17,8 @@ CONSTANTS = {
     "data, except on its rounded size where the next sentence says so.",
     "bag": "Bag size or rate, learner and the environment card are constants that do not depend on the data, except on its rounded size where the next sentence says so. Observations are "
     "taken as they were recorded; each policy normalises them by the statistics of its own bag.",
+    "bag-then-noise": "Bag size or rate, sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on "
+    "the data, nor on any bag, except on the data's rounded size where the next sentence says so.",
     "partition": "The number of parts, the hash that sorts units into them, learner and the environment card are constants that do not depend on the data, except on its rounded size where the next "
     "sentence says so. Observations are taken as they were recorded; each policy normalises them by the statistics of its own part.",
 }

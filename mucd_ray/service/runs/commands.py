@@ -14,6 +14,7 @@ from mucd_ray.learn.encoders import encoder_hash, load_encoder, read_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.trainers.outside import outside
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.outside import Outside, option_of
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
@@ -84,7 +85,7 @@ def _learner(request: Request, given: dict, trajectories: int, accountant: str) 
     """The learner with these fields, and the rest as is usual with the mechanism, which the given ones may imply."""
     noisy = replace(DEFAULT_LEARNERS[Mechanism.kind], **{name: value for name, value in given.items() if name == "local"})
     mechanism = settled(replace(request, learner=noisy), trajectories, accountant).mechanism
-    if mechanism == Mechanism.kind and "algorithm" in given:
+    if mechanism in WITH_NOISE and "algorithm" in given:
         given = {"learning_rate": DEFAULT_RATES.get(given["algorithm"], DEFAULT_LEARNERS[mechanism].learning_rate)} | given
     return replace(DEFAULT_LEARNERS.get(mechanism, DEFAULT_LEARNERS[Mechanism.kind]), **given)
 
@@ -218,7 +219,7 @@ def _trainer(options) -> Outside | None:
             raise MucdError(f"--train-{next(iter(limits))} is for a trainer of yours: give --trainer package.module:function or --trainer-command")
         return None
     kind = "function" if command is None else "command"
-    if options.mechanism == Mechanism.kind:
+    if options.mechanism in WITH_NOISE:
         raise MucdError(f"{option_of(kind)} {name or command} is not trained with noise, which would have to be added inside it: add --mechanism bag or partition")
     return outside(kind, name or command, **limits)
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
 import gymnasium
@@ -22,7 +22,7 @@ from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
@@ -31,7 +31,7 @@ from mucd_ray.service.runs.settings import RunSettings, code_digest, package_ver
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.runs.work import open_nursery
 from mucd_ray.service.storage.store import RunStore
-from mucd_ray.service.tuning.tuned import Tuned
+from mucd_ray.service.tuning.tuned import Tuned, TunedBag
 from mucd_ray.service.workers.cluster import Resources
 
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
@@ -50,7 +50,7 @@ class Request:
     """What a run is asked for. `None` means: the package's default, which for mechanism and unit may follow from how many trajectories there are (`settled`), or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
     `encoder` the content of the encoder's file.
 
-    `tuned` takes the place of unit, fraction, sample_rate, noise_multiplier, steps, clip_norm and learner.
+    `tuned` takes the place of mechanism, unit, fraction, bag_size, parts, fit, sample_rate, noise_multiplier, steps, clip_norm and learner.
     """
 
     dataset: str
@@ -71,7 +71,7 @@ class Request:
     fit: dict | None = None
     learner: Learner | None = None
     trainer: Outside | None = None
-    tuned: Tuned | None = None
+    tuned: Tuned | TunedBag | None = None
     chosen: str | None = None
     rollouts: int = 1
     discount: float = 1.0
@@ -85,14 +85,14 @@ class Request:
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
     """(settings, the user's states or None). Nothing but how many units and trajectories there are is read from the dataset."""
     tuned = request.tuned
+    if tuned is not None:
+        if request.mechanism not in (None, tuned.kind):
+            raise MucdError(f"--tuned holds constants of the {tuned.kind} mechanism: leave it or --mechanism {request.mechanism} out")
+        request = replace(request, mechanism=tuned.kind, unit=tuned.unit, learner=tuned.learner, fit=tuned.fit and asdict(tuned.fit))
     chosen = settled(request, dataset.trajectories, choices.accountant)
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
     _check_source(request)
-    if tuned is not None:
-        if request.mechanism != Mechanism.kind:
-            raise MucdError(f"--tuned holds constants of the {Mechanism.kind} mechanism: leave it or --mechanism {request.mechanism} out")
-        request = replace(request, unit=tuned.unit, learner=tuned.learner)
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS
@@ -100,15 +100,15 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"an encoder is for the package's own learners: call it in {request.trainer.option} {request.trainer.name}, which is given observations as they are")
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
-    if request.mechanism != Mechanism.kind:
+    if request.mechanism not in WITH_NOISE:
         card = card.raw()
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
     observation_space, action_space = _spaces(card)
     action_bounds = _action_bounds(action_space)
-    if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.local != LocalUpdate():
-        raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: other learners have --train-steps and --top-share")
+    if request.mechanism not in WITH_NOISE and request.learner is not None and request.learner.local != LocalUpdate():
+        raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if request.trainer is not None and (request.learner is not None or request.fit):
         raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
@@ -122,7 +122,10 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
     declared, margin = declared_size(size) if request.units is None else (request.units, None)
     if tuned is not None:
-        mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), True
+        mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), tuned.follows_size
+        if tuned.fit is not None:
+            mechanism.check(size)
+        margin = margin if follows else None
     else:
         mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2, chosen.usual)
         margin = margin if follows else None
@@ -140,7 +143,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         trainer=request.trainer,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
         first_action=int(action_space.start) if request.trainer and discrete else 0,
-        fit=None if request.mechanism == Mechanism.kind or request.trainer else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
+        fit=None if request.mechanism in WITH_NOISE or request.trainer else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
         declared_size=declared if follows else None,
         size_margin=margin,
         choice_margin=chosen.margin,
@@ -156,7 +159,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         trusted=None if request.trusted is None else _trusted(request.trusted, dataset, card),
         assumptions=(
             *notes,
-            *([LOCAL_NOTE.format(unit=request.unit, cap=learner.local.cap)] if request.unit != "transition" and request.mechanism == Mechanism.kind else []),
+            *([LOCAL_NOTE.format(unit=request.unit, cap=learner.local.cap)] if request.unit != "transition" and request.mechanism in WITH_NOISE else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([] if request.encoder is None else [ENCODER_NOTE]),
@@ -166,7 +169,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     settings.radius_cap(choices.threat)
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
-    if request.noise_multiplier is None and request.bag_size is None and request.parts is None and tuned is None and wanted > cap:
+    from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and tuned is None
+    if from_fraction and wanted > cap:
         print(
             f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
             "ask for a smaller fraction, or declare a size with --units that does not depend on the data",

@@ -18,8 +18,7 @@ from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.learn.units import check_unit
 from mucd_ray.mechanism import outside
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import AnyMechanism, from_values, to_values
+from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, from_values, to_values
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.words import counted
 
@@ -101,9 +100,9 @@ class RunSettings:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1, and at most {MOST:,}")
         if self.observation_dtype not in DTYPES or abs(self.first_action) > 2**31:
             raise MucdError(f"observation dtype {self.observation_dtype!r:.100} must be one of {', '.join(DTYPES)}, and first action {self.first_action} within 32 bits")
-        if self.trainer is not None and self.mechanism.kind == Mechanism.kind:
+        if self.trainer is not None and self.mechanism.kind in WITH_NOISE:
             raise MucdError(f"{self.trainer.option} {self.trainer.name} is not trained with noise, which would have to be added inside it: use --mechanism bag or partition")
-        if (self.fit is None) != (self.mechanism.kind == Mechanism.kind or self.trainer is not None):
+        if (self.fit is None) != (self.mechanism.kind in WITH_NOISE or self.trainer is not None):
             raise MucdError(f"fit {self.fit} does not go with a mechanism of kind {self.mechanism.kind}: bags and parts have one, noise has none")
         if (self.source_key is not None) != (self.mechanism.unit == "source"):
             raise MucdError(f"source key {self.source_key!r:.100} does not go with units of one {self.mechanism.unit}: sources have one, and nothing else has")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import gymnasium
 import numpy as np
+import torch
 
 from mucd_ray.certify.file.evidence import levels
 from mucd_ray.errors import MucdError
@@ -13,13 +14,14 @@ from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, prob
 from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.nonprivate import PUBLIC, train_nonprivate
 from mucd_ray.learn.streams import OUTSIDE, ROLLOUT, Streams
-from mucd_ray.learn.trainers.bags import draw_bag
+from mucd_ray.learn.trainers.bags import draw_bag, units_of
 from mucd_ray.learn.trainers.built_in import fit_policies
 from mucd_ray.learn.trainers.outside import FAILURES, Learner, Nursery
 from mucd_ray.learn.trainers.parts import draw_part, units_by_part
 from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.settings import RunSettings
@@ -156,7 +158,7 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
         seeds, effort = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS), {}
     found, reference = {}, None
 
-    def learned(name: str, from_units: Units) -> StackedPolicies:
+    def learned(name: str, from_units: Units) -> Policies:
         if settings.fit is None:
             parameters = train_nonprivate(problem=problem, units=from_units, seeds=seeds, progress=progress, **effort)
         else:
@@ -206,6 +208,14 @@ def _train_on_bags(settings, streams, units, instances, device, progress):
     return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=bags, instances=instances, streams=streams, device=device, progress=progress)
 
 
+def _train_on_bags_with_noise(settings, streams, units, instances, device, progress):
+    trained = []
+    for instance in instances:
+        bag = units_of(units, draw_bag(settings.mechanism.bag, len(units), instance, streams))
+        trained.append(train_block(problem=settings.problem, mechanism=settings.mechanism.noise, units=bag, instances=[instance], streams=streams, device=device, progress=progress))
+    return {name: torch.cat([policy[name] for policy in trained]) for name in trained[0]}
+
+
 def _train_on_parts(settings, streams, units, instances, device, progress):
     """Each instance is the policy of a part that it draws. A part's policy knows no secret: it is trained from public randomness, as the same policy whoever draws it."""
     parts, drawn = units_by_part(settings.mechanism, units), [draw_part(settings.mechanism, instance, streams) for instance in instances]
@@ -215,7 +225,7 @@ def _train_on_parts(settings, streams, units, instances, device, progress):
     return {name: stacked[rows] for name, stacked in trained.items()}
 
 
-TRAINING = {Mechanism.kind: _train_with_noise, Bag.kind: _train_on_bags, Partition.kind: _train_on_parts}
+TRAINING = {Mechanism.kind: _train_with_noise, Bag.kind: _train_on_bags, BagThenNoise.kind: _train_on_bags_with_noise, Partition.kind: _train_on_parts}
 
 
 def _rollout_seeds(secret: bytes, instances: range, rollouts: int) -> np.ndarray:

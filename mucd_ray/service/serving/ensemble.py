@@ -20,8 +20,8 @@ from mucd_ray.evaluate.policies import Policies, clipped_actions, greedy_actions
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import as_expected
 from mucd_ray.learn.encoders import load_encoder
-from mucd_ray.mechanism.units import UNITS
 from mucd_ray.learn.trainers.outside import StoredPolicies
+from mucd_ray.mechanism.units import UNITS
 from mucd_ray.service.storage.store import Block, RunStore, copies_that_count
 
 # Outputs of all policies that are computed at a time: more leave the processor's cache.

@@ -30,6 +30,10 @@ KINDS = {
     "bag": {"mechanism": "bag", "bag_size": 3}, "replacement": {"mechanism": "bag", "bag_size": 3, "draws": "replacement"},
     "poisson": {"mechanism": "bag", "bag_size": 2, "draws": "poisson", "units": 11}, "partition": {"mechanism": "partition", "parts": 6},
     "transitions": {"mechanism": "bag", "bag_size": 200, "unit": "transition"}, "planned": {"mechanism": "bag", "fraction": 0.02, "unit": "transition"},
+    # Some of these bags are empty.
+    "noisy": {"mechanism": "bag-then-noise", "bag_size": 2, "sample_rate": 0.5, "noise_multiplier": 3.0, "steps": 10, "units": 11, "fit": None},
+    "planned with noise": {"mechanism": "bag-then-noise", "fraction": 0.02, "unit": "transition", "steps": 20, "fit": None},
+    "noise on fixed bags": {"mechanism": "bag-then-noise", "draws": "fixed", "bag_size": 40, "fraction": 0.01, "unit": "transition", "steps": 20, "fit": None},
 }
 
 
@@ -58,13 +62,13 @@ def test_every_kind_is_certified_and_verified(recordings, tmp_path, kind):
     settings, inputs = RunStore.open(store.path).settings(), certificate["inputs"]
     assert settings == store.settings() and inputs["units"] == settings.units
     text = " ".join(certificate["claim"])
-    assert {"bag": "bag of its own", "partition": "sorted into 6 parts"}[inputs["mechanism"]["kind"]] in text
+    assert {"bag": "bag of its own", "bag-then-noise": "add noise to the sum", "partition": "sorted into 6 parts"}[inputs["mechanism"]["kind"]] in text
     summary = finish(store, certificate)
     assert summary["mechanism"] == inputs["mechanism"] and describe(summary)
     # An empty bag, or part, is a policy of the default action.
     assert (summary["failures"] > 0) == (kind in ("poisson", "partition")) and summary["instances"] == 25
     # What follows from the rounded size claims no radius beyond its margin.
-    follows = kind == "planned"
+    follows = kind in ("planned", "planned with noise", "noise on fixed bags")
     assert (settings.size_margin is not None) == follows and inputs["radius_cap"] == (settings.size_margin if follows else settings.units)
 
 
@@ -100,7 +104,9 @@ def test_a_convolutional_network_on_frames_is_certified(recordings, tmp_path, lo
 
 @pytest.mark.parametrize("changes,complaint", [
     ({"bag_size": 10**6}, "bag size 1000000 is above"), ({"bag_size": 0}, "bag size 0"), ({"mechanism": "partition", "parts": 10**6, "bag_size": None}, "1000000 parts"),
-    ({"mechanism": "forest"}, "mechanism 'forest'"), ({"parts": 3}, "parts is for --mechanism partition, not for bag"), ({"noise_multiplier": 3.0}, "noise multiplier is for --mechanism gaussian"),
+    ({"mechanism": "forest"}, "mechanism 'forest'"), ({"parts": 3}, "parts is for --mechanism partition, not for bag"), ({"noise_multiplier": 3.0}, "noise multiplier is for --mechanism gaussian or bag-then-noise"),
+    ({"mechanism": "bag-then-noise"}, "train steps, batch size or top share is for"), ({"mechanism": "bag-then-noise", "fit": None, "noise_multiplier": 3.0}, "needs --bag-size, --sample-rate"),
+    ({"mechanism": "bag-then-noise", "fit": None, "draws": "replacement"}, "draws 'replacement' do not go with noise"),
     ({"mechanism": "gaussian", "bag_size": None}, "train steps, batch size or top share is for"), ({"draws": "all"}, "draws 'all'"),
     ({"learner": Learner(learning_rate=0.1, network="convolutional")}, "wants images"),
     ({"learner": Learner(learning_rate=0.1, local=LocalUpdate(steps=3))}, "local steps"), ({"bag_size": None, "fraction": 0.9}, "not even bags of one trajectory"),
