@@ -40,6 +40,7 @@ ACCOUNTANTS = {
 # What is shown of each kind of evidence at states: the rule by which actions are inferred, and what stays true of an action.
 RULES = {
     "votes": ("votes: at each state the action that most instances take", "stays the most probable one"),
+    "exact": ("votes of all parts: at each state the action that most parts' policies take", "keeps the most votes"),
     "scores": ("probability scores: at each state the action with the largest mean score", "keeps the largest expected score"),
     "continuous": ("continuous: at each state, in every dimension, the median of the instances' actions", ""),
 }

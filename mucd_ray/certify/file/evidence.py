@@ -26,11 +26,18 @@ KEYS = {
     "mechanism", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
     "actions",
 }
+# What certificates that are not about it leave out.
+OPTIONAL_KEYS = {"voted"}
 ACTION_KEYS = {
     "votes": {"kind", "counts", "reference"},
+    "exact": {"kind", "counts", "reference"},
     "scores": {"kind", "histogram", "reference"},
     "continuous": {"kind", "histogram", "low", "high"},
 }
+
+
+# Kinds with counts of votes.
+VOTES = ("votes", "exact")
 
 
 def levels(values: np.ndarray, low, high) -> np.ndarray:
@@ -53,6 +60,11 @@ def histogram(level: np.ndarray) -> np.ndarray:
 def votes_evidence(counts: np.ndarray, reference: np.ndarray | None = None) -> dict:
     """Votes [S, A] of the instances; `reference` [S]: the actions against which accuracy is counted."""
     return {"kind": "votes", "counts": _whole(counts), "reference": None if reference is None else _whole(reference)}
+
+
+def exact_evidence(counts: np.ndarray, reference: np.ndarray | None = None) -> dict:
+    """Votes [S, A] of all parts of a partition: none is sampled."""
+    return votes_evidence(counts, reference) | {"kind": "exact"}
 
 
 def scores_evidence(counts: np.ndarray, reference: np.ndarray | None = None) -> dict:
@@ -78,17 +90,17 @@ def check_inputs(inputs: dict) -> None:
     Raises:
         MucdError: naming the value and what it must be.
     """
-    if not isinstance(inputs, dict) or set(inputs) != KEYS:
+    if not isinstance(inputs, dict) or set(inputs) - OPTIONAL_KEYS != KEYS:
         raise MucdError(f"inputs must have exactly the keys {', '.join(sorted(KEYS))}")
     from_values(inputs["mechanism"])
     if not (inputs["goal"] is None or isinstance(inputs["goal"], str)):
         raise MucdError(f"goal {_shown(inputs['goal'])} must be null or text")
     if not (inputs["condition"] is None or inputs["condition"] in CONDITIONS):
         raise MucdError(f"condition {_shown(inputs['condition'])} must be null or one of {', '.join(CONDITIONS)}")
-    _check_real("return range", inputs["return_range"], 2)
-    _check_real("returns", inputs["returns"])
-    _check_real("eta and discount", [inputs["eta"], inputs["discount"]])
-    _check_whole("units, radius cap and rollouts", [inputs["units"], inputs["radius_cap"], inputs["rollouts"]])
+    checked_reals("return range", inputs["return_range"], 2)
+    checked_reals("returns", inputs["returns"])
+    checked_reals("eta and discount", [inputs["eta"], inputs["discount"]])
+    checked_wholes("units, radius cap and rollouts", [inputs["units"], inputs["radius_cap"], inputs["rollouts"]])
     if not 1 <= inputs["radius_cap"] <= inputs["units"]:
         raise MucdError(f"radius cap {inputs['radius_cap']} is outside 1..{inputs['units']}, the number of units of the dataset")
     if inputs["rollouts"] < 1:
@@ -105,18 +117,22 @@ def check_inputs(inputs: dict) -> None:
         if not low <= value <= high:
             raise MucdError(f"return {value} is outside the declared range [{low}, {high}]: declare the true bounds of every possible return")
     if inputs["actions"] is not None:
-        _check_actions(inputs["actions"], len(inputs["returns"]))
+        _check_actions(inputs["actions"], len(inputs["returns"]), inputs["mechanism"])
 
 
-def _check_actions(actions, instances: int) -> None:
+def _check_actions(actions, instances: int, mechanism: dict) -> None:
     if not isinstance(actions, dict) or actions.get("kind") not in ACTION_KEYS or set(actions) != ACTION_KEYS[actions["kind"]]:
-        raise MucdError(f"actions must be null, or votes, scores or a continuous histogram with the keys of its kind ({', '.join(ACTION_KEYS)})")
+        raise MucdError(f"actions must be null, or votes, exact votes, scores or a continuous histogram with the keys of its kind ({', '.join(ACTION_KEYS)})")
     kind = actions["kind"]
-    name = "counts" if kind == "votes" else "histogram"
-    counts = _array(name, actions[name], 2 if kind == "votes" else 3)
+    name = "counts" if kind in VOTES else "histogram"
+    counts = checked_array(name, actions[name], 2 if kind in VOTES else 3)
     if kind != "continuous" and counts.shape[1] < 2:
         raise MucdError(f"{name} of shape {counts.shape} must hold at least 2 actions per state")
-    if kind != "votes" and counts.shape[2] != LEVELS + 1:
+    if kind == "exact":
+        if np.any(counts.sum(axis=1) != mechanism.get("parts")):
+            raise MucdError(f"exact counts must be of all parts of a partition, so every state's sum to their number, {mechanism.get('parts')}")
+        instances = mechanism["parts"]
+    if kind not in VOTES and counts.shape[2] != LEVELS + 1:
         raise MucdError(f"histogram of shape {counts.shape} must have {LEVELS + 1} levels")
     wrong = counts.sum(axis=-1) != instances
     if wrong.any():
@@ -124,11 +140,11 @@ def _check_actions(actions, instances: int) -> None:
         raise MucdError(f"{name}: {counted(many, 'instance')} counted but {counted(instances, 'return')}: evidence must come from the same instances")
     if kind == "continuous":
         for end in ("low", "high"):
-            _check_real(end, actions[end], counts.shape[1])
+            checked_reals(end, actions[end], counts.shape[1])
         for low, high in zip(actions["low"], actions["high"], strict=True):
             _check_range("action range", low, high)
     elif actions["reference"] is not None:
-        reference = _array("reference", actions["reference"], 1)
+        reference = checked_array("reference", actions["reference"], 1)
         if reference.shape != counts.shape[:1] or np.any(reference >= counts.shape[1]):
             raise MucdError(f"reference must hold one action below {counts.shape[1]} for each of the {len(counts)} states")
 
@@ -141,7 +157,7 @@ def _check_range(name: str, low: float, high: float) -> None:
         raise MucdError(f"{name} [{low}, {high}] must lie within +-{LARGEST_VALUE:g} and be wider than {LEAST_WIDTH:g} of its ends: shift or rescale it")
 
 
-def _array(name: str, values, dimensions: int) -> np.ndarray:
+def checked_array(name: str, values, dimensions: int) -> np.ndarray:
     """Nested lists of whole numbers, all rows equally long, as an array."""
     flat, shape = [values], []
     for _ in range(dimensions):
@@ -150,7 +166,7 @@ def _array(name: str, values, dimensions: int) -> np.ndarray:
             raise MucdError(f"{name} must be lists of whole numbers, {dimensions} deep, equally long and not empty")
         shape.append(lengths.pop())
         flat = [value for part in flat for value in part]
-    _check_whole(name, flat)
+    checked_wholes(name, flat)
     return np.array(flat, dtype=np.int64).reshape(shape)
 
 
@@ -160,13 +176,13 @@ def _shown(value) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _check_whole(name: str, values: list) -> None:
+def checked_wholes(name: str, values: list) -> None:
     for value in values:
         if type(value) is not int or not 0 <= value <= LARGEST:
             raise MucdError(f"{name}: {_shown(value)} must be a whole number from 0 to 2^53")
 
 
-def _check_real(name: str, values, length: int | None = None) -> None:
+def checked_reals(name: str, values, length: int | None = None) -> None:
     if not isinstance(values, list) or length not in (None, len(values)):
         raise MucdError(f"{name} must be a list of {'' if length is None else length} numbers".replace("  ", " "))
     for value in values:
