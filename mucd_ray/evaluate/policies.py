@@ -1,4 +1,9 @@
-"""Many trained policies as one object that acts for all of them at once."""
+"""Many trained policies as one object that acts for all of them at once.
+
+Votes, levels, rollouts and searches know no more of policies than `Policies` says; how they were trained, and whether they run in this process, is not seen.
+"""
+
+from typing import Protocol
 
 import gymnasium
 import numpy as np
@@ -7,6 +12,29 @@ import torch
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.networks import Network, stacked_layers
 from mucd_ray.learn.problem import Problem
+
+
+class Policies(Protocol):
+    """P policies, numbered 0..P-1, each a function of one observation alone: what it prefers there depends on no other row, policy or call before.
+
+    A new kind of policies has these two methods: rows of features are those of the environment's card, and what is preferred at a row is one score per discrete action, the
+    largest of which acts, or the unclipped continuous action. Where a policy fails, its row is NaN: it then takes the default action (`greedy_actions`, `clipped_actions`).
+    A policy that names a discrete action without scores has those of `scores_of`.
+    """
+
+    def __len__(self) -> int:
+        """P."""
+
+    def outputs(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """What policy index[s] prefers at features[s], or policy index[0] at all of them: float32 [S, d], int [S] or [1] -> floats [S, A or k]."""
+
+
+def outputs_of_all(policies: Policies, features: np.ndarray) -> np.ndarray:
+    """What every policy prefers at every row: float32 [S, d] -> [P, S, A or k], each pair as by `Policies.outputs`."""
+    together = getattr(policies, "outputs_of_all", None)
+    if together is not None:
+        return together(features)
+    return np.stack([policies.outputs(features, np.array([policy])) for policy in range(len(policies))])
 
 
 class StackedPolicies:
@@ -66,11 +94,6 @@ class StackedPolicies:
                 x = total
             return x if self.problem is None else self.problem.preferences(x)
 
-    def act(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """Greedy action, counted from 0, of policy index[s] at features[s] -> int64 [S]; see `greedy_actions`."""
-        return greedy_actions(self.outputs(features, index))
-
-
 class ModulePolicies:
     """The same for P copies of a module, with the parameters that `train_block` returns for one. Rows go through one by one, since a
     convolution may round differently from one batch size to the next."""
@@ -93,17 +116,13 @@ class ModulePolicies:
         with np.errstate(over="ignore", invalid="ignore"):
             return self.problem.preferences(torch.stack(outputs).numpy())
 
-    def outputs_of_all(self, features: np.ndarray) -> np.ndarray:
-        return np.stack([self.outputs(features, np.array([policy])) for policy in range(len(self))])
-
-    def act(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
-        return greedy_actions(self.outputs(features, index))
-
-
-def trained_policies(problem: Problem, parameters: dict[str, torch.Tensor]) -> StackedPolicies | ModulePolicies:
+def trained_policies(problem: Problem, parameters: dict[str, torch.Tensor]) -> Policies:
     """The policies that `train_block` or `train_nonprivate` returned the parameters of."""
     return StackedPolicies(problem.network, parameters, problem) if problem.module_factory is None else ModulePolicies(problem, parameters)
 
+
+# exp of minus this is 0 in every precision.
+SURE = 1e4
 
 # A policy whose outputs at a state are not all finite acts as if it preferred the lowest action there. Dropping it would choose
 # among instances by their training data, which no certificate covers.
@@ -112,6 +131,16 @@ def trained_policies(problem: Problem, parameters: dict[str, torch.Tensor]) -> S
 def greedy_actions(outputs: np.ndarray) -> np.ndarray:
     """Scores [..., A] -> the preferred action, counted from 0, int64 [...]; ties go to the lowest, as do outputs that are not finite."""
     return np.where(np.isfinite(outputs).all(-1), outputs.argmax(-1), 0)
+
+
+def scores_of(actions: np.ndarray, count: int) -> np.ndarray:
+    """Scores float64 [..., count] of policies that just act, by actions counted from 0, int [...]: the chosen one has all of the softmax probability.
+
+    What is no action of 0..count-1 is a failure: NaN.
+    """
+    actions = np.asarray(actions)
+    scores = np.where(np.arange(count) == actions[..., None], 0.0, -SURE)
+    return np.where(((actions >= 0) & (actions < count))[..., None], scores, np.nan)
 
 
 def softmax_probabilities(outputs: np.ndarray) -> np.ndarray:

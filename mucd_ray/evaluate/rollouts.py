@@ -9,7 +9,7 @@ import torch
 
 from mucd_ray.data.environments.card import EnvironmentCard, check_discount
 from mucd_ray.errors import MucdError
-from mucd_ray.evaluate.policies import StackedPolicies, environment_actions
+from mucd_ray.evaluate.policies import Policies, StackedPolicies, environment_actions
 from mucd_ray.learn.networks import Network
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.words import counted
@@ -19,7 +19,7 @@ Progress = Callable[[], None]
 
 
 def rollout_returns(
-    policies: StackedPolicies,
+    policies: Policies,
     card: EnvironmentCard,
     seeds: np.ndarray,
     slots: int = 64,

@@ -3,23 +3,23 @@
 import gymnasium
 import numpy as np
 
-from mucd_ray.evaluate.policies import StackedPolicies, clipped_actions, softmax_probabilities
+from mucd_ray.evaluate.policies import Policies, clipped_actions, greedy_actions, softmax_probabilities
 
 
-def actions_at(policies: StackedPolicies, features: np.ndarray) -> np.ndarray:
+def actions_at(policies: Policies, features: np.ndarray) -> np.ndarray:
     """Greedy action, counted from 0, of each of P policies at each of S states: float32 [S, inputs] -> int16 [P, S]."""
     actions = np.empty((len(policies), len(features)), np.int16)
     for policy in range(len(policies)):
-        actions[policy] = policies.act(features, np.array([policy]))
+        actions[policy] = greedy_actions(policies.outputs(features, np.array([policy])))
     return actions
 
 
-def probabilities_at(policies: StackedPolicies, features: np.ndarray) -> np.ndarray:
+def probabilities_at(policies: Policies, features: np.ndarray) -> np.ndarray:
     """Softmax probability of every discrete action: float32 [S, inputs] -> float64 [P, S, A]."""
     return np.stack([softmax_probabilities(policies.outputs(features, np.array([policy]))) for policy in range(len(policies))])
 
 
-def clipped_actions_at(policies: StackedPolicies, features: np.ndarray, action_space: gymnasium.spaces.Box) -> np.ndarray:
+def clipped_actions_at(policies: Policies, features: np.ndarray, action_space: gymnasium.spaces.Box) -> np.ndarray:
     """Continuous actions as the environment takes them: float32 [S, inputs] -> [P, S, k], within the space's bounds."""
     return np.stack([clipped_actions(action_space, policies.outputs(features, np.array([policy]))) for policy in range(len(policies))])
 

@@ -9,7 +9,7 @@ import torch
 
 from mucd_ray.data.environments.cards import EnvironmentCard, card_for
 from mucd_ray.errors import MucdError
-from mucd_ray.evaluate.policies import StackedPolicies
+from mucd_ray.evaluate.policies import StackedPolicies, outputs_of_all, scores_of
 from mucd_ray.evaluate.rollouts import constant_returns, means, rollout_returns, slot_queue
 from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, probabilities_at
 from mucd_ray.learn.networks import Network, forward, stacked_layers
@@ -165,6 +165,28 @@ def test_votes_are_the_greedy_actions_and_ties_go_to_the_lowest():
     assert votes[7, 2] == (actions[:, 7] == 2).sum()
     zero = StackedPolicies(Network(inputs=4, outputs=3), {"0.weight": torch.zeros(2, 4, 3), "0.bias": torch.zeros(2, 3)})
     assert not actions_at(zero, features).any()
+
+
+class Always:
+    """Policies that just act: number i takes action i everywhere, and the last one fails at states right of the centre."""
+
+    def __len__(self):
+        return 3
+
+    def outputs(self, features, index):
+        actions = np.broadcast_to(index, len(features))
+        return scores_of(np.where((actions == 2) & (features[:, 0] > 0), 2, actions % 2), 2)
+
+
+def test_policies_of_any_kind_vote_and_play_and_fail_by_the_default_action():
+    features = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+    right = features[:, 0] > 0
+    assert outputs_of_all(Always(), features).shape == (3, 50, 2) and np.array_equal(actions_at(Always(), features), np.stack([0 * right, 0 * right + 1, 0 * right]))
+    probabilities = probabilities_at(Always(), features)
+    assert (probabilities[1] == [0, 1]).all() and (probabilities[2][right] == 0).all() and (probabilities[2][~right] == [1, 0]).all()
+    network, biases = Network(inputs=4, outputs=2), torch.tensor([[1.0, 0], [0, 1], [1, 0]])
+    stacked = StackedPolicies(network, {"0.weight": torch.zeros(3, 4, 2), "0.bias": biases})
+    assert np.array_equal(rollout_returns(Always(), CARTPOLE, [1, 2, 3]), rollout_returns(stacked, CARTPOLE, [1, 2, 3]))
 
 
 def test_what_does_not_fit_is_refused():

@@ -5,7 +5,7 @@ import numpy as np
 
 from mucd_ray.certify.file.evidence import levels
 from mucd_ray.errors import MucdError
-from mucd_ray.evaluate.policies import StackedPolicies, trained_policies
+from mucd_ray.evaluate.policies import Policies, trained_policies
 from mucd_ray.evaluate.rollouts import Progress, constant_returns, rollout_returns
 from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, probabilities_at
 from mucd_ray.learn.ensemble import train_block
@@ -47,7 +47,7 @@ def train_and_evaluate(
     return Block(first=instances[0], returns=returns, actions=votes, levels=_levels(settings, policies, at_states), parameters=parameters)
 
 
-def _levels(settings: RunSettings, policies: StackedPolicies, at_states: np.ndarray) -> np.ndarray:
+def _levels(settings: RunSettings, policies: Policies, at_states: np.ndarray) -> np.ndarray:
     if settings.actions:
         return levels(probabilities_at(policies, at_states), 0.0, 1.0)
     if settings.action_bounds is None:

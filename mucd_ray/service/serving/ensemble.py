@@ -15,7 +15,7 @@ from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.rounding import confidence_percent
 from mucd_ray.certify.tabulated import tabulated
 from mucd_ray.errors import MucdError
-from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, softmax_probabilities, trained_policies
+from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all, softmax_probabilities, trained_policies
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import as_expected
 from mucd_ray.mechanism.units import UNITS
@@ -131,7 +131,7 @@ class Ensemble:
         return np.concatenate([self._evidence(features[start : start + self._rows]) for start in range(0, len(features), self._rows)])
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
-        outputs = self.policies.outputs_of_all(features)
+        outputs = outputs_of_all(self.policies, features)
         if self.kind == "votes":
             return counts(greedy_actions(outputs), self.settings.actions)
         if self.kind == "scores":

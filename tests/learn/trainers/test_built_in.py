@@ -5,7 +5,7 @@ import pytest
 from problems import LOSSES, QUICK, changed, problem, trajectories, transitions
 
 from mucd_ray.errors import MucdError
-from mucd_ray.evaluate.policies import trained_policies
+from mucd_ray.evaluate.policies import greedy_actions, trained_policies
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.trainers.built_in import Fit, fit_policies, rows_of
 from mucd_ray.learn.units import Units
@@ -46,9 +46,9 @@ def test_it_learns_from_raw_observations_of_any_size():
     asked = adam(inputs=3, actions=2, hidden=(32,))
     policy = trained_policies(asked, fit_policies(problem=asked, fit=Fit(steps=600), units=units, bags=[np.arange(500)], instances=[0], streams=STREAMS))
     held_out = features[500:]
-    assert (policy.act(held_out, np.array([0])) == actions[500:]).mean() > 0.9
+    assert (greedy_actions(policy.outputs(held_out, np.array([0]))) == actions[500:]).mean() > 0.9
     moved = held_out + np.array([0, 0, 50], np.float32)
-    assert np.array_equal(policy.act(moved, np.array([0])), policy.act(held_out, np.array([0])))
+    assert np.array_equal(greedy_actions(policy.outputs(moved, np.array([0]))), greedy_actions(policy.outputs(held_out, np.array([0]))))
 
 
 def test_the_better_share_of_the_bag_is_kept():
@@ -70,9 +70,9 @@ def test_an_empty_bag_and_one_that_breaks_the_learner_give_the_default_policy():
         problem=asked, fit=Fit(steps=5), units=units, bags=[np.zeros(0, int), np.arange(10), np.arange(10, 40)], instances=[0, 1, 2], streams=STREAMS
     ))
     observations = np.random.default_rng(1).standard_normal((20, 5)).astype(np.float32)
-    assert not policies.act(observations, np.array([0])).any()
-    assert not policies.act(observations, np.array([1])).any()
-    assert len(set(policies.act(observations, np.array([2])))) > 1
+    assert not greedy_actions(policies.outputs(observations, np.array([0]))).any()
+    assert not greedy_actions(policies.outputs(observations, np.array([1]))).any()
+    assert len(set(greedy_actions(policies.outputs(observations, np.array([2]))))) > 1
 
 
 @pytest.mark.parametrize("values", [{"steps": 0}, {"batch": 1.5}, {"top_share": 0.0}, {"top_share": 1.1}, {"top_share": float("nan")}])
