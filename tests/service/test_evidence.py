@@ -201,7 +201,7 @@ def test_continuous_actions_are_certified_from_end_to_end(request, monkeypatch, 
     unbounded = dataclasses.replace(store.settings(), action_bounds=None)
     evidence = dataclasses.replace(Tally(store, 40).evidence(), histogram=np.zeros((6, 0, LEVELS + 1), int))
     notes = assumptions(store, unbounded, Choices(), 40)
-    bare = certificate_of(unbounded, evidence, vars(Choices()), None, notes, {})
+    bare = certificate_of(unbounded, evidence, vars(Choices()), None, None, notes, {})
     assert bare["inputs"]["actions"] is None and verify(bare) == [] and "actions are unbounded" in bare["assumptions"][-1]
 
 

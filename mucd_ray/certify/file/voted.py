@@ -116,8 +116,14 @@ def _numbers(inputs: dict, trees: list[Tree], rows: Rows, returns: Returns, eta:
     radii = voted_radii(cap)
     if eta / len(radii) < LEAST_ETA:
         raise MucdError(f"eta {eta:g} shared by {len(radii)} radii is below {LEAST_ETA:g} for each: use a larger eta")
-    played, bound, complete = [], [], []
+    played, bound, complete, nothing = [], [], [], returns.of(returns.rest(0), played=False)
     for radius in radii:
+        if complete and complete[-1] == 0 and played[-1] == nothing:
+            # Every tree was cut off at its beginning, or is worth no more: so it is at all larger radii, whose accounting is spared.
+            played.append(nothing)
+            bound.append(nothing)
+            complete.append(0.0)
+            continue
         found = [worst_return(tree, rows, radius, returns) for tree in trees]
         worst = np.array([value for value, _ in found])
         band = return_band(worst, (returns.low, returns.high), eta=eta / len(radii), method=inputs["band"])

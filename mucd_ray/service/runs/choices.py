@@ -11,6 +11,9 @@ from mucd_ray.service.runs.settings import RunSettings
 
 # From what a discrete action is certified: the instances' votes, or their probability scores.
 INFERENCES = ("votes", "scores")
+# Whose return is certified.
+POLICIES = ("instance", "vote")
+MOST = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,8 @@ class Choices:
 
     `looks` "fixed": the number of instances is decided before training. "anytime": results are looked at on the way, and training
     stops when `goal` (certify/planning/goal.py) is met.
+
+    `policy` "instance": one instance drawn at random. "vote": beside it the voted policy, in so many `episodes`, each followed to at most so many `nodes` beside its own path.
     """
 
     eta: float = 0.001
@@ -28,6 +33,9 @@ class Choices:
     inference: str = "votes"
     looks: str = "fixed"
     goal: str | None = None
+    policy: str = "instance"
+    episodes: int = 100
+    nodes: int = 500
 
     def __post_init__(self):
         check_eta(self.eta)
@@ -36,6 +44,11 @@ class Choices:
             raise MucdError(f"inference {self.inference!r} is unknown: use one of {', '.join(INFERENCES)}")
         if self.goal is not None:
             Goal.parse(self.goal)
+        if self.policy not in POLICIES:
+            raise MucdError(f"policy {self.policy!r} is unknown: use one of {', '.join(POLICIES)}")
+        for name, least in (("episodes", 1), ("nodes", 0)):
+            if not (type(getattr(self, name)) is int and least <= getattr(self, name) <= MOST):
+                raise MucdError(f"{name} {getattr(self, name)} must be a whole number from {least} to {MOST:,}")
 
     def check(self, settings: RunSettings) -> None:
         """Raise MucdError if a run with these settings cannot be certified so."""

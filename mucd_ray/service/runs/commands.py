@@ -94,8 +94,10 @@ def _check_card(store: RunStore, card: EnvironmentCard, path: str | None) -> Non
 
 
 def certify_run(options, out) -> int:
-    store = RunStore.open(options.run)
-    return _print(finish(store, certify(store, _choices(options))), options, out)
+    store, choices = RunStore.open(options.run), _choices(options)
+    if choices.policy == "vote":
+        _check_card(store, store.settings().card, options.card)
+    return _print(finish(store, certify(store, choices)), options, out)
 
 
 def report_run(options, out) -> None:
@@ -149,6 +151,7 @@ def _choices(options, defaults: dict | None = None) -> Choices:
     goal = getattr(options, "until", None)
     looks = getattr(options, "looks", "fixed" if goal is None else "anytime")
     given = {name: getattr(options, name) for name in ("eta", "threat", "accountant", "band", "inference")}
+    given |= {name: getattr(options, name) for name in ("policy", "episodes", "nodes")}
     return Choices(**(defaults or {}) | {name: value for name, value in given.items() if value is not None}, looks=looks, goal=goal)
 
 
