@@ -141,7 +141,9 @@ def _certified(store: RunStore) -> dict:
     try:
         inputs = certificate["inputs"]
         kind = inputs["actions"] and inputs["actions"]["kind"]
-        return {name: inputs[name] for name in ("eta", "threat", "accountant", "band")} | ({"inference": kind} if kind in INFERENCES else {})
+        return {name: inputs[name] for name in ("eta", "threat", "accountant", "band")} | ({"inference": kind} if kind in INFERENCES else {}) | (
+            {"policy": "vote", "episodes": len(inputs["voted"]["episodes"])} if "voted" in inputs else {}
+        )
     except (KeyError, TypeError):
         raise MucdError(f"{store.file('certificate.json')} is not a certificate: make it again with `mucd certify {store.location}`") from None
 
@@ -152,7 +154,11 @@ def _choices(options, defaults: dict | None = None) -> Choices:
     looks = getattr(options, "looks", "fixed" if goal is None else "anytime")
     given = {name: getattr(options, name) for name in ("eta", "threat", "accountant", "band", "inference")}
     given |= {name: getattr(options, name) for name in ("policy", "episodes", "nodes")}
-    return Choices(**(defaults or {}) | {name: value for name, value in given.items() if value is not None}, looks=looks, goal=goal)
+    given = (defaults or {}) | {name: value for name, value in given.items() if value is not None}
+    for name in ("episodes", "nodes"):
+        if getattr(options, name) is not None and given.get("policy") != "vote":
+            raise MucdError(f"--{name} is for --policy vote: give both, or leave it out")
+    return Choices(**given, looks=looks, goal=goal)
 
 
 def _resources(options) -> Resources:
