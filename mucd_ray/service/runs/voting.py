@@ -9,13 +9,15 @@ import numpy as np
 
 from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.file.certificate import make_certificate, standing_assumptions
-from mucd_ray.certify.file.voted import KINDS, episode_evidence, rule_of, voted_evidence
+from mucd_ray.certify.file.evidence import checked_array
+from mucd_ray.certify.file.voted import KINDS, episode_evidence, rule_of, tree_of, voted_evidence
 from mucd_ray.certify.voted_return import Rows, Tree, voted_radii
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all
 from mucd_ray.evaluate.rollouts import Progress
 from mucd_ray.evaluate.search import Episode
 from mucd_ray.evaluate.votes import counts
+from mucd_ray.files import printable
 from mucd_ray.learn.streams import ROLLOUT, Streams
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.settings import RunSettings
@@ -70,12 +72,9 @@ class Voter:
         self.streams = Streams(store.secret())
         widest = max(outputs for _, outputs in self.settings.problem.network.layers)
         self._rows = max(1, FLOATS_AT_A_TIME // (voters[1] * widest))
-        environment = self.settings.card.make()
-        self.horizon = environment.spec.max_episode_steps
-        environment.close()
         if self.settings.actions:
             guarantees = guarantees_of(self.settings.mechanism, units=self.settings.units, threat=plan.threat, family=plan.accountant)
-            self.rule = rule_of(self.kind, guarantees, threat=plan.threat, instances=plan.instances, eta=plan.eta, steps=plan.episodes * self.horizon)
+            self.rule = rule_of(self.kind, guarantees, threat=plan.threat, instances=plan.instances, eta=plan.eta, steps=plan.episodes * horizon_of(self.settings))
             self.radii = voted_radii(min(plan.radius_cap, guarantees.largest_radius))
 
     def seed(self, episode: int) -> int:
@@ -145,25 +144,28 @@ def with_votes(store: RunStore, certificate: dict, choices: Choices) -> dict:
         for episode in missing_episodes(store, plan):
             voter = voter or Voter(store, plan)
             store.write_json(plan.file(episode), voter.episode(episode))
-        files = [_read(store, plan.file(episode)) for episode in range(plan.episodes)]
-        voted = voted_evidence(
-            KINDS[settings.mechanism.kind], _horizon(settings), settings.card.reward_range and settings.card.reward_range[0], [np.array(file["table"]) for file in files],
-            [file["episode"] for file in files],
-        )
+        horizon, least = horizon_of(settings), settings.card.reward_range and settings.card.reward_range[0]
+        tables, episodes = zip(*(_read(store, plan.file(episode), horizon, least) for episode in range(plan.episodes)))
+        voted = voted_evidence(KINDS[settings.mechanism.kind], horizon, least, tables, episodes)
         own.append(NOTE.format(episodes=plan.episodes, nodes=plan.nodes))
     certificate = make_certificate({name: value for name, value in inputs.items() if name != "voted"} | ({} if voted is None else {"voted": voted}), assumptions=own, context=context)
     store.write_json("certificate.json", certificate)
     return certificate
 
 
-def _horizon(settings: RunSettings) -> int:
+def horizon_of(settings: RunSettings) -> int:
+    """The public greatest number of steps of an episode."""
     environment = settings.card.make()
     environment.close()
     return environment.spec.max_episode_steps
 
 
-def _read(store: RunStore, name: str) -> dict:
-    file = store.read_json(name)
-    if not isinstance(file, dict) or set(file) != {"table", "episode"}:
-        raise MucdError(f"{store.file(name)} is no episode of the voted policy: delete it, and it is played again")
-    return file
+def _read(store: RunStore, name: str, horizon: int, least_reward: float | None) -> tuple[np.ndarray, dict]:
+    """(rows, episode) of a stored file. Raises MucdError, which names it, where it is none."""
+    try:
+        file = store.read_json(name)
+        table = checked_array("table", file["table"], 2)
+        tree_of(file["episode"], *table.shape, horizon, least_reward)
+        return table, file["episode"]
+    except (MucdError, LookupError, TypeError, ValueError) as error:
+        raise MucdError(f"{store.file(name)} is no episode of the voted policy ({printable(error)}): delete it, and it is played again") from None

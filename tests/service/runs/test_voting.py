@@ -71,9 +71,10 @@ def test_the_voted_policy_is_certified_resumed_and_certified_again_without_train
         other = certify(store, Choices(policy="vote", episodes=3, nodes=60, threat=threat))
         assert verify(other) == []
     assert other["results"]["voted"]["curve"] == ours["curve"]
-    files[0].write_text("[]")
-    with pytest.raises(MucdError, match="is no episode of the voted policy: delete it"):
-        certify(store, VOTE)
+    for text in ("[]", '{"table": [[1, 2], [3]], "episode": {}}', '{"table": [[7, 0]], "episode": {"rows": [5], "node": [], "action": [], "reward": [], "next": []}}', "{"):
+        files[0].write_text(text)
+        with pytest.raises(MucdError, match="voted/.*is no episode of the voted policy .*: delete it, and it is played again"):
+            certify(store, VOTE)
     files[0].unlink()
     certify(store, VOTE)
     assert path.read_bytes() == before
