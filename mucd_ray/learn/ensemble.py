@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.engines.captured import train_captured
 from mucd_ray.learn.engines.precision import require_float32_products
 from mucd_ray.learn.engines.stacked import UnitsOnDevice, train_stacked
 from mucd_ray.learn.networks import named_parameters
@@ -93,21 +94,32 @@ def _train_torch(problem, mechanism, units, instances, streams, device, block, p
     if block is None:
         rows = np.minimum(units.lengths, 1 if units.unit == "transition" else problem.learner.local.cap).sum()
         block = _block_size(problem, mechanism.sample_rate * rows) if device.type == "cpu" else GPU_BLOCK
-    data, trained = UnitsOnDevice(units, device), []
+    data = UnitsOnDevice(units, device)
+    # Which rows of a trajectory take part is chosen on the host.
+    train = train_captured if device.type == "cuda" and units.unit == "transition" else train_stacked
     with torch.no_grad():
-        start = 0
-        while start < len(instances):
-            part = instances[start : start + block]
-            try:
-                trained.append(train_stacked(problem, mechanism, data, part, streams, progress).cpu())
-            except torch.OutOfMemoryError:
-                if block == 1:
-                    raise MucdError(f"one instance does not fit on {device}: use a smaller batch (sample rate) or network") from None
-                # The same instances in smaller blocks give the same result.
-                block = max(1, block // 2)
-                torch.cuda.empty_cache()
-                continue
-            start += len(part)
+        return in_blocks(lambda part: train(problem, mechanism, data, part, streams, progress), instances, block, device)
+
+
+def in_blocks(train: Callable[[list], Tensor], items: list, block: int, device: torch.device) -> Tensor:
+    """What `train` makes of the items, `block` at a time or as many as the device has memory for: [len(items), ...] on the CPU.
+
+    Raises:
+        MucdError: there is no memory for a single one.
+    """
+    trained, start = [], 0
+    while start < len(items):
+        part = items[start : start + block]
+        try:
+            trained.append(train(part).cpu())
+        except torch.OutOfMemoryError:
+            if block == 1:
+                raise MucdError(f"one instance does not fit on {device}: use a smaller batch (sample rate) or network") from None
+            # The same instances in smaller blocks give the same result.
+            block = max(1, block // 2)
+            torch.cuda.empty_cache()
+            continue
+        start += len(part)
     return torch.cat(trained)
 
 

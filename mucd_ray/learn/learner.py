@@ -121,8 +121,8 @@ class Sgd:
         self.learner = learner
         self.velocity = torch.zeros_like(parameters) if learner.momentum else None
 
-    def step(self, parameters: Tensor, gradient: Tensor, step: int) -> None:
-        """Update `parameters` in place; `gradient` is used up. `step` counts from 0."""
+    def step(self, parameters: Tensor, gradient: Tensor, step: int | Tensor) -> None:
+        """Update `parameters` in place; `gradient` is used up. `step` counts from 0; it may be a float64 tensor []."""
         if self.velocity is not None:
             gradient.copy_(self.velocity.mul_(self.learner.momentum).add_(gradient))
         parameters.sub_(gradient.mul_(self.learner.learning_rate))
@@ -136,8 +136,8 @@ class Adam:
         self.first, self.second = torch.zeros_like(parameters), torch.zeros_like(parameters)
         self.scratch = torch.empty_like(parameters)
 
-    def step(self, parameters: Tensor, gradient: Tensor, step: int) -> None:
-        """Update `parameters` in place; `gradient` is used up. `step` counts from 0."""
+    def step(self, parameters: Tensor, gradient: Tensor, step: int | Tensor) -> None:
+        """Update `parameters` in place; `gradient` is used up. `step` counts from 0; it may be a float64 tensor []."""
         scratch = self.scratch
         self.first.mul_(BETA1).add_(torch.mul(gradient, 1 - BETA1, out=scratch))
         self.second.mul_(BETA2).add_(gradient.mul_(gradient).mul_(1 - BETA2))

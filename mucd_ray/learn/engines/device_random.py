@@ -1,14 +1,19 @@
 """The random streams of `streams` in torch, for engines whose data live on a GPU: the same Philox words, made where they are used.
 
 Torch has no unsigned 64-bit product; words are int64 with the same bits, whose products wrap around as unsigned ones do.
+The key and the step are tensors: a compiled function then holds neither the secret nor a number that changes in every step.
 """
 
+import functools
 import math
+import sys
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mucd_ray.learn.streams import LOG_SERIES, LOG_TWO, SQRT_HALF
+from mucd_ray.learn.streams import LOG_SERIES, LOG_TWO, SQRT_HALF, Streams
 
 
 def _signed(word: int) -> int:
@@ -37,17 +42,27 @@ def _product(constant: int, b: Tensor) -> tuple[Tensor, Tensor]:
     return a1 * b1 + _upper(middle) + _upper(other) + carry, b * _signed(constant)
 
 
-def philox(key: tuple[int, int], blocks: int, purpose: int, step: int, instances: Tensor) -> Tensor:
-    """The first 4 * blocks words of every instance's stream: int64 [P] -> int64 [P, 4 * blocks], bits of `Streams.generator(...).random_raw`."""
-    c0 = torch.arange(1, blocks + 1, device=instances.device).expand(len(instances), blocks)
-    c1, c2 = torch.full_like(c0, _signed(purpose)), torch.full_like(c0, _signed(step))
-    c3 = instances[:, None].expand(len(instances), blocks)
-    k0, k1 = key
-    for _ in range(10):
+def key_on(streams: Streams, device: torch.device) -> Tensor:
+    """The key of the streams, int64 [2]."""
+    return torch.from_numpy(streams.key.view(np.int64)).to(device)
+
+
+def philox(key: Tensor, blocks: int, purpose: int, step: Tensor, instances: Tensor) -> Tensor:
+    """The first 4 * blocks words of every instance's stream: int64 [P] -> int64 [P, 4 * blocks], bits of `Streams.generator(...).random_raw`.
+
+    Args:
+        key: int64 [2], see `key_on`.
+        step: int64 [1] for all instances, or [P].
+    """
+    shape = (len(instances), blocks)
+    c0 = torch.arange(1, blocks + 1, device=instances.device).expand(shape)
+    c1, c2 = torch.full_like(c0, _signed(purpose)), step[:, None].expand(shape)
+    c3 = instances[:, None].expand(shape)
+    for turn in range(10):
         upper0, lower0 = _product(_M0, c0)
         upper1, lower1 = _product(_M1, c2)
-        c0, c1, c2, c3 = upper1 ^ c1 ^ _signed(k0), lower1, upper0 ^ c3 ^ _signed(k1), lower0
-        k0, k1 = k0 + _W0, k1 + _W1
+        # The key's words grow by their increments and wrap around.
+        c0, c1, c2, c3 = upper1 ^ c1 ^ (key[0] + _signed(turn * _W0)), lower1, upper0 ^ c3 ^ (key[1] + _signed(turn * _W1)), lower0
     return torch.stack([c0, c1, c2, c3], -1).flatten(1)
 
 
@@ -58,7 +73,7 @@ def standard_normals(words: Tensor) -> Tensor:
     return torch.cat([radius * angle.cos(), radius * angle.sin()], -1)
 
 
-def gaussian_noise(key: tuple[int, int], count: int, purpose: int, step: int, instances: Tensor) -> Tensor:
+def gaussian_noise(key: Tensor, count: int, purpose: int, step: Tensor, instances: Tensor) -> Tensor:
     """`streams.gaussian_noise` of these streams: float32 [P, count]."""
     return standard_normals(philox(key, -(-count // 64) * 8, purpose, step, instances))[:, :count]
 
@@ -75,17 +90,60 @@ def exponentials(words: Tensor) -> Tensor:
     return torch.clamp((53.5 - exponent.to(torch.float64)) * LOG_TWO - series, min=0.0)
 
 
-def poisson_samples(key: tuple[int, int], purpose: int, step: int, instances: Tensor, units: int, sample_rate: float) -> tuple[Tensor, Tensor]:
+def gaps(key: Tensor, blocks: int, purpose: int, step: Tensor, instances: Tensor, units: int | Tensor, scale: float | Tensor) -> Tensor:
+    """Distances between the units that a Poisson sample takes, at least 1: int64 [P, 4 * blocks]; see `each_poisson_samples`."""
+    return torch.clamp(exponentials(philox(key, blocks, purpose, step, instances)).mul_(scale), max=units).to(torch.int64) + 1
+
+
+def as_one_kernel(function: Callable, device: torch.device) -> Callable:
+    """`function`, hundreds of element-wise operations, as one kernel on a GPU where torch can compile one; otherwise as it is, which takes longer."""
+    return function if device.type == "cpu" else _compiled(function)
+
+
+@functools.cache
+def _compiled(function: Callable) -> Callable:
+    whole, can_compile = torch.compile(function, dynamic=False), True
+
+    def either(*arguments):
+        nonlocal can_compile
+        if can_compile:
+            try:
+                return whole(*arguments)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                # It needs Triton and a C compiler, and its errors have no class in common.
+                can_compile = False
+                print(f"mucd: torch cannot compile the random numbers here ({type(error).__name__}): training takes longer", file=sys.stderr)
+        return function(*arguments)
+
+    return either
+
+
+def scale_of_gaps(sample_rate: float) -> float:
+    """-1 / log(1 - rate): a rate below 1 makes gaps of exponentials times this, rounded down, plus 1."""
+    return -1.0 / math.log1p(-sample_rate)
+
+
+def poisson_samples(key: Tensor, purpose: int, step: Tensor, instances: Tensor, units: int, sample_rate: float) -> tuple[Tensor, Tensor]:
     """`streams.poisson_sample` of every instance: (indices int64 [P, B], counts int64 [P]); indices beyond a count are 0."""
     if sample_rate >= 1.0:
         everything = torch.arange(units, device=instances.device).expand(len(instances), units)
         return everything, torch.full((len(instances),), units, device=instances.device)
-    expected = units * sample_rate
+    return each_poisson_samples(key, purpose, step, instances, units, scale_of_gaps(sample_rate), units * sample_rate)
+
+
+def each_poisson_samples(
+    key: Tensor, purpose: int, step: Tensor, instances: Tensor, units: int | Tensor, scale: float | Tensor, expected: float
+) -> tuple[Tensor, Tensor]:
+    """The same where every instance may have its own step [P], number of units [P, 1] and `scale_of_gaps` [P, 1], 0 for a rate of 1.
+
+    `expected` is about the largest expected size; it changes speed, never the samples.
+    """
     blocks = int((expected + 6.0 * math.sqrt(expected) + 19.0) / 4.0)
     while True:
-        gaps = exponentials(philox(key, blocks, purpose, step, instances)).mul_(-1.0 / math.log1p(-sample_rate)).clamp_(max=float(units))
-        indices = (gaps.to(torch.int64) + 1).cumsum(1) - 1
-        if bool((indices[:, -1] >= units).all()):
+        indices = as_one_kernel(gaps, key.device)(key, blocks, purpose, step, instances, units, scale).cumsum(1) - 1
+        if bool((indices[:, -1:] >= units).all()):
             break
         # Longer streams begin with the same words.
         blocks *= 2

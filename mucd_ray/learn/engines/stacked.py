@@ -3,7 +3,7 @@
 Layout: the parameters of instance p are one row of a flat tensor [P, stride], with layer views [P, out, in] into it. Element-wise
 work runs on the whole block. On the CPU matrix products run instance by instance on exactly the sampled rows, because the rounding
 of a batched or padded product may depend on its neighbours; so an instance's parameters are bit-identical in every block. On a GPU
-products are batched and padded, and samples and noise are drawn there, from the same streams.
+products are batched and padded, and samples and noise are drawn there, from the same streams; `captured` replays such a step as a graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,25 +51,45 @@ def train_stacked(
     problem: Problem, mechanism: Mechanism, units: "UnitsOnDevice", instances: Sequence[int], streams: Streams, progress: Callable[[], None] | None = None
 ) -> Tensor:
     """Flat parameters [P, stride] of one block of instances after all steps; `progress` is called after each."""
-    learner, device = problem.learner, units.device
-    parameters = torch.from_numpy(_initial(problem, instances, streams)).to(device)
-    target = parameters.clone() if problem.algorithm.has_target else parameters
-    optimiser = OPTIMISERS[learner.optimiser](learner, parameters)
-    averaged = learner.averaged_steps(mechanism.steps)
-    total = torch.zeros_like(parameters, dtype=torch.float64) if averaged else None
-    summed, workspace = torch.zeros_like(parameters, dtype=torch.float64), Workspace(device)
-    draws = (DrawsOnDevice if units.padded else Draws)(streams, instances, units, mechanism.sample_rate, learner.local.cap)
+    draws = (DrawsOnDevice if units.padded else Draws)(streams, instances, units, mechanism.sample_rate, problem.learner.local.cap)
+    block = Block(problem, mechanism, units, instances, streams, draws)
     for step in range(mechanism.steps):
-        clipped_sum(problem, parameters, target, units, draws.rows(step), mechanism.clip_norm, out=summed, workspace=workspace)
-        optimiser.step(parameters, noisy_mean(summed, draws.noise(step, summed.shape[1]), mechanism), step)
-        if problem.algorithm.has_target:
-            # See the optimisers: no fused multiply-add.
-            target.add_(torch.sub(parameters, target).mul_(problem.constants["target_rate"]))
-        if total is not None and step >= mechanism.steps - averaged:
-            total.add_(parameters)
+        block.move(step)
+        block.average(step)
         if progress is not None:
             progress()
-    return parameters if total is None else total.div_(averaged).to(torch.float32)
+    return block.result()
+
+
+class Block:
+    """A block of instances in training: their parameters and all else that a step changes."""
+
+    def __init__(self, problem: Problem, mechanism: Mechanism, units: "UnitsOnDevice", instances: Sequence[int], streams: Streams, draws: "Draws"):
+        self.problem, self.mechanism, self.units, self.draws = problem, mechanism, units, draws
+        self.parameters = torch.from_numpy(initial_stack(problem, instances, streams)).to(units.device)
+        self.target = self.parameters.clone() if problem.algorithm.has_target else self.parameters
+        self.optimiser = OPTIMISERS[problem.learner.optimiser](problem.learner, self.parameters)
+        self.averaged = problem.learner.averaged_steps(mechanism.steps)
+        self.total = torch.zeros_like(self.parameters, dtype=torch.float64) if self.averaged else None
+        self.summed, self.workspace = torch.zeros_like(self.parameters, dtype=torch.float64), Workspace(units.device)
+
+    def move(self, step: int | Tensor) -> None:
+        """Release a noisy mean and take the optimiser's step, number `step` from 0; where that is a tensor [] nothing on the device is looked at."""
+        mechanism, target_rate = self.mechanism, self.problem.constants.get("target_rate")
+        rows = self.draws.rows(step)
+        clipped_sum(self.problem, self.parameters, self.target, self.units, rows, mechanism.clip_norm, out=self.summed, workspace=self.workspace)
+        mean = noisy_mean(self.summed, self.draws.noise(step, self.summed.shape[1]), mechanism)
+        self.optimiser.step(self.parameters, mean, step.to(torch.float64) if isinstance(step, Tensor) else step)
+        if self.problem.algorithm.has_target:
+            # See the optimisers: no fused multiply-add.
+            self.target.add_(torch.sub(self.parameters, self.target).mul_(target_rate))
+
+    def average(self, step: int) -> None:
+        if self.total is not None and step >= self.mechanism.steps - self.averaged:
+            self.total.add_(self.parameters)
+
+    def result(self) -> Tensor:
+        return self.parameters if self.total is None else self.total.div_(self.averaged).to(torch.float32)
 
 
 def noisy_mean(summed: Tensor, noise: Tensor, mechanism: Mechanism) -> Tensor:
@@ -86,7 +106,8 @@ def initial_flat(problem: Problem, generator: np.random.Generator) -> np.ndarray
     return np.concatenate([initial_parameters(network, generator) for _, network in problem.networks])
 
 
-def _initial(problem: Problem, instances: Sequence[int], streams: Streams) -> np.ndarray:
+def initial_stack(problem: Problem, instances: Sequence[int], streams: Streams) -> np.ndarray:
+    """The same of many, one row each: float32 [P, stride]."""
     flat = np.zeros((len(instances), _round_up(problem.parameter_count)), np.float32)
     for row, instance in zip(flat, instances):
         row[: problem.parameter_count] = initial_flat(problem, streams.borrow(instance, 0, purposes.INITIALISE))
@@ -129,7 +150,8 @@ def _clipped_transitions(problem, parameters, target, batch: Batch, clip_norm, o
     factors = clip_factors(norms, clip_norm)
     factors.mul_(_is_row(batch))
     finite = torch.isfinite(norms)
-    if not finite.all():
+    # Where the rows are on a device, looking would cost more than masking.
+    if isinstance(batch.counts, Tensor) or not finite.all():
         # Zero times NaN or inf is NaN: both operands of the product have to be zero.
         for tensor in (*gradients.deltas, *gradients.inputs):
             tensor.masked_fill_(~finite[..., None], 0.0)
@@ -204,7 +226,8 @@ class RowGradients:
         deltas, inputs: [G, B, out] and [G, B, in] of every layer of every tower, in the order of the parameters.
     """
 
-    def __init__(self, problem: Problem, parameters: Tensor, target: Tensor, batch: Batch, workspace: "Workspace"):
+    def __init__(self, problem: Problem, parameters: Tensor, target: Tensor, batch: Batch, workspace: "Workspace", weights: Tensor | None = None):
+        """With `weights` [G, B] each row's loss is multiplied by its own; deltas of rows of weight 0 are zero, whatever the row holds."""
         self.problem, self.batch, self.workspace = problem, batch, workspace
         self.multiply, self.sum_outer, self.rows_of = _operations(batch.counts)
         layers, target_layers = tower_layers(problem, parameters), tower_layers(problem, target)
@@ -221,6 +244,8 @@ class RowGradients:
         deltas_of = output_deltas(problem.algorithm.loss, problem.constants)
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         deltas = deltas_of(joined.flatten(0, 1), context.flatten(0, 1), flat).unflatten(0, (groups, rows))
+        if weights is not None:
+            deltas = deltas.mul_(weights[..., None]).masked_fill_(weights[..., None] == 0.0, 0.0)
         self.deltas, self.inputs = [], []
         for (tower, _), delta, of_tower in zip(problem.networks, deltas.split([tower.outputs for tower, _ in problem.networks], -1), inputs):
             self.deltas += self._backward(layers[tower.name], delta.contiguous(), of_tower, tower.name)
@@ -231,9 +256,14 @@ class RowGradients:
 
         Deltas of rows of weight 0 must be finite, those of padding too.
         """
+        for delta in self.deltas:
+            delta.mul_(weights[..., None])
+        return self.sum(out)
+
+    def sum(self, out: Tensor) -> Tensor:
+        """Sum over rows of the rows' gradients, into the flat `out` [G, stride]."""
         layers = [layer for of_tower in tower_layers(self.problem, out).values() for layer in of_tower]
         for (weight, bias), delta, x in zip(layers, self.deltas, self.inputs):
-            delta.mul_(weights[..., None])
             self.sum_outer(self.rows_of(delta), self.rows_of(x), weight)
             first, *others = delta.split(SUM_ROWS, 1)
             bias.copy_(_sum_rows(first))
@@ -408,13 +438,16 @@ class DrawsOnDevice(Draws):
 
     def __init__(self, streams, instances, units, sample_rate, cap):
         super().__init__(streams, instances, units, sample_rate, cap)
-        self.key, self.numbers = tuple(int(word) for word in streams.key), torch.tensor(instances, device=units.device)
+        self.key, self.numbers = device_random.key_on(streams, units.device), torch.tensor(instances, device=units.device)
 
     def _transitions(self, step: int) -> Batch:
-        return self.units.take(*device_random.poisson_samples(self.key, purposes.SAMPLE, step, self.numbers, len(self.units), self.sample_rate))
+        return self.units.take(*device_random.poisson_samples(self.key, purposes.SAMPLE, self._on_device(step), self.numbers, len(self.units), self.sample_rate))
 
     def noise(self, step: int, count: int) -> Tensor:
-        return device_random.gaussian_noise(self.key, count, purposes.NOISE, step, self.numbers)
+        return device_random.gaussian_noise(self.key, count, purposes.NOISE, self._on_device(step), self.numbers)
+
+    def _on_device(self, step: int | Tensor) -> Tensor:
+        return torch.as_tensor(step, device=self.key.device).reshape(1)
 
 
 class Workspace:

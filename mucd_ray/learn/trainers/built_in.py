@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.ensemble import acting_parameters, fused_trains
+from mucd_ray.learn.engines.plain import train_plain
+from mucd_ray.learn.engines.precision import require_float32_products
+from mucd_ray.learn.engines.stacked import UnitsOnDevice, train_stacked
+from mucd_ray.learn.ensemble import GPU_BLOCK, acting_parameters, fused_trains, in_blocks
 from mucd_ray.learn.nonprivate import Unprotected
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
@@ -55,7 +58,8 @@ class Fit:
 
 
 def fit_policies(
-    *, problem: Problem, fit: Fit, units: Units, bags: Iterable[np.ndarray], instances: Iterable[int], streams: Streams, progress: Callable[[], None] | None = None
+    *, problem: Problem, fit: Fit, units: Units, bags: Iterable[np.ndarray], instances: Iterable[int], streams: Streams, device: str = "cpu",
+    progress: Callable[[], None] | None = None,
 ) -> dict[str, Tensor]:
     """One policy per bag: parameters of the acting networks on raw observations, stacked [P, ...] as from `train_block`.
 
@@ -63,11 +67,14 @@ def fit_policies(
         units: all of the data; only the rows of a bag's own units are read for it.
         bags: indices of units, one array for each instance.
         instances: their numbers, the keys of all randomness in `streams`.
-        progress: called after every instance.
+        device: a torch device; on others than CPUs all policies are trained at once (`fit_stacked`).
+        progress: called after every instance, or every step of many.
 
     A bag without a transition gives a policy whose parameters are NaN, and so does training that overflows: it takes the default action everywhere
     (`evaluate/policies.py`). Nothing is drawn again.
     """
+    if torch.device(device).type != "cpu":
+        return fit_stacked(problem=problem, fit=fit, units=units, bags=bags, instances=instances, streams=streams, device=device, progress=progress)
     torch.set_num_threads(1)
     trained = []
     for bag, instance in zip(bags, instances, strict=True):
@@ -77,16 +84,43 @@ def fit_policies(
     return {name: torch.stack([policy[name] for policy in trained]) for name in trained[0]}
 
 
+def fit_stacked(
+    *, problem: Problem, fit: Fit, units: Units, bags: Iterable[np.ndarray], instances: Iterable[int], streams: Streams, device: str,
+    progress: Callable[[], None] | None = None, captured: bool | None = None,
+) -> dict[str, Tensor]:
+    """The same as a stack of models on any device (`engines/plain.py`), where their draws are the same and results agree to rounding.
+
+    Raises:
+        MucdError: there is no memory for one model, or products on the device are coarser than float32.
+    """
+    device, instances = torch.device(device), list(instances)
+    require_float32_products(device)
+    rows = [rows_of(units, bag, fit.top_share) for bag in bags]
+    moments = [_moments(units.features[of_bag], fit.normalise) for of_bag in rows]
+    data, flat = UnitsOnDevice(units, device, padded=True), torch.full((len(rows), problem.parameter_count), torch.nan)
+
+    def train(part: list[int]) -> Tensor:
+        return train_plain(
+            problem, data, [rows[p] for p in part], [moments[p] for p in part], steps=fit.steps, batch=fit.batch, instances=[instances[p] for p in part], streams=streams,
+            progress=progress, captured=captured,
+        )
+
+    filled = [p for p, of_bag in enumerate(rows) if len(of_bag)]
+    if filled:
+        flat[filled] = in_blocks(train, filled, GPU_BLOCK, device)[:, : problem.parameter_count]
+    return _on_raw_observations(acting_parameters(problem, flat), *(np.stack(values) for values in zip(*moments)))
+
+
 def _fit(problem: Problem, fit: Fit, units: Units, bag: np.ndarray, instance: int, streams: Streams) -> dict[str, Tensor]:
     rows = rows_of(units, bag, fit.top_share)
     if not len(rows):
         empty = acting_parameters(problem, torch.full((1, problem.parameter_count), torch.nan))
         return {name: stacked[0] for name, stacked in empty.items()}
-    of_bag, center, scale = _normalised(units, rows, fit.normalise)
+    center, scale = _moments(units.features[rows], fit.normalise)
     size = min(fit.batch, len(rows))
     mechanism = Unprotected(sample_rate=size / len(rows), steps=fit.steps, normaliser=size)
-    flat = torch.from_numpy(_train(problem, mechanism, of_bag, instance, streams))[None]
-    return _on_raw_observations({name: stacked[0] for name, stacked in acting_parameters(problem, flat).items()}, center, scale)
+    flat = torch.from_numpy(_train(problem, mechanism, _normalised(units, rows, center, scale), instance, streams))[None]
+    return {name: stacked[0] for name, stacked in _on_raw_observations(acting_parameters(problem, flat), center[None], scale[None]).items()}
 
 
 def rows_of(units: Units, bag: np.ndarray, top_share: float = 1.0) -> np.ndarray:
@@ -102,16 +136,22 @@ def rows_of(units: Units, bag: np.ndarray, top_share: float = 1.0) -> np.ndarray
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def _normalised(units: Units, rows: np.ndarray, normalise: bool) -> tuple[Units, np.ndarray, np.ndarray]:
-    """The bag's rows as units of their own, and center and scale (float64 [d]) of their features: (x - center) / scale is what is learned from."""
-    x, next_x = units.features[rows], units.next_features[rows] if len(units.next_features) else units.next_features
-    center, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
-    if normalise:
+def _moments(features: np.ndarray, normalise: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Center and scale, float64 [d], of a bag's features [B, d]: (x - center) / scale is what is learned from."""
+    center, scale = np.zeros(features.shape[1]), np.ones(features.shape[1])
+    if normalise and len(features):
         with np.errstate(over="ignore", invalid="ignore"):
-            center, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+            center, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
             scale = np.where(scale <= CONSTANT * np.abs(center), np.inf, scale)
-            x, next_x = (((part - center) / scale).astype(np.float32) for part in (x, next_x))
-    return Units.transitions(x, units.actions[rows], next_features=next_x, rewards=units.rewards[rows], keeps=units.keeps[rows]), center, scale
+    return center, scale
+
+
+def _normalised(units: Units, rows: np.ndarray, center: np.ndarray, scale: np.ndarray) -> Units:
+    """The bag's rows as units of their own, with normalised features."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        x, next_x = (((part[rows] if len(part) else part) - center) / scale for part in (units.features, units.next_features))
+        x, next_x = x.astype(np.float32), next_x.astype(np.float32)
+    return Units.transitions(x, units.actions[rows], next_features=next_x, rewards=units.rewards[rows], keeps=units.keeps[rows])
 
 
 def _train(problem: Problem, mechanism: Unprotected, units: Units, instance: int, streams: Streams) -> np.ndarray:
@@ -121,13 +161,11 @@ def _train(problem: Problem, mechanism: Unprotected, units: Units, instance: int
         from mucd_ray.learn.engines.fused.engine import FusedTrainer
 
         return FusedTrainer(problem, mechanism, units, streams).train(instance)
-    from mucd_ray.learn.engines.stacked import UnitsOnDevice, train_stacked
-
     return train_stacked(problem, mechanism, UnitsOnDevice(units, torch.device("cpu")), [instance], streams)[0].numpy()
 
 
-def _on_raw_observations(policy: dict[str, Tensor], center: np.ndarray, scale: np.ndarray) -> dict[str, Tensor]:
-    """The same policy of raw observations: W ((x - c) / s) + b = (W / s) x + (b - (W / s) c), computed in float64."""
-    weight = policy["0.weight"].double() / torch.from_numpy(scale)[:, None]
-    bias = policy["0.bias"].double() - torch.from_numpy(center) @ weight
-    return policy | {"0.weight": weight.float(), "0.bias": bias.float()}
+def _on_raw_observations(policies: dict[str, Tensor], center: np.ndarray, scale: np.ndarray) -> dict[str, Tensor]:
+    """The same policies [P, ...] of raw observations: W ((x - c) / s) + b = (W / s) x + (b - (W / s) c) with c, s float64 [P, d], computed in float64."""
+    weight = policies["0.weight"].double() / torch.from_numpy(scale)[:, :, None]
+    bias = policies["0.bias"].double() - (torch.from_numpy(center)[:, None] @ weight)[:, 0]
+    return policies | {"0.weight": weight.float(), "0.bias": bias.float()}

@@ -52,9 +52,9 @@ def train_and_evaluate(
     return _block(settings, states, instances, returns, policies, parameters)
 
 
-def train_parts(settings: RunSettings, units: Units, states: np.ndarray, parts: range, progress: Progress | None = None) -> Block:
+def train_parts(settings: RunSettings, units: Units, states: np.ndarray, parts: range, device: str, progress: Progress | None = None) -> Block:
     """The policies of parts of a partition, from public randomness, and what they do at `states`; they play no episode, and all returns are 0."""
-    parameters = _fit_parts(settings, units, list(parts), progress)
+    parameters = _fit_parts(settings, units, list(parts), device, progress)
     stored = {name: tensor.numpy() for name, tensor in parameters.items()}
     return _block(settings, states, parts, np.zeros(len(parts)), trained_policies(settings.problem, parameters), stored)
 
@@ -137,21 +137,21 @@ def _train_with_noise(settings, streams, units, instances, device, progress):
 
 def _train_on_bags(settings, streams, units, instances, device, progress):
     bags = (draw_bag(settings.mechanism, len(units), instance, streams) for instance in instances)
-    return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=bags, instances=instances, streams=streams, progress=progress)
+    return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=bags, instances=instances, streams=streams, device=device, progress=progress)
 
 
 def _train_on_parts(settings, streams, units, instances, device, progress, parts):
     """Each instance is the policy of a part that it draws. A part's policy knows no secret: it is trained from public randomness, as the same policy whoever draws it."""
     drawn = [draw_part(settings.mechanism, instance, streams) for instance in instances]
     wanted = sorted(set(drawn))
-    trained = _fit_parts(settings, units, wanted, progress) if parts is None else parts(wanted)
+    trained = _fit_parts(settings, units, wanted, device, progress) if parts is None else parts(wanted)
     rows = np.searchsorted(wanted, drawn)
     return {name: stacked[rows] for name, stacked in trained.items()}
 
 
-def _fit_parts(settings, units, parts, progress):
+def _fit_parts(settings, units, parts, device, progress):
     of_part = units_by_part(settings.mechanism, units)
-    return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=[of_part[part] for part in parts], instances=parts, streams=PUBLIC, progress=progress)
+    return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=[of_part[part] for part in parts], instances=parts, streams=PUBLIC, device=device, progress=progress)
 
 
 TRAINING = {Mechanism.kind: _train_with_noise, Bag.kind: _train_on_bags, Partition.kind: _train_on_parts}

@@ -81,7 +81,7 @@ class Trainer(Watched):
         """Train the policies of parts of a partition, and commit them; returns the block's name."""
         from mucd_ray.service.runs.work import train_parts
 
-        return self._commit(self.store.of_parts(), train_parts(self.settings, self.units, self.store.states(), parts, self._tick))
+        return self._commit(self.store.of_parts(), train_parts(self.settings, self.units, self.store.states(), parts, self.device, self._tick))
 
     def _parts(self, parts: list[int]) -> dict:
         from mucd_ray.service.storage.policies import stored_parameters

@@ -8,19 +8,19 @@ from mucd_ray.learn.engines import device_random
 from mucd_ray.learn.streams import NOISE, SAMPLE, Streams, exponentials, gaussian_noise, poisson_sample, subset_purpose
 
 STREAMS = Streams(b"a secret of tests")
-KEY = tuple(int(word) for word in STREAMS.key)
+KEY = device_random.key_on(STREAMS, torch.device("cpu"))
 INSTANCES = [0, 3, 2**31, 2**40 + 5]
 
 
 @pytest.mark.parametrize("step,purpose", [(0, 0), (7, SAMPLE), (2**33, NOISE), (5, subset_purpose(2**50 + 1))])
 def test_words_are_numpys(step, purpose):
-    words = device_random.philox(KEY, 60, purpose, step, torch.tensor(INSTANCES)).numpy().view(np.uint64)
+    words = device_random.philox(KEY, 60, purpose, torch.tensor([step]), torch.tensor(INSTANCES)).numpy().view(np.uint64)
     for instance, row in zip(INSTANCES, words):
         assert np.array_equal(row, STREAMS.generator(instance, step, purpose).bit_generator.random_raw(240))
 
 
 def test_normals_are_the_reference_ones_to_rounding():
-    drawn = device_random.gaussian_noise(KEY, 4610, NOISE, 9, torch.tensor(INSTANCES))
+    drawn = device_random.gaussian_noise(KEY, 4610, NOISE, torch.tensor([9]), torch.tensor(INSTANCES))
     expected = gaussian_noise((STREAMS.generator(instance, 9, NOISE) for instance in INSTANCES), 4610)
     # A draw near zero inherits the rounding of its angle.
     np.testing.assert_allclose(drawn.numpy(), expected, rtol=2e-6, atol=2e-6)
@@ -32,7 +32,7 @@ def test_normals_are_the_reference_ones_to_rounding():
 @pytest.mark.parametrize("units,rate", [(50_000, 1e-300), (50_000, 1e-9), (50_000, 0.0026), (300, 0.5), (300, 0.97), (5, 1 - 1e-12), (300, 1.0), (1, 0.3)])
 def test_samples_are_the_reference_ones(units, rate):
     for step in range(20):
-        indices, counts = device_random.poisson_samples(KEY, SAMPLE, step, torch.tensor(INSTANCES), units, rate)
+        indices, counts = device_random.poisson_samples(KEY, SAMPLE, torch.tensor([step]), torch.tensor(INSTANCES), units, rate)
         for instance, row, count in zip(INSTANCES, indices, counts):
             assert np.array_equal(row[:count], poisson_sample(STREAMS.generator(instance, step, SAMPLE), units, rate))
             assert not row[count:].any()

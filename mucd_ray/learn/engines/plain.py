@@ -1,0 +1,154 @@
+"""Plain training of a stack of models, each on minibatches of rows of its own, without clipping and without noise: what trains on bags on a GPU.
+
+One step is a few batched products [P, B, d] for all models, the loss' derivatives row by row, and one fused optimiser step on the flat parameters
+[P, stride]. Each model draws what the fused engine would draw for it, so both engines' policies agree to float32 rounding; only where data hold
+NaN, infinities or numbers that overflow do they differ: here such a row makes its own model NaN, there it counts as zero.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mucd_ray.learn import streams as purposes
+from mucd_ray.learn.algorithm import Transition
+from mucd_ray.learn.engines.device_random import each_poisson_samples, key_on
+from mucd_ray.learn.engines.stacked import ALIGNMENT, Batch, RowGradients, UnitsOnDevice, Workspace, initial_stack
+from mucd_ray.learn.learner import ADAM_EPSILON, BETA1, BETA2, Learner
+from mucd_ray.learn.problem import Problem
+from mucd_ray.learn.streams import Streams
+
+# Random words drawn at a time, for several steps at once: a launch for each operation of Philox would take longer than a step.
+WORDS = 1 << 22
+# Padded rows of a batch are rounded up to a multiple of this, so that few widths occur.
+WIDTHS = 16
+# Steps of one width before they are captured as a graph: libraries allocate at their first calls.
+WARM_UP = 3
+
+
+def train_plain(
+    problem: Problem, data: UnitsOnDevice, rows: Sequence[np.ndarray], moments: Sequence[tuple[np.ndarray, np.ndarray]], *, steps: int, batch: int,
+    instances: Sequence[int], streams: Streams, progress: Callable[[], None] | None = None, captured: bool | None = None,
+) -> Tensor:
+    """Flat parameters [P, stride] of P models after all steps, or the mean of the last ones, as the learner says.
+
+    Args:
+        data: everything, padded (`UnitsOnDevice.padded`); only a model's own rows are read for it.
+        rows: int64 [n_p] for each model, at least one.
+        moments: (center, scale) float64 [d] for each model: it learns from (x - center) / scale.
+        batch: expected size of a minibatch; of fewer rows all are taken.
+        instances: numbers of the models, the keys of their randomness in `streams`.
+        captured: whether steps are captured as CUDA graphs; None: wherever there is a GPU.
+    """
+    learner = problem.learner
+    stack = _Stack(problem, data, rows, moments, batch, torch.from_numpy(initial_stack(problem, instances, streams)).to(data.device))
+    samples = _Samples(data.device, [len(of_model) for of_model in rows], batch, instances, streams)
+    run = _Captured(stack) if (data.device.type == "cuda" if captured is None else captured) else stack.step
+    averaged = learner.averaged_steps(steps)
+    total = torch.zeros_like(stack.parameters, dtype=torch.float64) if averaged else None
+    with torch.no_grad():
+        for first in range(0, steps, samples.at_a_time):
+            for step, (index, counts) in enumerate(zip(*samples.of_steps(first, min(first + samples.at_a_time, steps))), first):
+                run(index, counts)
+                if total is not None and step >= steps - averaged:
+                    total.add_(stack.parameters)
+                if progress is not None:
+                    progress()
+        return stack.parameters if total is None else total.div_(averaged).to(torch.float32)
+
+
+class _Samples:
+    """Poisson samples of every model's rows, for several steps at once."""
+
+    def __init__(self, device: torch.device, sizes: list[int], batch: int, instances: Sequence[int], streams: Streams):
+        sizes = np.array(sizes)
+        rates = np.minimum(batch, sizes) / sizes
+        with np.errstate(divide="ignore"):
+            # 0 where all rows are taken: every gap is the least.
+            scales = -1.0 / np.log1p(-rates)
+        self.key, self.expected = key_on(streams, device), float(min(batch, sizes.max()))
+        self.numbers, self.sizes, self.scales = (torch.from_numpy(np.array(values)).to(device) for values in (instances, sizes, scales))
+        self.at_a_time = max(1, WORDS // int(len(sizes) * (self.expected + 6.0 * math.sqrt(self.expected) + 19.0)))
+
+    def of_steps(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """(indices int64 [S, P, B] among a model's own rows, 0 beyond a count, counts int64 [S, P]) of steps start ... end - 1."""
+        count, models = end - start, len(self.numbers)
+        steps = torch.arange(start, end, device=self.numbers.device).repeat_interleave(models)
+        numbers, sizes, scales = (values.repeat(count) for values in (self.numbers, self.sizes, self.scales))
+        index, counts = each_poisson_samples(self.key, purposes.SAMPLE, steps, numbers, sizes[:, None], scales[:, None], self.expected)
+        index = torch.nn.functional.pad(index, (0, -index.shape[1] % WIDTHS))
+        return index.unflatten(0, (count, models)), counts.unflatten(0, (count, models))
+
+
+class _Stack:
+    """The models with their rows, and one step of all of them."""
+
+    def __init__(self, problem: Problem, data: UnitsOnDevice, rows, moments, batch: int, parameters: Tensor):
+        device = data.device
+        self.problem, self.data, self.parameters = problem, data, parameters
+        self.target = parameters.clone() if problem.algorithm.has_target else parameters
+        self.gradient = torch.zeros_like(parameters)
+        self.parameters.grad = self.gradient
+        self.optimiser = OPTIMISERS[problem.learner.optimiser](problem.learner, parameters)
+        self.workspace = Workspace(device)
+        # Padding is a row of the model's own, whose deltas are then zero: nothing of other rows, and no NaN of theirs, reaches it.
+        padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
+        for row, of_model in zip(padded, rows):
+            row[:] = of_model[0]
+            row[: len(of_model)] = of_model
+        self.rows = torch.from_numpy(padded).to(device)
+        self.weights = torch.tensor([1.0 / min(batch, len(of_model)) for of_model in rows], device=device)
+        center, scale = (np.stack(values)[:, None] for values in zip(*moments))
+        high = center.astype(np.float32)
+        # Two floats hold a double's center: of features far from zero the first difference is exact.
+        self.moments = tuple(torch.from_numpy(part.astype(np.float32)).to(device) for part in (high, center - high, scale))
+
+    def step(self, index: Tensor, counts: Tensor) -> None:
+        """One step of every model on its rows index [P, B], of which counts [P] are rows."""
+        weights = self.weights[:, None] * (torch.arange(index.shape[1], device=index.device) < counts[:, None])
+        gradients = RowGradients(self.problem, self.parameters, self.target, self._batch(index, counts), self.workspace, weights)
+        gradients.sum(self.gradient)
+        self.optimiser.step()
+        if self.problem.algorithm.has_target:
+            self.target.lerp_(self.parameters, self.problem.constants["target_rate"])
+
+    def _batch(self, index: Tensor, counts: Tensor) -> Batch:
+        batch = self.data.take(self.rows.gather(1, index), counts)
+        high, low, scale = self.moments
+        for x in (batch.x, batch.next_x):
+            if x.shape[-1]:
+                x.sub_(high).sub_(low).div_(scale)
+        return batch
+
+
+class _Captured:
+    """A stack's step as a CUDA graph: hundreds of launches become one. Captured anew where more rows are sampled than ever before."""
+
+    def __init__(self, stack: _Stack):
+        self.stack, self.width, self.graph, self.ran = stack, 0, None, 0
+
+    def __call__(self, index: Tensor, counts: Tensor) -> None:
+        if index.shape[1] > self.width:
+            self.graph, self.ran, self.width = None, 0, index.shape[1]
+            self.index, self.counts = index.new_zeros(len(index), self.width), torch.zeros_like(counts)
+        self.index[:, : index.shape[1]] = index
+        self.counts.copy_(counts)
+        if self.graph is not None:
+            self.graph.replay()
+            return
+        # Any column beyond the counts is padding.
+        self.stack.step(self.index, self.counts)
+        self.ran += 1
+        if self.ran == WARM_UP:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.stack.step(self.index, self.counts)
+
+
+# The optimisers of `learner`, each in one kernel: at thousands of models they would otherwise take as long as the products.
+OPTIMISERS = {
+    "adam": lambda learner, x: torch.optim.Adam([x], lr=learner.learning_rate, betas=(BETA1, BETA2), eps=ADAM_EPSILON, fused=True, capturable=x.is_cuda),
+    "sgd": lambda learner, x: torch.optim.SGD([x], lr=learner.learning_rate, momentum=learner.momentum, fused=True),
+}
