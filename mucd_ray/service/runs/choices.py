@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mucd_ray.certify.confidence.proportions import check_eta
 from mucd_ray.certify.file.results import check_choices
+from mucd_ray.certify.file.voted import KINDS
 from mucd_ray.certify.planning.goal import Goal
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -56,5 +57,7 @@ class Choices:
             raise MucdError(f"accountant {self.accountant!r} is for the {Mechanism.kind} mechanism: a {settings.mechanism.kind} has one exact guarantee, 'tradeoff'")
         if self.inference == "scores" and not settings.actions:
             raise MucdError("inference 'scores' needs discrete actions, these are continuous: leave --inference out")
+        if self.policy == "vote" and settings.mechanism.kind not in KINDS:
+            raise MucdError(f"policy 'vote' is certified of {', '.join(KINDS)}, not of {settings.mechanism.kind}: leave --policy out")
         if self.goal is not None:
             Goal.parse(self.goal).check(settings.units, settings.radius_cap(self.threat), discrete=bool(settings.actions))
