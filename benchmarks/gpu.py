@@ -196,6 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--units", type=int, default=50_000, help="transitions in the data set")
     parser.add_argument("--seconds", type=float, default=1.0, help="least time of a measurement")
+    parser.add_argument("--speed", action="store_true", help="only measure speed")
     parser.add_argument("--profile", action="store_true", help="also print where a step's time goes")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -204,8 +205,9 @@ def main() -> None:
     require_float32_products(torch.device("cuda"))
     with torch.no_grad():
         bandwidth, _ = print_ceilings()
-        print_agreement(options.units)
-        print_one_unit(20_000)
+        if not options.speed:
+            print_agreement(options.units)
+            print_one_unit(20_000)
     if options.profile:
         with torch.no_grad():
             print_profile(options.units)

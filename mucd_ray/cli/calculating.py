@@ -16,7 +16,7 @@ def add_plan(commands):
         "mucd plan --units 20000 --fraction 0.01 --instances 1000",
     )
     sub.add_argument("--units", type=int, required=True, help="N, a public number")
-    sub.add_argument("--unit", choices=["transition", "trajectory"], help="what the units are; all mechanisms are then compared for them, and one is recommended")
+    sub.add_argument("--unit", choices=["transition", "trajectory", "source"], help="what the units are; all mechanisms are then compared for them, and one is recommended")
     target = sub.add_mutually_exclusive_group()
     target.add_argument("--fraction", type=float, help="share of the units that may be changed: 0.01 means 1 %%")
     target.add_argument("--radius", type=int, help="number of units that may be changed, instead of a fraction")
@@ -33,7 +33,7 @@ def add_plan(commands):
 
 
 def plan(options, out):
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from mucd_ray.certify.planning.plan import plan as make_plan
     from mucd_ray.certify.rounding import exactly, percent_down
@@ -46,7 +46,7 @@ def plan(options, out):
             **asked, fraction=options.fraction, radius=options.radius, instances=options.instances, noise_multiplier=options.noise_multiplier,
             solve=options.solve,
         )
-        mechanism = answer.mechanism
+        mechanism = replace(answer.mechanism, unit=options.unit or answer.mechanism.unit)
         vote = "unanimous vote" if answer.agreement == 1 else f"vote with an agreement of {exactly(answer.agreement)}"
         lines.append(
             f"sample rate {exactly(mechanism.sample_rate)}, noise multiplier {exactly(mechanism.noise_multiplier)}, steps {mechanism.steps}: a {vote} of "

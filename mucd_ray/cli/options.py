@@ -68,7 +68,7 @@ def add_choices(sub, of_run=False):
     add_threat(group, default)
 
 
-def add_resources(sub, per_trial=False):
+def add_resources(sub, per_trial=False, of_run=False):
     group = sub.add_argument_group("resources")
     group.add_argument("--instances-per-actor", type=int, help="instances that an actor trains at a time; changes speed only (default: 32 on a CPU, 1024 on a GPU)")
     if per_trial:
@@ -80,4 +80,6 @@ def add_resources(sub, per_trial=False):
     group.add_argument("--gpu-type", help="kind of GPU as Ray names it, such as H100 (default: any)")
     group.add_argument("--wait-for-nodes", action="store_true", help=("" if per_trial else "with --actors: ") + "do not refuse what the cluster lacks now, an autoscaler will bring it")
     group.add_argument("--lease", type=float, default=600.0, help="seconds without progress after which a trainer counts as stuck; longer than training one instance takes")
+    if of_run:
+        group.add_argument("--runtime-env", type=path, metavar="FILE", help="YAML or JSON: Ray's runtime environment of the processes that train, such as packages for a trainer of yours (default: that of the job)")
     group.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, or a local Ray)")

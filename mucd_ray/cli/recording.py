@@ -19,6 +19,7 @@ def add_record(commands):
     sub.add_argument("--transitions", type=int, help="at least this many, in whole episodes (default: 20000)")
     sub.add_argument("--noise", type=float, nargs="+", help="noise levels, one drawn per episode: probability of a random action or, for continuous actions, standard deviation in half ranges (default: the behaviour's)")
     sub.add_argument("--seed", type=int, help="seed of behaviour and environment (default: 0)")
+    sub.add_argument("--operators", type=int, metavar="K", help="K operators take turns, each with one of the noise levels; episodes have the key `operator`, for `mucd run --source-key operator`")
     sub.add_argument("--frames", action="store_true", help="of an Atari game, store small grey frames instead of RAM")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing dataset of this id")
 
@@ -30,7 +31,7 @@ def record(options, out):
         if options.recipe:
             from mucd_ray.data.recording.recipes import make
 
-            others = ("environment", "dataset", "behaviour", "transitions", "noise", "seed", "frames")
+            others = ("environment", "dataset", "behaviour", "transitions", "noise", "seed", "operators", "frames")
             if any(getattr(options, name) not in (None, False) for name in others):
                 raise MucdError(f"--recipe {options.recipe} names a whole dataset: leave out the environment and all that would make another one")
             summary = make(options.recipe, overwrite=options.overwrite, progress=progress)
@@ -41,7 +42,7 @@ def record(options, out):
                 raise MucdError("record needs an environment and --dataset ID, for example: mucd record Acrobot-v1 --dataset acrobot/mixed-v0, or --recipe ID")
             summary = record_dataset(
                 options.environment, options.behaviour, 20_000 if options.transitions is None else options.transitions, options.seed or 0, options.dataset,
-                tuple(options.noise) if options.noise else None, frames=options.frames, overwrite=options.overwrite, progress=progress,
+                tuple(options.noise) if options.noise else None, frames=options.frames, operators=options.operators, overwrite=options.overwrite, progress=progress,
             )
     text = (
         f"{summary['dataset_id']}: {counted(summary['transitions'], 'transition')} in {counted(summary['trajectories'], 'trajectory')} of {summary['env_id']}, "

@@ -9,10 +9,11 @@ def add_run(commands):
     sub.add_argument("--storage", "--out", type=path, required=True, help="run folder, a local path or an fsspec URL such as s3://bucket/run; an unfinished run there is continued")
     sub.add_argument("--instances", type=int, default=1000, help="P, the number of instances")
     sub.add_argument("--card", type=path, help="JSON file with the environment's public facts (default: the shipped card)")
-    sub.add_argument("--unit", choices=["transition", "trajectory"], help="what an attacker changes, and what the certificate counts (default: transition, or trajectory with bag and partition)")
+    sub.add_argument("--unit", choices=["transition", "trajectory", "source"], help="what an attacker changes, and what the certificate counts (default: source with --source-key; otherwise trajectory where there are at least 20 of them, transition where there are fewer; with a mechanism given, transition for gaussian and trajectory for the others)")
+    sub.add_argument("--source-key", metavar="NAME", help="key that tells the source of a trajectory (an operator, a robot, an upload): a text or whole number in the episodes' metadata, or among their infos; a trajectory without it is a source by itself")
     sub.add_argument("--tuned", type=path, metavar="FILE", help="tuned.json of `mucd tune`: sets unit, mechanism and learner")
     group = sub.add_argument_group("mechanism (public constants; by default planned from the declared size and the wanted fraction)")
-    group.add_argument("--mechanism", choices=["gaussian", "bag", "partition"], help="gaussian clips what each unit adds and trains with noise; bag trains every instance on a bag of its own, partition one policy on each part, both without noise (default: gaussian)")
+    group.add_argument("--mechanism", choices=["gaussian", "bag", "partition"], help="gaussian clips what each unit adds and trains with noise; bag trains every instance on a bag of its own, partition one policy on each part, both without noise (default: bag where trajectories or sources are the unit, gaussian where transitions are; `mucd plan --units N --unit UNIT` compares them)")
     group.add_argument("--bag-size", type=int, metavar="K", help="with bag: units in each bag (default: the most that withstand the wanted fraction)")
     group.add_argument("--parts", type=int, metavar="U", help="with partition: number of parts (default: the fewest that withstand the wanted fraction)")
     group.add_argument("--draws", choices=["fixed", "replacement", "poisson"], help="with bag: exactly K units without or with replacement, or K on average, each by itself (default: fixed)")
@@ -23,7 +24,10 @@ def add_run(commands):
     group.add_argument("--steps", type=int, help="T (default: 100)")
     group.add_argument("--clip-norm", type=float, help="C (default: 0.1)")
     group = sub.add_argument_group("learner (public constants)")
-    group.add_argument("--algorithm", "--trainer", help="offline learner, see docs/algorithms.md (default: bc, behaviour cloning)")
+    group.add_argument("--algorithm", "--trainer", metavar="NAME", help="offline learner, see docs/algorithms.md (default: bc, behaviour cloning); with bag or partition also a function train(bag, seed, device) of yours: package.module:function or path/to/file.py:function")
+    group.add_argument("--trainer-command", metavar="COMMAND", help='with bag or partition: a command that trains, such as "python train.py {bag} {out} {seed}": it reads {bag}/bag.npz and writes ONNX or TorchScript to {out}')
+    group.add_argument("--train-seconds", type=float, metavar="S", help="a trainer of yours may take this long on each bag, and its policy as long to act; a public constant (default: 600)")
+    group.add_argument("--train-memory", type=float, metavar="GB", help="it may take this much memory, with all that it starts; a public constant (default: 4)")
     group.add_argument("--constant", action="append", metavar="NAME=NUMBER", help="a constant of the algorithm, such as alpha=2; may be repeated")
     group.add_argument("--network", help="dense, or convolutional for recorded frames (default: dense)")
     group.add_argument("--hidden", help="widths of hidden layers, such as 64,64 (default: none, a linear policy; 64,64 without noise)")
@@ -33,10 +37,10 @@ def add_run(commands):
     group.add_argument("--learning-rate", type=float, help="(default: 30) for bc and cql; 0.3 to 10 for the others; 0.001 without noise")
     group.add_argument("--momentum", type=float, help="of sgd (default: 0)")
     group.add_argument("--average", type=float, help="share of the final iterates that is averaged (default: 0.5)")
-    group.add_argument("--cap", type=int, help="with --unit trajectory: most transitions of one trajectory that a step looks at (default: 200)")
-    group.add_argument("--local-steps", type=int, help="with --unit trajectory: gradient steps of a trajectory's own update (default: 1)")
+    group.add_argument("--cap", type=int, help="with --unit trajectory or source: most transitions of one of them that a step looks at (default: 200)")
+    group.add_argument("--local-steps", type=int, help="with --unit trajectory or source: gradient steps of its own update (default: 1)")
     group.add_argument("--local-learning-rate", type=float, help="of these steps (default: 0.1)")
-    group.add_argument("--min-return", type=float, help="with --unit trajectory: trajectories that earned less count as zero; a public constant")
+    group.add_argument("--min-return", type=float, help="with --unit trajectory or source: trajectories that earned less count as zero; a public constant")
     group.add_argument("--train-steps", type=int, help="with bag or partition: steps of the optimiser on each bag or part (default: 3000)")
     group.add_argument("--batch-size", type=int, help="with bag or partition: transitions in a minibatch (default: 128)")
     group.add_argument("--top-share", type=float, help="with bag or partition: share of its trajectories that is learned from, those with the largest returns (default: 0.5 for bc, 1 for the others)")
@@ -50,7 +54,7 @@ def add_run(commands):
     group.add_argument("--held-out", type=int, default=16, help="instances that choose the states and do not vote")
     group.add_argument("--seed", type=int, help="reproducible randomness, for tests: the certificate holds only if no attacker knows it (default: a secret)")
     add_choices(sub)
-    add_resources(sub)
+    add_resources(sub, of_run=True)
 
 
 def run(options, out):
@@ -66,7 +70,7 @@ def add_grow(commands):
     sub.add_argument("--card", type=path, help="the file with which the run began, if that was no shipped card: a run folder alone makes no environment")
     add_until(sub)
     add_choices(sub, of_run=True)
-    add_resources(sub)
+    add_resources(sub, of_run=True)
 
 
 def grow(options, out):

@@ -26,6 +26,8 @@ class OfflineDataset:
         terminations, truncations: bool [N].
         trajectory_starts: int64 [M+1], offsets of the trajectories: the first is 0, the last is N.
         action_space, observation_space: the spaces that the dataset declares.
+        sources: int64 [M], which source each trajectory is from: numbers from 0 in the order in which they first appear. Trajectories of a source need not be
+            neighbours. None where no source key was asked for.
     """
 
     name: str
@@ -42,14 +44,17 @@ class OfflineDataset:
     env_kwargs: dict | None = None
     env_max_episode_steps: int | None = None
     env_wrappers: tuple[str, ...] = ()
+    sources: np.ndarray | None = None
 
     @classmethod
     def from_arrays(
         cls, *, observations, next_observations, actions, rewards, terminations, truncations, action_space, observation_space,
         trajectory_starts=None, name="arrays", env_id=None, env_kwargs=None, env_max_episode_steps=None, env_wrappers=(),
+        source_keys=None,
     ) -> "OfflineDataset":
         """Build and validate a dataset from flat arrays (shapes as in the class; rewards, terminations, truncations and discrete actions may be columns [N, 1]).
 
+        `source_keys` are M texts or whole numbers, which say from whom each trajectory is: those with equal ones are one source, and one with None is a source by itself.
         Without `trajectory_starts` a trajectory ends where `terminations` or `truncations` is set, and at the last transition.
 
         Raises:
@@ -75,6 +80,7 @@ class OfflineDataset:
             trajectory_starts=np.asarray(trajectory_starts, np.int64),
             action_space=action_space,
             observation_space=observation_space,
+            sources=None if source_keys is None else _numbered(source_keys),
         )
         dataset.validate()
         return dataset
@@ -94,15 +100,33 @@ class OfflineDataset:
         with np.errstate(over="ignore", invalid="ignore"):
             return np.add.reduceat(self.rewards, self.trajectory_starts[:-1])
 
+    def count(self, unit: str) -> int:
+        """Number of its transitions, trajectories or sources. Raises MucdError where it has no sources."""
+        if unit == "source":
+            if self.sources is None:
+                raise MucdError(f"dataset {self.name} was read without a source key, and has no sources: say which key tells the source of a trajectory")
+            return int(self.sources.max()) + 1
+        return self.trajectories if unit == "trajectory" else len(self)
+
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the dtype, shape and bytes of every array: equal for equal data, whatever the file it came from."""
+        """SHA-256 (hex) over the dtype, shape and bytes of every array: equal for equal data, whatever the file it came from.
+
+        Of sources it covers which trajectories are from the same one, not what they are called; a dataset that was read without them has the same as ever.
+        """
         digest = hashlib.sha256()
-        for name in _ARRAYS:
-            array = np.ascontiguousarray(getattr(self, name))
-            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
-            digest.update(memoryview(array).cast("B"))
+        for name in (*_ARRAYS, *([] if self.sources is None else ["sources"])):
+            _update(digest, name, getattr(self, name))
         return digest.hexdigest()
+
+    def trajectory_digests(self) -> list[bytes]:
+        """SHA-256 of every trajectory's content, M of them: wherever it stands in the file and whoever it is from."""
+        digests = []
+        for start, end in zip(self.trajectory_starts[:-1].tolist(), self.trajectory_starts[1:].tolist()):
+            digest = hashlib.sha256()
+            for name in _ARRAYS[:-1]:
+                _update(digest, name, getattr(self, name)[start:end])
+            digests.append(digest.digest())
+        return digests
 
     def validate(self) -> None:
         """Check everything that training relies on.
@@ -121,6 +145,8 @@ class OfflineDataset:
             shapes = f"{self.observations.shape[1:]} and {self.next_observations.shape[1:]}"
             raise MucdError(f"dataset {self.name}: observations and next observations have different shapes {shapes}: give both as recorded")
         self._validate_boundaries()
+        if self.sources is not None and self.sources.shape != (self.trajectories,):
+            raise MucdError(f"dataset {self.name}: {len(self.sources)} source keys for {self.trajectories} trajectories: give one for each, None for one without")
         for name in ("observations", "next_observations", "rewards"):
             self._validate_finite(name)
         self._validate_actions()
@@ -165,6 +191,20 @@ class OfflineDataset:
                 f"dataset {self.name}: {int(bad.sum())} of {len(bad)} actions are outside {space}, first in row {row} ({actions[row]}): "
                 "correct them or declare the space that was recorded"
             )
+
+
+def _update(digest, name: str, values: np.ndarray) -> None:
+    """Hash an array's name, dtype, shape and bytes."""
+    array = np.ascontiguousarray(values)
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+    digest.update(memoryview(array).cast("B"))
+
+
+def _numbered(keys) -> np.ndarray:
+    """Numbers of the sources of trajectories with these keys, in the order in which they first appear; each without a key (None) has its own."""
+    numbers = {}
+    return np.array([numbers.setdefault(object() if key is None else key, len(numbers)) for key in keys], np.int64)
 
 
 def _rows(values, name: str) -> np.ndarray:

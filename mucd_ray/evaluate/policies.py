@@ -19,7 +19,7 @@ class Policies(Protocol):
 
     A new kind of policies has these two methods: rows of features are those of the environment's card, and what is preferred at a row is one score per discrete action, the
     largest of which acts, or the unclipped continuous action. Where a policy fails, its row is NaN: it then takes the default action (`greedy_actions`, `clipped_actions`).
-    A policy that names a discrete action without scores has those of `scores_of`.
+    A policy that names a discrete action without scores has those of `learn.scores.scores_of`.
     """
 
     def __len__(self) -> int:

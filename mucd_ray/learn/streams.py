@@ -8,7 +8,7 @@ import numpy as np
 
 from mucd_ray.errors import MucdError
 
-INITIALISE, NOISE, SAMPLE, ROLLOUT, SUBSET, BAG = range(6)
+INITIALISE, NOISE, SAMPLE, ROLLOUT, SUBSET, BAG, OUTSIDE = range(7)
 SECRET_BYTES = 16
 
 # log((1 + s) / (1 - s)) = s (2 + z (... )), z = s^2, |s| < 0.172, to 2^-58: coefficients of fdlibm's log, highest power first.

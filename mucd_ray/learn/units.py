@@ -1,6 +1,6 @@
 """The dataset as a learner reads it: one row per transition, and which rows belong to a unit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.problem import Problem
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
-ARRAYS = ("features", "next_features", "actions", "rewards", "keeps", "starts", "lengths")
+ARRAYS = ("features", "next_features", "actions", "rewards", "keeps", "starts", "lengths", "ends")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,13 +19,14 @@ class Units:
     """N transitions of U units. Never written to.
 
     Attributes:
-        unit: "transition" or "trajectory".
+        unit: "transition", "trajectory" or "source".
         features: float32 [N, d], what networks take; a non-finite row makes its unit count as zero.
         next_features: float32 [N, d], or [0, d] where the algorithm does not look ahead.
         actions: int64 [N] counted from 0, or float32 [N, k] as `Problem.scaled_actions` gives them.
         rewards, keeps: float32 [N]: reward over the card's public scale; 0 where the episode terminated, else 1.
         starts, lengths: int64 [U]: unit u has the rows starts[u] ... starts[u] + lengths[u] - 1. A length of 0 is a unit whose vector is
             always zero.
+        ends: bool [N], whether a row is the last of its trajectory, where units are sources; [0] where a unit holds no more than one trajectory.
 
     Raises:
         MucdError: arrays of unequal length or of the wrong type, or a transition that belongs to two units.
@@ -39,6 +40,7 @@ class Units:
     keeps: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+    ends: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
     def __post_init__(self):
         rows = len(self.features)
@@ -54,6 +56,8 @@ class Units:
             raise MucdError(f"next features of shape {self.next_features.shape} must be as wide as features of shape {self.features.shape}")
         if self.unit == "transition" and not (np.array_equal(self.starts, np.arange(rows)) and np.all(self.lengths == 1)):
             raise MucdError("units of one transition must be all rows in their order: use Units.transitions")
+        if self.ends.dtype != bool or len(self.ends) != (rows if self.unit == "source" else 0) or not self.ends[self._last_rows()].all():
+            raise MucdError(f"{len(self.ends)} ends of trajectories for {rows} rows of units of one {self.unit}: sources have one per row, true at their last rows, other units none")
         if self._rows_are_shared():
             raise MucdError("a transition belongs to two units, so that changing it would move two clipped vectors: give trajectories that do not overlap")
 
@@ -61,6 +65,10 @@ class Units:
         starts, lengths = self.starts[self.lengths > 0], self.lengths[self.lengths > 0]
         order = np.argsort(starts)
         return bool(np.any(starts[order][1:] < (starts + lengths)[order][:-1]))
+
+    def _last_rows(self) -> np.ndarray:
+        """Last row of every source that has any."""
+        return (self.starts + self.lengths - 1)[self.lengths > 0] if len(self.ends) else np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         """U, the number of units."""
@@ -107,30 +115,49 @@ def check(problem: Problem, mechanism: Mechanism, units: Units) -> None:
 
 
 def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem, unit: str) -> Units:
-    """The dataset's units: everything is a public function of one transition, or of one trajectory where that is the unit.
+    """The dataset's units: everything is a public function of one transition, or of one trajectory or source where that is the unit.
 
     Raises:
-        MucdError: a least return is wanted of transitions: one changed reward would then move all transitions of its trajectory.
+        MucdError: a least return is wanted of transitions: one changed reward would then move all transitions of its trajectory. Or sources are wanted, and
+            the dataset was read without them.
     """
     check_unit(problem.learner, unit)
     local, starts = problem.learner.local, dataset.trajectory_starts
-    if unit == "transition":
-        starts, lengths = np.arange(len(dataset)), np.ones(len(dataset), np.int64)
-    else:
-        lengths = np.diff(starts)
-        if local.min_return is not None:
-            lengths = np.where(dataset.trajectory_returns >= local.min_return, lengths, 0)
-        starts = starts[:-1]
     features = problem.embed(card.features(dataset.observations))
     with np.errstate(over="ignore"):
         rewards = (dataset.rewards / card.reward_scale).astype(np.float32)
+    arrays = {
+        "features": features,
+        "next_features": problem.embed(card.features(dataset.next_observations)) if problem.algorithm.looks_ahead else features[:0],
+        "actions": dataset.actions - int(dataset.action_space.start) if problem.discrete else problem.scaled_actions(dataset.actions),
+        "rewards": rewards,
+        "keeps": (~dataset.terminations).astype(np.float32),
+    }
+    if unit == "transition":
+        starts, lengths = np.arange(len(dataset)), np.ones(len(dataset), np.int64)
+        return Units(unit=unit, **arrays, starts=starts, lengths=lengths)
+    lengths = np.diff(starts)
+    counting = lengths if local.min_return is None else np.where(dataset.trajectory_returns >= local.min_return, lengths, 0)
+    if unit == "trajectory":
+        return Units(unit=unit, **arrays, starts=starts[:-1].astype(np.int64), lengths=counting.astype(np.int64))
+    order = _by_source(dataset, counting > 0)
+    ends = np.cumsum(lengths[order])
+    rows = np.arange(len(dataset)) + np.repeat(starts[:-1][order] - ends + lengths[order], lengths[order])
+    of_sources = np.bincount(dataset.sources, weights=lengths).astype(np.int64)
     return Units(
         unit=unit,
-        features=features,
-        next_features=problem.embed(card.features(dataset.next_observations)) if problem.algorithm.looks_ahead else features[:0],
-        actions=dataset.actions - int(dataset.action_space.start) if problem.discrete else problem.scaled_actions(dataset.actions),
-        rewards=rewards,
-        keeps=(~dataset.terminations).astype(np.float32),
-        starts=starts.astype(np.int64),
-        lengths=lengths.astype(np.int64),
+        **{name: array[rows] if len(array) else array for name, array in arrays.items()},
+        starts=np.cumsum(of_sources) - of_sources,
+        lengths=np.bincount(dataset.sources, weights=counting).astype(np.int64),
+        ends=np.isin(np.arange(len(dataset)), ends - 1),
     )
+
+
+def _by_source(dataset: OfflineDataset, counts: np.ndarray) -> list[int]:
+    """The trajectories, source by source; of each first those that count, and these in the order of their content's hash.
+
+    So what a source is does not follow from where its trajectories stand in the file, and nothing of other sources moves it.
+    """
+    dataset.count("source")
+    digests = dataset.trajectory_digests()
+    return sorted(range(dataset.trajectories), key=lambda index: (dataset.sources[index], not counts[index], digests[index]))

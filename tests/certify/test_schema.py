@@ -21,6 +21,7 @@ from mucd_ray.certify.guarantees import FAMILIES, THREATS
 from mucd_ray.certify.planning.goal import GOALS
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
 
@@ -49,16 +50,18 @@ def run_context():
         dataset="acrobot/größe-v0",
         fingerprint="cd",
         units=1000,
+        source_key=None,
         card=SimpleNamespace(env_id="Acrobot-v1", random_return=-499.0, expert_return=-79.0),
         discount=1.0,
         mechanism=Mechanism(sample_rate=0.05, noise_multiplier=30.0, clip_norm=0.1, steps=40, normaliser=50.0),
+        trainer=None,
         to_dict=lambda: {"card": {}, "fit": {"steps": 5}, "learner": asdict(learner.Learner(learning_rate=0.1, algorithm="dqn", constants={"discount": 0.9}))},
         problem=SimpleNamespace(parameter_count=18),
         code="ef",
         held_out=16,
         states_sha256=None,
     )
-    return about.context(store, settings) | {"failures": 0, "median_action_return": -90.0}
+    return about.context(store, settings) | {"failures": 3, "failures_by_cause": {"died": 3}, "median_action_return": -90.0}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,7 @@ def certificates():
         {"mechanism": Bag(draws="poisson", sample_rate=0.01), "threat": "substitute"},
         {"mechanism": Partition(parts=300), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=POLICIES), "actions": exact_evidence(votes, [0, 0, 1]), "voted": voted_evidence("exact", 1, -1.0, [votes[:1]], [episode])},
+        {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="function", name="mine.trainers:clone", sha256="0" * 64)},
     ]
     return [make_certificate(make_inputs(**base | kind), assumptions=["η was chosen before."], context=run_context()) for kind in kinds]
 

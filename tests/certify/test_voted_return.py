@@ -122,7 +122,7 @@ def changed(certificate, path, value):
 
 
 @pytest.mark.parametrize("path,value,complaint", [
-    (("kind",), "votes", "voted kind 'votes' is not that of a mechanism of kind partition"), (("horizon",), 2, "later than the 2 steps"), (("horizon",), 0, "horizon of at least 1"),
+    (("kind",), "least", "voted kind 'least' is not one of a mechanism of kind partition"), (("kind",), [1], "is not one of"), (("kind",), "votes", "sum to 60"), (("horizon",), 2, "later than the 2 steps"), (("horizon",), 0, "horizon of at least 1"),
     (("episodes",), [], "not empty"), (("episodes",), [{}], "exactly the keys"), (("episodes", 0, "node", 0), 10**6, "do not fit a tree"), (("episodes", 0, "next", 0), 10**6, "do not fit a tree"),
     (("episodes", 0, "reward", 0), -7.0, "below the least reward"), (("episodes", 0, "reward", 0), "1", "must be a finite number"), (("episodes", 0, "rows", 0), 10**6, "is not among the"),
     (("episodes", 0, "next", 1), 1, "node 2, action 0, next 7 do not fit"), (("episodes", 0, "rows"), [0] * 14, "nothing leads to node 13"), (("episodes", 0, "reward"), [100.0] * 39, "outside the declared range"), (("rows", 0), [1, 1, 1], "sum to 9"),

@@ -493,6 +493,103 @@ def test_parquet_of_rows_that_are_stored_once(minari_root, monkeypatch, refusal)
     assert "its episodes unpack to more than" in refusal(load_dataset, "table-v0")
 
 
+# source keys
+
+
+def key_file(root):
+    return h5py.File(root / "mine-v0/data/main_data.hdf5", "r+")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.5, "neither a text nor a whole number"),
+        (np.arange(2), "neither a text nor a whole number"),
+        (np.zeros((1 << 12,), "S9"), "neither a text nor a whole number"),
+        (np.array(b"x" * 5000), "neither a text nor a whole number"),
+        (np.array((1, 2), [("a", int), ("b", int)]), "neither a text nor a whole number"),
+        (h5py.Empty("i8"), "neither a text nor a whole number"),
+        ("x" * 60_000, "is no source key"),
+        ("\x1b[2J", "is no source key"),
+        (b"\xff\xfe", "is no source key"),
+        (np.uint64(2**64 - 1), None),
+        (np.array(["ann"], h5py.string_dtype()), None),
+    ],
+)
+def test_attributes_that_are_no_keys(root, value, message, refusal):
+    with key_file(root) as file:
+        file["episode_1"].attrs["who"] = value
+    if message is None:
+        assert load_dataset("mine-v0", source_key="who").sources.tolist() == [0, 1, 2]
+    else:
+        assert message in refusal(lambda: load_dataset("mine-v0", source_key="who"))
+    assert load_dataset("mine-v0").sources is None
+
+
+def long_text_stored_once(infos):
+    """4096 references to one text of 8 MB, which would take 32 GB."""
+    dataset = infos.create_dataset("who", data=["x" * (1 << 23)] + [""] * 4095, dtype=h5py.string_dtype(), chunks=(4096,))
+    dataset.file.flush()
+    _, content = dataset.id.read_direct_chunk((0,))
+    dataset.id.write_direct_chunk((0,), content[:16] * 4096)
+
+
+def test_infos_that_are_no_keys(root, tmp_path, refusal):
+    def asked(change, message):
+        with key_file(root) as file:
+            file["episode_0"].pop("infos", None)
+            change(file["episode_0"].create_group("infos"))
+        assert message in refusal(lambda: load_dataset("mine-v0", source_key="who"))
+
+    text = h5py.string_dtype()
+    with h5py.File(tmp_path / "elsewhere.hdf5", "w") as file:
+        file["who"] = ["ann"] * 5
+    asked(lambda infos: infos.__setitem__("who", h5py.ExternalLink(str(tmp_path / "elsewhere.hdf5"), "who")), "a link to elsewhere")
+    asked(lambda infos: infos.__setitem__("who", h5py.SoftLink("/episode_0/actions")), "a link to elsewhere")
+    asked(lambda infos: infos.create_group("who"), "is no dataset")
+    asked(lambda infos: infos.create_dataset("who", data=np.arange(5)), "changes within the episode")
+    asked(lambda infos: infos.create_dataset("who", data=["ann"] * 4 + ["bob"], dtype=text), "changes within the episode")
+    asked(lambda infos: infos.create_dataset("who", data=np.ones((5, 2), int)), "neither a list of texts nor of whole numbers")
+    asked(lambda infos: infos.create_dataset("who", data=np.ones(5)), "neither a list of texts nor of whole numbers")
+    asked(lambda infos: infos.create_dataset("who", data=["ann"] * 5, dtype=text, compression="gzip"), "compressed texts")
+    asked(lambda infos: infos.create_dataset("who", shape=(1 << 40,), dtype=text, chunks=(1 << 20,)), "more than 1,048,576 chunks")
+    asked(lambda infos: infos.create_dataset("who", shape=(1 << 34,), dtype=text, chunks=(1 << 20,)), "more bytes than the file has")
+    asked(lambda infos: infos.create_dataset("who", shape=(1 << 34,), dtype="i8", chunks=(1 << 20,)), "and holds 0")
+    asked(long_text_stored_once, "is no source key")
+    asked(lambda infos: infos.create_dataset("who", data=["x" * 60_000] * 5, dtype=text), "is no source key")
+    with key_file(root) as file:
+        del file["episode_0/infos"]
+        file["episode_0/infos"] = h5py.ExternalLink(str(tmp_path / "elsewhere.hdf5"), "/")
+    assert "a link to elsewhere" in refusal(lambda: load_dataset("mine-v0", source_key="who"))
+    # Nothing of it is looked at where no key is asked for.
+    assert len(load_dataset("mine-v0")) == 11
+
+
+def test_names_of_keys_that_are_hostile_are_told_harmlessly(root, refusal):
+    with key_file(root) as file:
+        for number in range(40):
+            file["episode_0"].attrs["\x1b[2J" + "x" * 3000 + str(number)] = "ann"
+    assert "its episodes have the keys \\x1b[2Jxxx" in refusal(lambda: load_dataset("mine-v0", source_key="who"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[1]", "is not a JSON object"), (b"{", "not JSON"), (b'{"who": [1]}', "is no source key"), (b'{"who": 0.5}', "is no source key"),
+        (b'{"who": "' + b"x" * 300 + b'"}', "is no source key"), (b'{"who": "' + b"x" * (1 << 16) + b'"}', "at most 65,536 are read"), (b'{"who": "a", "who": "b"}', "duplicate key"),
+    ],
+)
+def test_metadata_of_an_episode_of_another_kind(minari_root, tmp_path, content, message, refusal):
+    create("table-v0", SPACES["box"], ACTIONS["discrete"], "parquet")
+    path = minari_root / "table-v0/data/1/metadata.json"
+    path.write_bytes(content)
+    assert message in refusal(lambda: load_dataset("table-v0", source_key="who"))
+    path.unlink()
+    (tmp_path / "elsewhere.json").write_text('{"who": "ann"}')
+    path.symlink_to(tmp_path / "elsewhere.json")
+    assert "leads out of" in refusal(lambda: load_dataset("table-v0", source_key="who"))
+
+
 # .npy and JSON in general
 
 

@@ -9,10 +9,11 @@ import torch
 
 from mucd_ray.data.environments.cards import EnvironmentCard, card_for
 from mucd_ray.errors import MucdError
-from mucd_ray.evaluate.policies import StackedPolicies, outputs_of_all, scores_of
+from mucd_ray.evaluate.policies import StackedPolicies, outputs_of_all
 from mucd_ray.evaluate.rollouts import constant_returns, means, rollout_returns, slot_queue
 from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, probabilities_at
 from mucd_ray.learn.networks import Network, forward, stacked_layers
+from mucd_ray.learn.scores import scores_of
 
 CARTPOLE = card_for("CartPole-v1")
 

@@ -132,7 +132,8 @@ def test_no_row_of_training_depends_on_another_row():
     after = training_units(settings_of("transition", poisoned), poisoned)
     assert contents(before, row) != contents(after, row)
     for ours, theirs in zip(before.arrays().values(), after.arrays().values(), strict=True):
-        assert ours.shape == theirs.shape and np.delete(ours, row, axis=0).tobytes() == np.delete(theirs, row, axis=0).tobytes()
+        # Where the trajectories of a source end is kept of sources alone.
+        assert ours.shape == theirs.shape and (not len(ours) or np.delete(ours, row, axis=0).tobytes() == np.delete(theirs, row, axis=0).tobytes())
 
 
 def test_no_unit_depends_on_another_trajectory():
@@ -422,7 +423,7 @@ def test_the_secret_comes_from_the_operating_system_and_a_seed_is_spelled_out(tm
     def stop(store, *_):
         raise Stop(store)
 
-    monkeypatch.setattr(session, "load_dataset", lambda name: cartpole())
+    monkeypatch.setattr(session, "load_dataset", lambda name, source_key: cartpole())
     monkeypatch.setattr(session, "train", stop)
     with pytest.raises(Stop) as stopped:
         session.execute(Request(dataset="made-up", steps=5), str(tmp_path / "seeded"), choices=Choices(), seed=11)

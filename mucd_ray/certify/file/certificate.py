@@ -11,17 +11,20 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import asdict
 
 import numpy as np
 
 from mucd_ray.certify.file.claim import claim_sentences
 from mucd_ray.certify.file.results import compute_results
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
 from mucd_ray.mechanism.kinds import AnyMechanism, to_values
+from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.work import TooMuchWork, limited_to
 
-FORMAT = "mucd-certificate/5"
+FORMAT = "mucd-certificate/6"
 # What `verify` spends on a file from anybody, times its patience: bytes read, and operations (mechanism/work.py; up to some ten minutes of a core).
 MOST_BYTES = 64 << 20
 MOST_OPERATIONS = 1e11
@@ -39,6 +42,24 @@ RANDOMNESS = {
     "bag": "What an instance is depends on its own bag and on fresh randomness alone; no instance was dropped, trained on another bag, or chosen among several.",
     "partition": "What a part's policy is depends on the units of the part and on public constants alone. D' has at least as many units as there are parts; fewer are refused.",
 }
+# Those of a kind of unit.
+OF_UNITS = {
+    "source": [
+        "Source keys are taken as they were recorded: every source under whose key an attacker could write counts among the r that he changes, and so does every source that he makes "
+        "up, by a new key or a trajectory without one."
+    ],
+}
+# Where the trainer is from outside.
+RANDOMNESS_OUTSIDE = {
+    "bag": "What an instance is depends on its own bag and on randomness of its own alone; no instance was dropped, trained on another bag, or chosen among several.",
+    "partition": "What an instance is depends on the units of the part that it drew and on randomness of its own alone; none was dropped, trained on another part, or chosen among several. D' has at "
+    "least as many units as there are parts; fewer are refused.",
+}
+OUTSIDE = (
+    "The trainer {name} keeps nothing from one training to the next and reads nothing of the data but what it is given. Its instances are not bit-for-bit reproducible: they may depend on software, the machine, and "
+    "its load. The limits of {seconds} seconds and {memory} GB are part of the learner, and no training reached them because of what was trained beside it. Where an instance was trained more than once, "
+    "since a machine was lost or two drivers shared the work, the copy that counts was not chosen by what it holds."
+)
 STANDING_ASSUMPTIONS = (
     "The attacker does not know the run's secret, from which all noise and all samples are derived.",
     "Neither this run nor this certificate was chosen among several by looking at results.",
@@ -65,6 +86,7 @@ def make_inputs(
     clipped: bool = False,
     condition: str | None = None,
     radius_cap: int | None = None,
+    trainer: Outside | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
 
@@ -79,9 +101,11 @@ def make_inputs(
         goal: what training went on for, in the words of `goal.py`.
         condition: what the claim depends on that nothing accounts for, one of CONDITIONS in `evidence.py`.
         radius_cap: no radius above it is claimed; at most N, which is the default.
+        trainer: from outside; None: the package's own learner.
     """
     return {
         "mechanism": to_values(mechanism),
+        "trainer": None if trainer is None else asdict(trainer),
         "threat": threat,
         "accountant": accountant,
         "eta": eta,
@@ -116,7 +140,12 @@ def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> 
 
 def standing_assumptions(inputs: dict) -> list[str]:
     """What every certificate of these inputs assumes; what follows it is the maker's own."""
-    return [*STANDING_ASSUMPTIONS, RANDOMNESS[inputs["mechanism"]["kind"]]]
+    mechanism, trainer = inputs["mechanism"], inputs["trainer"]
+    kind, of_units = mechanism["kind"], OF_UNITS.get(mechanism["unit"], [])
+    if trainer is None:
+        return [*STANDING_ASSUMPTIONS, RANDOMNESS[kind], *of_units]
+    limits = {name: exactly(trainer[name]) for name in ("seconds", "memory")}
+    return [*STANDING_ASSUMPTIONS, RANDOMNESS_OUTSIDE[kind], OUTSIDE.format(name=trainer["name"], **limits), *of_units]
 
 
 def content_hash(certificate: dict) -> str:

@@ -32,7 +32,10 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
         f"{THREATS[inputs['threat']].format(units=kind)}; {READINGS[inputs['threat']].format(units=kind)}. "
         "Training is the randomised mechanism recorded here, with randomness that the attacker does not know."
     )
-    sentences += MECHANISMS[inputs["mechanism"]["kind"]](inputs["mechanism"], inputs["units"], kind)
+    sentences += OF_UNITS.get(inputs["mechanism"]["unit"], [])
+    sentences += MECHANISMS[inputs["mechanism"]["kind"]](inputs["mechanism"], inputs["units"], kind, inputs["trainer"])
+    if inputs["trainer"] is not None:
+        sentences.append(_trainer(inputs["trainer"]))
     sentences += _policy(inputs, results, kind)
     if results["action"] is not None:
         sentences += ACTIONS[results["action"]["kind"]](results["action"])
@@ -48,7 +51,16 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     return [*sentences, *_confidence(inputs, results)]
 
 
-def _bag(mechanism: dict, units: int, kind: str) -> list[str]:
+# What must be said of a unit whose name does not say it.
+OF_UNITS = {
+    "source": [
+        "What a source is: all trajectories that were recorded under one value of the source key, or one trajectory that was recorded without it. A source of which anything differs (a "
+        "trajectory changed, added or removed) counts as a whole: as one removed and one inserted, or as one replaced."
+    ],
+}
+
+
+def _bag(mechanism: dict, units: int, kind: str, trainer: dict | None) -> list[str]:
     how = {
         "fixed": f"exactly {mechanism['bag_size']} of the {kind}, every set of that many as likely as any other",
         "replacement": f"{mechanism['bag_size']} draws, each of them any of the {kind} (one may be drawn several times)",
@@ -60,15 +72,28 @@ def _bag(mechanism: dict, units: int, kind: str) -> list[str]:
     ]
 
 
-def _partition(mechanism: dict, units: int, kind: str) -> list[str]:
+def _partition(mechanism: dict, units: int, kind: str, trainer: dict | None) -> list[str]:
+    if trainer is not None:
+        return [
+            f"How it withstands: the {kind} are sorted into {mechanism['parts']} parts by a public hash of their content, and every instance draws one of the parts and is trained on it alone, with "
+            "randomness of its own: a changed unit reaches the instances that drew one part. A learner that fails on its part counts as a policy like any other."
+        ]
     return [
         f"How it withstands: the {kind} are sorted into {mechanism['parts']} parts by a public hash of their content, one policy is trained on each part without any chance, and an instance is one of "
         "these policies, drawn at random: a changed unit reaches one policy."
     ]
 
 
+def _trainer(trainer: dict) -> str:
+    what = {"function": "the Python function", "command": "the command"}[trainer["kind"]]
+    return (
+        f"The learner is from outside the package: {what} {trainer['name']} (SHA-256 {trainer['sha256']}), with {exactly(trainer['seconds'])} seconds and {exactly(trainer['memory'])} GB for a "
+        "training, and as many seconds for its policy to act. What fails, exceeds this or makes no policy counts as the policy of the default action, the lowest; so does a policy at states where it fails."
+    )
+
+
 # What a mechanism says of itself beside the first sentence.
-MECHANISMS = {"gaussian": lambda mechanism, units, kind: [], "bag": _bag, "partition": _partition}
+MECHANISMS = {"gaussian": lambda mechanism, units, kind, trainer: [], "bag": _bag, "partition": _partition}
 
 
 def _largest(results) -> int:

@@ -10,6 +10,8 @@ import sys
 import numpy as np
 
 from mucd_ray.errors import MucdError
+from mucd_ray.mechanism import outside
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import from_values
 from mucd_ray.words import counted
 
@@ -23,7 +25,7 @@ CONDITIONS = (TUNED_ON_THIS_DATASET,)
 # Ranges of returns and actions: sums over them must not overflow, nor lose the digits in which a bound is rounded down.
 LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
 KEYS = {
-    "mechanism", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
+    "mechanism", "trainer", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
     "actions",
 }
 # What certificates that are not about it leave out.
@@ -92,7 +94,11 @@ def check_inputs(inputs: dict) -> None:
     """
     if not isinstance(inputs, dict) or set(inputs) - OPTIONAL_KEYS != KEYS:
         raise MucdError(f"inputs must have exactly the keys {', '.join(sorted(KEYS))}")
-    from_values(inputs["mechanism"])
+    mechanism = from_values(inputs["mechanism"])
+    if inputs["trainer"] is not None:
+        outside.from_values(inputs["trainer"])
+        if mechanism.kind == Mechanism.kind:
+            raise MucdError("a trainer from outside is not trained with noise: its mechanism is a bag or a partition")
     if not (inputs["goal"] is None or isinstance(inputs["goal"], str)):
         raise MucdError(f"goal {_shown(inputs['goal'])} must be null or text")
     if not (inputs["condition"] is None or inputs["condition"] in CONDITIONS):

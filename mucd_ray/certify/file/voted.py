@@ -14,8 +14,9 @@ from mucd_ray.mechanism.work import spend
 
 KEYS = {"kind", "horizon", "least_reward", "rows", "episodes"}
 EPISODE_KEYS = {"rows", "node", "action", "reward", "next"}
-# By kind of mechanism, what stands in a row: votes of the instances, votes of all parts, or the least number of changed units for each action.
-KINDS = {"gaussian": "votes", "bag": "votes", "partition": "exact"}
+# By kind of mechanism, what may stand in a row: votes of the instances, votes of all parts, or the least number of changed units for each action. The policies of parts have only then
+# one vote each that is known if training has no randomness.
+KINDS = {"gaussian": ("votes",), "bag": ("votes",), "partition": ("exact", "votes")}
 # Of these kinds nothing is sampled but the episodes.
 SURE = ("exact", "least")
 # Episodes times steps: more than a file could hold.
@@ -86,9 +87,9 @@ def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
     voted = inputs["voted"]
     if not isinstance(voted, dict) or set(voted) != KEYS:
         raise MucdError(f"voted must have exactly the keys {', '.join(sorted(KEYS))}")
-    kind = KINDS.get(inputs["mechanism"]["kind"])
-    if voted["kind"] != kind:
-        raise MucdError(f"voted kind {str(voted['kind'])[:60]!r} is not that of a mechanism of kind {inputs['mechanism']['kind']}")
+    kind = voted["kind"]
+    if not isinstance(kind, str) or kind not in KINDS.get(inputs["mechanism"]["kind"], ()):
+        raise MucdError(f"voted kind {str(kind)[:60]!r} is not one of a mechanism of kind {inputs['mechanism']['kind']}")
     checked_wholes("voted horizon", [voted["horizon"]])
     if voted["least_reward"] is not None:
         checked_reals("voted least reward", [voted["least_reward"]])

@@ -69,6 +69,7 @@ def fewest_parts(*, units: int, radius: int, instances: int, eta: float, actions
 # What to take for a unit, and why.
 ADVICE = {
     "trajectory": (Bag.kind, "a bag of whole trajectories teaches any learner, without noise and on raw observations; noise costs what many parameters need"),
+    "source": (Bag.kind, "a bag of whole sources teaches any learner all that its sources recorded, without noise; noise has few sources to average over"),
     "transition": (Mechanism.kind, "noise averages over all transitions, which a bag of that size hardly sees; it needs few parameters and good public features"),
 }
 

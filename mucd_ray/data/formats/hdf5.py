@@ -11,23 +11,27 @@ import h5py
 import numpy as np
 
 from mucd_ray.data.formats.jpeg import decoded
+from mucd_ray.data.formats.metadata import MOST_TEXT
+from mucd_ray.errors import MucdError
+from mucd_ray.files import printable
 
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
 MOST_CHUNK_BYTES = 1 << 28
 MOST_CHUNKS = 1 << 20
+TEXT_BYTES_AT_A_TIME = 1 << 25
 # Of what is stored compressed, in all: beyond it a small file could fill the memory.
 MOST_UNPACKED_BYTES = 1 << 33
 
 
 class Hdf5File:
-    """An open file and what was read of it; all reads raise ValueError for what is not a plain array, or whatever h5py raises on damage.
+    """An open file and what was read of it; all reads raise ValueError for what is not a plain array, MucdError for what is no source key, or whatever h5py raises on damage.
 
     Args:
         content_bytes: size of the file: arrays stored as they are may take as much in all, and each byte counts every time that it is read.
     """
 
     def __init__(self, file: h5py.File, content_bytes: int):
-        self.file, self.plain_left, self.unpacked_left = file, content_bytes, MOST_UNPACKED_BYTES
+        self.file, self.content_bytes, self.plain_left, self.unpacked_left = file, content_bytes, content_bytes, MOST_UNPACKED_BYTES
         self.chunks_left = MOST_CHUNKS
 
     def group(self, parent: h5py.Group, name: str) -> h5py.Group:
@@ -64,6 +68,49 @@ class Hdf5File:
         for row in range(dataset.shape[0]):
             images[row] = decoded(np.asarray(dataset[row], np.uint8).tobytes(), shape)
         return images
+
+    def keys(self, episode: h5py.Group, name: str) -> list:
+        """What is recorded of an episode under this name: its attribute, and the one value that infos/NAME has at all steps; each a text (bytes or str) or a whole number."""
+        found = []
+        if name in episode.attrs:
+            attribute = episode.attrs.get_id(name)
+            if attribute.shape not in ((), (1,)) or not _is_key(attribute.dtype):
+                raise MucdError(f"attribute {printable(name)!r} of {episode.name} is neither a text nor a whole number: give another source key")
+            found.append(episode.attrs[name][0] if attribute.shape else episode.attrs[name])
+        # A path would be followed through links.
+        if "/" not in name and name in (infos := self._infos(episode)):
+            found.append(self._constant(infos, name))
+        return found
+
+    def key_names(self, episode: h5py.Group) -> set[str]:
+        """Names that `keys` reads, by their type."""
+        infos = self._infos(episode)
+        plain = {name for name in infos if type(infos.get(name, getlink=True)) is h5py.HardLink and isinstance(infos[name], h5py.Dataset)}
+        return {name for name in episode.attrs if _is_key(episode.attrs.get_id(name).dtype)} | {name for name in plain if _is_key(infos[name].dtype)}
+
+    def _infos(self, episode: h5py.Group):
+        return self.group(episode, "infos") if "infos" in episode else {}
+
+    def _constant(self, infos: h5py.Group, name: str):
+        dataset = self._member(infos, name, h5py.Dataset)
+        if dataset.ndim != 1 or not len(dataset) or not _is_key(dataset.dtype):
+            raise MucdError(f"{printable(dataset.name)} is neither a list of texts nor of whole numbers: give another source key")
+        if dataset.dtype.kind in "iub":
+            values = iter(self.array(infos, name))
+        else:
+            self._check_layout(dataset)
+            if _filters(dataset):
+                raise MucdError(f"{printable(dataset.name)} holds compressed texts: store them plainly, such as by h5repack -f NONE, or give another source key")
+            self._take_plain(dataset, dataset.nbytes)
+            # All of them may be one text as long as the file, stored once.
+            at_a_time = max(1, TEXT_BYTES_AT_A_TIME // self.content_bytes)
+            values = (text for start in range(0, len(dataset), at_a_time) for text in dataset[start : start + at_a_time])
+        first = next(values)
+        if isinstance(first, bytes) and len(first) > 4 * MOST_TEXT:
+            raise MucdError(f"{printable(dataset.name)} is no source key: it holds texts of more than {MOST_TEXT} characters")
+        if any(value != first for value in values):
+            raise MucdError(f"{printable(dataset.name)} changes within the episode: give another source key, which has one value all through it")
+        return first
 
     def _member(self, parent: h5py.Group, name: str, kind: type):
         # The link first: opening what a soft or external one points to would already follow it.
@@ -114,6 +161,12 @@ class Hdf5File:
             chunk = np.frombuffer(content, dataset.dtype).reshape(dataset.chunks)
             array[part] = chunk[tuple(slice(piece.stop - piece.start) for piece in part)]
         return array
+
+
+def _is_key(dtype: np.dtype) -> bool:
+    """Of whole numbers, or of texts that are short or whose length varies."""
+    text = h5py.check_string_dtype(dtype)
+    return dtype.kind in "iub" and dtype.itemsize <= 8 if text is None else text.length is None or text.length <= 4 * MOST_TEXT
 
 
 def _filters(dataset: h5py.Dataset) -> list[int]:

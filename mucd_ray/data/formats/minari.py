@@ -1,5 +1,6 @@
 """Reading Minari datasets, each of which may be an attacker's: by a reader of our own, see docs/files.md."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from minari.storage import get_dataset_path
 
 from mucd_ray.data.dataset import OfflineDataset, as_column
 from mucd_ray.data.formats.hdf5 import Hdf5File
+from mucd_ray.data.formats.keys import MOST_LOOKED_AT, only_key, told
 from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
-from mucd_ray.data.formats.tables import FORMATS, Allowance, read_table
+from mucd_ray.data.formats.tables import FORMATS, Allowance, episode_metadata, read_table
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_within, printable
 
@@ -59,38 +61,20 @@ def _is_named(root: Path, dataset_id: str) -> bool:
         return False
 
 
-def load_dataset(dataset_id: str, root: Path | None = None) -> OfflineDataset:
+def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | None = None) -> OfflineDataset:
     """Read a local Minari dataset; nothing is downloaded, and nothing that it names is made, imported or called.
 
     Args:
         root: the folder of the datasets, by default Minari's.
+        source_key: name of the episode's metadata, or of infos that are one value all through an episode (HDF5 alone), which tells the source of each trajectory.
     Raises:
         MucdError: unknown id, files that are damaged or not what they should be, observations that are not one array, or a fault found by
-            `OfflineDataset.validate`.
+            `OfflineDataset.validate`; no episode with the source key, or one where it is no text and no whole number.
     """
-    if len(dataset_id) > MOST_TEXT or not DATASET_ID_RE.fullmatch(dataset_id):
-        raise MucdError(f"dataset id {dataset_id[:MOST_TEXT]!r} is malformed: use (namespace/)name-v0, the name of a folder under MINARI_DATASETS_PATH")
-    path = get_dataset_path(dataset_id) if root is None else root / dataset_id
-    if not (path / "data").is_dir():
-        known = ", ".join(local_datasets()) or "none"
-        raise MucdError(
-            f"dataset {dataset_id!r} is not among the local Minari datasets ({known}) in {get_dataset_path()}: "
-            "set MINARI_DATASETS_PATH to its folder, or make one with `mucd record`"
-        )
-    try:
-        check_within(path / "data", path)
-        metadata = read_metadata(path / "data")
-        if metadata.minari_version not in supported_dataset_versions:
-            raise MucdError(f"it was written by Minari {metadata.minari_version}, which this version does not read")
-        if not metadata.episodes or not metadata.steps:
-            raise MucdError(f"dataset {dataset_id!r} is empty: record or choose one with at least one transition")
-        episodes = _episodes(path / "data", metadata)
-    except MucdError as error:
-        if str(error).startswith("dataset "):
-            raise
-        raise MucdError(f"dataset {dataset_id!r} cannot be read: {error}") from None
-    except Exception as error:  # parsers of hostile bytes raise anything
-        raise MucdError(f"dataset {dataset_id!r} cannot be read ({printable(error) or type(error).__name__}): record it again or restore its folder") from error
+    with _opened(dataset_id, root) as (folder, metadata):
+        episodes = _episodes(folder, metadata, source_key)
+        if source_key is not None and all(episode["key"] is None for episode in episodes):
+            raise MucdError(f"dataset {dataset_id!r}: no episode has the source key {printable(source_key)!r}; {told(_key_names(folder, metadata))}")
 
     def joined(field, part=slice(None)):
         return np.concatenate([episode[field][part] for episode in episodes])
@@ -111,13 +95,48 @@ def load_dataset(dataset_id: str, root: Path | None = None) -> OfflineDataset:
         trajectory_starts=np.cumsum([0] + [len(episode["rewards"]) for episode in episodes]),
         action_space=metadata.action_space,
         observation_space=metadata.observation_space,
+        source_keys=None if source_key is None else [episode["key"] for episode in episodes],
     )
 
 
-def _episodes(folder: Path, metadata: Metadata) -> list[dict[str, np.ndarray]]:
-    """The arrays of every episode, their lengths checked against each other and the totals."""
+def source_keys(dataset_id: str, root: Path | None = None) -> str:
+    """In words, which source keys the first episodes of a local Minari dataset have. Raises MucdError as `load_dataset`."""
+    with _opened(dataset_id, root) as (folder, metadata):
+        return told(_key_names(folder, metadata))
+
+
+@contextlib.contextmanager
+def _opened(dataset_id: str, root: Path | None):
+    """(folder of the data, metadata) of a dataset, once it is known to be one; what fails inside is one line about it."""
+    if len(dataset_id) > MOST_TEXT or not DATASET_ID_RE.fullmatch(dataset_id):
+        raise MucdError(f"dataset id {dataset_id[:MOST_TEXT]!r} is malformed: use (namespace/)name-v0, the name of a folder under MINARI_DATASETS_PATH")
+    path = get_dataset_path(dataset_id) if root is None else root / dataset_id
+    if not (path / "data").is_dir():
+        known = ", ".join(local_datasets()) or "none"
+        raise MucdError(
+            f"dataset {dataset_id!r} is not among the local Minari datasets ({known}) in {get_dataset_path()}: "
+            "set MINARI_DATASETS_PATH to its folder, or make one with `mucd record`"
+        )
+    try:
+        check_within(path / "data", path)
+        metadata = read_metadata(path / "data")
+        if metadata.minari_version not in supported_dataset_versions:
+            raise MucdError(f"it was written by Minari {metadata.minari_version}, which this version does not read")
+        if not metadata.episodes or not metadata.steps:
+            raise MucdError(f"dataset {dataset_id!r} is empty: record or choose one with at least one transition")
+        yield path / "data", metadata
+    except MucdError as error:
+        if str(error).startswith("dataset "):
+            raise
+        raise MucdError(f"dataset {dataset_id!r} cannot be read: {error}") from None
+    except Exception as error:  # parsers of hostile bytes raise anything
+        raise MucdError(f"dataset {dataset_id!r} cannot be read ({printable(error) or type(error).__name__}): record it again or restore its folder") from error
+
+
+def _episodes(folder: Path, metadata: Metadata, source_key: str | None) -> list[dict]:
+    """The arrays of every episode, their lengths checked against each other and the totals, and its `key`, None without one."""
     episodes, steps = [], 0
-    for number, episode in enumerate(_stored(folder, metadata)):
+    for number, episode in enumerate(_stored(folder, metadata, source_key)):
         for name in ("rewards", "terminations", "truncations"):
             episode[name] = as_column(episode[name], name)
         for name in ("observations", "actions"):
@@ -136,16 +155,38 @@ def _episodes(folder: Path, metadata: Metadata) -> list[dict[str, np.ndarray]]:
     return episodes
 
 
-def _stored(folder: Path, metadata: Metadata):
-    """Yields the arrays of each episode as they are stored."""
+def _stored(folder: Path, metadata: Metadata, source_key: str | None):
+    """Yields the arrays of each episode as they are stored, and its key."""
     image = metadata.jpeg and is_image_space(metadata.observation_space)
     if metadata.jpeg and is_image_space(metadata.action_space):
         raise MucdError("its actions are images: only Discrete and one-dimensional Box actions are supported")
     if metadata.data_format in FORMATS:
         allowance = Allowance()
         for number in range(metadata.episodes):
-            yield read_table(folder, number, metadata, image, allowance)
+            episode = read_table(folder, number, metadata, image, allowance)
+            yield episode | {"key": None if source_key is None else only_key([episode_metadata(folder, number).get(source_key)], source_key, number)}
         return
+    with _hdf5(folder, metadata) as content:
+        for number in range(metadata.episodes):
+            group = content.group(content.file, f"episode_{number}")
+            episode = {name: content.array(group, name) for name in ("actions", "rewards", "terminations", "truncations")}
+            shape = metadata.observation_space.shape
+            episode["observations"] = content.images(group, "observations", shape) if image else content.array(group, "observations")
+            yield episode | {"key": None if source_key is None else only_key(content.keys(group, source_key), source_key, number)}
+
+
+def _key_names(folder: Path, metadata: Metadata) -> set[str]:
+    """Names of what could be a source key in the first episodes."""
+    numbers = range(min(metadata.episodes, MOST_LOOKED_AT))
+    if metadata.data_format in FORMATS:
+        found = [episode_metadata(folder, number) for number in numbers]
+        return {name for values in found for name, value in values.items() if isinstance(value, (str, int))}
+    with _hdf5(folder, metadata) as content:
+        return set().union(*(content.key_names(content.group(content.file, f"episode_{number}")) for number in numbers))
+
+
+@contextlib.contextmanager
+def _hdf5(folder: Path, metadata: Metadata):
     if metadata.data_format != "hdf5":
         raise MucdError(f"its data format {metadata.data_format!r} is unknown: use hdf5, {' or '.join(FORMATS)}")
     path = folder / HDF5_FILE
@@ -153,9 +194,4 @@ def _stored(folder: Path, metadata: Metadata):
     if not path.is_file():
         raise MucdError(f"{path} is missing or no regular file")
     with h5py.File(path, "r") as file:
-        content = Hdf5File(file, path.stat().st_size)
-        for number in range(metadata.episodes):
-            group = content.group(file, f"episode_{number}")
-            episode = {name: content.array(group, name) for name in ("actions", "rewards", "terminations", "truncations")}
-            shape = metadata.observation_space.shape
-            yield episode | {"observations": content.images(group, "observations", shape) if image else content.array(group, "observations")}
+        yield Hdf5File(file, path.stat().st_size)

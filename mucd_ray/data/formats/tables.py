@@ -10,7 +10,7 @@ import numpy as np
 from mucd_ray.data.formats.jpeg import decoded
 from mucd_ray.data.formats.metadata import Metadata
 from mucd_ray.errors import MucdError
-from mucd_ray.files import read_file
+from mucd_ray.files import read_file, read_json
 
 FORMATS = ("arrow", "parquet")
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
@@ -18,6 +18,7 @@ MOST_FILE_BYTES = 1 << 33
 # Of all episodes' parquet columns and images, in all: beyond it small files could fill the memory.
 MOST_UNPACKED_BYTES = 1 << 33
 MOST_HEADER_BYTES = 1 << 20
+MOST_METADATA_BYTES = 1 << 16
 # Rows are unpacked so many bytes at a time, as their space declares them.
 BYTES_AT_A_TIME = 1 << 26
 # Texts of bytes have no declared length: one that is stored once may be meant by every row.
@@ -58,6 +59,21 @@ def read_table(folder: Path, number: int, metadata: Metadata, image: bool, allow
     arrays["actions"] = _numbers(table["actions"], metadata.action_space)[:-1]
     observations = table["observations"]
     return arrays | {"observations": _images(observations, metadata.observation_space.shape, allowance) if image else _numbers(observations, metadata.observation_space)}
+
+
+def episode_metadata(folder: Path, number: int) -> dict:
+    """What Minari keeps beside the table of an episode, none of it checked; {} if nothing.
+
+    Raises:
+        MucdError, OSError: no JSON object, or a file elsewhere.
+    """
+    path = folder / str(number) / "metadata.json"
+    if not path.exists():
+        return {}
+    values = read_json(read_file(path, MOST_METADATA_BYTES, within=folder), path)
+    if not isinstance(values, dict):
+        raise MucdError(f"{path} is not a JSON object")
+    return values
 
 
 def _arrow(content: bytes, metadata: Metadata) -> dict:

@@ -23,6 +23,8 @@ from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.data.recording.behaviours import Behaviour, behaviour_for
 from mucd_ray.errors import MucdError
 
+# The source key of recordings by several operators.
+OPERATOR = "operator"
 _ASIDE = ".mucd-record-"  # hidden names: Minari does not list them
 
 
@@ -35,6 +37,7 @@ def record(
     noise: tuple[float, ...] | None = None,
     *,
     frames: bool = False,
+    operators: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     root: Path | None = None,
@@ -52,6 +55,7 @@ def record(
         dataset_id: Minari id "(namespace/)name-v0".
         noise: noise levels (see `Behaviour`), instead of the behaviour's own.
         frames: store small grey frames of an Atari game (mucd_ray/data/environments/frames.py); the behaviour acts on the emulator's RAM all the same.
+        operators: so many operators take turns, of whom each has one of the noise levels in all episodes, of which each has at least one; the key `OPERATOR` of an episode says whose it is. None: no such key.
         overwrite: replace an existing dataset of this id.
         progress: called as progress(transitions so far, wanted) after each episode.
         root: the folder of the datasets, by default Minari's.
@@ -66,6 +70,8 @@ def record(
         raise MucdError(f"transitions {transitions} and seed {seed}: give at least 1 transition and a seed of at least 0")
     if not levels or not all(0 <= level <= 1 for level in levels):
         raise MucdError(f"noise {levels} must be one or more levels in [0, 1]")
+    if operators is not None and not 1 <= operators <= transitions:
+        raise MucdError(f"operators {operators}: give at least 1, and at most as many as transitions")
     path = _target(dataset_id, overwrite, root or get_dataset_path())
     shape = (STACK, SIDE, SIDE)
     card = card_for(env_id, shape if frames else None, make_kwargs=chosen.make_kwargs)
@@ -73,11 +79,13 @@ def record(
         raise MucdError(f"{env_id} has no recording of frames: leave out --frames, or choose an Atari game")
     environment = card.make()
     try:
-        episodes, drawn = _episodes(environment, chosen, levels, transitions, seed, progress)
-        _write(environment, chosen, episodes, drawn, dataset_id, path, overwrite)
+        turns = levels if operators is None else [levels[operator % len(levels)] for operator in range(operators)]
+        episodes, taken = _episodes(environment, chosen, turns, transitions, operators or 0, seed, progress)
+        metadata = [{"noise": float(turns[turn])} | ({} if operators is None else {OPERATOR: f"operator-{turn}"}) for turn in taken]
+        _write(environment, chosen, episodes, metadata, dataset_id, path, overwrite)
     finally:
         environment.close()
-    returns, drawn = np.array([episode.rewards.sum() for episode in episodes]), np.array(drawn)
+    returns, drawn = np.array([episode.rewards.sum() for episode in episodes]), np.array([values["noise"] for values in metadata])
     return {
         "dataset_id": dataset_id,
         "path": str(path),
@@ -107,21 +115,21 @@ def _target(dataset_id: str, overwrite: bool, root: Path) -> Path:
     return path
 
 
-def _episodes(environment: gym.Env, behaviour: Behaviour, levels, transitions: int, seed: int, progress):
-    """Whole episodes as (buffers, noise level of each). Episode k depends on (seed, k) alone, beside its level."""
+def _episodes(environment: gym.Env, behaviour: Behaviour, turns, transitions: int, least: int, seed: int, progress):
+    """Whole episodes, at least so many transitions and episodes, as (buffers, which of the noise levels `turns` each has). Episode k depends on (seed, k) alone, beside its level."""
     order = np.random.default_rng([seed, 0])
-    episodes, drawn, total = [], [], 0
-    while total < transitions:
-        if len(episodes) % len(levels) == 0:
-            upcoming = list(order.permutation(levels))
-        drawn.append(float(upcoming.pop()))
+    episodes, taken, total = [], [], 0
+    while total < transitions or len(episodes) < least:
+        if len(episodes) % len(turns) == 0:
+            upcoming = list(order.permutation(len(turns)))
+        taken.append(int(upcoming.pop()))
         rng = np.random.default_rng([seed, 1, len(episodes)])
-        policy = behaviour.policy(drawn[-1], environment.action_space, rng)
+        policy = behaviour.policy(float(turns[taken[-1]]), environment.action_space, rng)
         episodes.append(_episode(environment, policy, int(rng.integers(2**31))))
         total += len(episodes[-1])
         if progress:
             progress(total, transitions)
-    return episodes, drawn
+    return episodes, taken
 
 
 def _episode(environment: gym.Env, policy, seed: int) -> EpisodeBuffer:
@@ -146,7 +154,7 @@ def _episode(environment: gym.Env, policy, seed: int) -> EpisodeBuffer:
     )
 
 
-def _write(environment, behaviour, episodes, drawn, dataset_id, path, overwrite) -> None:
+def _write(environment, behaviour, episodes, metadata, dataset_id, path, overwrite) -> None:
     """Write into a hidden folder beside the target, then rename: the id never shows a part of a dataset."""
     continuous = isinstance(environment.action_space, gym.spaces.Box)
     noise = "standard deviation of Gaussian noise, in half ranges of an action," if continuous else "probability of a uniformly random action"
@@ -162,10 +170,10 @@ def _write(environment, behaviour, episodes, drawn, dataset_id, path, overwrite)
                 "dataset_id": dataset_id,
                 "minari_version": minari.__version__,
                 "algorithm_name": behaviour.name,
-                "description": f"{behaviour.description}; {noise} per episode: {sorted(set(drawn))}",
+                "description": f"{behaviour.description}; {noise} per episode: {sorted({values['noise'] for values in metadata})}",
             })
             storage.update_episodes(episodes)
-            storage.update_episode_metadata([{"noise": level} for level in drawn])
+            storage.update_episode_metadata(metadata)
             _check_written(aside / "data", episodes)
             if overwrite and path.exists():
                 os.rename(path, tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.engines import device_random
-from mucd_ray.learn.engines.device_random import as_one_kernel
 from mucd_ray.learn.engines.stacked import Batch, Block, DrawsOnDevice, UnitsOnDevice, train_stacked
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
@@ -103,14 +102,13 @@ class DrawsOfFixedWidth(DrawsOnDevice):
     def __init__(self, streams: Streams, instances: Sequence[int], units: UnitsOnDevice, sample_rate: float, width: int):
         super().__init__(streams, instances, units, sample_rate, cap=1)
         self.width, self.exceeded = width, torch.zeros((), dtype=torch.bool, device=units.device)
-        self.gaps, self.normals = (as_one_kernel(function, units.device) for function in (device_random.gaps, device_random.gaussian_noise))
 
     def _transitions(self, step: Tensor) -> Batch:
         if self.sample_rate >= 1.0:
             return super()._transitions(step)
         size = len(self.units)
         # One gap more than there are rows reaches beyond the last unit.
-        gaps = self.gaps(self.key, self.width // 4 + 1, purposes.SAMPLE, step[None], self.numbers, size, device_random.scale_of_gaps(self.sample_rate))
+        gaps = device_random.gaps(self.key, self.width // 4 + 1, purposes.SAMPLE, step[None], self.numbers, size, device_random.scale_of_gaps(self.sample_rate))
         indices = gaps.cumsum(1) - 1
         inside = indices < size
         counts = inside.sum(1)
@@ -118,5 +116,5 @@ class DrawsOfFixedWidth(DrawsOnDevice):
         return self.units.take(indices[:, : self.width].masked_fill(~inside[:, : self.width], 0), counts)
 
     def noise(self, step: Tensor, count: int) -> Tensor:
-        return self.normals(self.key, count, purposes.NOISE, step[None], self.numbers)
+        return device_random.gaussian_noise(self.key, count, purposes.NOISE, step[None], self.numbers)
 

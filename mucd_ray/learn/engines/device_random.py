@@ -47,15 +47,22 @@ def key_on(streams: Streams, device: torch.device) -> Tensor:
     return torch.from_numpy(streams.key.view(np.int64)).to(device)
 
 
-def philox(key: Tensor, blocks: int, purpose: int, step: Tensor, instances: Tensor) -> Tensor:
-    """The first 4 * blocks words of every instance's stream: int64 [P] -> int64 [P, 4 * blocks], bits of `Streams.generator(...).random_raw`.
+def counters(blocks: int, device: torch.device) -> Tensor:
+    """The first counters of a stream, each of which gives four words: 1, 2, ..., int64 [blocks]. Made outside of what is compiled: the compiler would take
+    their products for 32-bit indices."""
+    return torch.arange(1, blocks + 1, device=device)
+
+
+def philox(key: Tensor, counter: Tensor, purpose: int, step: Tensor, instances: Tensor) -> Tensor:
+    """The first words of every instance's stream: int64 [P] -> int64 [P, 4 * blocks], bits of `Streams.generator(...).random_raw`.
 
     Args:
         key: int64 [2], see `key_on`.
+        counter: see `counters`.
         step: int64 [1] for all instances, or [P].
     """
-    shape = (len(instances), blocks)
-    c0 = torch.arange(1, blocks + 1, device=instances.device).expand(shape)
+    shape = (len(instances), len(counter))
+    c0 = counter.expand(shape)
     c1, c2 = torch.full_like(c0, _signed(purpose)), step[:, None].expand(shape)
     c3 = instances[:, None].expand(shape)
     for turn in range(10):
@@ -75,7 +82,11 @@ def standard_normals(words: Tensor) -> Tensor:
 
 def gaussian_noise(key: Tensor, count: int, purpose: int, step: Tensor, instances: Tensor) -> Tensor:
     """`streams.gaussian_noise` of these streams: float32 [P, count]."""
-    return standard_normals(philox(key, -(-count // 64) * 8, purpose, step, instances))[:, :count]
+    return as_one_kernel(_normals, key.device)(key, counters(-(-count // 64) * 8, key.device), purpose, step, instances)[:, :count]
+
+
+def _normals(key: Tensor, counter: Tensor, purpose: int, step: Tensor, instances: Tensor) -> Tensor:
+    return standard_normals(philox(key, counter, purpose, step, instances))
 
 
 def exponentials(words: Tensor) -> Tensor:
@@ -92,7 +103,11 @@ def exponentials(words: Tensor) -> Tensor:
 
 def gaps(key: Tensor, blocks: int, purpose: int, step: Tensor, instances: Tensor, units: int | Tensor, scale: float | Tensor) -> Tensor:
     """Distances between the units that a Poisson sample takes, at least 1: int64 [P, 4 * blocks]; see `each_poisson_samples`."""
-    return torch.clamp(exponentials(philox(key, blocks, purpose, step, instances)).mul_(scale), max=units).to(torch.int64) + 1
+    return as_one_kernel(_gaps, key.device)(key, counters(blocks, key.device), purpose, step, instances, units, scale)
+
+
+def _gaps(key: Tensor, counter: Tensor, purpose: int, step: Tensor, instances: Tensor, units: int | Tensor, scale: float | Tensor) -> Tensor:
+    return torch.clamp(exponentials(philox(key, counter, purpose, step, instances)).mul_(scale), max=units).to(torch.int64) + 1
 
 
 def as_one_kernel(function: Callable, device: torch.device) -> Callable:
@@ -102,19 +117,26 @@ def as_one_kernel(function: Callable, device: torch.device) -> Callable:
 
 @functools.cache
 def _compiled(function: Callable) -> Callable:
-    whole, can_compile = torch.compile(function, dynamic=False), True
+    whole, checked, works = torch.compile(function, dynamic=False), set(), True
 
     def either(*arguments):
-        nonlocal can_compile
-        if can_compile:
-            try:
+        nonlocal works
+        shapes = tuple(tuple(value.shape) if isinstance(value, Tensor) else value for value in arguments)
+        try:
+            if works and shapes not in checked:
+                # Randomness that is not what it should be voids a certificate, so every new kernel has to give what the operations give.
+                difference = (whole(*arguments) - function(*arguments)).abs().max()
+                works, _ = bool(difference <= 1e-5), checked.add(shapes)
+                if not works:
+                    print(f"mucd: compiled random numbers are wrong here (by {float(difference):.3g}) and not used: training takes longer", file=sys.stderr)
+            if works:
                 return whole(*arguments)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                # It needs Triton and a C compiler, and its errors have no class in common.
-                can_compile = False
-                print(f"mucd: torch cannot compile the random numbers here ({type(error).__name__}): training takes longer", file=sys.stderr)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # It needs Triton and a C compiler, and its errors have no class in common.
+            works = False
+            print(f"mucd: torch cannot compile the random numbers here ({type(error).__name__}): training takes longer", file=sys.stderr)
         return function(*arguments)
 
     return either
@@ -142,7 +164,7 @@ def each_poisson_samples(
     """
     blocks = int((expected + 6.0 * math.sqrt(expected) + 19.0) / 4.0)
     while True:
-        indices = as_one_kernel(gaps, key.device)(key, blocks, purpose, step, instances, units, scale).cumsum(1) - 1
+        indices = gaps(key, blocks, purpose, step, instances, units, scale).cumsum(1) - 1
         if bool((indices[:, -1:] >= units).all()):
             break
         # Longer streams begin with the same words.

@@ -80,7 +80,7 @@ def train_opacus(
     algorithm, learner = problem.algorithm, problem.learner
     if len(problem.networks) > 1 or problem.networks[0][0].takes_action:
         raise MucdError(f"algorithm {learner.algorithm!r} has several networks here: this engine trains those of a single one, such as bc or dqn")
-    if units.unit == "trajectory" and learner.local.steps > 1:
+    if units.unit != "transition" and learner.local.steps > 1:
         raise MucdError(f"{learner.local.steps} local steps are not trained by this engine: use 1, or the torch engine")
     tried, module = _made(module_factory, lambda: streams.generator(instance, 0, purposes.INITIALISE))
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -35,7 +35,7 @@ class Fit:
         steps: of the optimiser, each on about `batch` transitions of the bag.
         batch: expected size of a minibatch; a bag with fewer transitions is taken whole.
         top_share: share in (0, 1] of the bag's trajectories that are kept, those with the largest returns, at least one. Only where units
-            are trajectories.
+            are trajectories or sources.
         normalise: whether observations are centred and scaled by the bag's own statistics.
 
     Raises:
@@ -124,16 +124,27 @@ def _fit(problem: Problem, fit: Fit, units: Units, bag: np.ndarray, instance: in
 
 
 def rows_of(units: Units, bag: np.ndarray, top_share: float = 1.0) -> np.ndarray:
-    """Rows of the data in the bag, unit after unit, int64 [B]; of trajectories only the best share, by the sum of their rewards."""
-    lengths = units.lengths[bag]
-    if top_share < 1 and units.unit != "transition" and len(bag):
+    """Rows of the data in the bag, unit after unit, int64 [B]; of all its trajectories only the best share, by the sum of their rewards."""
+    starts, lengths = _trajectories(units, bag)
+    if top_share < 1 and units.unit != "transition" and len(starts):
         with np.errstate(over="ignore", invalid="ignore"):
-            returns = np.array([units.rewards[start : start + length].sum(dtype=np.float64) for start, length in zip(units.starts[bag], lengths)])
+            returns = np.array([units.rewards[start : start + length].sum(dtype=np.float64) for start, length in zip(starts, lengths)])
         # Returns that are no number count as the worst.
         order = np.argsort(np.where(np.isnan(returns), -np.inf, returns), kind="stable")[::-1]
-        bag = bag[np.sort(order[: max(1, math.ceil(top_share * len(bag)))])]
-    parts = [np.arange(start, start + length) for start, length in zip(units.starts[bag], units.lengths[bag])]
+        best = np.sort(order[: max(1, math.ceil(top_share * len(starts)))])
+        starts, lengths = starts[best], lengths[best]
+    parts = [np.arange(start, start + length) for start, length in zip(starts, lengths)]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _trajectories(units: Units, bag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First rows and lengths of the trajectories in the bag, unit after unit; those of a source are found by their ends."""
+    starts, lengths = units.starts[bag], units.lengths[bag]
+    if not len(units.ends) or not len(bag):
+        return starts, lengths
+    ends = [start + 1 + np.flatnonzero(units.ends[start : start + length]) for start, length in zip(starts, lengths)]
+    starts = np.concatenate([np.append(start, of_source[:-1])[: len(of_source)] for start, of_source in zip(starts, ends)])
+    return starts, np.concatenate(ends) - starts
 
 
 def _moments(features: np.ndarray, normalise: bool) -> tuple[np.ndarray, np.ndarray]:

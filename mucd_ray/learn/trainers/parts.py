@@ -9,8 +9,8 @@ from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.partition import Partition
 
-# Everything of a transition that a learner reads.
-CONTENT = ("features", "next_features", "actions", "rewards", "keeps")
+# Everything of a transition that a learner reads, and where the trajectories of a source end.
+CONTENT = ("features", "next_features", "actions", "rewards", "keeps", "ends")
 
 
 def units_by_part(partition: Partition, units: Units) -> list[np.ndarray]:
@@ -28,7 +28,7 @@ def units_by_part(partition: Partition, units: Units) -> list[np.ndarray]:
 
 def _digest(units: Units, start: int, length: int) -> bytes:
     digest = hashlib.sha256(f"{length};".encode())
-    for name in CONTENT:
+    for name in getattr(units, "CONTENT", CONTENT):
         array = getattr(units, name)
         if len(array):
             rows = np.ascontiguousarray(array[start : start + length])

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.mechanisms import MANY_TRAJECTORIES
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
@@ -19,15 +20,21 @@ CONSTANTS = {
     "partition": "The number of parts, the hash that sorts units into them, learner and the environment card are constants that do not depend on the data, except on its rounded size where the next "
     "sentence says so. Observations are taken as they were recorded; each policy normalises them by the statistics of its own part.",
 }
+CONSTANTS_OUTSIDE = (
+    "The sizes of bags or the number of parts, the trainer with all that its code contains or reads, and the environment card are constants that do not depend on the data, except on its rounded size where the "
+    "next sentence says so. Observations are given to the trainer as they were recorded."
+)
 
 
 def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> list[str]:
     """What must be true about this run, beside what every certificate assumes."""
     notes = [
         _looks_note(store, choices, instances),
-        CONSTANTS[settings.mechanism.kind],
+        CONSTANTS[settings.mechanism.kind] if settings.trainer is None else CONSTANTS_OUTSIDE,
         settings.size_note(choices.threat),
+        *([] if settings.choice_margin is None else [_choice_note(settings)]),
         f"Environment card: {settings.card.source}",
+        *([] if settings.source_key is None else [f"The source of a trajectory is told by the key {settings.source_key!r}, as it was recorded with the data."]),
         *settings.assumptions,
     ]
     # Not the threat and the accountant: what is said against one threat, or by one rule, is true beside what is said by another.
@@ -44,6 +51,13 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
     if not settings.columns:
         notes.append("The environment's actions are unbounded: there is no public grid on which to count them, and no action is certified.")
     return notes
+
+
+def _choice_note(settings: RunSettings) -> str:
+    """Why unit and mechanism are what they are, where that followed from the number of trajectories."""
+    number = f"{'at least' if settings.mechanism.unit == 'trajectory' else 'fewer than'} {MANY_TRAJECTORIES} trajectories"
+    margin = counted(settings.choice_margin, "trajectory")
+    return f"Unit and mechanism are the package's defaults for {number}; {margin} more or fewer would not change that, and no larger radius is claimed."
 
 
 def _looks_note(store: RunStore, choices: Choices, instances: int) -> str:
@@ -70,14 +84,14 @@ def context(store: RunStore, settings: RunSettings) -> dict:
     """Where the evidence comes from; no result depends on it."""
     baselines = store.baselines()
     return {
-        "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "environment": settings.card.env_id},
+        "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "source_key": settings.source_key, "environment": settings.card.env_id},
         "baselines": baselines and {key: value for key, value in baselines.items() if key != "reference"},
         "normalised": _references(settings),
         "instances_asked_for": store.targets(),
         "instances_looked_at": store.looks(),
-        "learner": settings.to_dict()["learner"],
+        "learner": settings.to_dict()["learner"] if settings.trainer is None else {"algorithm": settings.trainer.name},
         "fit": settings.to_dict()["fit"],
-        "parameters": settings.problem.parameter_count,
+        "parameters": settings.problem.parameter_count if settings.trainer is None else None,
         "code": settings.code,
         "card_sha256": hashlib.sha256(json.dumps(settings.to_dict()["card"], sort_keys=True).encode()).hexdigest(),
         "states_sha256": store.states_hash(),

@@ -4,15 +4,19 @@ import json
 import sys
 from dataclasses import replace
 
+import yaml
+
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
-from mucd_ray.files import as_expected
-from mucd_ray.learn.learner import LocalUpdate
+from mucd_ray.files import MOST_JSON_BYTES, as_expected, printable, read_file
+from mucd_ray.learn.learner import Learner, LocalUpdate
+from mucd_ray.learn.trainers.outside import outside
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.outside import Outside, option_of
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
-from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES
+from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
 from mucd_ray.service.runs.session import Request, execute
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
@@ -22,7 +26,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "train_steps", "batch_size", "top_share", "trainer_command", "train_seconds", "train_memory", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -32,34 +36,32 @@ def start_run(options, out) -> int:
         given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None]
         if given:
             raise MucdError(f"--tuned {options.tuned} sets {given[0]}: leave one of the two out")
-    options.mechanism, options.fraction = options.mechanism or Mechanism.kind, 0.01 if options.fraction is None else options.fraction
-    usual = DEFAULT_LEARNERS[options.mechanism]
+    trainer = _trainer(options)
     names = ("algorithm", "network", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
-    given = {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name) for name in names if name != "algorithm" or trainer is None}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
     given = {name: value for name, value in given.items() if value is not None}
-    if options.mechanism == Mechanism.kind and "algorithm" in given and "learning_rate" not in given:
-        given["learning_rate"] = DEFAULT_RATES.get(given["algorithm"], usual.learning_rate)
     fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share}
     fit = {name: value for name, value in fit.items() if value is not None}
     request = Request(
         dataset=options.dataset,
         instances=options.instances,
         card=load_card(options.card) if options.card else None,
-        fraction=options.fraction,
+        fraction=0.01 if options.fraction is None else options.fraction,
         units=options.units,
         sample_rate=options.sample_rate,
         noise_multiplier=options.noise_multiplier,
         steps=options.steps,
         clip_norm=options.clip_norm,
-        learner=replace(usual, **given) if given else None,
         mechanism=options.mechanism,
         bag_size=options.bag_size,
         draws=options.draws,
         parts=options.parts,
         fit=fit or None,
+        trainer=trainer,
         tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,
+        source_key=options.source_key,
         chosen=options.chosen,
         rollouts=options.rollouts,
         discount=options.discount,
@@ -67,7 +69,19 @@ def start_run(options, out) -> int:
         states_file=options.states_file,
         held_out=options.held_out,
     )
-    return _print(execute(request, options.storage, choices=_choices(options), resources=_resources(options), seed=options.seed), options, out)
+    dataset, choices = load_dataset(options.dataset, source_key=options.source_key), _choices(options)
+    if given:
+        request = replace(request, learner=_learner(request, given, dataset.trajectories, choices.accountant))
+    return _print(execute(request, options.storage, choices=choices, resources=_resources(options), seed=options.seed, dataset=dataset), options, out)
+
+
+def _learner(request: Request, given: dict, trajectories: int, accountant: str) -> Learner:
+    """The learner with these fields, and the rest as is usual with the mechanism, which the given ones may imply."""
+    noisy = replace(DEFAULT_LEARNERS[Mechanism.kind], **{name: value for name, value in given.items() if name in ("local", "network", "hidden")})
+    mechanism = settled(replace(request, learner=noisy), trajectories, accountant).mechanism
+    if mechanism == Mechanism.kind and "algorithm" in given:
+        given = {"learning_rate": DEFAULT_RATES.get(given["algorithm"], DEFAULT_LEARNERS[mechanism].learning_rate)} | given
+    return replace(DEFAULT_LEARNERS.get(mechanism, DEFAULT_LEARNERS[Mechanism.kind]), **given)
 
 
 def grow_run(options, out) -> int:
@@ -75,7 +89,7 @@ def grow_run(options, out) -> int:
     settings = store.settings()
     _check_card(store, settings.card, options.card)
     choices, resources = _choices(options, _certified(store)), _resources(options)
-    dataset = load_dataset(settings.dataset)
+    dataset = load_dataset(settings.dataset, source_key=settings.source_key)
     return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
 
 
@@ -166,8 +180,37 @@ def _resources(options) -> Resources:
         raise MucdError(f"--actors {options.actors} must be at least 1")
     return Resources(
         address=options.address, actors=options.actors, block=options.instances_per_actor, device=options.device, gpus_per_actor=options.gpus_per_actor,
-        gpu_type=options.gpu_type, wait_for_nodes=options.wait_for_nodes, lease=options.lease,
+        gpu_type=options.gpu_type, wait_for_nodes=options.wait_for_nodes, lease=options.lease, runtime_env=_runtime_env(getattr(options, "runtime_env", None)),
     )
+
+
+def _runtime_env(path: str | None) -> dict | None:
+    if path is None:
+        return None
+    try:
+        values = yaml.safe_load(read_file(path, MOST_JSON_BYTES))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise MucdError(f"--runtime-env {path} cannot be read ({printable(error)}): give a YAML or JSON file as for `ray job submit --runtime-env`") from None
+    if not isinstance(values, dict):
+        raise MucdError(f"--runtime-env {path} must hold an object, such as pip: [d3rlpy]")
+    return values
+
+
+def _trainer(options) -> Outside | None:
+    """The trainer from outside that these options name; None: the package's own."""
+    command, name = options.trainer_command, options.algorithm
+    if command is not None and name is not None:
+        raise MucdError(f"--trainer {name} and --trainer-command are given: leave one of the two out")
+    limits = {"seconds": options.train_seconds, "memory": options.train_memory}
+    limits = {field: value for field, value in limits.items() if value is not None}
+    if command is None and (name is None or ":" not in name):
+        if limits:
+            raise MucdError(f"--train-{next(iter(limits))} is for a trainer of yours: give --trainer package.module:function or --trainer-command")
+        return None
+    kind = "function" if command is None else "command"
+    if options.mechanism == Mechanism.kind:
+        raise MucdError(f"{option_of(kind)} {name or command} is not trained with noise, which would have to be added inside it: add --mechanism bag or partition")
+    return outside(kind, name or command, **limits)
 
 
 def _constants(given: list[str] | None) -> dict[str, float] | None:
@@ -188,7 +231,7 @@ def _local_update(options) -> LocalUpdate | None:
     given = {"cap": options.cap, "steps": options.local_steps, "learning_rate": options.local_learning_rate, "min_return": options.min_return}
     given = {name: value for name, value in given.items() if value is not None}
     if given and options.unit == "transition":
-        raise MucdError("--cap, --local-steps, --local-learning-rate and --min-return are about trajectories: add --unit trajectory")
+        raise MucdError("--cap, --local-steps, --local-learning-rate and --min-return are about trajectories: add --unit trajectory, or source")
     return LocalUpdate(**given) if given else None
 
 

@@ -15,20 +15,21 @@ from mucd_ray.certify.planning.calibration import least_instances
 from mucd_ray.certify.rounding import exactly, round_down
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units, make_units
-from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.about import assumptions, context
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.settings import RunSettings, check_code
 from mucd_ray.service.runs.tally import Evidence, Tally
-from mucd_ray.service.runs.voting import VotePlan, missing_episodes, with_votes
+from mucd_ray.service.runs.voting import VotePlan, kind_of, missing_episodes, missing_parts, with_votes
 from mucd_ray.service.storage.store import MOST_INSTANCES, RunStore, instances_of
 from mucd_ray.service.watching.live import Live
 from mucd_ray.service.workers.actors import Certifier, Coordinator, Trainer, certificate_of, data_hash
 from mucd_ray.service.workers.cluster import Resources, joined, slot_for
 from mucd_ray.service.workers.pool import ANSWER_PATIENCE, Call, Pool, end_process, text_of
+from mucd_ray.words import counted
 
-CPU_BLOCK, GPU_BLOCK = 32, 1024
+CPU_BLOCK, GPU_BLOCK, OUTSIDE_BLOCK = 32, 1024, 8
 # Seconds between looks at the run folder for what other drivers have stored.
 LIST_EVERY = 15.0
 # Seconds between two questions whether an actor still answers.
@@ -37,17 +38,18 @@ ASK_EVERY = 2.0
 LOOK_EVERY = 10.0
 
 
-def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units:
-    """The data as the learner reads it; says on standard error how many trajectories are longer than the cap."""
-    cap, longer = settings.learner.local.cap, 0
-    if settings.mechanism.unit == "trajectory" and settings.fit is None:
-        longer = int((np.diff(dataset.trajectory_starts) > cap).sum())
-    units = make_units(dataset, settings.card, settings.problem, settings.mechanism.unit)
+def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Recorded:
+    """The data as the learner reads it; says on standard error how many units are longer than the cap."""
+    if settings.trainer is not None:
+        return Recorded.of(dataset, settings.mechanism.unit)
+    cap, unit = settings.learner.local.cap, settings.mechanism.unit
+    units = make_units(dataset, settings.card, settings.problem, unit)
+    longer = int((units.lengths > cap).sum()) if unit != "transition" and settings.fit is None else 0
     if not units.lengths.any():
         print(f"mucd: no trajectory earned at least {exactly(settings.learner.local.min_return)}: all count as zero, and nothing is learned", file=sys.stderr)
     if longer:
         print(
-            f"mucd: {longer} of {dataset.trajectories} trajectories have more than {cap} transitions: of each, {cap} evenly spaced ones from a random start take part in a step "
+            f"mucd: {longer} of {counted(len(units), unit)} have more than {cap} transitions: of each, {cap} evenly spaced ones from a random start take part in a step "
             "(a larger --cap takes more, at the price of time)",
             file=sys.stderr,
         )
@@ -98,11 +100,6 @@ def _trained(store: RunStore, settings: RunSettings, dataset: OfflineDataset, in
                 return certificate
     with joined(resources):
         return _train_on_ray(store, settings, dataset, numbers, choices, resources)
-
-
-def missing_parts(store: RunStore, settings: RunSettings, size: int = CPU_BLOCK) -> list[range]:
-    """Parts of a partition whose policies are not stored, in blocks; of other mechanisms none."""
-    return store.of_parts().missing(settings.mechanism.parts, size) if settings.mechanism.kind == Partition.kind else []
 
 
 def _refuse_less(store: RunStore, instances: int) -> None:
@@ -161,16 +158,15 @@ def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: 
     if choices.looks == "anytime":
         store.add_look(instances)
     reference = (store.baselines() or {}).get("reference")
-    # A run of an earlier version has none.
-    known = settings.mechanism.kind == Partition.kind and settings.actions and not missing_parts(store, settings)
-    exact = Tally(store.of_parts(), settings.mechanism.parts).evidence().votes if known else None
+    exact = Tally(store.of_parts(), settings.mechanism.parts).evidence().votes if settings.actions and kind_of(store, settings) == "exact" else None
     return reference, exact, assumptions(store, settings, choices, instances), context(store, settings)
 
 
 def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict:
     """Train up to each of `numbers` in turn and certify, until the goal is met or the last is done."""
     slot = slot_for(resources)
-    size = resources.block or (GPU_BLOCK if slot.gpus else CPU_BLOCK)
+    # Trainers from outside train one instance after the other, wherever they run.
+    size = resources.block or (OUTSIDE_BLOCK if settings.trainer else GPU_BLOCK if slot.gpus else CPU_BLOCK)
     run, live = store.storage.absolute, Live(store, numbers[-1])
     others = live.others()
     for other in others:

@@ -1,13 +1,13 @@
 """From what a user asks for to a mechanism, and a sentence for the certificate about where its constants come from."""
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 from mucd_ray.certify.confidence.looks import effective_eta
 from mucd_ray.certify.planning.bags import bag_of, fewest_parts, largest_bag
 from mucd_ray.certify.planning.plan import plan, wanted_radius
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.learner import Learner
+from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import AnyMechanism
@@ -17,7 +17,10 @@ from mucd_ray.words import counted
 
 DEFAULT_CLIP_NORM = 0.1
 CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
-# What an attacker changes, where the user does not say: noise averages over many transitions, and bags of few trajectories still teach a lot.
+# Trajectories from which on they are what an attacker changes, where the user does not say: bags of them teach any learner on raw observations.
+MANY_TRAJECTORIES = 20
+DEFAULT_MECHANISMS = {"trajectory": Bag.kind, "source": Bag.kind, "transition": Mechanism.kind}
+# The same where only the mechanism is given: noise averages over many transitions, and bags of few trajectories still teach a lot.
 DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", Partition.kind: "trajectory"}
 # Under noise: chosen on simulator recordings (Acrobot, CartPole) with seeds that no shipped example certifies. On bags: a common network and optimiser.
 DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=30.0, average=0.5)
@@ -34,7 +37,42 @@ ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), 
 
 def default_top_share(unit: str, algorithm: str) -> float:
     """Which share of a bag's trajectories is learned from: clones imitate the better half; learners of values know good from bad by themselves."""
-    return 0.5 if unit == "trajectory" and algorithm == "bc" else 1.0
+    return 0.5 if unit != "transition" and algorithm == "bc" else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """Mechanism and unit of a run, and what they are by default.
+
+    Attributes:
+        margin: how many trajectories may come or go until the default would be another; None where nothing followed from their number.
+    """
+
+    mechanism: str
+    unit: str
+    usual: dict[str, str]
+    margin: int | None
+
+
+def settled(request, trajectories: int, accountant: str = "tradeoff") -> Settled:
+    """What a `Request` leaves open follows from what it says: options that only one mechanism reads, the unit, or at last whether trajectories are many."""
+    many = trajectories >= MANY_TRAJECTORIES
+    mechanism = request.mechanism or (Mechanism.kind if accountant != "tradeoff" else _implied(request))
+    of_number = "trajectory" if many else "transition"
+    usual_unit = "source" if request.source_key is not None else DEFAULT_UNITS.get(mechanism, of_number)
+    unit = request.unit or usual_unit
+    nothing_said = mechanism is None and request.unit is None and request.source_key is None
+    margin = trajectories - MANY_TRAJECTORIES if many else MANY_TRAJECTORIES - 1 - trajectories
+    usual = {"unit": usual_unit, "mechanism": DEFAULT_MECHANISMS.get(unit)}
+    return Settled(mechanism=mechanism or DEFAULT_MECHANISMS.get(unit, Mechanism.kind), unit=unit, usual=usual, margin=margin if nothing_said else None)
+
+
+def _implied(request) -> str | None:
+    if request.tuned is not None or (request.learner is not None and (request.learner.local != LocalUpdate() or request.learner.network != "dense")):
+        return Mechanism.kind
+    if request.trainer is not None and request.parts is None:
+        return Bag.kind
+    return next((kinds[0] for name, kinds in ONLY.items() if getattr(request, name) is not None), None)
 
 
 def check_options(request) -> None:
@@ -47,19 +85,21 @@ def check_options(request) -> None:
             raise MucdError(f"{what} is for --mechanism {' or '.join(kinds)}, not for {request.mechanism}: leave it out")
 
 
-def planned(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[AnyMechanism, str, bool]:
+def planned(request, choices: Choices, declared: int, size: int, actions: int, usual: dict[str, str]) -> tuple[AnyMechanism, str, bool]:
     """(mechanism, sentence, whether anything of it follows from the rounded size of the data).
 
     Args:
-        request: a `Request` that knows its unit.
+        request: a `Request` that knows its mechanism and unit.
         declared: the public size from which constants may follow.
         size: the number of units there are, for refusals alone.
         actions: number of discrete actions, 2 if they are continuous.
+        usual: see `Settled`.
     """
-    return {Mechanism.kind: _gaussian, Bag.kind: _bag, Partition.kind: _partition}[request.mechanism](request, choices, declared, size, actions)
+    given = _given(request, choices, usual)
+    return {Mechanism.kind: _gaussian, Bag.kind: _bag, Partition.kind: _partition}[request.mechanism](request, choices, declared, size, actions, given)
 
 
-def _gaussian(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[Mechanism, str, bool]:
+def _gaussian(request, choices: Choices, declared: int, size: int, actions: int, given: list[str]) -> tuple[Mechanism, str, bool]:
     clip_norm = DEFAULT_CLIP_NORM if request.clip_norm is None else request.clip_norm
     if request.noise_multiplier is not None:
         if request.sample_rate is None or request.steps is None:
@@ -74,10 +114,10 @@ def _gaussian(request, choices: Choices, declared: int, size: int, actions: int)
         units=declared, fraction=request.fraction, instances=request.instances, eta=eta, actions=actions, threat=choices.threat,
         accountant="tradeoff", sample_rate=request.sample_rate, **({} if request.steps is None else {"steps": request.steps}),
     )
-    return replace(answer.mechanism, unit=request.unit, clip_norm=clip_norm), _plan_note(request, choices, declared, eta), True
+    return replace(answer.mechanism, unit=request.unit, clip_norm=clip_norm), _plan_note(request, choices, declared, eta, given), True
 
 
-def _bag(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[Bag, str, bool]:
+def _bag(request, choices: Choices, declared: int, size: int, actions: int, given: list[str]) -> tuple[Bag, str, bool]:
     draws = request.draws or "fixed"
     if request.bag_size is not None:
         bag = bag_of(request.bag_size, unit=request.unit, draws=draws, units=declared)
@@ -88,13 +128,13 @@ def _bag(request, choices: Choices, declared: int, size: int, actions: int) -> t
             units=declared, radius=wanted_radius(declared, request.fraction), instances=request.instances, eta=eta, actions=actions, threat=choices.threat, unit=request.unit,
             draws=draws,
         )
-        note = _plan_note(request, choices, declared, eta)
+        note = _plan_note(request, choices, declared, eta, given)
     bag.check(size)
     # A bag of a given size follows from nothing; the rate of Poisson draws does.
     return bag, note, request.bag_size is None or draws == "poisson"
 
 
-def _partition(request, choices: Choices, declared: int, size: int, actions: int) -> tuple[Partition, str, bool]:
+def _partition(request, choices: Choices, declared: int, size: int, actions: int, given: list[str]) -> tuple[Partition, str, bool]:
     if request.parts is not None:
         partition, note = Partition(unit=request.unit, parts=request.parts), f"The number of parts was given by the user. {CONDITIONAL}"
     else:
@@ -102,25 +142,24 @@ def _partition(request, choices: Choices, declared: int, size: int, actions: int
         partition = fewest_parts(
             units=declared, radius=wanted_radius(declared, request.fraction), instances=request.instances, eta=eta, actions=actions, threat=choices.threat, unit=request.unit
         )
-        note = _plan_note(request, choices, declared, eta)
+        note = _plan_note(request, choices, declared, eta, given)
     partition.check(size)
     return partition, note, request.parts is None
 
 
-def _plan_note(request, choices: Choices, declared: int, eta: float) -> str:
-    given = _given(request, choices)
+def _plan_note(request, choices: Choices, declared: int, eta: float, given: list[str]) -> str:
     return (
         f"The mechanism was planned from the declared size {declared}, the wanted fraction {exactly(request.fraction)}, {counted(request.instances, 'instance')}, "
         f"eta {exactly(eta)} and the {choices.threat} threat alone" + (f", with {', '.join(given)} given by the user. {CONDITIONAL}" if given else ".")
     )
 
 
-def _given(request, choices: Choices) -> list[str]:
+def _given(request, choices: Choices, usual: dict[str, str]) -> list[str]:
     """What a planned mechanism has from the user. A value that is the package's default shapes nothing, whoever wrote it down.
 
     The declared size is left out: `size_note` speaks about it. Accountant, band and inference plan nothing.
     """
-    usual = {field.name: field.default for kind in (type(request), Choices) for field in fields(kind)} | {"unit": DEFAULT_UNITS[request.mechanism], "draws": None}
+    usual = {field.name: field.default for kind in (type(request), Choices) for field in fields(kind)} | usual
     asked = vars(request) | vars(choices)
     names = ("mechanism", "unit", "fraction", "instances", "eta", "threat", "sample_rate", "steps", "clip_norm", "draws", "looks")
     return [name.replace("_", " ") for name in names if asked[name] != usual[name]]

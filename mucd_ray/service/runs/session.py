@@ -14,7 +14,7 @@ from mucd_ray.certify.planning.size import declared_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_for
-from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.data.formats.minari import load_dataset, source_keys
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
 from mucd_ray.learn.algorithms import algorithm_for
@@ -22,25 +22,27 @@ from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.outside import Outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
-from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, DEFAULT_UNITS, check_options, default_top_share, planned
+from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_top_share, planned, settled
 from mucd_ray.service.runs.settings import RunSettings, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
+from mucd_ray.service.runs.work import open_nursery
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.tuned import Tuned
 from mucd_ray.service.workers.cluster import Resources
 
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
 SEED_NOTE = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
-LOCAL_NOTE = "Of a trajectory with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
+LOCAL_NOTE = "Of a {unit} with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
 WIDEST_BOUND = 1e18
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a run is asked for. `None` means: the package's default, or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
+    """What a run is asked for. `None` means: the package's default, which for mechanism and unit may follow from how many trajectories there are (`settled`), or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
 
     `tuned` takes the place of unit, fraction, sample_rate, noise_multiplier, steps, clip_norm and learner.
     """
@@ -48,8 +50,9 @@ class Request:
     dataset: str
     instances: int = 1000
     card: EnvironmentCard | None = None
-    mechanism: str = Mechanism.kind
+    mechanism: str | None = None
     unit: str | None = None
+    source_key: str | None = None
     fraction: float = 0.01
     units: int | None = None
     sample_rate: float | None = None
@@ -61,6 +64,7 @@ class Request:
     draws: str | None = None
     fit: dict | None = None
     learner: Learner | None = None
+    trainer: Outside | None = None
     tuned: Tuned | None = None
     chosen: str | None = None
     rollouts: int = 1
@@ -71,10 +75,12 @@ class Request:
 
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
-    """(settings, the user's states or None). Nothing but the number of units is read from the dataset, and that only rounded."""
+    """(settings, the user's states or None). Nothing but how many units and trajectories there are is read from the dataset."""
     tuned = request.tuned
+    chosen = settled(request, dataset.trajectories, choices.accountant)
+    request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
-    request = replace(request, unit=request.unit or DEFAULT_UNITS[request.mechanism])
+    _check_source(request)
     if tuned is not None:
         if request.mechanism != Mechanism.kind:
             raise MucdError(f"--tuned holds constants of the {Mechanism.kind} mechanism: leave it or --mechanism {request.mechanism} out")
@@ -87,15 +93,18 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
-    action_bounds = _action_bounds(card)
+    observation_space, action_space = _spaces(card)
+    action_bounds = _action_bounds(action_space)
     if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: other learners have --train-steps and --top-share")
     if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.network != "dense":
         raise MucdError(f"network {request.learner.network!r} is trained by --mechanism {Mechanism.kind} alone so far: use a dense one")
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
+    if request.trainer is not None and (request.learner is not None or request.fit):
+        raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")
-    size = dataset.trajectories if request.unit == "trajectory" else len(dataset)
+    size = dataset.count(request.unit)
     states = _states(request.states_file, card)
     if request.units is not None and request.units < 2:
         raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
@@ -103,9 +112,9 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if tuned is not None:
         mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), True
     else:
-        mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2)
+        mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2, chosen.usual)
         margin = margin if follows else None
-        notes = how, USER_LEARNER_NOTE if request.learner or request.fit else DEFAULT_LEARNER_NOTE
+        notes = how, USER_LEARNER_NOTE if request.learner or request.fit or request.trainer else DEFAULT_LEARNER_NOTE
     settings = RunSettings(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint(),
@@ -116,20 +125,25 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         action_bounds=action_bounds,
         mechanism=mechanism,
         learner=learner,
-        fit=None if request.mechanism == Mechanism.kind else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
+        trainer=request.trainer,
+        observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
+        first_action=int(action_space.start) if request.trainer and discrete else 0,
+        fit=None if request.mechanism == Mechanism.kind or request.trainer else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
         declared_size=declared if follows else None,
         size_margin=margin,
+        choice_margin=chosen.margin,
         rollouts=request.rollouts,
         discount=request.discount,
         states=len(states) if states is not None else request.states,
         held_out=request.held_out,
         states_sha256=hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest() if states is not None else None,
+        source_key=request.source_key,
         code=code_digest(),
         version=package_version(),
         condition=tuned.condition(dataset) if tuned is not None else None,
         assumptions=(
             *notes,
-            *([LOCAL_NOTE.format(cap=learner.local.cap)] if request.unit == "trajectory" and request.mechanism == Mechanism.kind else []),
+            *([LOCAL_NOTE.format(unit=request.unit, cap=learner.local.cap)] if request.unit != "transition" and request.mechanism == Mechanism.kind else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
@@ -148,6 +162,14 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     return settings, states
 
 
+def _check_source(request: Request) -> None:
+    """Raise MucdError unless a source key is given for sources, and for nothing else."""
+    if request.unit != "source" and request.source_key is not None:
+        raise MucdError(f"source key {request.source_key!r:.100} is for --unit source, not for {request.unit}: leave it out")
+    if request.unit == "source" and request.source_key is None:
+        raise MucdError(f"--unit source needs --source-key NAME, the key that tells the source of a trajectory; {source_keys(request.dataset)}")
+
+
 def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: bool, bounded: bool) -> Learner:
     """The learner with those constants of its algorithm that follow from the environment and were not given: v_min and v_max, the range
     of discounted sums of scaled rewards, and whether actions are censored at their bounds."""
@@ -159,11 +181,15 @@ def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: boo
     return replace(learner, constants=constants | found | learner.constants)
 
 
-def _action_bounds(card: EnvironmentCard) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Public (low [d], high [d]) of the environment's continuous actions; None if they are discrete, or unbounded to all intents."""
+def _spaces(card: EnvironmentCard) -> tuple[gymnasium.Space, gymnasium.Space]:
+    """Of observations and actions of the environment."""
     environment = card.make()
-    space = environment.action_space
     environment.close()
+    return environment.observation_space, environment.action_space
+
+
+def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Public (low [d], high [d]) of the environment's continuous actions; None if they are discrete, or unbounded to all intents."""
     if not isinstance(space, gymnasium.spaces.Box):
         return None
     low, high = (bound.astype(float).reshape(-1) for bound in (space.low, space.high))
@@ -194,12 +220,17 @@ def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:
     return states
 
 
-def execute(request: Request, storage: str, *, choices: Choices = Choices(), resources: Resources = Resources(), seed: int | None = None) -> dict:
-    """The whole of `mucd run`: load, settle, train, certify, report. `storage`: a local path or fsspec URL. Returns the summary."""
-    dataset = load_dataset(request.dataset)
+def execute(
+    request: Request, storage: str, *, choices: Choices = Choices(), resources: Resources = Resources(), seed: int | None = None, dataset: OfflineDataset | None = None
+) -> dict:
+    """The whole of `mucd run`: load unless `dataset` is there, settle, train, certify, report. `storage`: a local path or fsspec URL. Returns the summary."""
+    dataset = load_dataset(request.dataset, source_key=request.source_key) if dataset is None else dataset
     settings, states = make_settings(request, dataset, choices)
     secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
     if seed is not None:
         settings = replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
+    if settings.trainer is not None and resources.runtime_env is None and not RunStore(storage).exists():
+        # Before anything is written; with another environment only the trainers can tell.
+        open_nursery(settings, "cpu")
     store = RunStore.create_or_open(storage, settings, secret)
     return finish(store, train(store, dataset, request.instances, choices, resources, states))

@@ -11,15 +11,19 @@ from pathlib import Path
 import mucd_ray
 from mucd_ray.certify.planning.size import round_size
 from mucd_ray.data.environments.cards import EnvironmentCard
+from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.learn.units import check_unit
+from mucd_ray.mechanism import outside
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import AnyMechanism, from_values, to_values
+from mucd_ray.mechanism.outside import Outside
 from mucd_ray.words import counted
 
+DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 # States, held-out instances, episodes of an instance: what a certificate or a trainer could still hold.
 MOST = 1 << 20
 DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_digest; print(code_digest())"'
@@ -36,11 +40,14 @@ class RunSettings:
         action_bounds: public (low [d], high [d]) of continuous actions, from the card's environment; None if discrete or unbounded.
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
         mechanism, learner: how an instance is trained.
-        fit: how a policy is fitted to a bag or a part; None where the mechanism is noise.
+        fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
+        trainer: from outside; None: the package's own. Then also what its policies take and give: observation_dtype, and first_action, the number of the lowest one.
         declared_size: the public size from which constants of the mechanism may follow; None if none does.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
+        choice_margin: trajectories that may come or go and leave unit and mechanism the default ones, or None if the user said something about them.
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
         states_sha256: hash of the user's file of states, if there was one.
+        source_key: the recorded key that tells the source of a trajectory, where units are sources; else None.
         code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
         condition: what every claim about this run depends on that nothing accounts for (certify/file/evidence.py), or None.
         version: of the package with which the run began, for people: `code` decides what may be mixed. "" in runs of earlier versions.
@@ -58,21 +65,27 @@ class RunSettings:
     learner: Learner
     declared_size: int | None
     size_margin: int | None
+    choice_margin: int | None = None
     rollouts: int = 1
     discount: float = 1.0
     states: int = 200
     held_out: int = 16
     states_sha256: str | None = None
+    source_key: str | None = None
     code: str = ""
     fit: Fit | None = None
+    trainer: Outside | None = None
+    observation_dtype: str = "float32"
+    first_action: int = 0
     condition: str | None = None
     version: str = ""
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("units", "actions", "dimensions", "declared_size", "states", "held_out", "rollouts"):
-            if type(getattr(self, name)) is not int and (name, getattr(self, name)) != ("declared_size", None):
-                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)!r:.100} must be a whole number")
+        for name in ("units", "actions", "dimensions", "declared_size", "size_margin", "choice_margin", "states", "held_out", "rollouts", "first_action"):
+            value = getattr(self, name)
+            if type(value) is not int and not (value is None and name in ("declared_size", "size_margin", "choice_margin")):
+                raise MucdError(f"{name.replace('_', ' ')} {value!r:.100} must be a whole number")
         if not all(isinstance(text, str) for text in (self.dataset, self.fingerprint, self.code, self.version, *self.assumptions)):
             raise MucdError("dataset, fingerprint, code, version and assumptions must be texts")
         if min(self.actions, self.dimensions) != 0 or max(self.actions, self.dimensions) < 1:
@@ -82,8 +95,16 @@ class RunSettings:
         for name in ("states", "held_out", "rollouts"):
             if not 1 <= getattr(self, name) <= MOST:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1, and at most {MOST:,}")
-        if (self.fit is None) != (self.mechanism.kind == Mechanism.kind):
+        if self.observation_dtype not in DTYPES or abs(self.first_action) > 2**31:
+            raise MucdError(f"observation dtype {self.observation_dtype!r:.100} must be one of {', '.join(DTYPES)}, and first action {self.first_action} within 32 bits")
+        if self.trainer is not None and self.mechanism.kind == Mechanism.kind:
+            raise MucdError(f"{self.trainer.option} {self.trainer.name} is not trained with noise, which would have to be added inside it: use --mechanism bag or partition")
+        if (self.fit is None) != (self.mechanism.kind == Mechanism.kind or self.trainer is not None):
             raise MucdError(f"fit {self.fit} does not go with a mechanism of kind {self.mechanism.kind}: bags and parts have one, noise has none")
+        if (self.source_key is not None) != (self.mechanism.unit == "source"):
+            raise MucdError(f"source key {self.source_key!r:.100} does not go with units of one {self.mechanism.unit}: sources have one, and nothing else has")
+        if self.source_key is not None and not (isinstance(self.source_key, str) and self.source_key.isprintable() and len(self.source_key) <= MOST_TEXT):
+            raise MucdError(f"source key {self.source_key!r:.100} must be a printable text of at most {MOST_TEXT} characters")
         self.card.discounted_range(self.discount)
         check_unit(self.learner, self.mechanism.unit)
         self.problem
@@ -107,19 +128,26 @@ class RunSettings:
         return self.actions or (len(self.action_bounds[0]) if self.action_bounds else 0)
 
     def radius_cap(self, threat: str) -> int:
-        """No certificate against `threat` claims a larger radius: beyond the margin D' would be trained by another mechanism.
+        """No certificate against `threat` claims a larger radius: beyond the margins D' would be trained by another mechanism.
 
         Raises:
-            MucdError: the margin is empty.
+            MucdError: a margin is empty.
         """
-        if self.size_margin is None or threat == "substitute":
-            return self.units
-        if self.size_margin < 1:
-            raise MucdError(
-                f"a dataset of {counted(self.units, self.mechanism.unit)} lies on the border between two rounded sizes, so that one more or less would change the mechanism: "
-                f"declare its size with --units N, a number chosen without looking at the data, such as how many were planned before recording (--units {round_size(self.units)}, say)"
-            )
-        return self.size_margin
+        cap = self.units
+        if self.size_margin is not None and threat != "substitute":
+            if self.size_margin < 1:
+                raise MucdError(
+                    f"a dataset of {counted(self.units, self.mechanism.unit)} lies on the border between two rounded sizes, so that one more or less would change the mechanism: "
+                    f"declare its size with --units N, a number chosen without looking at the data, such as how many were planned before recording (--units {round_size(self.units)}, say)"
+                )
+            cap = min(cap, self.size_margin)
+        if self.choice_margin is not None and (threat != "substitute" or self.mechanism.unit == "transition"):
+            # A transition that comes or goes splits or joins at most one trajectory; one that is replaced does both.
+            margin = self.choice_margin // (2 if threat == "substitute" else 1)
+            if margin < 1:
+                raise MucdError("so many trajectories lie on the border at which the default unit is another: choose it yourself, --unit trajectory or --unit transition")
+            cap = min(cap, margin)
+        return cap
 
     def size_note(self, threat: str) -> str:
         if self.declared_size is None:
@@ -142,6 +170,7 @@ class RunSettings:
                 "card": EnvironmentCard.from_dict(values["card"]),
                 "mechanism": from_values(values["mechanism"]),
                 "fit": values["fit"] and Fit(**values["fit"]),
+                "trainer": values.get("trainer") and outside.from_values(values["trainer"]),
                 "learner": Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])}),
                 "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),
                 "assumptions": tuple(values["assumptions"]),
@@ -152,8 +181,8 @@ class RunSettings:
         return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
 
     def _deciding(self) -> dict:
-        """All but the version: two that train the same instances may share a run."""
-        return {name: value for name, value in self.to_dict().items() if name != "version"}
+        """All but the version: two that train the same instances may share a run. Nor a source key where there is none: runs of earlier versions have no such field."""
+        return {name: value for name, value in self.to_dict().items() if name != "version" and (name, value) != ("source_key", None)}
 
     def differences(self, other: "RunSettings") -> list[str]:
         mine, theirs = _flat(self._deciding()), _flat(other._deciding())

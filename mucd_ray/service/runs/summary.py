@@ -42,6 +42,9 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "mechanism": inputs["mechanism"],
         "algorithm": certificate["context"]["learner"]["algorithm"],
         "failures": certificate["context"]["failures"],
+        "failures_by_cause": certificate["context"]["failures_by_cause"],
+        "failure_words": store.failure_words() if inputs["trainer"] and certificate["context"]["failures"] else {},
+        "trainer": inputs["trainer"],
         "threat": inputs["threat"],
         "accountant": inputs["accountant"],
         "sound": results["sound"],
@@ -134,7 +137,9 @@ def describe(summary: dict) -> str:
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
     if summary["failures"]:
-        lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action")
+        causes = ", ".join(f"{number} {cause}" for cause, number in summary["failures_by_cause"].items())
+        lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")
+        lines += [f"  such as {words}" for words in summary["failure_words"].values()]
     names = {"non_private": "without privacy" if summary["mechanism"]["kind"] == Mechanism.kind else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
     lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
     if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:

@@ -1,5 +1,6 @@
 """Adding up what stored instances did: votes, levels and returns, each instance counted once. Knows nothing of Ray."""
 
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ READERS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the instances did: votes int [S, A], histogram of levels int [S, D, LEVELS + 1], returns [P] in the order of instances; and how many of them
-    have parameters that are no numbers, since their learner failed: they count like all others, by the default action."""
+    """What the instances did: votes int [S, A], histogram of levels int [S, D, LEVELS + 1], returns [P] in the order of instances; and how many of them are the policy of
+    the default action, since their learner failed, by cause: they count like all others."""
 
     votes: np.ndarray
     histogram: np.ndarray
     returns: np.ndarray
-    failures: int
+    failures: dict[str, int]
 
 
 class Tally:
@@ -37,7 +38,7 @@ class Tally:
 
     def _empty(self) -> None:
         self.returns: dict[int, float] = {}
-        self.failures = 0
+        self.failures: Counter[str] = Counter()
         self.votes = np.zeros((self.settings.states if self.settings.actions else 0, self.settings.actions), np.int64)
         self.histogram = np.zeros((self.settings.states, self.settings.columns, LEVELS + 1), np.int64)
         self.counted: set[str] = set()
@@ -65,7 +66,8 @@ class Tally:
         self.returns |= {block.first + place: float(block.returns[place]) for place in new}
         if new:
             self.histogram += histogram(block.levels[new])
-            self.failures += int((~np.logical_and.reduce([np.isfinite(values[new]).reshape(len(new), -1).all(1) for values in block.parameters.values()])).sum())
+            causes = block.causes()
+            self.failures.update(causes[place] for place in new if causes[place])
         for action in range(self.settings.actions):
             self.votes[:, action] += (block.actions[new] == action).sum(axis=0)
 
@@ -85,4 +87,4 @@ class Tally:
 
     def evidence(self) -> Evidence:
         returns = np.array([self.returns[instance] for instance in sorted(self.returns)])
-        return Evidence(votes=self.votes.copy(), histogram=self.histogram.copy(), returns=returns, failures=self.failures)
+        return Evidence(votes=self.votes.copy(), histogram=self.histogram.copy(), returns=returns, failures=dict(sorted(self.failures.items())))

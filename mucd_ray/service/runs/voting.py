@@ -10,7 +10,7 @@ import numpy as np
 from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.file.certificate import make_certificate, standing_assumptions
 from mucd_ray.certify.file.evidence import checked_array
-from mucd_ray.certify.file.voted import KINDS, episode_evidence, rule_of, tree_of, voted_evidence
+from mucd_ray.certify.file.voted import episode_evidence, rule_of, tree_of, voted_evidence
 from mucd_ray.certify.voted_return import Rows, Tree, voted_radii
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all
@@ -19,6 +19,7 @@ from mucd_ray.evaluate.search import Episode
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import printable
 from mucd_ray.learn.streams import ROLLOUT, Streams
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.policies import stored_policies
@@ -66,7 +67,7 @@ class Voter:
 
     def __init__(self, store: RunStore, plan: VotePlan):
         self.store, self.settings, self.plan = store, store.settings(), plan
-        self.kind = KINDS[self.settings.mechanism.kind]
+        self.kind = kind_of(store, self.settings)
         voters = (store.of_parts(), self.settings.mechanism.parts) if self.kind == "exact" else (store, plan.instances)
         self.policies = stored_policies(voters[0], range(voters[1]))
         self.streams = Streams(store.secret())
@@ -123,6 +124,21 @@ class Voter:
         return float(np.mean(returns))
 
 
+def are_shared(settings: RunSettings) -> bool:
+    """Whether instances are draws among policies of parts that are trained once: those of trainers from outside have randomness of their own, and each instance is trained for itself."""
+    return settings.mechanism.kind == Partition.kind and settings.trainer is None
+
+
+def missing_parts(store: RunStore, settings: RunSettings, size: int = 1 << 10) -> list[range]:
+    """Parts of a partition whose shared policies are not stored, in blocks of at most `size`; none where none are shared."""
+    return store.of_parts().missing(settings.mechanism.parts, size) if are_shared(settings) else []
+
+
+def kind_of(store: RunStore, settings: RunSettings) -> str:
+    """Whether all parts vote, or the instances. A partition of an earlier version has no policies of parts stored."""
+    return "exact" if are_shared(settings) and not missing_parts(store, settings) else "votes"
+
+
 def missing_episodes(store: RunStore, plan: VotePlan) -> list[int]:
     return [episode for episode in range(plan.episodes) if not store.storage.exists(plan.file(episode))]
 
@@ -146,7 +162,7 @@ def with_votes(store: RunStore, certificate: dict, choices: Choices) -> dict:
             store.write_json(plan.file(episode), voter.episode(episode))
         horizon, least = horizon_of(settings), settings.card.reward_range and settings.card.reward_range[0]
         tables, episodes = zip(*(_read(store, plan.file(episode), horizon, least) for episode in range(plan.episodes)))
-        voted = voted_evidence(KINDS[settings.mechanism.kind], horizon, least, tables, episodes)
+        voted = voted_evidence(kind_of(store, settings), horizon, least, tables, episodes)
         own.append(NOTE.format(episodes=plan.episodes, nodes=plan.nodes))
     certificate = make_certificate({name: value for name, value in inputs.items() if name != "voted"} | ({} if voted is None else {"voted": voted}), assumptions=own, context=context)
     store.write_json("certificate.json", certificate)

@@ -1,6 +1,6 @@
-"""The work itself, without Ray: what one trainer does for a block of instances. Deterministic in (settings, secret, instance)."""
+"""The work itself, without Ray: what one trainer does for a block of instances. Deterministic in (settings, secret, instance), but for trainers from outside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import gymnasium
 import numpy as np
@@ -13,10 +13,12 @@ from mucd_ray.evaluate.rollouts import Progress, constant_returns, rollout_retur
 from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, probabilities_at
 from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.nonprivate import PUBLIC, train_nonprivate
-from mucd_ray.learn.streams import ROLLOUT, Streams
+from mucd_ray.learn.streams import OUTSIDE, ROLLOUT, Streams
 from mucd_ray.learn.trainers.bags import draw_bag
 from mucd_ray.learn.trainers.built_in import fit_policies
+from mucd_ray.learn.trainers.outside import FAILURES, Learner, Nursery
 from mucd_ray.learn.trainers.parts import draw_part, units_by_part
+from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -46,23 +48,76 @@ def train_and_evaluate(
     Raises:
         MucdError: a return outside the declared range, so that no certificate could be based on it.
     """
+    if settings.trainer is not None:
+        return _from_outside(settings, secret, units, states, instances, device, progress)
     policies, parameters = _train(settings, secret, units, instances, device, progress, parts)
-    returns = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount, progress=progress)
-    check_returns(settings, returns)
-    return _block(settings, states, instances, returns, policies, parameters)
+    return Block(first=instances[0], **_evaluated(settings, secret, policies, states, instances, progress), parameters=parameters)
 
 
 def train_parts(settings: RunSettings, units: Units, states: np.ndarray, parts: range, device: str, progress: Progress | None = None) -> Block:
     """The policies of parts of a partition, from public randomness, and what they do at `states`; they play no episode, and all returns are 0."""
     parameters = _fit_parts(settings, units, list(parts), device, progress)
     stored = {name: tensor.numpy() for name, tensor in parameters.items()}
-    return _block(settings, states, parts, np.zeros(len(parts)), trained_policies(settings.problem, parameters), stored)
+    return Block(first=parts[0], returns=np.zeros(len(parts)), **_at_states(settings, trained_policies(settings.problem, parameters), states), parameters=stored)
 
 
-def _block(settings, states, instances, returns, policies, parameters) -> Block:
+def _evaluated(settings: RunSettings, secret: bytes, policies: Policies, states: np.ndarray, instances: range, progress: Progress | None) -> dict[str, np.ndarray]:
+    returns = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount, progress=progress)
+    check_returns(settings, returns)
+    return {"returns": returns} | _at_states(settings, policies, states)
+
+
+def _at_states(settings: RunSettings, policies: Policies, states: np.ndarray) -> dict[str, np.ndarray]:
     at_states = settings.card.features(states)
-    votes = actions_at(policies, at_states) if settings.actions else np.zeros((len(instances), 0), np.int16)
-    return Block(first=instances[0], returns=returns, actions=votes, levels=_levels(settings, policies, at_states), parameters=parameters)
+    votes = actions_at(policies, at_states) if settings.actions else np.zeros((len(policies), 0), np.int16)
+    return {"actions": votes, "levels": _levels(settings, policies, at_states)}
+
+
+def _from_outside(settings, secret, units, states, instances, device, progress) -> Block:
+    """One instance after the other: a policy lives in its learner's process, which takes part in nothing else."""
+    done, contents, failed, words = [], [], [], {}
+    for instance, learner in _learners(settings, secret, units, instances, device, progress):
+        found = _evaluated(settings, secret, learner, states, range(instance, instance + 1), progress)
+        if learner.failure and learner.began:
+            # It died, or its time was up, while it acted: then it is the default policy from its first action on.
+            found = _evaluated(settings, secret, learner, states, range(instance, instance + 1), progress)
+        done.append(found)
+        contents.append(learner.content)
+        failed.append(learner.failure)
+        if learner.failure:
+            words.setdefault(FAILURES[learner.failure], f"instance {instance}: {learner.why}")
+    together = {name: np.concatenate([found[name] for found in done]) for name in done[0]}
+    return Block(first=instances[0], **together, parameters={}, contents=tuple(contents), failed=np.array(failed, np.uint8), words=words)
+
+
+def _learners(settings: RunSettings, secret: bytes, units: Recorded, instances: range, device: str, progress: Progress | None) -> Iterator[tuple[int, Learner]]:
+    """The policy of each instance, by its own bag or the part that it draws, and a seed of its own: all that its learner gets."""
+    nursery, streams = open_nursery(settings, device, progress), Streams(secret)
+    parts = units_by_part(settings.mechanism, units) if settings.mechanism.kind == Partition.kind else None
+    for instance in instances:
+        drawn = draw_bag(settings.mechanism, len(units), instance, streams) if parts is None else parts[draw_part(settings.mechanism, instance, streams)]
+        seed = int(streams.generator(instance, 0, OUTSIDE).integers(1 << 32))
+        with nursery.learner(units.bag(drawn, *nursery.spaces), seed) as learner:
+            yield instance, learner
+
+
+# One at a time in a process: it imports what the trainer needs once for all blocks.
+_nurseries: dict[tuple[str, str], Nursery] = {}
+
+
+def open_nursery(settings: RunSettings, device: str, progress: Progress | None = None) -> Nursery:
+    """Raises MucdError where the trainer makes no policy of a public made-up bag."""
+    key = settings.identity(), device
+    if key not in _nurseries:
+        while _nurseries:
+            _nurseries.popitem()[1].close()
+        environment = settings.card.make()
+        try:
+            _nurseries[key] = Nursery(settings.trainer, environment, settings.mechanism.unit, device, progress)
+        finally:
+            environment.close()
+    _nurseries[key].progress = progress
+    return _nurseries[key]
 
 
 def _levels(settings: RunSettings, policies: Policies, at_states: np.ndarray) -> np.ndarray:
@@ -89,11 +144,20 @@ def check_returns(settings: RunSettings, returns: np.ndarray) -> None:
 def choose_states(settings: RunSettings, secret: bytes, units: Units, device: str, progress: Progress | None = None) -> np.ndarray:
     """States [S, *observation_shape] met by held-out instances, which do not vote: independent of every vote."""
     instances = range(HELD_OUT, HELD_OUT + settings.held_out)
-    policies, _ = _train(settings, secret, units, instances, device, progress)
-    _, kept = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT, progress=progress)
-    kept = kept.reshape(-1, *kept.shape[2:])
+    if settings.trainer is None:
+        policies, _ = _train(settings, secret, units, instances, device, progress)
+        kept = _met(settings, secret, policies, instances, progress)
+    else:
+        learners = _learners(settings, secret, units, instances, device, progress)
+        kept = np.concatenate([_met(settings, secret, learner, range(instance, instance + 1), progress) for instance, learner in learners])
     rng = np.random.default_rng(settings.states)
     return kept[rng.choice(len(kept), size=settings.states, replace=len(kept) < settings.states)]
+
+
+def _met(settings: RunSettings, secret: bytes, policies: Policies, instances: range, progress: Progress | None) -> np.ndarray:
+    """States that these policies meet, [n, *observation_shape]."""
+    _, kept = rollout_returns(policies, settings.card, _rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT, progress=progress)
+    return kept.reshape(-1, *kept.shape[2:])
 
 
 def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress: Progress | None = None) -> dict:
@@ -106,8 +170,10 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
         distribution = problem.discrete and problem.network.outputs > problem.actions
         seeds, effort = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS), {}
     found, reference = {}, None
+    if settings.trainer is not None:
+        found, reference = _of_all_data(settings, units, states, progress)
     # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
-    if units.lengths.any():
+    elif units.lengths.any():
         if settings.fit is None:
             parameters = train_nonprivate(problem=problem, units=units, seeds=seeds, progress=progress, **effort)
         else:
@@ -122,6 +188,15 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
     environment.close()
     best = max(constants, key=constants.get)
     return found | {"best_constant_action": best, "best_constant_return": constants[best], "reference": reference}
+
+
+def _of_all_data(settings: RunSettings, units: Recorded, states: np.ndarray, progress: Progress | None) -> tuple[dict, list[int] | None]:
+    """The same trainer on all data, with a public seed; nothing where it fails."""
+    nursery = open_nursery(settings, "cpu", progress)
+    with nursery.learner(units.bag(np.arange(len(units)), *nursery.spaces), 0) as learner:
+        returns = rollout_returns(learner, settings.card, np.array([list(BASELINE_SEEDS)]), discount=settings.discount, progress=progress)
+        voted = actions_at(learner, settings.card.features(states))[0].tolist() if settings.actions else None
+        return ({}, None) if learner.failure else ({"non_private": float(returns[0])}, voted)
 
 
 def _train(settings, secret, units, instances, device, progress, parts=None):

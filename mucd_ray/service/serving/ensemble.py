@@ -1,6 +1,7 @@
 """The certified instances of a finished run as one policy that answers new observations, without Ray."""
 
 import functools
+from collections.abc import Callable
 
 import gymnasium
 import numpy as np

@@ -7,6 +7,7 @@
     blocks/         finished instances, one self-describing file per block
     parts/          of a partition: the policies of its parts, which instances are draws of, in blocks of the same kind
     voted/          episodes of the voted policy, followed wherever poisoned votes could lead
+    failures/       for people: of what trainers from outside failed, one example for each cause
     drivers/        who is working on the run, each file renewed while its driver lives
     live.json       progress and bounds while the run goes on
     certificate.json, summary.json, report.html, plots/      made from the above, replaced at will
@@ -24,7 +25,7 @@ import re
 import secrets
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -36,10 +37,14 @@ from mucd_ray.certify.file.certificate import parse_certificate
 from mucd_ray.certify.file.evidence import LEVELS
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable, read_json, read_npy
+from mucd_ray.learn.trainers.artifacts import MOST_BYTES
+from mucd_ray.learn.trainers.outside import FAILURES
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.storage import check_commits, open_storage, reason
 
 MOST_HEADER_BYTES = 1 << 20
+# Why an instance of the package's own trainers is the default policy.
+NOT_FINITE = "not finite"
 BLOCK = re.compile(r"block-([0-9]{8})-([0-9]{6})\.safetensors\Z")
 # Of instances, as a file of `targets` or `looks` is named.
 NUMBER = re.compile(r"[0-9]{8}\Z")
@@ -56,6 +61,8 @@ class Block:
     returns: float64 [n].   actions: int16 [n, S], the votes ([n, 0] if continuous).   parameters: [n, ...] by name.
     levels: uint8 [n, S, D] (certify/file/evidence.py): of every action's probability, or of every dimension of a continuous action
     (D = 0 if its space is unbounded).
+    Where the trainer is from outside there are no parameters, but contents: TorchScript or ONNX of every policy, b"" where it cannot be stored; and failed: uint8 [n], why it is
+    the default policy (learn/trainers/outside.py), 0 if it is not.
     """
 
     first: int
@@ -63,10 +70,21 @@ class Block:
     actions: np.ndarray
     levels: np.ndarray
     parameters: dict[str, np.ndarray]
+    contents: tuple[bytes, ...] = ()
+    failed: np.ndarray | None = None
+    # By cause, of the first that failed so, in the learner's own words: for people, kept beside the blocks.
+    words: dict[str, str] = field(default_factory=dict)
 
     @property
     def instances(self) -> range:
         return range(self.first, self.first + len(self.returns))
+
+    def causes(self) -> list[str]:
+        """Why each instance is the policy of the default action; "" if it is not."""
+        if self.failed is not None:
+            return [FAILURES[number] for number in self.failed.tolist()]
+        finite = np.logical_and.reduce([np.isfinite(values).reshape(len(values), -1).all(1) for values in self.parameters.values()])
+        return ["" if good else NOT_FINITE for good in finite.tolist()]
 
 
 class RunStore:
@@ -256,11 +274,24 @@ class RunStore:
         """Store a finished block; returns its name. Storing it again, or elsewhere at the same time, changes nothing."""
         name = block_name(block.instances)
         tensors = {f"parameters.{key}": value for key, value in block.parameters.items()}
+        if block.failed is not None:
+            sizes = np.array([len(content) for content in block.contents], np.int64)
+            tensors |= {"policies.bytes": np.frombuffer(b"".join(block.contents), np.uint8), "policies.sizes": sizes, "policies.failed": block.failed}
         tensors |= {"returns": block.returns, "actions": block.actions, "levels": block.levels}
         metadata = {"run": self.identity, "states": self.states_hash()}
         metadata["digest"] = _digest(tensors, block.first, metadata, self.folder)
         self.storage.create(f"{self.folder}/{name}", save(tensors, metadata))
+        for cause, words in block.words.items():
+            self.storage.create(f"failures/{cause.replace(' ', '-')}", words.encode())
         return name
+
+    def failure_words(self) -> dict[str, str]:
+        """Why a learner failed, one for each cause; they may be anybody's words."""
+        found = {}
+        for cause in FAILURES[1:]:
+            with contextlib.suppress(FileNotFoundError):
+                found[cause] = printable(self.storage.read(f"failures/{cause.replace(' ', '-')}").decode(errors="replace"))
+        return found
 
     def names(self) -> list[str]:
         return [name for name in self.storage.names(self.folder) if BLOCK.match(name)]
@@ -292,7 +323,12 @@ class RunStore:
         if metadata.get("states") != self.states_hash():
             raise MucdError(f"{self.file(file)} holds votes on other states than {self.file('states.npy')}: restore that file, or start a new run folder")
         parameters = {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
-        return Block(first=instances.start, returns=tensors["returns"], actions=tensors["actions"], levels=tensors["levels"], parameters=parameters)
+        stored = {"returns": tensors["returns"], "actions": tensors["actions"], "levels": tensors["levels"]}
+        if self._settings.trainer is None:
+            return Block(first=instances.start, **stored, parameters=parameters)
+        ends, whole = np.cumsum(tensors["policies.sizes"]).tolist(), tensors["policies.bytes"].tobytes()
+        contents = tuple(whole[end - size : end] for end, size in zip(ends, tensors["policies.sizes"].tolist()))
+        return Block(first=instances.start, **stored, parameters={}, contents=contents, failed=tensors["policies.failed"])
 
     def _set_aside(self, file: str, content: bytes) -> None:
         """Move a damaged file away, unless another reader has, and a good one is there again."""
@@ -386,7 +422,18 @@ def _tensors(content: bytes, count: int, settings: RunSettings) -> dict[str, np.
         raise ValueError("other levels")
     if any(name.startswith("parameters.") and (tensor.dtype.kind != "f" or not tensor.ndim or len(tensor) != count) for name, tensor in tensors.items()):
         raise ValueError("other parameters")
+    if settings.trainer is not None:
+        _check_policies(tensors, count)
     return tensors
+
+
+def _check_policies(tensors: dict[str, np.ndarray], count: int) -> None:
+    sizes, failed = tensors["policies.sizes"], tensors["policies.failed"]
+    kinds = [(array.dtype, array.ndim) for array in (tensors["policies.bytes"], sizes, failed)]
+    if kinds != [(np.uint8, 1), (np.int64, 1), (np.uint8, 1)] or not len(sizes) == len(failed) == count:
+        raise ValueError("other policies")
+    if (sizes < 0).any() or (sizes > MOST_BYTES).any() or sizes.sum() != len(tensors["policies.bytes"]) or (failed >= len(FAILURES)).any():
+        raise ValueError("other policies")
 
 
 def _digest(tensors: dict[str, np.ndarray], first: int, metadata: dict[str, str], folder: str = "blocks") -> str:

@@ -56,6 +56,7 @@ class Trainer(Watched):
     def prepare(self) -> None:
         """Read the run folder, and check the data; before anything else."""
         from mucd_ray.learn.engines.precision import forbid_coarse_products
+        from mucd_ray.learn.trainers.recorded import Recorded
         from mucd_ray.learn.units import ARRAYS, Units
         from mucd_ray.service.runs import work  # noqa: F401  what `train` needs, too
         from mucd_ray.service.runs.settings import check_code
@@ -65,17 +66,19 @@ class Trainer(Watched):
         self.settings, self.secret = self.store.settings(), self.store.secret()
         check_code(self.settings)
         # Zero-copy views of the object store: an in-place write by anybody would change them for everybody.
-        self.units = Units(unit=self.settings.mechanism.unit, **dict(zip(ARRAYS, self.arrays, strict=True)))
+        kind, names = (Units, ARRAYS) if self.settings.trainer is None else (Recorded, Recorded.ARRAYS)
+        self.units = kind(unit=self.settings.mechanism.unit, **dict(zip(names, self.arrays, strict=True)))
         self._check_data()
         forbid_coarse_products()
         self.device = "cuda" if ray.get_gpu_ids() else "cpu"
 
     def train(self, instances: range) -> str:
         """Train, vote, roll out, commit; returns the block's name."""
+        from mucd_ray.service.runs.voting import are_shared
         from mucd_ray.service.runs.work import train_and_evaluate
 
-        partition = self.settings.mechanism.kind == "partition"
-        return self._commit(self.store, train_and_evaluate(self.settings, self.secret, self.units, self.store.states(), instances, self.device, self._tick, self._parts if partition else None))
+        parts = self._parts if are_shared(self.settings) else None
+        return self._commit(self.store, train_and_evaluate(self.settings, self.secret, self.units, self.store.states(), instances, self.device, self._tick, parts))
 
     def train_parts(self, parts: range) -> str:
         """Train the policies of parts of a partition, and commit them; returns the block's name."""
@@ -220,9 +223,10 @@ def certificate_of(settings, evidence: "Evidence", choices: dict, reference: lis
         condition=settings.condition,
         actions=actions,
         radius_cap=settings.radius_cap(choices["threat"]),
+        trainer=settings.trainer,
         **{name: choices[name] for name in INPUTS},
     )
-    return make_certificate(inputs, assumptions=assumptions, context=context | {"failures": evidence.failures})
+    return make_certificate(inputs, assumptions=assumptions, context=context | {"failures": sum(evidence.failures.values()), "failures_by_cause": evidence.failures})
 
 
 def _actions(settings, evidence: "Evidence", inference: str, reference: list[int] | None, exact: np.ndarray | None) -> dict | None:

@@ -39,6 +39,7 @@ class Resources:
         gpu_type: kind of GPU, as Ray names it (such as H100); None: any.
         wait_for_nodes: do not refuse what the cluster lacks now: an autoscaler will bring it.
         lease: seconds without progress after which a trainer counts as stuck.
+        runtime_env: Ray's runtime environment of all processes of this run; None: that of the job, if any.
     """
 
     address: str | None = None
@@ -49,6 +50,7 @@ class Resources:
     gpu_type: str | None = None
     wait_for_nodes: bool = False
     lease: float = 600.0
+    runtime_env: dict | None = None
 
     def __post_init__(self):
         if not 0 < self.gpus_per_actor <= 1:
@@ -124,7 +126,7 @@ def joined(resources: Resources) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name, value in KEEPALIVE.items():
         os.environ.setdefault(name, value)
-    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options = {"log_to_driver": False, "logging_level": logging.ERROR} | ({} if resources.runtime_env is None else {"runtime_env": resources.runtime_env})
     with _signals_raise() as connected, local_ray(**options) if address == "local" else _connected(address, remedy, options):
         connected()
         yield

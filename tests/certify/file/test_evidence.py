@@ -7,6 +7,7 @@ from hypothesis.extra.numpy import arrays
 from mucd_ray.certify.file.certificate import make_inputs
 from mucd_ray.certify.file.evidence import LEVELS, check_inputs, continuous_evidence, histogram, levels, scores_evidence, votes_evidence
 from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 MECHANISM = Mechanism(sample_rate=0.05, noise_multiplier=30.0, clip_norm=0.1, steps=40, normaliser=50.0)
@@ -80,6 +81,24 @@ def test_evidence_of_every_kind_is_accepted(actions):
 def test_what_does_not_add_up_is_refused_by_name(changes, message):
     with pytest.raises(MucdError, match=message):
         check_inputs(inputs(**changes))
+
+
+TRAINER = {"kind": "command", "name": "python train.py {bag} {out}", "sha256": "0" * 64, "seconds": 600.0, "memory": 4}
+
+
+@pytest.mark.parametrize("trainer, message", [
+    (TRAINER | {"kind": "oracle"}, "kind 'oracle'"), (TRAINER | {"name": "python train.py"}, "lacks {bag}"), (TRAINER | {"name": "a\x1b[2J {bag} {out}"}, "printable"),
+    (TRAINER | {"name": 5}, "printable"), (TRAINER | {"name": "x" * 2000}, "at most 1000"), (TRAINER | {"kind": "function"}, "no name of a function"), (TRAINER | {"sha256": "0"}, "SHA-256"),
+    (TRAINER | {"seconds": "600"}, "--train-seconds"), (TRAINER | {"seconds": True}, "--train-seconds"), (TRAINER | {"memory": 1e300}, "--train-memory"), (TRAINER | {"more": 1}, "exactly the fields"), ([], "exactly"),
+])  # fmt: skip
+def test_a_trainer_from_outside_is_plain_data_of_its_kind(trainer, message):
+    values = inputs(mechanism=Bag(bag_size=10))
+    check_inputs(values | {"trainer": TRAINER})
+    with pytest.raises(MucdError, match=message) as caught:
+        check_inputs(values | {"trainer": trainer})
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1200
+    with pytest.raises(MucdError, match="not trained with noise"):
+        check_inputs(inputs() | {"trainer": TRAINER})
 
 
 def test_counts_that_are_not_whole_are_refused_when_made():

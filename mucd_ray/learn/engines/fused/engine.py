@@ -128,6 +128,7 @@ def _trajectory_kernel(delta: Callable) -> Callable:
     return train
 
 
+# A source is trained on as one long trajectory.
 KERNELS = {"transition": _transition_kernel, "trajectory": _trajectory_kernel}
 
 
@@ -198,7 +199,7 @@ class FusedTrainer:
         self.words = np.empty(WORDS, np.uint64)
         self.total = np.zeros(self.plan.size)
         signature = tuple(numba.typeof(argument) for argument in self._arguments(0))
-        self.kernel = compiled_kernel(problem.algorithm.delta, units.unit, signature)
+        self.kernel = compiled_kernel(problem.algorithm.delta, "transition" if units.unit == "transition" else "trajectory", signature)
 
     def _arguments(self, instance: int) -> tuple:
         return (

@@ -1,0 +1,45 @@
+"""Public data on which a trainer from outside is tried: from the environment alone, never from the dataset."""
+
+import gymnasium
+import numpy as np
+
+from mucd_ray.learn.trainers.given import GivenBag
+
+EPISODES, MOST_STEPS, TRANSITIONS = 5, 200, 300
+
+
+def made_up_bag(environment: gymnasium.Env, unit: str) -> GivenBag:
+    """A few episodes of random actions, cut after some steps; their transitions in any order, where these are the units."""
+    environment.action_space.seed(0)
+    rows, starts = [], [0]
+    for episode in range(EPISODES):
+        observation, _ = environment.reset(seed=episode)
+        for _ in range(MOST_STEPS):
+            action = environment.action_space.sample()
+            after, reward, terminated, truncated, _ = environment.step(action)
+            rows.append((observation, action, reward, after, terminated, truncated))
+            observation = after
+            if terminated or truncated:
+                break
+        starts.append(len(rows))
+    discrete = isinstance(environment.action_space, gymnasium.spaces.Discrete)
+    kinds = (None, np.int64 if discrete else np.float32, np.float64, None, bool, bool)
+    columns = [np.array(column, kind) for column, kind in zip(zip(*rows), kinds)]
+    starts = np.array(starts)
+    if unit == "transition":
+        order = np.random.default_rng(0).permutation(len(rows))[:TRANSITIONS]
+        columns, starts = [column[order] for column in columns], np.arange(len(order) + 1)
+    names = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
+    spaces = {"observation_space": environment.observation_space, "action_space": environment.action_space}
+    return GivenBag(unit=unit, **spaces, **dict(zip(names, columns)), starts=starts)
+
+
+def made_up_observations(space: gymnasium.Space, count: int = 8) -> np.ndarray:
+    """Features float32 [count, d]: zeros, and some of the space."""
+    drawn = np.random.default_rng(0).standard_normal((count, int(np.prod(space.shape))))
+    low, high = space.low.reshape(-1).astype(float), space.high.reshape(-1).astype(float)
+    bounded = (np.abs(low) < 1e6) & (np.abs(high) < 1e6)
+    start, width = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0) - np.where(bounded, low, 0.0)
+    drawn = np.where(bounded, start + width / (1 + np.exp(-drawn)), drawn)
+    drawn[0] = np.clip(0.0, low, high)
+    return (np.rint(drawn) if space.dtype.kind in "iu" else drawn).astype(np.float32)

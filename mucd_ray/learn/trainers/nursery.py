@@ -1,0 +1,351 @@
+"""The process in which trainers from outside run: it imports what they need once, and forks a learner for every bag. `outside.py` is the other end.
+
+    python -m mucd_ray.learn.trainers.nursery FD
+
+A learner gets one bag and one seed, and nothing of the run: neither its secret nor where it lies. It trains, then answers what its policy does at observations. It has a session, a
+time limit, limits on memory and files, and dies with all that it has started. What it dies of is told and concerns nobody else.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import random
+import resource
+import select
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mucd_ray.learn.trainers.artifacts import from_bytes, given_dtype, policy_of
+from mucd_ray.learn.trainers.given import GivenBag
+
+FRAME = struct.Struct("!IQ")
+MOST_TEXT = 300
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+# Seconds between two looks at the memory of a learner and all that it has started.
+WEIGH_EVERY = 0.5
+# Of what a command prints, the end that is kept.
+TAIL = 2000
+
+
+# Messages between a learner and outside.py: a JSON header and bytes.
+
+
+def frame(header: dict, body: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return FRAME.pack(len(text), len(body)) + text + body
+
+
+def receive(connection: socket.socket) -> tuple[dict, bytes]:
+    """Raises EOFError where the other end has gone."""
+    text, body = FRAME.unpack(_exactly(connection, FRAME.size))
+    return json.loads(_exactly(connection, text)), _exactly(connection, body)
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    parts = []
+    while size:
+        part = connection.recv(min(size, 1 << 20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def text_of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:MOST_TEXT]
+
+
+# The nursery
+
+
+def main(control: socket.socket) -> None:
+    """Told once of what kind the trainer is and what it is called, it answers with the hash of its files; then every message asks for a learner, which "end" ends, or for modules to
+    be imported, which learners would import one by one otherwise."""
+    _prctl(PR_SET_CHILD_SUBREAPER)
+    task = json.loads(control.recv(1 << 16))
+    try:
+        digest = file_digest(task["kind"], task["name"])
+        train = None if task["named_only"] else TRAINERS[task["kind"]](task["name"])
+    except BaseException as error:  # a module may raise anything while it is imported
+        control.send(json.dumps({"error": text_of(error)}).encode())
+        return
+    control.send(json.dumps({"sha256": digest}).encode())
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 1)
+        if not message:
+            return
+        if message == b"end":
+            # It had ended by itself, and that was told.
+            continue
+        ask = json.loads(message)
+        if "modules" in ask:
+            for name in ask["modules"]:
+                with contextlib.suppress(BaseException):
+                    importlib.import_module(name)
+            control.send(b"{}")
+            continue
+        learner = os.fork()
+        if not learner:
+            try:
+                control.close()
+                _be_learner(socket.socket(fileno=descriptors[0]), train, ask)
+            finally:
+                os._exit(0)
+        os.close(descriptors[0])
+        control.send(json.dumps(_watch(control, learner, ask["memory"])).encode())
+
+
+def _watch(control: socket.socket, learner: int, memory: float) -> dict:
+    """Until the learner ends, eats too much or is to end; then it and all that it has started are gone. What it ended of."""
+    ended = {}
+    weighed = time.monotonic()
+    while not ended:
+        if select.select([control], [], [], 0.02)[0]:
+            ended = {"by": "order"}
+            if not control.recv(1 << 16):
+                break
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(learner, os.WNOHANG)
+            if pid:
+                ended = {"by": "signal", "signal": os.WTERMSIG(status)} if os.WIFSIGNALED(status) else {"by": "exit", "status": os.WEXITSTATUS(status)}
+        if time.monotonic() - weighed > WEIGH_EVERY and not ended:
+            weighed = time.monotonic()
+            if sum(_anonymous_bytes(process) for process in _descendants()) > memory * 1e9:
+                ended = {"by": "memory"}
+    _end_all()
+    return ended
+
+
+def _end_all() -> None:
+    """Kill whatever has come from the learner; orphans have become children of this process."""
+    while True:
+        for process in _descendants():
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.001)
+
+
+def _descendants() -> list[int]:
+    parents = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                # After the name, which may hold anything: state, parent.
+                parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    found, generation = [], {os.getpid()}
+    while generation:
+        generation = {process for process, parent in parents.items() if parent in generation}
+        found += generation
+    return found
+
+
+def _anonymous_bytes(process: int) -> int:
+    """Memory of a process that is not of files."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        _, resident, shared, *_ = map(int, Path(f"/proc/{process}/statm").read_bytes().split())
+        return (resident - shared) * resource.getpagesize()
+    return 0
+
+
+def _prctl(option: int, value: int = 1) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+# A learner
+
+
+def _be_learner(connection: socket.socket, train, ask: dict) -> None:
+    """Train on what comes first, then answer what is preferred at observations until the other end has gone."""
+    os.setsid()
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with contextlib.suppress(OSError):
+        # Before the processes that wait for it.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    most = int(ask["memory"] * 1e9)
+    for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, most), (resource.RLIMIT_DATA, most)):
+        hard = resource.getrlimit(limit)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, value))
+    os.environ["TMPDIR"] = tempfile.tempdir = ask["folder"]
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    header, body = receive(connection)
+    known = set(sys.modules)
+    try:
+        policies, spaces, content = train(header, body, ask["folder"])
+    except BaseException as error:  # SystemExit, too
+        connection.sendall(frame({"error": text_of(error)}))
+        return
+    modules = [name for name in sys.modules if name not in known] if header.get("tell_modules") else []
+    connection.sendall(frame({"error": None, "modules": modules}, content))
+    while True:
+        header, body = receive(connection)
+        connection.sendall(_answer(policies, spaces, header, body))
+
+
+def _answer(policies: list, spaces: tuple, header: dict, body: bytes) -> bytes:
+    """What policy index[s] prefers at row s, each by itself: int32 [n], float32 [n, d] -> float64 [n, width]. Where it fails, NaN."""
+    observation_space, action_space = spaces
+    rows, width = header["rows"], header["width"]
+    index = np.frombuffer(body, np.int32, rows)
+    shape, dtype = (rows, 1, *observation_space.shape), given_dtype(observation_space)
+    observations = np.frombuffer(body, np.float32, offset=index.nbytes).reshape(shape).astype(dtype)
+    answer, error = np.full((rows, width), np.nan), None
+    for row in range(rows):
+        try:
+            preferred = policies[index[row]](observations[row])
+            if np.isfinite(preferred).all():
+                answer[row] = preferred
+            else:
+                error = error or "its policy answers what is not finite"
+        except BaseException as raised:
+            error = error or text_of(raised)
+    return frame({"error": error}, answer.tobytes())
+
+
+def _trained(train, header: dict, bag: GivenBag) -> tuple:
+    spaces = bag.observation_space, bag.action_space
+    act, content = policy_of(train(bag, header["seed"], header["device"]), *spaces)
+    return [act], spaces, content
+
+
+def function_trainer(name: str):
+    """A function of the user's module, "package.module:function" or "path/to/file.py:function", imported here.
+
+    Raises:
+        Exception: whatever the import raises; no such function, or one that does not take (bag, seed, device).
+    """
+    where, _, called = name.rpartition(":")
+    function = getattr(_module(where), called)
+    inspect.signature(function).bind(None, 0, "cpu")
+
+    def train(header: dict, body: bytes, folder: str) -> tuple:
+        seed = header["seed"]
+        random.seed(seed)
+        np.random.seed(seed)
+        if "torch" in sys.modules:
+            sys.modules["torch"].manual_seed(seed)
+        return _trained(function, header, GivenBag.from_npz(body))
+
+    return train
+
+
+def _module(where: str):
+    if not where.endswith(".py"):
+        return importlib.import_module(where)
+    path = Path(where).resolve()
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def command_trainer(command: str):
+    """A command with {bag}, {out} and maybe {seed} and {device}: a folder that holds bag.npz, and where to write the policy, {out} itself or with an ending."""
+    words = shlex.split(command)
+
+    def train(header: dict, body: bytes, folder: str) -> tuple:
+        bag, out = Path(folder, "bag"), Path(folder, "out", "policy")
+        bag.mkdir()
+        out.parent.mkdir()
+        (bag / "bag.npz").write_bytes(body)
+        given = {"{bag}": bag, "{out}": out, "{seed}": header["seed"], "{device}": header["device"]}
+        _run([_filled(word, given) for word in words])
+        found = sorted(out.parent.glob("policy*"))
+        if len(found) != 1:
+            raise FileNotFoundError(f"the command wrote {len(found)} files at {{out}}: one is wanted")
+        return _trained(lambda *_: found[0], header, GivenBag.from_npz(body))
+
+    return train
+
+
+def _filled(word: str, given: dict) -> str:
+    for name, value in given.items():
+        word = word.replace(name, str(value))
+    return word
+
+
+def _run(words: list[str]) -> None:
+    """Run a command; raise RuntimeError with the end of what it printed where it fails."""
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        tail = bytearray()
+
+        def read() -> None:
+            # Also what it leaves running may write: nothing waits for the end of that.
+            while part := process.stdout.read1(1 << 16):
+                tail.extend(part)
+                del tail[:-TAIL]
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        status = process.wait()
+        reader.join(timeout=1.0)
+        if status:
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            raise RuntimeError(f"{how}: {' '.join(bytes(tail).decode(errors='replace').split())[-MOST_TEXT + 60:]}")
+
+
+def stored_policies(name: str):
+    """No trainer: policies from their bytes, one after the other, all in this process."""
+
+    def read(header: dict, body: bytes, folder: str) -> tuple:
+        spaces = _spaces(header)
+        ends = np.cumsum(header["sizes"])
+        return [from_bytes(body[end - size : end], spaces[1]) for end, size in zip(ends.tolist(), header["sizes"])], spaces, b""
+
+    return read
+
+
+def _spaces(header: dict) -> tuple:
+    from minari.serialization import deserialize_space
+
+    return deserialize_space(header["observation_space"]), deserialize_space(header["action_space"])
+
+
+TRAINERS = {"function": function_trainer, "command": command_trainer, "stored": stored_policies}
+
+
+def file_digest(kind: str, name: str) -> str:
+    """SHA-256 of the file that holds the function, or of all files that the command names, in their order. Raises OSError or ValueError where there is none."""
+    if kind == "command":
+        words = shlex.split(name)
+        found = [Path(word) for word in words if "{" not in word and Path(word).is_file()]
+        return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in found)).hexdigest()
+    if kind == "stored":
+        return ""
+    where = name.rpartition(":")[0]
+    if not where.endswith(".py"):
+        spec = importlib.util.find_spec(where)
+        if spec is None or not spec.origin or not os.path.isfile(spec.origin):
+            raise ModuleNotFoundError(f"there is no module {where}")
+        where = spec.origin
+    return hashlib.sha256(Path(where).read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,154 @@
+"""Trainers from outside: what they get, what becomes of their policies, and that nothing that they do reaches further than their own instance."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.trainers.given import GivenBag
+from mucd_ray.learn.trainers.made_up import made_up_bag
+from mucd_ray.learn.trainers.outside import FAILURES, Nursery, StoredPolicies, outside
+from mucd_ray.learn.trainers.recorded import Recorded
+
+ROOT = Path(__file__).parents[3]
+FOREIGN = ROOT / "tests" / "foreign_trainers.py"
+ZERO = np.zeros(1, int)
+STATES = np.random.default_rng(0).uniform(-0.1, 0.1, (5, 4)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def cartpole():
+    return gymnasium.make("CartPole-v1")
+
+
+@pytest.fixture(scope="module")
+def bag(cartpole):
+    return made_up_bag(cartpole, "trajectory")
+
+
+def foreign():
+    spec = importlib.util.spec_from_file_location("foreign_trainers", FOREIGN)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def poisoned(bag, k):
+    rewards = bag.rewards.copy()
+    rewards[3] = 1000 + k
+    return GivenBag(**{name: getattr(bag, name) for name in bag.__dataclass_fields__} | {"rewards": rewards})
+
+
+def children(process):
+    """Processes whose parent this one is."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            found += [status.parent.name] if f"\nPPid:\t{process}\n" in status.read_text(errors="replace") else []
+    return found
+
+
+def test_whatever_a_learner_does_is_a_result_of_its_own_and_nothing_of_it_stays(cartpole, bag):
+    mischief, honest = foreign().MISCHIEF, foreign().ridge(bag, 0, "cpu")
+    patient = outside("function", f"{FOREIGN}:gullible", seconds=60, memory=0.6)
+    with Nursery(patient, cartpole, "trajectory") as nursery:
+        for k, (_, cause) in enumerate(mischief):
+            nursery.trainer = dataclasses.replace(patient, seconds=1.0) if cause == "too slow" else patient
+            with nursery.learner(poisoned(bag, k), 0) as learner:
+                # In the last state the last one dies.
+                outputs = learner.outputs(np.vstack([STATES, [[0.1, 1.0, 0, 0]]]).astype(np.float32), ZERO)
+                assert FAILURES[learner.failure] == cause and learner.why.startswith(cause) and len(learner.why) < 400, (k, learner.why)
+                assert outputs.shape == (6, 2) and np.isnan(outputs).all() and learner.content == b""
+            nursery.trainer = patient
+            with nursery.learner(bag, 0) as learner:
+                assert not learner.failure
+                assert learner.outputs(STATES, ZERO).argmax(1).tolist() == [honest.act(row[None])[0] for row in STATES]
+            assert not children(nursery._process.process.pid)
+        with nursery.learner(Recorded.of(recorded(bag), "trajectory").bag(np.zeros(0, int), *nursery.spaces), 0) as learner:
+            assert FAILURES[learner.failure] == "empty bag" and np.isnan(learner.outputs(STATES, ZERO)).all()
+
+
+def recorded(bag):
+    return OfflineDataset.from_arrays(
+        observations=bag.observations, next_observations=bag.next_observations, actions=bag.actions, rewards=bag.rewards, terminations=bag.terminated,
+        truncations=bag.truncated, action_space=bag.action_space, observation_space=bag.observation_space, trajectory_starts=bag.starts,
+    )
+
+
+@pytest.mark.parametrize("unit", ["transition", "trajectory"])
+def test_a_bag_holds_its_own_units_as_recorded_in_their_order(cartpole, bag, unit):
+    dataset = recorded(bag)
+    units = Recorded.of(dataset, unit)
+    drawn = np.array([3, 0, 3])
+    given = GivenBag.from_npz(units.bag(drawn, cartpole.observation_space, cartpole.action_space).to_npz())
+    rows = np.concatenate([np.arange(units.starts[unit], units.starts[unit] + units.lengths[unit]) for unit in drawn])
+    assert np.array_equal(given.observations, dataset.observations[rows]) and given.observations.dtype == dataset.observations.dtype
+    for ours, theirs in (("actions", "actions"), ("rewards", "rewards"), ("next_observations", "next_observations"), ("terminated", "terminations"), ("truncated", "truncations")):
+        assert np.array_equal(getattr(given, ours), getattr(dataset, theirs)[rows])
+    assert len(given) == len(rows) and given.unit == unit and given.action_space == cartpole.action_space and given.observation_space == cartpole.observation_space
+    assert [len(trajectory) for trajectory in given.trajectories] == units.lengths[drawn].tolist()
+    last = given.trajectories[-1]
+    assert np.array_equal(last.observations, np.concatenate([given.observations[-len(last) :], given.next_observations[-1:]]))
+    with pytest.raises(ValueError, match="read-only"):
+        given.trajectories[0].rewards[0] = 5.0
+
+
+def test_a_learner_is_told_a_seed_and_keeps_nothing(cartpole, bag):
+    with Nursery(outside("function", f"{FOREIGN}:noisy"), cartpole, "trajectory") as nursery:
+        found = []
+        for seed in (1, 2, 1):
+            with nursery.learner(bag, seed) as learner:
+                found.append(learner.outputs(np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32), ZERO))
+    assert np.array_equal(found[0], found[2]) and not np.array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("kind,name", [
+    ("function", f"{FOREIGN}:module"), ("function", "jobs/trainers/torch_clone.py:clone"), ("function", "jobs/trainers/forest.py:forest"),
+    ("command", f"{sys.executable} jobs/trainers/command.py {{bag}} {{out}} {{seed}}"),
+])  # fmt: skip
+def test_shipped_examples_make_policies_that_can_be_stored(cartpole, bag, kind, name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with Nursery(outside(kind, name), cartpole, "trajectory") as nursery, nursery.learner(bag, 1) as learner:
+        assert not learner.failure, learner.why
+        states = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+        alone, content = learner.outputs(states, ZERO), learner.content
+    stored = StoredPolicies([content, b"", content], cartpole.observation_space, cartpole.action_space, memory=2.0)
+    together = stored.outputs_of_all(states)
+    assert np.array_equal(together[0], alone) and np.array_equal(together[2], alone) and np.isnan(together[1]).all()
+    assert np.array_equal(stored.outputs(states[:2], np.array([2, 0])), alone[:2])
+    stored.close()
+
+
+@pytest.mark.parametrize("kind,name,complaint", [
+    ("function", "no_such_module_at_all:train", "no module no_such_module_at_all"), ("function", f"{FOREIGN}:absent", "no attribute 'absent'"),
+    ("function", f"{FOREIGN}:of_bags_alone", "too many positional arguments"), ("function", f"{FOREIGN}:always_fails", "raised .ValueError: this one never learns."),
+    ("function", "train", "no name of a function"), ("function", "absent.py:train", "No such file"), ("command", "python train.py {bag}", "lacks {out}"), ("command", "'python", "no command"),
+    ("command", "/no/such/program {bag} {out}", "No such file"), ("command", f"{sys.executable} -c 'import sys; sys.exit(\"I give up\")' {{bag}} {{out}}", "exit status 1: I give up"),
+    ("command", "touch {bag} {out}.pt {out}.onnx", "2 files"), ("command", "cp {bag}/bag.npz {out}", "makes no policy of a made-up bag"),
+])  # fmt: skip
+def test_what_can_be_no_trainer_is_refused_before_any_bag(cartpole, kind, name, complaint):
+    with pytest.raises(MucdError, match=complaint) as caught:
+        Nursery(outside(kind, name), cartpole, "trajectory").close()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
+
+
+def test_a_file_that_has_changed_is_refused(cartpole, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FOREIGN.read_text())
+    trainer = outside("function", f"{path}:ridge")
+    path.write_text(FOREIGN.read_text() + "\n")
+    with pytest.raises(MucdError, match="not those with which the run began"):
+        Nursery(trainer, cartpole, "trajectory")
+
+
+def test_limits_outside_their_range_are_refused():
+    for limits in ({"seconds": 0.0}, {"seconds": float("nan")}, {"memory": 0.1}, {"memory": float("inf")}):
+        with pytest.raises(MucdError, match=f"--train-{next(iter(limits))}"):
+            outside("function", f"{FOREIGN}:ridge", **limits)
