@@ -2,11 +2,13 @@
 
 from functools import lru_cache
 
+from mucd_ray.certify.bagged_noise import BaggedNoiseGuarantees
 from mucd_ray.certify.confidence.proportions import LARGEST, check_count
 from mucd_ray.certify.families import IDENTITY, mirrored, worst
 from mucd_ray.certify.guarantees import THREATS, Guarantees, OutcomesGuarantee, split_profile
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.bag import ROUNDING
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import AnyMechanism
 
@@ -72,8 +74,10 @@ PURE_GROUPS = {
 }
 
 
-def guarantees_of(mechanism: AnyMechanism, *, units: int, threat: str = "symmetric", family: str = "tradeoff") -> Guarantees | ClosedFormGuarantees:
+def guarantees_of(mechanism: AnyMechanism, *, units: int, threat: str = "symmetric", family: str = "tradeoff") -> Guarantees | BaggedNoiseGuarantees | ClosedFormGuarantees:
     """The outcomes guarantees of a mechanism of any kind, for a dataset of so many units."""
     if isinstance(mechanism, Mechanism):
         return Guarantees(mechanism, threat=threat, family=family)
+    if isinstance(mechanism, BagThenNoise):
+        return BaggedNoiseGuarantees(mechanism, units=units, threat=threat, family=family)
     return ClosedFormGuarantees(mechanism, units=units, threat=threat, family=family)

@@ -153,7 +153,7 @@ class Guarantees:
         return split_profile(self, radius, probability, splits)
 
     def _mixed_pairs(self, radius: int) -> list[Pair]:
-        return [self._pair(radius - low, high) for low, high in _cover(radius, RENYI_SPLITS)]
+        return [self._pair(radius - low, high) for low, high in split_runs(radius, RENYI_SPLITS)]
 
     def _chained(self, radius: int) -> list[Pair]:
         chains = self._chains(radius)
@@ -175,7 +175,7 @@ class Guarantees:
         What is no lower than the pure splits, less `slack` and less 1/SPLITS of the radius, at the points of `_grid` suffices. This
         decides how the splits are covered, and so how tight the bound is; that it holds does not depend on it.
         """
-        groups = np.array(_cover(radius, SPLITS))
+        groups = np.array(split_runs(radius, SPLITS))
         grid = self._grid(radius)
         larger = min(radius + radius // SPLITS, MOST_UNITS)
         pure = worst([self._pair(larger, 0), self._pair(0, larger)])
@@ -232,7 +232,7 @@ class Guarantees:
 
     def _chains(self, radius: int):
         """The bounds of all mixed splits, by chains of pure curves: one function from p [n] to [splits, n]; None at r = 1."""
-        pairs = _cover(radius, SPLITS)
+        pairs = split_runs(radius, SPLITS)
         removals = _chain_links(np.array([high for _, high in pairs], dtype=int))
         insertions = _chain_links(radius - np.array([low for low, _ in pairs], dtype=int))
         curve = self.accountant.curve
@@ -289,7 +289,7 @@ MIXED_SPLITS = {
 }
 
 
-def _cover(radius: int, groups: int) -> list[tuple[int, int]]:
+def split_runs(radius: int, groups: int) -> list[tuple[int, int]]:
     """Intervals [low, high] of the number removed that together hold 1 .. radius-1; of length 1 where radius <= groups."""
     edges = np.unique(np.linspace(1, radius, min(radius, groups + 1)).astype(int))
     return [(int(a), int(b) - 1) for a, b in zip(edges[:-1], edges[1:], strict=True)]

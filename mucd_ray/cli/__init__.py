@@ -7,7 +7,16 @@ import sys
 
 from mucd_ray.cli import calculating, recording, results, training
 from mucd_ray.cli.options import Parser
-from mucd_ray.cli.process import ENDED, check_working_folder, last_words, only_results_on_stdout, open_standard_streams, progress_bar, readers_are_gone, signals_end_the_process
+from mucd_ray.cli.process import (
+    ENDED,
+    check_working_folder,
+    last_words,
+    only_results_on_stdout,
+    open_standard_streams,
+    progress_bar,
+    readers_are_gone,
+    signals_end_the_process,
+)
 from mucd_ray.errors import MucdError
 
 __all__ = ["build_parser", "main", "progress_bar", "run_as_job"]

@@ -82,6 +82,10 @@ def _in_words(compared: dict, options) -> list[str]:
     words = {
         "gaussian": lambda row: f"all of {counted(options.units, options.unit)}, through noise (as above)",
         "bag": lambda row: f"{counted(row['units_per_policy'], options.unit)} in each bag (--mechanism bag --bag-size {row['mechanism']['bag_size']})",
+        "bag-then-noise": lambda row: (
+            f"{row['units_per_policy']:.4g} {plural(options.unit)} in a bag on average, through noise (--mechanism bag-then-noise --bag-size {row['units_per_policy']:.0f}: noise multiplier "
+            f"{row['mechanism']['noise_multiplier']:g}, signal budget S = {row['signal_budget']:.4g})"
+        ),
         "partition": lambda row: f"one of {row['mechanism']['parts']} parts, {row['units_per_policy']:.3g} {plural(options.unit)} on average",
     }
     lines = ["what one policy learns from, if a vote is to be certified at that r:"]
@@ -118,7 +122,7 @@ def _frontier(options, asked: dict) -> list[dict]:
 def add_tradeoff(commands):
     sub = add_command(commands, "tradeoff", tradeoff, "Bounds under D' of events whose probability under D is known.", "mucd tradeoff --sample-rate 0.002 --noise-multiplier 3 --steps 1000 --inserted 50 --removed 0 --probability 0.9 0.99")
     _add_mechanism(sub)
-    sub.add_argument("--units", type=int, help="N, of bags and partitions")
+    sub.add_argument("--units", type=int, help="N, of all mechanisms but gaussian")
     sub.add_argument("--inserted", type=int, required=True, help="units in D' that are not in D")
     sub.add_argument("--removed", type=int, required=True, help="units in D that are not in D'")
     sub.add_argument("--probability", type=float, nargs="+", required=True, help="probabilities under D")
@@ -145,7 +149,7 @@ def add_radius(commands):
     _add_mechanism(sub)
     sub.add_argument("--top", type=float, required=True, help="lower bound on the top action's probability")
     sub.add_argument("--runner-up", type=float, required=True, help="upper bound on any other action's probability")
-    sub.add_argument("--units", type=int, help="N, of bags and partitions; no radius above this is searched (default: 10000000 with gaussian)")
+    sub.add_argument("--units", type=int, help="N, of all mechanisms but gaussian; no radius above this is searched (default: 10000000 with gaussian)")
     add_threat(sub)
 
 
@@ -177,17 +181,20 @@ def radius(options, out):
 
 
 # The options that each kind of mechanism takes; all of them must be given but those with a default.
-MECHANISM_OPTIONS = {"gaussian": ("sample_rate", "noise_multiplier", "steps"), "bag": ("units", "bag_size", "draws"), "partition": ("units", "parts")}
+MECHANISM_OPTIONS = {
+    "gaussian": ("sample_rate", "noise_multiplier", "steps"), "bag": ("units", "bag_size", "draws"),
+    "bag-then-noise": ("units", "bag_size", "draws", "sample_rate", "noise_multiplier", "steps"), "partition": ("units", "parts"),
+}
 MOST_UNITS = 10_000_000
 
 
 def _add_mechanism(sub):
-    sub.add_argument("--mechanism", default="gaussian", choices=list(MECHANISM_OPTIONS), help="noise in every step, a bag for every instance, or one policy per part")
-    sub.add_argument("--sample-rate", type=float, help="q, of gaussian")
-    sub.add_argument("--noise-multiplier", type=float, help="sigma, of gaussian")
-    sub.add_argument("--steps", type=int, help="T, of gaussian")
+    sub.add_argument("--mechanism", default="gaussian", choices=list(MECHANISM_OPTIONS), help="noise in every step, a bag for every instance, noise in every step on such a bag, or one policy per part")
+    sub.add_argument("--sample-rate", type=float, help="q, of gaussian; of the bag's units, with bag-then-noise")
+    sub.add_argument("--noise-multiplier", type=float, help="sigma, of gaussian and bag-then-noise")
+    sub.add_argument("--steps", type=int, help="T, of gaussian and bag-then-noise")
     sub.add_argument("--bag-size", type=int, metavar="K", help="units in a bag")
-    sub.add_argument("--draws", choices=["fixed", "replacement", "poisson"], help="of bags: exactly K units without or with replacement, or K on average (default: fixed)")
+    sub.add_argument("--draws", choices=["fixed", "replacement", "poisson"], help="of bags: exactly K units without or with replacement, or K on average (default: fixed; poisson with bag-then-noise, which may also have fixed)")
     sub.add_argument("--parts", type=int, metavar="U", help="parts of a partition")
 
 
@@ -195,7 +202,7 @@ def _guarantees(options, threat="symmetric"):
     """Those of the mechanism that the options name; MucdError where one is missing, or is another mechanism's."""
     from mucd_ray.certify.closed_form import guarantees_of
     from mucd_ray.certify.confidence.proportions import LARGEST, check_count
-    from mucd_ray.certify.planning.bags import bag_of
+    from mucd_ray.certify.planning.bags import bag_of, bag_then_noise_of
     from mucd_ray.mechanism.gaussian.mechanism import Mechanism
     from mucd_ray.mechanism.partition import Partition
 
@@ -212,7 +219,13 @@ def _guarantees(options, threat="symmetric"):
         if options.units is None:
             raise MucdError(f"--mechanism {kind} needs --units: give the number of units of the dataset")
         check_count(options.units, "units", 1, LARGEST)
-        mechanism = Partition(parts=options.parts) if kind == "partition" else bag_of(options.bag_size, unit="trajectory", draws=options.draws or "fixed", units=options.units)
+        draws = options.draws or ("poisson" if kind == "bag-then-noise" else "fixed")
+        if kind == "partition":
+            mechanism = Partition(parts=options.parts)
+        else:
+            mechanism = bag_of(options.bag_size, unit="trajectory", draws=draws, units=options.units)
+        if kind == "bag-then-noise":
+            mechanism = bag_then_noise_of(mechanism, units=options.units, noise_multiplier=options.noise_multiplier, sample_rate=options.sample_rate, steps=options.steps)
     return guarantees_of(mechanism, units=options.units, threat=threat, family=options.accountant)
 
 

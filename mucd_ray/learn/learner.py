@@ -53,7 +53,7 @@ class Learner:
     Attributes:
         algorithm: a name in the registry `algorithms`.
         constants: the algorithm's own public numbers by name (`Algorithm.constants`); defaults for those left out.
-        network: "dense", or "convolutional" for stacked frames (`convolutional`), trained by the Opacus engine.
+        network: "dense", or "convolutional" for images (`convolutional`), trained by `engines/modules.py` with noise and by `engines/plain.py` without.
         hidden: widths of the hidden layers of a dense network; () is a linear policy or a linear value function.
         random_features: number of public random Fourier features that replace the observation's features; 0 for none.
         bandwidth: distance of observations over which these features change.

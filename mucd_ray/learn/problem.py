@@ -12,7 +12,7 @@ from torch import nn
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithm import Algorithm, Tower
 from mucd_ray.learn.algorithms import algorithm_for
-from mucd_ray.learn.convolutional import FRAMES, convolutional
+from mucd_ray.learn.convolutional import FRAMES, convolutional, image_shape
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.networks import Network, RandomFeatures
 
@@ -27,6 +27,7 @@ class Problem:
         actions: number of discrete actions, or of continuous dimensions.
         discrete: which of both.
         action_bounds: public (low [k], high [k]) of continuous actions; the learner sees them scaled to [-1, 1]. None if unbounded.
+        shape: of an image whose flattened entries the features are; read by convolutional networks.
 
     Raises:
         MucdError: the algorithm does not fit the actions, or one of its constants is unknown, outside its range or missing.
@@ -37,6 +38,7 @@ class Problem:
     actions: int
     discrete: bool
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    shape: tuple[int, ...] = FRAMES
 
     def __post_init__(self):
         missing = [name for name, value in self.constants.items() if value is None]
@@ -46,8 +48,9 @@ class Problem:
         if self.learner.network == "convolutional":
             if len(self.networks) > 1:
                 raise MucdError(f"algorithm {self.learner.algorithm!r} has several networks here: a convolutional one needs an algorithm of a single one, such as bc or dqn")
-            if self.inputs != math.prod(FRAMES):
-                raise MucdError(f"a convolutional network wants stacked frames of shape {FRAMES}, these observations have {self.inputs} features: record with --frames")
+            image_shape(self.shape)
+            if self.inputs != math.prod(self.shape):
+                raise MucdError(f"a convolutional network wants images, here of shape {self.shape}; these observations have {self.inputs} features: record with --frames")
         if takes_actions and self.action_bounds is None:
             raise MucdError(f"algorithm {self.learner.algorithm!r} needs an action space with finite bounds: use bc where there are none")
 
@@ -82,7 +85,7 @@ class Problem:
     @functools.cached_property
     def module_factory(self) -> Callable[[np.random.Generator], nn.Module] | None:
         """Makes the only network from a generator, where it is not a dense one."""
-        return convolutional(self.network.outputs) if self.learner.network == "convolutional" else None
+        return convolutional(self.network.outputs, self.shape) if self.learner.network == "convolutional" else None
 
     @property
     def parameter_count(self) -> int:

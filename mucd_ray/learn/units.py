@@ -20,7 +20,8 @@ class Units:
 
     Attributes:
         unit: "transition", "trajectory" or "source".
-        features: float32 [N, d], what networks take; a non-finite row makes its unit count as zero.
+        features: float32 [N, d], what networks take; a non-finite row makes its unit count as zero. Or uint8 [N, d]: images as they were recorded, for
+            plain training alone.
         next_features: float32 [N, d], or [0, d] where the algorithm does not look ahead.
         actions: int64 [N] counted from 0, or float32 [N, k] as `Problem.scaled_actions` gives them.
         rewards, keeps: float32 [N]: reward over the card's public scale; 0 where the episode terminated, else 1.
@@ -46,7 +47,9 @@ class Units:
         rows = len(self.features)
         if not rows or not len(self.starts):
             raise MucdError("there are no transitions to learn from: give at least one")
-        if self.features.ndim != 2 or any(getattr(self, name).dtype != np.float32 for name in ("features", "next_features", "rewards", "keeps")):
+        if self.features.ndim != 2 or self.next_features.dtype != self.features.dtype or any(
+            getattr(self, name).dtype not in kinds for name, kinds in (("features", (np.float32, np.uint8)), ("rewards", (np.float32,)), ("keeps", (np.float32,)))
+        ):
             raise MucdError(f"features are {self.features.dtype} {self.features.shape}: float32 [N, d] is wanted, as for next features, rewards and keeps")
         if len(self.next_features) not in (0, rows) or any(len(getattr(self, name)) != rows for name in ("actions", "rewards", "keeps")):
             raise MucdError(f"{rows} feature rows, {len(self.actions)} actions, {len(self.rewards)} rewards: give one of each per transition")
@@ -100,7 +103,7 @@ def check(problem: Problem, mechanism: Mechanism, units: Units) -> None:
     if mechanism.unit != units.unit:
         raise MucdError(f"the mechanism's unit is a {mechanism.unit}, the data has units of one {units.unit}: make both the same")
     width, rows = problem.learner.random_features or problem.inputs, len(units.features)
-    if units.features.shape[1] != width:
+    if units.features.shape[1] != width or units.features.dtype != np.float32:
         raise MucdError(f"features are {units.features.dtype} {units.features.shape}: the network wants float32 [N, {width}]")
     if problem.algorithm.looks_ahead and len(units.next_features) != rows:
         raise MucdError(f"algorithm {problem.learner.algorithm!r} looks ahead: give the next observation's features of all {rows} transitions")
@@ -123,12 +126,18 @@ def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem,
     """
     check_unit(problem.learner, unit)
     local, starts = problem.learner.local, dataset.trajectory_starts
-    features = problem.embed(card.features(dataset.observations))
+
+    def features_of(observations: np.ndarray) -> np.ndarray:
+        # A byte for each entry instead of four, where images are taken as they are.
+        as_they_are = problem.module_factory is not None and observations.dtype == np.uint8 and card == card.raw() and card.encoder is None
+        return observations.reshape(len(observations), -1) if as_they_are else problem.embed(card.features(observations))
+
+    features = features_of(dataset.observations)
     with np.errstate(over="ignore"):
         rewards = (dataset.rewards / card.reward_scale).astype(np.float32)
     arrays = {
         "features": features,
-        "next_features": problem.embed(card.features(dataset.next_observations)) if problem.algorithm.looks_ahead else features[:0],
+        "next_features": features_of(dataset.next_observations) if problem.algorithm.looks_ahead else features[:0],
         "actions": dataset.actions - int(dataset.action_space.start) if problem.discrete else problem.scaled_actions(dataset.actions),
         "rewards": rewards,
         "keeps": (~dataset.terminations).astype(np.float32),

@@ -4,11 +4,14 @@ from dataclasses import asdict, fields
 
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.partition import Partition
 
-KINDS = {kind.kind: kind for kind in (Mechanism, Bag, Partition)}
-AnyMechanism = Mechanism | Bag | Partition
+KINDS = {kind.kind: kind for kind in (Mechanism, Bag, BagThenNoise, Partition)}
+AnyMechanism = Mechanism | Bag | BagThenNoise | Partition
+# Those whose steps add noise to clipped vectors of units.
+WITH_NOISE = (Mechanism.kind, BagThenNoise.kind)
 
 
 def to_values(mechanism: AnyMechanism) -> dict:

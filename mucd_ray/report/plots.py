@@ -52,6 +52,7 @@ LEVELS = {
     "non-private learner": (VERMILION, (0, (6, 2))),
     "behaviour policy": (PURPLE, (0, (6, 2, 1, 2))),
     "best constant action": (AMBER, (0, (1, 1.5))),
+    "trained on the trusted data alone": (BLUE, (0, (1, 1.5))),
     "public floor": (INK, (0, (1, 3))),
 }
 SCOPE_COLOURS = (BLUE, VERMILION)

@@ -27,6 +27,7 @@ BASELINES = {
     "non_private": "Non-private learner",
     "behaviour": "Behaviour policy",
     "best_constant_return": "Best constant action",
+    "trusted": "Trained on the trusted data alone",
 }
 SCOPES = {"per_state": "Each state by itself", "family_wise": "All states together"}
 ACCOUNTANTS = {

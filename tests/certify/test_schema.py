@@ -20,6 +20,7 @@ from mucd_ray.certify.file.voted import voted_evidence
 from mucd_ray.certify.guarantees import FAMILIES, THREATS
 from mucd_ray.certify.planning.goal import GOALS
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.partition import Partition
@@ -44,13 +45,14 @@ def run_context():
     """The context of a run, from the function that writes it."""
     about = pytest.importorskip("mucd_ray.service.runs.about")
     learner = pytest.importorskip("mucd_ray.learn.learner")
-    baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "reference": [0]}
+    baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "trusted": -95.0, "reference": [0]}
     store = SimpleNamespace(baselines=lambda: baselines, targets=lambda: [100], looks=lambda: [100], states_hash=lambda: "ab")
     settings = SimpleNamespace(
         dataset="acrobot/größe-v0",
         fingerprint="cd",
         units=1000,
         source_key=None,
+        trusted=("acrobot/ours-v0", "ef"),
         card=SimpleNamespace(env_id="Acrobot-v1", random_return=-499.0, expert_return=-79.0),
         discount=1.0,
         mechanism=Mechanism(sample_rate=0.05, noise_multiplier=30.0, clip_norm=0.1, steps=40, normaliser=50.0),
@@ -73,6 +75,7 @@ def certificates():
         "radius_cap": 12,
         "returns": rng.normal(-90, 20, POLICIES).clip(-500, 0),
         "return_range": (-500, 0),
+        "features": {"source": "raw", "card": "Acrobot-v1", "encoder": None},
     }
     top = np.array([99, 80, 50])
     votes = np.stack([top, POLICIES - top], axis=1)
@@ -83,8 +86,9 @@ def certificates():
         {"actions": scores_evidence(histogram(levels(values, 0, 1)))},
         {"actions": continuous_evidence(histogram(levels(values, 0, 1)), [0, 0], [1, 1]), "threat": "insert"},
         {"returns": [-90.0], "accountant": "published"},
-        {"mechanism": Bag(bag_size=10), "actions": votes_evidence(votes)},
+        {"mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "features": {"source": "encoder", "card": "Acrobot-v1", "encoder": "0f" * 32}},
         {"mechanism": Bag(draws="poisson", sample_rate=0.01), "threat": "substitute"},
+        {"mechanism": BagThenNoise(bag_rate=0.02, sample_rate=0.5, noise_multiplier=4.0, clip_norm=0.1, steps=40, normaliser=10.0), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=300), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=POLICIES), "actions": exact_evidence(votes, [0, 0, 1]), "voted": voted_evidence("exact", 1, -1.0, [votes[:1]], [episode])},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="function", name="mine.trainers:clone", sha256="0" * 64)},

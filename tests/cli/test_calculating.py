@@ -108,3 +108,15 @@ def test_plan_plots_the_frontier(answer, tmp_path):
     rows = answer("plan", "--units", "2000", "--threat", "insert", "--instances", "50", "--frontier", str(file))["frontier"]
     assert {row["instances"] for row in rows} == {50, 100, 1000, 10_000}
     assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_bag_then_noise_has_the_same_commands(answer, capfd):
+    asked = ["--mechanism", "bag-then-noise", "--units", "1000", "--bag-size", "20", "--sample-rate", "1", "--noise-multiplier", "5", "--steps", "100"]
+    found = {draws: answer("radius", *asked, "--draws", draws, "--top", "0.9924", "--runner-up", "0.0076")["radius"] for draws in ("poisson", "fixed")}
+    assert 60 < found["poisson"] < 75 and 34 <= found["fixed"] < 45
+    assert answer("radius", *asked, "--top", "0.9924", "--runner-up", "0.0076")["radius"] == found["poisson"]
+    bounds = answer("tradeoff", *asked, "--inserted", "3", "--removed", "2", "--probability", "0.9")
+    assert 0.8 < bounds["lower"][0] < 0.9 < bounds["upper"][0]
+    for changes, complaint in ((["--draws", "replacement"], "'replacement' do not go with noise"), (["--parts", "3"], "--parts 3 is not an option"), (["--accountant", "rdp"], "'rdp' is for the gaussian")):
+        assert main(["radius", *asked, *changes, "--top", "0.99", "--runner-up", "0.01"]) == 2 and complaint in capfd.readouterr().err
+    assert main(["radius", *asked[:-2], "--top", "0.99", "--runner-up", "0.01"]) == 2 and "needs --steps" in capfd.readouterr().err

@@ -3,10 +3,13 @@
 Run folders, certificates and requests have theirs in tests/service/test_files_hostile.py.
 """
 
+import base64
 import json
 import os
 import shutil
+import signal
 import struct
+import zlib
 
 import gymnasium as gym
 import h5py
@@ -18,7 +21,9 @@ from minari_datasets import ACTIONS, SPACES, create
 
 from mucd_ray.cli import main
 from mucd_ray.data.environments.cards import card_for, load_card
+from mucd_ray.data.formats.metadata import read_metadata
 from mucd_ray.data.formats.minari import load_dataset, local_datasets
+from mucd_ray.data.formats.tables import Tables
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_DEPTH, read_file, read_json, read_npy
 
@@ -588,6 +593,78 @@ def test_metadata_of_an_episode_of_another_kind(minari_root, tmp_path, content, 
     (tmp_path / "elsewhere.json").write_text('{"who": "ann"}')
     path.symlink_to(tmp_path / "elsewhere.json")
     assert "leads out of" in refusal(lambda: load_dataset("table-v0", source_key="who"))
+
+
+# A parquet file whose footer has a histogram of another size: an exception in a destructor of pyarrow, which ends the process.
+ENDS_PYARROW = zlib.decompress(base64.b85decode(
+    "c-oa!O-~a+7=F85mSt%SU}xPm959g$%2%mk)YQUYKdh8UD_=ES%CcE%+Jf7biYN5M!Mhy%0}$iK)eFX`@t_w^hJ!JB@ra2BPsW+)?oufsanjE0yz{)z^SrZf(@C5jLOhy8Q%U4U&;ii%"
+    "IJfsa{3vyN)Hk>lezDszYQ8l`e*KJw-&9(548JcN+Iks&_x;5V0yKbveI&092}tNvc$%f~^h}1Hx?Oua0GycflDTP{<H+Lo@=a~Qsnt#LO!Nb2AW1l=zQXg+;t5eu{UBm~r1T-l5fgd)"
+    "L=hbf5j`Zz#HG`eQ1WozDbA@^vg?&w@0%ZQ!szxn@c~%;t7lKgw@<y^9eGk5IosR&ZKuwHj84{Da55Fq$)y$=qs&5UPtAhYyAh*Y$5035f*O~{qj+cmY-RXnrG^(9v0!82AeP*v`fwN&"
+    "p`<Svg)EX_m{WYq3njx^&6ab^#S-F>kPH#<Ft70WT&avWKw>wiG#h!NU=+)Qg6^_9g9DQ2&N8Z5Ymw}L?0jXzD&&e;8vxy)w3e+(QMV(qq;{(F8gwF29R{IIz4(s<rs}96PWH>cJ@PuI"
+    "-POdSTS)CAZw{zmAa8(!&>2mV)EMn1@}+uwP0w{t*d_UkNB-*3K5^Ox*U&ZVM|Dl3o}g+V*;<mLW#0|cTIb{qPW#MjKfM3f9!G0|+AV<k@5M8{DS1xYYYH`Vk4kbF-Jv}7Z_A~5FN7Kz"
+    ">ku0Gk048$C~r2CQ^kkV=^L|`Yu%=7@`H4oH^(r>DO?-l7+3L_iDMX>_^QcbV+1fkAFg7YV1fOWjA`<XWav|oPVp+81N-L@B65+e(Rh>v*?APZqeO!Ny*N|J1Y?2h?4^ocjijix<RqCW"
+    "Je6Vot}}ef&5Y3LS~{;6hE^5|PA<0jQ#Jj#s~@T9n+NoD8eF?Ix45Ji()VyIY2y?4wyU3DqKO0gtdw}{_F_E0x=@^;_cKB7jl>f!Xqq{V(t2o0bd2RM@83_<y)RZz{8CO2&a5rg)k7>N"
+    "SUslef^1S$FHZeOY%;f~)C3c`cF-^5&j)VJQn`$spRrG!>?>D5=~~HJcPd7?Utd}2&sx@UwQJR|N~8t5f)@q?14HV3CqVrNK9FDKB>8{(3v#|)n*"
+))
+
+
+def test_a_file_that_ends_the_process_that_reads_it(minari_root, refusal):
+    create("table-v0", SPACES["box"], ACTIONS["discrete"], "parquet")
+    (minari_root / "table-v0/data/0/part-0.parquet").write_bytes(ENDS_PYARROW)
+    assert "the process that read it with pyarrow ended by SIGABRT" in refusal(load_dataset, "table-v0")
+
+
+@pytest.mark.parametrize("number,message", [(signal.SIGXCPU, "took more than 60 seconds"), (signal.SIGKILL, "ended by SIGKILL")])
+def test_a_reader_that_is_stopped_is_one_line(minari_root, monkeypatch, refusal, number, message):
+    """For its time, or by the system for its memory."""
+    create("table-v0", SPACES["box"], ACTIONS["discrete"], "parquet")
+    episode = Tables.episode
+
+    def stopped(tables, which):
+        os.kill(tables.child.pid, number)
+        return episode(tables, which)
+
+    monkeypatch.setattr(Tables, "episode", stopped)
+    assert message in refusal(load_dataset, "table-v0")
+
+
+def mutated(content, rng):
+    """Bytes that are changed, cut out, repeated or cut off; most faults lie in the footer."""
+    content = bytearray(content)
+    for _ in range(rng.integers(1, 5)):
+        start = int(rng.integers(len(content) // 2, len(content)) if rng.random() < 0.7 else rng.integers(len(content)))
+        end = start + int(rng.integers(1, 9))
+        kind = rng.integers(4)
+        if kind == 0:
+            content[start:end] = rng.bytes(end - start)
+        elif kind == 1:
+            content[start] = rng.choice([0, 1, 127, 128, 255])
+        elif kind == 2:
+            content[start:end] = b""
+        else:
+            content[start:start] = content[start:end]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("data_format", ["parquet", "arrow"])
+def test_mutated_files_are_read_or_refused(minari_root, data_format, count):
+    create("table-v0", SPACES["box"], ACTIONS["discrete"], data_format)
+    folder, rng, ended = minari_root / "table-v0/data", np.random.default_rng(236), 0
+    path, metadata = folder / f"0/part-0.{data_format}", read_metadata(folder)
+    whole, tables = path.read_bytes(), Tables(folder, metadata, image=False)
+    for _ in range(count):
+        path.write_bytes(mutated(whole, rng))
+        try:
+            assert set(tables.episode(0)) == set(columns())
+        except (ValueError, OSError) as error:
+            if "the process that read it" in str(error):
+                tables.__exit__()
+                tables, ended = Tables(folder, metadata, image=False), ended + 1
+    path.write_bytes(whole)
+    assert len(tables.episode(0)["rewards"]) == 4
+    tables.__exit__()
+    print(f"{ended} of {count} ended the process")
 
 
 # .npy and JSON in general

@@ -134,6 +134,10 @@ class Canaries:
     ordinary: int = 40
     length: int = 1
 
+    @property
+    def problem(self) -> Problem:
+        return Problem(learner=Learner(learning_rate=0.01, local=LocalUpdate(cap=2, steps=2)), inputs=2, actions=2, discrete=True)
+
     def dataset(self, pushing: int, pulling: int, feature: float = 0.0) -> Units:
         """Ordinary units, and canaries of which `pushing` raise and `pulling` lower what the auditor looks at."""
         rng, count = np.random.default_rng(0), self.ordinary
@@ -148,9 +152,8 @@ class Canaries:
 
     def train(self, units: Units, instances: int, secret: bytes, engine: str = "fused") -> np.ndarray:
         """What the auditor looks at, of every instance: [instances]."""
-        learner = Learner(learning_rate=0.01, local=LocalUpdate(cap=2, steps=2))
         parameters = train_block(
-            problem=Problem(learner=learner, inputs=2, actions=2, discrete=True), mechanism=replace(self.mechanism, unit=units.unit), units=units,
+            problem=self.problem, mechanism=replace(self.mechanism, unit=units.unit), units=units,
             instances=range(instances), streams=Streams(secret * 32), engine=engine,
         )
         bias = parameters["0.bias"].numpy()

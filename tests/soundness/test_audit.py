@@ -12,9 +12,13 @@ import pytest
 from attackers import Canaries
 from scipy.stats import norm
 
+from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.confidence.proportions import clopper_pearson_lower, clopper_pearson_upper
 from mucd_ray.certify.guarantees import Guarantees
-from mucd_ray.learn.ensemble import ENGINES
+from mucd_ray.learn.ensemble import ENGINES, train_block
+from mucd_ray.learn.streams import Streams
+from mucd_ray.learn.trainers.bags import draw_bag, units_of
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 
 INSTANCES, CANARIES = 6000, 10
 # Each of the two bounds of an event fails with at most this probability.
@@ -123,6 +127,32 @@ def test_the_published_rule_does_not_survive_the_real_engine():
     before, after = attained(attack.train(attack.dataset(CANARIES, 0), 3000, b"h"), attack.train(attack.dataset(0, 0), 3000, b"i"), 0.7)
     assert after < Guarantees(plan, threat="remove", family="published").at(CANARIES).lower(before)
     assert after >= Guarantees(plan, threat="remove").at(CANARIES).lower(before)
+
+
+@pytest.mark.parametrize("draws", [{"bag_rate": 0.15}, {"draws": "fixed", "bag_size": 4}], ids=["poisson", "fixed"])
+@pytest.mark.parametrize("removed,inserted", [(8, 0), (4, 4)])
+def test_bags_with_noise_stay_within_their_claim(removed, inserted, draws):
+    """Few ordinary units, so that bags without any changed unit, with some, and empty ones all occur."""
+    asked, ordinary, instances = BagThenNoise(unit="transition", **draws, sample_rate=0.7, noise_multiplier=1.5, clip_norm=0.1, steps=4, normaliser=2.0), 16, 3000
+    attack = Canaries(ordinary=ordinary)
+
+    def outcomes(units, secret):
+        streams, settings = Streams(secret * 32), {"problem": attack.problem, "mechanism": asked.noise}
+        bags = (units_of(units, draw_bag(asked.bag, len(units), instance, streams)) for instance in range(instances))
+        bias = np.concatenate([train_block(**settings, units=bag, instances=[instance], streams=streams)["0.bias"].numpy() for instance, bag in enumerate(bags)])
+        return bias[:, 1] - bias[:, 0]
+
+    under_d, under_d_prime = outcomes(attack.dataset(removed, 0), b"l"), outcomes(attack.dataset(0, inserted), b"m")
+    exact = guarantees_of(asked, units=ordinary + removed).group(inserted, removed)
+    shifts = []
+    for p in (0.1, 0.3, 0.5, 0.7, 0.9):
+        before, after = attained(under_d, under_d_prime, p)
+        assert after >= exact.lower(before)
+        shifts.append(before - after)
+    grid = np.linspace(0.001, 0.999, 999)
+    claimed = float(np.max(grid - exact.lower(grid)))
+    # Canaries that take the places of ordinary units do less than units that push the other way would.
+    assert (0.7 if asked.draws == "poisson" else 0.3) * claimed <= max(shifts) <= claimed
 
 
 @pytest.mark.slow

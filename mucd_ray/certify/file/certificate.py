@@ -40,6 +40,8 @@ KEYS = {"format", "claim", "inputs", "results", "assumptions", "context", "sha25
 RANDOMNESS = {
     "gaussian": "Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
     "bag": "What an instance is depends on its own bag and on fresh randomness alone; no instance was dropped, trained on another bag, or chosen among several.",
+    "bag-then-noise": "What an instance is depends on its own bag, through noisy sums alone, and on fresh randomness; no instance was dropped, trained on another bag, or chosen among "
+    "several. Gaussian noise and sums are computed in float32; the guarantees are those of exact real arithmetic.",
     "partition": "What a part's policy is depends on the units of the part and on public constants alone. D' has at least as many units as there are parts; fewer are refused.",
 }
 # Those of a kind of unit.
@@ -87,6 +89,7 @@ def make_inputs(
     condition: str | None = None,
     radius_cap: int | None = None,
     trainer: Outside | None = None,
+    features: dict | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
 
@@ -102,8 +105,10 @@ def make_inputs(
         condition: what the claim depends on that nothing accounts for, one of CONDITIONS in `evidence.py`.
         radius_cap: no radius above it is claimed; at most N, which is the default.
         trainer: from outside; None: the package's own learner.
+        features: what policies see: {"source": one of FEATURES in `evidence.py`, "card": name of the environment, "encoder": SHA-256 or None}.
     """
-    return {
+    known = {} if features is None else {"features": features}
+    return known | {
         "mechanism": to_values(mechanism),
         "trainer": None if trainer is None else asdict(trainer),
         "threat": threat,

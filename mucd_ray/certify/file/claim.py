@@ -4,11 +4,11 @@ from fractions import Fraction
 from functools import partial
 
 from mucd_ray.certify.confidence.looks import looks_up_to
-from mucd_ray.certify.file.evidence import TUNED_ON_THIS_DATASET
+from mucd_ray.certify.file.evidence import FEATURES, TUNED_ON_THIS_DATASET
 from mucd_ray.certify.file.voted import SURE
 from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
 from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, round_down, round_up, share, tenths_down
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.words import counted
 
@@ -33,6 +33,8 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
         "Training is the randomised mechanism recorded here, with randomness that the attacker does not know."
     )
     sentences += OF_UNITS.get(inputs["mechanism"]["unit"], [])
+    if "features" in inputs:
+        sentences.append(f"Features: {FEATURES[inputs['features']['source']].format(**inputs['features'])}.")
     sentences += MECHANISMS[inputs["mechanism"]["kind"]](inputs["mechanism"], inputs["units"], kind, inputs["trainer"])
     if inputs["trainer"] is not None:
         sentences.append(_trainer(inputs["trainer"]))
@@ -41,7 +43,7 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
         sentences += ACTIONS[results["action"]["kind"]](results["action"])
     if "voted" in results:
         sentences += _voted(inputs, results["voted"])
-    if inputs["mechanism"]["kind"] == Mechanism.kind and _largest(results) >= (limit := LARGEST_RADIUS[inputs["threat"]]):
+    if inputs["mechanism"]["kind"] in WITH_NOISE and _largest(results) >= (limit := LARGEST_RADIUS[inputs["threat"]]):
         sentences.append(f"Radii were searched up to {limit}, the most that is accounted for: one of {limit} is a floor.")
     if inputs["clipped"]:
         low, high = inputs["return_range"]
@@ -72,6 +74,14 @@ def _bag(mechanism: dict, units: int, kind: str, trainer: dict | None) -> list[s
     ]
 
 
+def _bag_then_noise(mechanism: dict, units: int, kind: str, trainer: dict | None) -> list[str]:
+    how = f"exactly {mechanism['bag_size']} of the {kind}" if mechanism["draws"] == "fixed" else f"every one of the {kind} by itself with probability {exactly(mechanism['bag_rate'] or 0.0)}"
+    return [
+        f"How it withstands: every instance is trained on a bag of its own, {how}, drawn independently of all other instances, in {counted(mechanism['steps'], 'step')} that add noise to the sum of its "
+        "units' clipped vectors: a bag without changed units gives what it gave before, and one with few of them nearly so."
+    ]
+
+
 def _partition(mechanism: dict, units: int, kind: str, trainer: dict | None) -> list[str]:
     if trainer is not None:
         return [
@@ -93,7 +103,7 @@ def _trainer(trainer: dict) -> str:
 
 
 # What a mechanism says of itself beside the first sentence.
-MECHANISMS = {"gaussian": lambda mechanism, units, kind, trainer: [], "bag": _bag, "partition": _partition}
+MECHANISMS = {"gaussian": lambda mechanism, units, kind, trainer: [], "bag": _bag, "bag-then-noise": _bag_then_noise, "partition": _partition}
 
 
 def _largest(results) -> int:

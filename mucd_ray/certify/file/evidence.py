@@ -5,14 +5,14 @@ their public range, so that evidence is a histogram of whole numbers. Rounding t
 the end of the level's cell that errs to the safe side.
 """
 
+import re
 import sys
 
 import numpy as np
 
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism import outside
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import from_values
+from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
 from mucd_ray.words import counted
 
 # A level is 0.5 % of the range.
@@ -26,10 +26,18 @@ CONDITIONS = (TUNED_ON_THIS_DATASET,)
 LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
 KEYS = {
     "mechanism", "trainer", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
-    "actions",
+    "actions", "voted", "features",
 }
-# What certificates that are not about it leave out.
-OPTIONAL_KEYS = {"voted"}
+# Certificates made before it was written down, or that are not about it, lack it.
+OPTIONAL = {"features", "voted"}
+# What policies see, in the words of the claim.
+FEATURES = {
+    "raw": "raw observations of {card}", "card": "public features of the card of {card}",
+    "privileged": "features of the card of {card} out of the controller, or the model of the environment, that made the data (privileged: they show the mechanism, not what others would get)",
+    "encoder": "the outputs of an encoder from outside at raw observations of {card} (SHA-256 of its file: {encoder})",
+}
+# A claim repeats the name: it must not be able to be a sentence.
+NAME, HASH = re.compile(r"[\w./:-]{1,200}"), re.compile("[0-9a-f]{64}")
 ACTION_KEYS = {
     "votes": {"kind", "counts", "reference"},
     "exact": {"kind", "counts", "reference"},
@@ -79,6 +87,16 @@ def continuous_evidence(counts: np.ndarray, low, high) -> dict:
     return {"kind": "continuous", "histogram": _whole(counts), "low": np.asarray(low, dtype=float).tolist(), "high": np.asarray(high, dtype=float).tolist()}
 
 
+def _check_features(features) -> None:
+    if not isinstance(features, dict) or set(features) != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
+        raise MucdError(f"features {_shown(features)} must have source (one of {', '.join(FEATURES)}), card and encoder")
+    card, encoder = features["card"], features["encoder"]
+    if not (isinstance(card, str) and NAME.fullmatch(card)):
+        raise MucdError(f"card {_shown(card)} of the features must be the id of an environment")
+    if (features["source"] == "encoder") != (encoder is not None) or encoder is not None and not (isinstance(encoder, str) and HASH.fullmatch(encoder)):
+        raise MucdError(f"encoder {_shown(encoder)} of the features must be a SHA-256 where the source is an encoder, else null")
+
+
 def _whole(values) -> list:
     values = np.asarray(values)
     if not np.array_equal(values, np.rint(values)):
@@ -92,17 +110,19 @@ def check_inputs(inputs: dict) -> None:
     Raises:
         MucdError: naming the value and what it must be.
     """
-    if not isinstance(inputs, dict) or set(inputs) - OPTIONAL_KEYS != KEYS:
+    if not isinstance(inputs, dict) or not KEYS - OPTIONAL <= set(inputs) <= KEYS:
         raise MucdError(f"inputs must have exactly the keys {', '.join(sorted(KEYS))}")
     mechanism = from_values(inputs["mechanism"])
     if inputs["trainer"] is not None:
         outside.from_values(inputs["trainer"])
-        if mechanism.kind == Mechanism.kind:
+        if mechanism.kind in WITH_NOISE:
             raise MucdError("a trainer from outside is not trained with noise: its mechanism is a bag or a partition")
     if not (inputs["goal"] is None or isinstance(inputs["goal"], str)):
         raise MucdError(f"goal {_shown(inputs['goal'])} must be null or text")
     if not (inputs["condition"] is None or inputs["condition"] in CONDITIONS):
         raise MucdError(f"condition {_shown(inputs['condition'])} must be null or one of {', '.join(CONDITIONS)}")
+    if "features" in inputs:
+        _check_features(inputs["features"])
     checked_reals("return range", inputs["return_range"], 2)
     checked_reals("returns", inputs["returns"])
     checked_reals("eta and discount", [inputs["eta"], inputs["discount"]])

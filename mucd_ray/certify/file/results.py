@@ -18,8 +18,7 @@ from mucd_ray.certify.planning.goal import Goal
 from mucd_ray.certify.policy import ceiling_band, expected_return_bound, mean_route_bound, radius_keeping, return_band, shares_kept
 from mucd_ray.certify.radius import radius_ladder
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import from_values
+from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
 from mucd_ray.mechanism.work import spend
 from mucd_ray.words import counted
 
@@ -56,7 +55,7 @@ def compute_results(inputs: dict) -> dict:
         "sound": inputs["accountant"] != "published",
         "instances": len(returns),
         "eta": eta,
-        "signal_budget": mechanism.signal_budget(inputs["units"]) if isinstance(mechanism, Mechanism) else None,
+        "signal_budget": mechanism.signal_budget(inputs["units"]) if mechanism.kind in WITH_NOISE else None,
         "policy": policy,
         "action": None,
         "goal": None,

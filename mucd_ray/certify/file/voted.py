@@ -16,7 +16,7 @@ KEYS = {"kind", "horizon", "least_reward", "rows", "episodes"}
 EPISODE_KEYS = {"rows", "node", "action", "reward", "next"}
 # By kind of mechanism, what may stand in a row: votes of the instances, votes of all parts, or the least number of changed units for each action. The policies of parts have only then
 # one vote each that is known if training has no randomness.
-KINDS = {"gaussian": ("votes",), "bag": ("votes",), "partition": ("exact", "votes")}
+KINDS = {"gaussian": ("votes",), "bag": ("votes",), "bag-then-noise": ("votes",), "partition": ("exact", "votes")}
 # Of these kinds nothing is sampled but the episodes.
 SURE = ("exact", "least")
 # Episodes times steps: more than a file could hold.

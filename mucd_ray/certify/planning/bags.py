@@ -1,5 +1,6 @@
-"""Planning a bag or a partition: which sizes certify a vote at a wanted radius, from public numbers alone; and all mechanisms side by side."""
+"""Planning a bag, with or without noise, or a partition: which sizes certify a vote at a wanted radius, from public numbers alone; and all mechanisms side by side."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,14 +9,20 @@ import numpy as np
 from mucd_ray.certify.action import action_radii
 from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.confidence.proportions import LARGEST, check_count
-from mucd_ray.certify.planning.calibration import vote_bounds
-from mucd_ray.certify.planning.plan import plan
+from mucd_ray.certify.planning.calibration import LEAST_NOISE_MULTIPLIER, vote_bounds
+from mucd_ray.certify.planning.plan import BATCH, STEPS, plan
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.bag import Bag
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import AnyMechanism, to_values
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
+from mucd_ray.mechanism.gaussian.mechanism import MOST_NOISE, Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, to_values
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.words import counted, plural
+
+# The bag is this many times as large as one that would withstand the wanted radius without noise: with much larger ones the noise that they need leaves less signal.
+LARGER = 2
+# Noise multipliers are found up to this share of them.
+PRECISION = 1e-3
 
 
 def certified_radius(mechanism: AnyMechanism, *, units: int, instances: int, eta: float, actions: int, threat: str, agreement: float = 1.0) -> int:
@@ -52,6 +59,58 @@ def largest_bag(*, units: int, radius: int, instances: int, eta: float, actions:
     return bag_of(size, unit=unit, draws=draws, units=units)
 
 
+def bag_then_noise_of(bag: Bag, *, units: int, noise_multiplier: float, sample_rate: float | None = None, steps: int | None = None, clip_norm: float = 1.0) -> BagThenNoise:
+    """That bag, then noise: by default 100 steps on all of its units, or on about 1024 of them.
+
+    Args:
+        units: the declared number of units, from which the normaliser follows, where the bag's size varies.
+    """
+    size = units * bag.sample_rate if bag.bag_size is None else bag.bag_size
+    rate = min(1.0, BATCH / size) if sample_rate is None else sample_rate
+    return BagThenNoise(
+        unit=bag.unit, draws=bag.draws, bag_size=bag.bag_size, bag_rate=bag.sample_rate, sample_rate=rate, noise_multiplier=noise_multiplier, clip_norm=clip_norm,
+        steps=STEPS if steps is None else steps, normaliser=rate * size,
+    )
+
+
+def usual_bag_size(*, units: int, radius: int, instances: int, eta: float, actions: int, threat: str, unit: str, agreement: float = 1.0) -> int:
+    """LARGER times the bag that would do without noise, or all units."""
+    asked = {"units": units, "radius": radius, "instances": instances, "eta": eta, "actions": actions, "threat": threat, "agreement": agreement}
+    return min(units, LARGER * largest_bag(**asked, unit=unit).bag_size)
+
+
+def least_noise_in_bags(
+    bag: Bag, *, units: int, radius: int, instances: int, eta: float, actions: int, threat: str, unit: str, agreement: float = 1.0,
+    sample_rate: float | None = None, steps: int | None = None, clip_norm: float = 1.0,
+) -> BagThenNoise:
+    """The least noise, up to 0.1 % and four digits, with which a vote on such bags is certified at `radius` changed units.
+
+    Raises:
+        MucdError: no noise certifies that.
+    """
+
+    top, runner_up = (np.array([bound]) for bound in vote_bounds(instances, actions, eta, agreement))
+
+    def certified(sigma: float) -> BagThenNoise | None:
+        mechanism = bag_then_noise_of(bag, units=units, noise_multiplier=sigma, sample_rate=sample_rate, steps=steps, clip_norm=clip_norm)
+        at = guarantees_of(mechanism, units=units, threat=threat).at(radius)
+        return mechanism if at.lower(top) > at.upper(runner_up) else None
+
+    high = 1.0
+    while (best := certified(high)) is None:
+        high *= 4
+        if high > MOST_NOISE:
+            raise MucdError(f"a vote of {counted(instances, 'instance')} on bags is not certified at r = {radius} of {counted(units, unit)} with any noise: ask for a smaller fraction, or for more instances")
+    low = high / 4 if high > 1 else LEAST_NOISE_MULTIPLIER
+    while high > low * (1 + PRECISION):
+        middle = float(f"{math.sqrt(low * high):.4g}")
+        if not low < middle < high:
+            break
+        found = certified(middle)
+        low, high, best = (low, middle, found) if found else (middle, high, best)
+    return best
+
+
 def fewest_parts(*, units: int, radius: int, instances: int, eta: float, actions: int, threat: str, unit: str, agreement: float = 1.0) -> Partition:
     """The partition of fewest, hence largest, parts with which a vote is still certified at `radius` changed units.
 
@@ -78,14 +137,15 @@ def compare(*, units: int, radius: int, unit: str, instances: int, eta: float, a
     """What every mechanism leaves to the learner if a vote of this agreement is to be certified at `radius` changed units.
 
     Returns:
-        plain values: `recommended` (a kind), `why` (a sentence), and `mechanisms`, one object per kind with `kind`, `mechanism` (its public constants; None
+        plain values: `recommended` (a kind), `why` (a sentence), and `mechanisms`, one object per kind with `kind`, `signal_budget` (S, where there is noise, else None), `mechanism` (its public constants; None
         where it cannot certify that, then `refused` says why), `radius` (what it certifies), and `units_per_policy`, the number of units that one policy learns from: all of them,
-        through noise, under `gaussian`.
+        through noise, under `gaussian`; so many on average, and through noise, under `bag-then-noise`.
     """
     asked = {"units": units, "radius": radius, "instances": instances, "eta": eta, "actions": actions, "threat": threat, "agreement": agreement}
     makers = {
         Mechanism.kind: lambda: (replace(plan(**asked).mechanism, unit=unit), units),
         Bag.kind: lambda: ((bag := largest_bag(**asked, unit=unit)), bag.bag_size),
+        BagThenNoise.kind: lambda: ((noisy := least_noise_in_bags(bag_of(usual_bag_size(**asked, unit=unit), unit=unit, draws="poisson", units=units), **asked, unit=unit)), noisy.units_in_bag(units)),
         Partition.kind: lambda: ((partition := fewest_parts(**asked, unit=unit)), units / partition.parts),
     }
     rows, of_vote = [], {name: value for name, value in asked.items() if name != "radius"}
@@ -93,8 +153,9 @@ def compare(*, units: int, radius: int, unit: str, instances: int, eta: float, a
         try:
             mechanism, learned_from = make()
             rows.append({"kind": kind, "mechanism": to_values(mechanism), "radius": certified_radius(mechanism, **of_vote), "units_per_policy": learned_from, "refused": None})
+            rows[-1]["signal_budget"] = mechanism.signal_budget(units) if kind in WITH_NOISE else None
         except MucdError as error:
-            rows.append({"kind": kind, "mechanism": None, "radius": None, "units_per_policy": None, "refused": str(error)})
+            rows.append({"kind": kind, "mechanism": None, "radius": None, "units_per_policy": None, "refused": str(error), "signal_budget": None})
     recommended, why = ADVICE[unit]
     if all(row["mechanism"] is None for row in rows if row["kind"] == recommended):
         recommended, why = None, f"{recommended}, the usual choice, cannot certify that"

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ import numpy as np
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments import breakout, frames, freeway, halfcheetah, highway
+from mucd_ray.data.environments.encoding import encoded
 from mucd_ray.data.environments.make import StepLimit, make_environment
 from mucd_ray.data.environments.recorded_in import check_arguments, check_environment_id, check_time_limit, name_of
 from mucd_ray.errors import MucdError
@@ -46,6 +48,8 @@ class EnvironmentCard:
         wrapper: name of a public wrapper in `WRAPPERS` that the environment is put into, or None.
         observation_shape: shape of one observation.
         transform: name of a public function in `TRANSFORMS` that replaces each observation first, or None.
+        encoder: (SHA-256 of its file, number of its outputs) of an encoder from outside whose outputs replace each observation first
+            (`learn/encoders.py`), or None.
         indices: entries of the flattened (transformed) observation that are the policy's features, [d]; none means all of them.
         center, scale: one number per feature, or a single one for all: feature = (entry - center) / scale.
         clip: features are limited to [-clip, clip].
@@ -56,6 +60,8 @@ class EnvironmentCard:
         max_episode_steps: public greatest length of an episode, after which it is cut if the environment has not ended it; discounted returns and
             environments without a time limit of their own need it.
         reward_scale: public divisor that brings a typical reward near 1.
+        privileged: whether `transform` comes out of the controller, or the model of the environment, that made the data: results on such features show the
+            mechanism, not what others would get.
         random_return, expert_return: reference returns for normalised scores, if known.
         source: where the constants come from.
 
@@ -68,6 +74,7 @@ class EnvironmentCard:
     wrapper: str | None = None
     observation_shape: tuple[int, ...]
     transform: str | None = None
+    encoder: tuple[str, int] | None = None
     indices: tuple[int, ...]
     center: tuple[float, ...]
     scale: tuple[float, ...]
@@ -77,6 +84,7 @@ class EnvironmentCard:
     reward_range: tuple[float, float] | None = None
     max_episode_steps: int | None = None
     reward_scale: float = 1.0
+    privileged: bool = False
     random_return: float | None = None
     expert_return: float | None = None
     source: str
@@ -93,11 +101,13 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: observation_shape {self.observation_shape} has more than {MOST_ENTRIES:,} entries")
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
+        if self.encoder is not None:
+            self._check_encoder()
         if self.wrapper is not None and self.wrapper not in WRAPPERS:
             raise MucdError(f"card of {self.env_id}: wrapper {self.wrapper!r} is unknown: use one of {', '.join(WRAPPERS)} or none")
         if self.wrapper is not None and not name_of(self.env_id).startswith("ALE/"):
             raise MucdError(f"card of {self.env_id}: wrapper {self.wrapper!r} is for Atari games: leave it out")
-        size = self._entries(np.zeros(self.observation_shape)).size
+        size = self._size
         if not all(len(values) in (1, len(self.indices) or size) for values in (self.center, self.scale)):
             lengths = f"{len(self.indices)}, {len(self.center)} and {len(self.scale)}"
             raise MucdError(f"card of {self.env_id}: indices, center and scale have {lengths} entries: give one center and one scale per feature, or one for all")
@@ -107,8 +117,9 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: center must be finite, scale and clip finite and above 0")
         if not (len(self.return_range) == 2 and -math.inf < self.return_range[0] < self.return_range[1] < math.inf):
             raise MucdError(f"card of {self.env_id}: return range {self.return_range} must be two finite numbers, the lower first")
-        if type(self.clip_returns) is not bool:
-            raise MucdError(f"card of {self.env_id}: clip_returns {self.clip_returns!r} must be true or false")
+        for name in ("clip_returns", "privileged"):
+            if type(getattr(self, name)) is not bool:
+                raise MucdError(f"card of {self.env_id}: {name} {getattr(self, name)!r} must be true or false")
         if not (self.reward_scale > 0 and math.isfinite(self.reward_scale)):
             raise MucdError(f"card of {self.env_id}: reward_scale {self.reward_scale} must be finite and above 0")
         if self.reward_range is not None and not (len(self.reward_range) == 2 and -math.inf < self.reward_range[0] <= self.reward_range[1] < math.inf):
@@ -119,10 +130,22 @@ class EnvironmentCard:
         if self.max_episode_steps is not None and not (type(self.max_episode_steps) is int and self.max_episode_steps >= 1):
             raise MucdError(f"card of {self.env_id}: max_episode_steps {self.max_episode_steps!r} must be a whole number, at least 1")
 
+    def _check_encoder(self) -> None:
+        sha256, outputs = self.encoder if len(self.encoder) == 2 else (None, None)
+        if not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) and type(outputs) is int and 1 <= outputs <= MOST_ENTRIES):
+            raise MucdError(f"card of {self.env_id}: encoder {self.encoder!r:.100} must be the SHA-256 of a file and the number of its outputs")
+        if self.transform is not None:
+            raise MucdError(f"card of {self.env_id}: an encoder takes the place of the transform {self.transform!r}: leave one of them out")
+
+    @functools.cached_property
+    def _size(self) -> int:
+        """Entries of a flattened (transformed, encoded) observation."""
+        return self.encoder[1] if self.encoder else self._entries(np.zeros(self.observation_shape)).size
+
     @functools.cached_property
     def width(self) -> int:
         """d, the number of features."""
-        return len(self.indices) or self._entries(np.zeros(self.observation_shape)).size
+        return len(self.indices) or self._size
 
     def features(self, observations: np.ndarray) -> np.ndarray:
         """Features of each observation on its own: clip((entry - center) / scale, -clip, clip).
@@ -155,19 +178,27 @@ class EnvironmentCard:
         return np.where(np.isfinite(entries), np.clip(scaled, -self.clip, self.clip), entries).astype(np.float32)
 
     def _entries(self, observations: np.ndarray) -> np.ndarray:
-        """Flattened, transformed observations, [..., entries]."""
+        """Flattened, transformed or encoded observations, [..., entries]."""
         lead = observations.shape[: observations.ndim - len(self.observation_shape)]
-        entries = observations if self.transform is None else TRANSFORMS[self.transform](observations)
-        entries = entries.reshape(*lead, math.prod(entries.shape[len(lead) :]))
-        if self.transform is not None:  # a transform may hide a NaN, for example behind a comparison
+        if self.encoder is not None:
+            entries = encoded(*self.encoder, observations.reshape(-1, *self.observation_shape))
+        else:
+            entries = observations if self.transform is None else TRANSFORMS[self.transform](observations)
+        entries = entries.reshape(*lead, math.prod(entries.shape[len(lead) :]) if self.encoder is None else self.encoder[1])
+        if self.transform is not None or self.encoder is not None:  # a transform may hide a NaN, for example behind a comparison
             finite = np.isfinite(observations).all(axis=tuple(range(len(lead), observations.ndim)))
             entries = np.where(finite[..., None], entries, np.nan)
         return entries
 
     def raw(self) -> "EnvironmentCard":
-        """The same environment with observations as they are: flattened, neither chosen from, nor transformed, centred or scaled."""
+        """The same environment with observations (or what the encoder makes of them) as they are: flattened, neither chosen from, nor transformed, centred or scaled."""
         everything = float(np.finfo(np.float32).max)
-        return dataclasses.replace(self, transform=None, indices=(), center=(0.0,), scale=(1.0,), clip=everything)
+        return dataclasses.replace(self, transform=None, indices=(), center=(0.0,), scale=(1.0,), clip=everything, privileged=False)
+
+    def features_source(self) -> dict:
+        """What policies see, as a certificate says it (certify/file/evidence.py)."""
+        source = "privileged" if self.privileged else "raw" if self == self.raw() else "card"
+        return {"source": "encoder" if self.encoder else source, "card": self.env_id, "encoder": self.encoder and self.encoder[0]}
 
     def discounted_range(self, discount: float) -> tuple[float, float]:
         """Public bounds of sum_t discount^t r_t: over all lengths n in 1..max_episode_steps and all rewards in the reward range.

@@ -15,7 +15,7 @@ from mucd_ray.data.dataset import OfflineDataset, as_column
 from mucd_ray.data.formats.hdf5 import Hdf5File
 from mucd_ray.data.formats.keys import MOST_LOOKED_AT, only_key, told
 from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
-from mucd_ray.data.formats.tables import FORMATS, Allowance, episode_metadata, read_table
+from mucd_ray.data.formats.tables import FORMATS, Tables, episode_metadata
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_within, printable
 
@@ -161,10 +161,9 @@ def _stored(folder: Path, metadata: Metadata, source_key: str | None):
     if metadata.jpeg and is_image_space(metadata.action_space):
         raise MucdError("its actions are images: only Discrete and one-dimensional Box actions are supported")
     if metadata.data_format in FORMATS:
-        allowance = Allowance()
-        for number in range(metadata.episodes):
-            episode = read_table(folder, number, metadata, image, allowance)
-            yield episode | {"key": None if source_key is None else only_key([episode_metadata(folder, number).get(source_key)], source_key, number)}
+        with Tables(folder, metadata, image) as tables:
+            for number in range(metadata.episodes):
+                yield tables.episode(number) | {"key": None if source_key is None else only_key([episode_metadata(folder, number).get(source_key)], source_key, number)}
         return
     with _hdf5(folder, metadata) as content:
         for number in range(metadata.episodes):

@@ -1,33 +1,35 @@
 """The same mechanism for any `nn.Module`: each unit's gradient is that of its own rows, by construction.
 
-The module's Python code never sees data. Before anything is read, the gradient at one row is recorded, on a made-up row, as a graph of
-tensor operations with parameters, buffers and the row as its arguments; training runs that graph on each row by itself (`torch.func.vmap`).
-So whatever a module does with the batch, its size, the number of calls, attributes, hooks, closures or global lists, a row cannot reach
-another row's gradient through it, and no row leaves a trace but in the clipped sum. Modules that this would change are refused.
+The module's Python code never sees data. Before anything is read, the gradient at one row is recorded, on tensors without numbers, as a graph
+of operations with parameters, buffers and the row as its arguments; each operation must be on a list of those that stay within a row whatever
+it holds (`operations.py`). Training runs that graph on each row by itself (`torch.func.vmap`), on always the same number of rows, at which
+no row's place shows in its gradient's bits (`places.py`). So whatever a module does with the batch, its size, the number of calls, attributes,
+hooks, closures, global lists or rounding, a row cannot reach another row's gradient through it, and no row leaves a trace but in the clipped
+sum. Modules that this would change are refused.
 
-Opacus' validator names the layers that mix rows. Its loop and its gradients are not used: they take q and the normaliser from
-len(dataset), let a NaN or 1e30 gradient through their clip, draw noise from a generator with 32 seed bits, and count rows that a module
-folds into its batch as units of their own.
+Opacus' loop and its gradients are not used: they take q and the normaliser from len(dataset), let a NaN or 1e30 gradient through their clip,
+draw noise from a generator with 32 seed bits, and count rows that a module folds into its batch as units of their own.
 """
 
 import contextlib
-import operator
+import math
 import random
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from opacus.validators import ModuleValidator
 from torch import Tensor, nn
-from torch.func import functional_call, functionalize, grad, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.func import functional_call, grad, vmap
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import vector_to_parameters
-from torch.overrides import TorchFunctionMode
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.algorithm import Transition
+from mucd_ray.learn.engines import operations, places
 from mucd_ray.learn.engines.clipping import clip_factors
 from mucd_ray.learn.engines.stacked import Draws, UnitsOnDevice, noisy_mean, slices
 from mucd_ray.learn.learner import OPTIMISERS
@@ -36,12 +38,10 @@ from mucd_ray.learn.streams import Streams, poisson_sample
 from mucd_ray.learn.units import Units, check
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
-# Rows that are looked at together: at most so many, and so many numbers in their gradients. What they give is accumulated.
-MOST_ROWS, GRADIENT_FLOATS = 128, 20_000_000
-# Operations of these libraries are functions of their arguments that vmap knows; others may run code of their own on the data.
-KNOWN = {"aten", "prims"}
-# These give memory as other rows left it, until one of the next ones has written all of it.
-UNWRITTEN, WRITES_ALL = ("empty", "resize"), {torch.ops.aten.fill, torch.ops.aten.copy, torch.ops.aten.zero}
+# Rows that are looked at together, the last ones filled up: at most so many, and so many numbers in their gradients.
+MOST_ROWS, GRADIENT_FLOATS = 64, 20_000_000
+# What was found about records that were looked at, by their code: the first operation whose results depend on a row's place, or None.
+_PLACES: dict[tuple, str | None] = {}
 
 
 def train_opacus(
@@ -70,11 +70,10 @@ def train_opacus(
     module got from the data *before*, such as initial parameters trained on them, or their mean in a constant.
 
     Raises:
-        MucdError: the module mixes rows (BatchNorm), is random (dropout), keeps a state, reads values in Python (`if x.sum() > 0`), reads
-            memory that nobody wrote (`torch.empty`), holds tensors of a class of its own, gives another number of outputs, uses operations
-            that vmap does not know, or has no
-            trainable parameter or one that is not float32; the factory's modules depend on something else than its generator; the algorithm has several networks; several local steps; what `train_block`
-            refuses.
+        MucdError: the module mixes rows (BatchNorm), is random (dropout), keeps a state, reads values in Python (`if x.sum() > 0`), holds
+            tensors of a class of its own, gives another number of outputs, uses an operation that is not listed in `operations.py`, or has no
+            trainable parameter or one that is not float32; the factory's modules depend on something else than its generator; the algorithm
+            has several networks; several local steps; what `train_block` refuses.
     """
     check(problem, mechanism, units)
     algorithm, learner = problem.algorithm, problem.learner
@@ -90,7 +89,7 @@ def train_opacus(
         # A clipped vector is rounded to its type: in bfloat16 its norm would be up to 1.004 C.
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise MucdError(f"parameter {name} is {parameter.dtype}: trainable ones must be torch.float32, which keeps vectors within the clip norm")
-    gradients = RowGradients(problem, tried, units)
+    gradients = RowGradients(problem, tried, units, mechanism.normaliser * (learner.local.cap if units.unit == "trajectory" else 1))
     parameters = torch.cat([parameter.detach().flatten() for parameter in trainable])
     target = parameters.clone() if algorithm.has_target else parameters
     optimiser = OPTIMISERS[learner.optimiser](learner, parameters)
@@ -168,36 +167,51 @@ def _global_generators(seed: int) -> Iterator[None]:
             np.random.set_state(states[0]), random.setstate(states[1])
 
 
-class _NoReading(TorchFunctionMode):
-    """Refuses what ends the process, without a word, where operations are recorded."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is Tensor.tolist:
-            raise MucdError("the module's Python code reads values (`.tolist()`): use torch's operations")
-        return function(*args, **kwargs or {})
-
-
 class RowGradients:
-    """The gradient of any row's loss by the trainable parameters, as a recorded function, and of units: a slice of rows at a time, so
-    that memory does not grow with the batch."""
+    """The gradient of any row's loss by the trainable parameters, as a recorded function, and of units: so many rows at a time that memory
+    does not grow with the batch, and always as many, so that a row's gradient has the same bits wherever it stands.
 
-    def __init__(self, problem: Problem, module: nn.Module, units: Units):
+    Args:
+        expected: public number of rows in a step; nothing but speed depends on it.
+    """
+
+    def __init__(self, problem: Problem, module: nn.Module, units: Units, expected: float = MOST_ROWS):
         self.units = units
         trainable = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.frozen = {name: tensor.detach().clone() for name, tensor in (*module.named_parameters(), *module.named_buffers()) if name not in trainable}
         self.shapes = {name: parameter.shape for name, parameter in trainable.items()}
-        size = sum(shape.numel() for shape in self.shapes.values())
-        self.slice = max(1, min(MOST_ROWS, GRADIENT_FLOATS // size))
         self.graph = recorded(problem, module, trainable, self.frozen, units.features.shape[1])
         self.all_rows = vmap(self.graph, in_dims=(None, None, None, 0, 0, 0))
+        size = sum(shape.numel() for shape in self.shapes.values())
+        self.slice = self._independent(max(1, min(MOST_ROWS, GRADIENT_FLOATS // size, 2 ** math.ceil(math.log2(max(expected, 1))))), size)
+
+    def _independent(self, rows: int, size: int) -> int:
+        """The largest of rows, rows / 2, rows / 4 ... 1 at which no place of a row shows in its gradient's bits."""
+        flat = places.made_up((size,), 0)[0].to(torch.float32)
+        named = self._named(flat)
+        x, *transition = (torch.from_numpy(np.zeros((1, *array.shape[1:]), array.dtype)) for array in (self.units.features, self.units.actions, self.units.rewards, self.units.keeps))
+        while rows >= places.KINDS:
+            key = (self.graph.code, rows, size, torch.get_num_threads())
+            if key not in _PLACES:
+                _PLACES[key] = places.first_difference(self.graph, (named, named, self.frozen), (x, x, tuple(transition)), rows)
+            if _PLACES[key] is None:
+                return rows
+            warnings.warn(f"{_PLACES[key]} rounds differently at different places of {rows} rows: fewer are trained at a time, which is slower", stacklevel=2)
+            rows //= 2
+        return 1
 
     def of_rows(self, parameters: Tensor, target: Tensor, rows: np.ndarray) -> Tensor:
-        """[len(rows), D], at the flat parameters [D] of the network and of its target copy; every row by itself."""
-        # Indexing copies, so the caller's arrays are safe.
-        x = torch.from_numpy(self.units.features[rows])
-        next_x = torch.from_numpy(self.units.next_features[rows]) if len(self.units.next_features) else x
-        transition = Transition(*(torch.from_numpy(array[rows]) for array in (self.units.actions, self.units.rewards, self.units.keeps)))
-        return self.all_rows(self._named(parameters), self._named(target), self.frozen, x, next_x, tuple(transition))[0].contiguous()
+        """[len(rows), D] of at most `slice` rows, at the flat parameters [D] of the network and of its target copy; every row by itself."""
+        filled = np.resize(rows, self.slice)
+
+        def read(array: np.ndarray) -> Tensor:
+            # In memory of torch's own, whose alignment is always the same.
+            return torch.from_numpy(array[filled]).clone()
+
+        x = read(self.units.features)
+        next_x = read(self.units.next_features) if len(self.units.next_features) else x
+        transition = tuple(read(array) for array in (self.units.actions, self.units.rewards, self.units.keeps))
+        return self.all_rows(self._named(parameters), self._named(target), self.frozen, x, next_x, transition)[0][: len(rows)].contiguous()
 
     def of_transitions(self, parameters: Tensor, target: Tensor, rows: np.ndarray) -> Iterator[Tensor]:
         """Yields [<= slice, D]: the gradient of every row."""
@@ -226,14 +240,15 @@ class RowGradients:
 def recorded(problem: Problem, module: nn.Module, trainable: dict[str, Tensor], frozen: dict[str, Tensor], width: int) -> torch.fx.GraphModule:
     """Graph of (trainable, the target's, frozen, x [d], next_x [d], transition) -> (gradient [D], outputs [O]) of one row.
 
-    It holds operations that are functions of their arguments alone, checked one by one.
+    It is recorded on tensors without numbers and holds operations that are known to be safe, see `operations.py`. The module's own code is not
+    run on anything else.
 
     Raises:
         MucdError: the module is no such function, or says something else about a batch than about its rows.
     """
-    problems = ModuleValidator.validate(module, strict=False)
-    if problems:
-        raise MucdError(f"the module cannot be trained privately ({problems[0]}): replace this layer, BatchNorm by GroupNorm")
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise MucdError(f"layer {name} is {type(layer).__name__}, which mixes the rows of a batch: use nn.GroupNorm or nn.LayerNorm")
     made_up = np.random.default_rng(0)
     # Where all is zero or in order, much is hidden: a head of zeros, say.
     trainable, target = ({name: value + torch.from_numpy(made_up.uniform(-0.1, 0.1, value.shape)).to(value.dtype) for name, value in trainable.items()} for _ in range(2))
@@ -242,8 +257,11 @@ def recorded(problem: Problem, module: nn.Module, trainable: dict[str, Tensor], 
     transitions = (actions, torch.ones(3), torch.ones(3))
     one_row = (x[0], next_x[0], tuple(part[0] for part in transitions))
 
+    def batch(parameters: dict[str, Tensor], frozen: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(module, (parameters, frozen), (x,))
+
     def call(parameters: dict[str, Tensor], frozen: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(module, (parameters, frozen), (x[None],))[0]
+        return batch(parameters, frozen, x[None])[0]
 
     def gradient(parameters, target, frozen, x, next_x, transition):
         context = [
@@ -258,26 +276,22 @@ def recorded(problem: Problem, module: nn.Module, trainable: dict[str, Tensor], 
         gradients, outputs = grad(loss, has_aux=True)(parameters)
         return torch.cat([part.flatten() for part in gradients.values()]), outputs
 
-    def copies():
-        return tuple({name: value.clone() for name, value in named.items()} for named in (trainable, target, frozen))
-
     try:
         with _global_generators(0), torch.enable_grad():
-            for name, value in trainable.items():
-                # Not in place: a buffer may be a view of the parameter, and stays what it is.
-                module.get_parameter(name).data = value.clone()
             before = _attributes(module)
-            with _NoReading():
-                outputs = module(x).detach()
+            whole = operations.record(batch, trainable, frozen, x)
             if not _same(_attributes(module), before):
                 raise MucdError("the module keeps a state that calls change: it would carry data from step to step without noise; remove it")
+            graph, again = (operations.record(gradient, trainable, target, frozen, *one_row) for _ in range(2))
+            constants, others = ({f"{number}{name}": value for number, part in enumerate(parts) for name, value in _attributes(part).items()} for parts in ((graph, whole), (again, whole)))
+            if graph.code != again.code or not _same(constants, others):
+                raise MucdError("the module does something else at every call: remove what it draws, counts or remembers")
+            for value in constants.values():
+                _check_plain("a tensor that the module uses", value)
+            outputs = whole(trainable, frozen, x)
             if outputs.shape != (3, problem.network.outputs):
                 raise MucdError(f"the module gives {tuple(outputs.shape)} for 3 rows: the algorithm wants {problem.network.outputs} outputs for each")
-            graph, again = (make_fx(functionalize(gradient))(*copies(), *one_row) for _ in range(2))
-            _check_operations(graph)
-            if graph.code != again.code or not _same(_attributes(graph), _attributes(again)):
-                raise MucdError("the module does something else at every call: remove what it draws, counts or remembers")
-            of_rows = vmap(graph, in_dims=(None, None, None, 0, 0, 0))(*copies(), x, next_x, transitions)[1]
+            of_rows = vmap(graph, in_dims=(None, None, None, 0, 0, 0))(trainable, target, frozen, x, next_x, transitions)[1]
     except MucdError:
         raise
     except Exception as error:
@@ -294,46 +308,23 @@ def _check_plain(name: str, tensor: Tensor) -> None:
         raise MucdError(f"{name} is a {type(tensor).__name__}, whose class may run any code on the data: use a plain torch.Tensor or nn.Parameter")
 
 
-def _check_operations(graph: torch.fx.GraphModule) -> None:
-    """Refuse what is no function of its arguments: chance, changes in place, memory that nobody wrote, code of other libraries."""
-    for name, value in vars(graph).items():
-        if isinstance(value, Tensor):
-            _check_plain(name, value)
-    for name, buffer in graph.named_buffers():
-        _check_plain(name, buffer)
-    for node in graph.graph.nodes:
-        if node.op in ("placeholder", "output", "get_attr") or node.target is operator.getitem:
-            continue
-        if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace not in KNOWN:
-            raise MucdError(f"the module uses {node.target}, which may run any code on the data: use torch's own operations")
-        # What is for compiled code alone draws without the tag, or gives memory as it is (`inductor_random(..., "empty")`).
-        if torch.Tag.nondeterministic_seeded in node.target.tags or node.target._schema.name.startswith("prims::inductor_"):
-            raise MucdError(f"the module is random ({node.target}): remove layers such as dropout, whose chance does not come from the run's secret")
-        if node.target._schema.is_mutable:
-            raise MucdError(f"the module changes its parameters or other tensors in place ({node.target}): it would carry data from step to step without noise; remove this")
-        if "segment_reduce" in node.target._schema.name:
-            raise MucdError(f"the module uses {node.target}, which reads wherever its arguments say, beyond its own row too: use other operations")
-    # Last, since a dropout's mask begins like this, too.
-    for node in graph.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and any(word in node.target._schema.name for word in UNWRITTEN) and not all(_overwrites(user, node) for user in node.users):
-            raise MucdError(f"the module reads memory that it did not write ({node.target}), where other rows may have left their values: use torch.zeros")
-
-
-def _overwrites(user: torch.fx.Node, node: torch.fx.Node) -> bool:
-    """Whether nothing of the values of `node` is in those of `user`."""
-    return isinstance(user.target, torch._ops.OpOverload) and user.target.overloadpacket in WRITES_ALL and user.args[:1] == (node,) and node not in user.args[1:]
-
-
 def _attributes(module: nn.Module) -> dict[str, Tensor]:
     """Copies of all tensors that are attributes of the module or of its submodules: parameters, buffers and any other."""
     return {
-        f"{path}.{name}": value.detach().clone() for path, part in module.named_modules() for name, value in (*vars(part).items(), *part._parameters.items(), *part._buffers.items())
+        f"{path}.{name}": value.detach().clone() if _has_numbers(value) else value for path, part in module.named_modules() for name, value in (*vars(part).items(), *part._parameters.items(), *part._buffers.items())
         if isinstance(value, Tensor)
     }
 
 
 def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(a[name].shape == b[name].shape and torch.equal(a[name].nan_to_num(), b[name].nan_to_num()) for name in a)
+    return a.keys() == b.keys() and all(
+        _has_numbers(a[name]) and _has_numbers(b[name]) and a[name].shape == b[name].shape and torch.equal(a[name].nan_to_num(), b[name].nan_to_num()) for name in a
+    )
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    """Whether it is none that was kept from a recording."""
+    return not (isinstance(tensor, FakeTensor) or torch._is_functional_tensor(tensor) or is_functorch_wrapped_tensor(tensor))
 
 
 # What exceptions of the recorder and of vmap say -> what is wrong with the module.
@@ -341,7 +332,9 @@ CAUSES = {
     "value out of a tracing tensor": "its Python code reads values (`if x.sum() > 0`, `.item()`): use torch.where",
     "data pointer": "its Python code reads values (`.numpy()`): use torch's operations",
     "mutate a captured Tensor": "it changes a buffer, a parameter or another tensor in place, a state that would carry data from step to step without noise",
-    "dynamic shape": "the shape of something depends on values (`x[x > 0]`): use torch.where",
+    "_local_scalar_dense": "its Python code reads values (`if x.sum() > 0`, `.item()`): use torch.where",
+    "fake impl": "it uses operations of other libraries, which may run any code on the data: use torch's own",
+    "nonzero": "the shape of something depends on values (`x[x > 0]`): use torch.where",
 }
 
 

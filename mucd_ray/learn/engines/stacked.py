@@ -6,6 +6,7 @@ of a batched or padded product may depend on its neighbours; so an instance's pa
 products are batched and padded, and samples and noise are drawn there, from the same streams; `captured` replays such a step as a graph.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -376,7 +377,7 @@ class UnitsOnDevice:
         self.padded = device.type != "cpu" if padded is None else padded
         self.arrays = (units.features, units.next_features, units.actions, units.rewards, units.keeps)
         if self.padded:
-            self.tensors = tuple(torch.tensor(array, device=device) for array in self.arrays)
+            self.tensors = tuple(_on(device, array) for array in self.arrays)
 
     def __len__(self) -> int:
         return len(self.units)
@@ -399,6 +400,15 @@ class UnitsOnDevice:
         """The rows index [G, B] on the device, of which counts [G] matter."""
         x, next_x, *transition = (tensor[index] if len(tensor) else self.tensors[0].new_zeros(*index.shape, 0) for tensor in self.tensors)
         return Batch(x, next_x, Transition(*transition), counts)
+
+
+def _on(device: torch.device, array: np.ndarray) -> Tensor:
+    """A tensor of the array, on the CPU without a copy: rows are only ever copied out of it."""
+    if device.type != "cpu":
+        return torch.tensor(array, device=device)
+    with warnings.catch_warnings(action="ignore"):
+        # It may be read-only.
+        return torch.from_numpy(array)
 
 
 class Draws:

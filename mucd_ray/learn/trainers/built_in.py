@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mucd_ray.errors import MucdError
-from mucd_ray.learn.engines.plain import train_plain
+from mucd_ray.learn.convolutional import channel_moments, image_shape, of_every_entry, on_raw_images
+from mucd_ray.learn.engines.plain import module_shapes, module_views, train_plain
 from mucd_ray.learn.engines.precision import require_float32_products
 from mucd_ray.learn.engines.stacked import UnitsOnDevice, train_stacked
 from mucd_ray.learn.ensemble import GPU_BLOCK, acting_parameters, fused_trains, in_blocks
@@ -25,6 +26,8 @@ from mucd_ray.learn.units import Units
 
 # A feature whose deviation in a bag is below this share of its size is constant there, and ignored by the policy.
 CONSTANT = 1e-6
+# Modules that are stacked at a time on a GPU: their activations are large.
+MODULE_BLOCK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +70,13 @@ def fit_policies(
         units: all of the data; only the rows of a bag's own units are read for it.
         bags: indices of units, one array for each instance.
         instances: their numbers, the keys of all randomness in `streams`.
-        device: a torch device; on others than CPUs all policies are trained at once (`fit_stacked`).
+        device: a torch device; on others than CPUs all policies are trained at once, and networks that are not dense everywhere by `fit_stacked`.
         progress: called after every instance, or every step of many.
 
     A bag without a transition gives a policy whose parameters are NaN, and so does training that overflows: it takes the default action everywhere
     (`evaluate/policies.py`). Nothing is drawn again.
     """
-    if torch.device(device).type != "cpu":
+    if torch.device(device).type != "cpu" or problem.module_factory is not None:
         return fit_stacked(problem=problem, fit=fit, units=units, bags=bags, instances=instances, streams=streams, device=device, progress=progress)
     torch.set_num_threads(1)
     trained = []
@@ -95,20 +98,28 @@ def fit_stacked(
     """
     device, instances = torch.device(device), list(instances)
     require_float32_products(device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    is_module = problem.module_factory is not None
     rows = [rows_of(units, bag, fit.top_share) for bag in bags]
-    moments = [_moments(units.features[of_bag], fit.normalise) for of_bag in rows]
+    moments = [_moments(problem, units.features, of_bag, fit.normalise) for of_bag in rows]
+    of_entries = [tuple(of_every_entry(values, problem.shape) for values in pair) for pair in moments] if is_module else moments
     data, flat = UnitsOnDevice(units, device, padded=True), torch.full((len(rows), problem.parameter_count), torch.nan)
 
     def train(part: list[int]) -> Tensor:
         return train_plain(
-            problem, data, [rows[p] for p in part], [moments[p] for p in part], steps=fit.steps, batch=fit.batch, instances=[instances[p] for p in part], streams=streams,
+            problem, data, [rows[p] for p in part], [of_entries[p] for p in part], steps=fit.steps, batch=fit.batch, instances=[instances[p] for p in part], streams=streams,
             progress=progress, captured=captured,
         )
 
     filled = [p for p, of_bag in enumerate(rows) if len(of_bag)]
     if filled:
-        flat[filled] = in_blocks(train, filled, GPU_BLOCK, device)[:, : problem.parameter_count]
-    return _on_raw_observations(acting_parameters(problem, flat), *(np.stack(values) for values in zip(*moments)))
+        block = (1 if device.type == "cpu" else MODULE_BLOCK) if is_module else GPU_BLOCK
+        flat[filled] = in_blocks(train, filled, block, device)[:, : problem.parameter_count]
+    centers, scales = (np.stack(values) for values in zip(*moments))
+    if is_module:
+        return on_raw_images({name: part.contiguous() for name, part in module_views(module_shapes(problem), flat).items()}, centers, scales)
+    return _on_raw_observations(acting_parameters(problem, flat), centers, scales)
 
 
 def _fit(problem: Problem, fit: Fit, units: Units, bag: np.ndarray, instance: int, streams: Streams) -> dict[str, Tensor]:
@@ -116,7 +127,7 @@ def _fit(problem: Problem, fit: Fit, units: Units, bag: np.ndarray, instance: in
     if not len(rows):
         empty = acting_parameters(problem, torch.full((1, problem.parameter_count), torch.nan))
         return {name: stacked[0] for name, stacked in empty.items()}
-    center, scale = _moments(units.features[rows], fit.normalise)
+    center, scale = _moments(problem, units.features, rows, fit.normalise)
     size = min(fit.batch, len(rows))
     mechanism = Unprotected(sample_rate=size / len(rows), steps=fit.steps, normaliser=size)
     flat = torch.from_numpy(_train(problem, mechanism, _normalised(units, rows, center, scale), instance, streams))[None]
@@ -147,12 +158,18 @@ def _trajectories(units: Units, bag: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return starts, np.concatenate(ends) - starts
 
 
-def _moments(features: np.ndarray, normalise: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Center and scale, float64 [d], of a bag's features [B, d]: (x - center) / scale is what is learned from."""
-    center, scale = np.zeros(features.shape[1]), np.ones(features.shape[1])
-    if normalise and len(features):
+def _moments(problem: Problem, features: np.ndarray, rows: np.ndarray, normalise: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Center and scale, float64 [d] or of images [channels], of a bag's rows: (x - center) / scale is what is learned from."""
+    is_image = problem.module_factory is not None
+    width = image_shape(problem.shape)[0] if is_image else features.shape[1]
+    center, scale = np.zeros(width), np.ones(width)
+    if normalise and len(rows):
         with np.errstate(over="ignore", invalid="ignore"):
-            center, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+            if is_image:
+                center, scale = channel_moments(lambda part: features[rows[part]], len(rows), problem.shape)
+            else:
+                of_bag = features[rows]
+                center, scale = of_bag.mean(0, dtype=np.float64), of_bag.std(0, dtype=np.float64)
             scale = np.where(scale <= CONSTANT * np.abs(center), np.inf, scale)
     return center, scale
 

@@ -17,6 +17,8 @@ CONSTANTS = {
     "data, except on its rounded size where the next sentence says so.",
     "bag": "Bag size or rate, learner and the environment card are constants that do not depend on the data, except on its rounded size where the next sentence says so. Observations are "
     "taken as they were recorded; each policy normalises them by the statistics of its own bag.",
+    "bag-then-noise": "Bag size or rate, sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on "
+    "the data, nor on any bag, except on the data's rounded size where the next sentence says so.",
     "partition": "The number of parts, the hash that sorts units into them, learner and the environment card are constants that do not depend on the data, except on its rounded size where the next "
     "sentence says so. Observations are taken as they were recorded; each policy normalises them by the statistics of its own part.",
 }
@@ -85,6 +87,7 @@ def context(store: RunStore, settings: RunSettings) -> dict:
     baselines = store.baselines()
     return {
         "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "source_key": settings.source_key, "environment": settings.card.env_id},
+        "trusted": settings.trusted and dict(zip(("name", "sha256"), settings.trusted)),
         "baselines": baselines and {key: value for key, value in baselines.items() if key != "reference"},
         "normalised": _references(settings),
         "instances_asked_for": store.targets(),

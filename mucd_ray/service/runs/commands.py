@@ -10,9 +10,11 @@ from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, as_expected, printable, read_file
+from mucd_ray.learn.encoders import encoder_hash, load_encoder, read_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.trainers.outside import outside
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.outside import Outside, option_of
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
@@ -41,6 +43,8 @@ def start_run(options, out) -> int:
     given = {name: getattr(options, name) for name in names if name != "algorithm" or trainer is None}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
     given = {name: value for name, value in given.items() if value is not None}
+    if given.get("network", "dense") != "dense":
+        given.setdefault("hidden", ())
     fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share}
     fit = {name: value for name, value in fit.items() if value is not None}
     request = Request(
@@ -68,6 +72,8 @@ def start_run(options, out) -> int:
         states=options.states,
         states_file=options.states_file,
         held_out=options.held_out,
+        trusted=options.trusted,
+        encoder=read_encoder(options.encoder) if options.encoder else None,
     )
     dataset, choices = load_dataset(options.dataset, source_key=options.source_key), _choices(options)
     if given:
@@ -77,9 +83,9 @@ def start_run(options, out) -> int:
 
 def _learner(request: Request, given: dict, trajectories: int, accountant: str) -> Learner:
     """The learner with these fields, and the rest as is usual with the mechanism, which the given ones may imply."""
-    noisy = replace(DEFAULT_LEARNERS[Mechanism.kind], **{name: value for name, value in given.items() if name in ("local", "network", "hidden")})
+    noisy = replace(DEFAULT_LEARNERS[Mechanism.kind], **{name: value for name, value in given.items() if name == "local"})
     mechanism = settled(replace(request, learner=noisy), trajectories, accountant).mechanism
-    if mechanism == Mechanism.kind and "algorithm" in given:
+    if mechanism in WITH_NOISE and "algorithm" in given:
         given = {"learning_rate": DEFAULT_RATES.get(given["algorithm"], DEFAULT_LEARNERS[mechanism].learning_rate)} | given
     return replace(DEFAULT_LEARNERS.get(mechanism, DEFAULT_LEARNERS[Mechanism.kind]), **given)
 
@@ -87,10 +93,20 @@ def _learner(request: Request, given: dict, trajectories: int, accountant: str) 
 def grow_run(options, out) -> int:
     store = RunStore.open(options.run)
     settings = store.settings()
-    _check_card(store, settings.card, options.card)
+    _may_play(store, options)
     choices, resources = _choices(options, _certified(store)), _resources(options)
     dataset = load_dataset(settings.dataset, source_key=settings.source_key)
     return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
+
+
+def _may_play(store: RunStore, options) -> None:
+    """Raise MucdError unless environment and encoder of a run folder are the user's word; the encoder is ready then."""
+    settings = store.settings()
+    _check_card(store, replace(settings.card, encoder=None), options.card)
+    if settings.card.encoder is not None:
+        content = check_encoder(store.location, settings.card, options.encoder)
+        load_encoder(content, settings.card.observation_shape)
+        store.write_encoder(content)
 
 
 def _check_card(store: RunStore, card: EnvironmentCard, path: str | None) -> None:
@@ -107,10 +123,20 @@ def _check_card(store: RunStore, card: EnvironmentCard, path: str | None) -> Non
         raise MucdError(f"card {path} is not that of {store.location}: give the one with which the run began")
 
 
+def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:
+    """The content of the user's file `path`. Raises MucdError unless it is the encoder of this run's card: what a folder brings along is no reason to run it."""
+    if path is None:
+        raise MucdError(f"policies of {run} see observations through an encoder, which is run only on your word: give the file with which you began the run, --encoder FILE")
+    content = read_encoder(path)
+    if encoder_hash(content) != card.encoder[0]:
+        raise MucdError(f"encoder {path} is not that of {run}: give the file whose SHA-256 begins with {card.encoder[0][:16]}")
+    return content
+
+
 def certify_run(options, out) -> int:
     store, choices = RunStore.open(options.run), _choices(options)
     if choices.policy == "vote":
-        _check_card(store, store.settings().card, options.card)
+        _may_play(store, options)
     return _print(finish(store, certify(store, choices)), options, out)
 
 
@@ -208,7 +234,7 @@ def _trainer(options) -> Outside | None:
             raise MucdError(f"--train-{next(iter(limits))} is for a trainer of yours: give --trainer package.module:function or --trainer-command")
         return None
     kind = "function" if command is None else "command"
-    if options.mechanism == Mechanism.kind:
+    if options.mechanism in WITH_NOISE:
         raise MucdError(f"{option_of(kind)} {name or command} is not trained with noise, which would have to be added inside it: add --mechanism bag or partition")
     return outside(kind, name or command, **limits)
 

@@ -14,6 +14,7 @@ from mucd_ray.certify.confidence.looks import effective_eta, looks_up_to
 from mucd_ray.certify.planning.calibration import least_instances
 from mucd_ray.certify.rounding import exactly, round_down
 from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units, make_units
@@ -54,6 +55,21 @@ def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Re
             file=sys.stderr,
         )
     return units
+
+
+def trusted_units(settings: RunSettings) -> Units | None:
+    """The trusted data as the learner reads it, or None without any.
+
+    Raises:
+        MucdError: they are missing, or have changed since the run began.
+    """
+    if settings.trusted is None:
+        return None
+    name, fingerprint = settings.trusted
+    trusted = load_dataset(name)
+    if trusted.fingerprint() != fingerprint:
+        raise MucdError(f"the trusted dataset {name} has changed since the run began: restore it, or start a new run folder")
+    return make_units(trusted, settings.card, settings.problem, settings.trusted_unit)
 
 
 def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Choices, resources: Resources, states=None) -> dict:
@@ -173,7 +189,10 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
         print(f"mucd: driver {other['process']} on {other['host']} works on this run, too: sharing its work", file=sys.stderr)
     live.renew()
     pool = trainers(store, settings, dataset, lambda: resources.actors or slot.count(), resources.lease, slot.options)
-    driver = Driver(store, pool, live, Certifier.remote(run, vars(choices)), Coordinator.remote(run, 0), size, backwards=bool(others), lease=resources.lease)
+    # Only where they will be read.
+    trusted = trusted_units(settings) if store.baselines() is None else None
+    refs = () if trusted is None else tuple(ray.put(array) for array in trusted.arrays().values())
+    driver = Driver(store, pool, live, Certifier.remote(run, vars(choices)), Coordinator.remote(run, 0), size, backwards=bool(others), lease=resources.lease, trusted=refs)
     try:
         driver.choose_states(upcoming=numbers[0])
         driver.train_parts(settings)
@@ -204,9 +223,9 @@ def trainers(store: RunStore, settings: RunSettings, dataset: OfflineDataset, sl
 class Driver:
     """Keeps the trainers busy until instances 0..n-1 are stored, and tells what is going on; without a certifier (None) no bounds."""
 
-    def __init__(self, store: RunStore, pool: Pool, live: Live, certifier, coordinator, size: int, *, backwards: bool, lease: float):
+    def __init__(self, store: RunStore, pool: Pool, live: Live, certifier, coordinator, size: int, *, backwards: bool, lease: float, trusted: tuple = ()):
         self.store, self.pool, self.live, self.size, self.backwards, self.lease = store, pool, live, size, backwards, lease
-        self.certifier, self.coordinator = certifier, coordinator
+        self.certifier, self.coordinator, self.trusted = certifier, coordinator, trusted
         self.look, self.looked, self.listed = None, 0.0, time.monotonic()
 
     def choose_states(self, upcoming: int) -> None:
@@ -242,7 +261,7 @@ class Driver:
             behaviour: the data's part of the baselines, see `behaviour_return`; None: no baselines.
         """
         # First, since no block takes as long.
-        aside = [Call("baselines")] if behaviour is not None and self.store.baselines() is None else []
+        aside = [Call("baselines", self.trusted)] if behaviour is not None and self.store.baselines() is None else []
         with tqdm(total=instances, unit="instance", desc="training", file=sys.stderr, dynamic_ncols=True) as bar:
             for attempt in itertools.count():
                 blocks = self.ask(self.coordinator, lambda actor: actor.missing.remote(instances, self.size))

@@ -3,14 +3,15 @@
 from dataclasses import dataclass, fields, replace
 
 from mucd_ray.certify.confidence.looks import effective_eta
-from mucd_ray.certify.planning.bags import bag_of, fewest_parts, largest_bag
+from mucd_ray.certify.planning.bags import bag_of, bag_then_noise_of, fewest_parts, largest_bag, least_noise_in_bags, usual_bag_size
 from mucd_ray.certify.planning.plan import plan, wanted_radius
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import AnyMechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.words import counted
@@ -21,17 +22,17 @@ CONDITIONAL = "The claim is conditional on what the user gave: it holds as state
 MANY_TRAJECTORIES = 20
 DEFAULT_MECHANISMS = {"trajectory": Bag.kind, "source": Bag.kind, "transition": Mechanism.kind}
 # The same where only the mechanism is given: noise averages over many transitions, and bags of few trajectories still teach a lot.
-DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", Partition.kind: "trajectory"}
+DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", BagThenNoise.kind: "trajectory", Partition.kind: "trajectory"}
 # Under noise: chosen on simulator recordings (Acrobot, CartPole) with seeds that no shipped example certifies. On bags: a common network and optimiser.
 DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=30.0, average=0.5)
 PLAIN_LEARNER = Learner(algorithm="bc", hidden=(64, 64), optimiser="adam", learning_rate=0.001, average=0.5)
-DEFAULT_LEARNERS = {Mechanism.kind: DEFAULT_LEARNER, Bag.kind: PLAIN_LEARNER, Partition.kind: PLAIN_LEARNER}
+DEFAULT_LEARNERS = {Mechanism.kind: DEFAULT_LEARNER, Bag.kind: PLAIN_LEARNER, BagThenNoise.kind: DEFAULT_LEARNER, Partition.kind: PLAIN_LEARNER}
 # Where the rate that suits cloning under noise does not: the best of 0.3, 1, 3, 10 and 30 at S = 110 on recordings with seed 101, of CartPole (Pendulum
 # for td3-bc).
 DEFAULT_RATES = {"dqn": 3.0, "double-dqn": 3.0, "qr-dqn": 10.0, "iql": 10.0, "c51": 10.0, "td3-bc": 0.3}
 # Options that not every kind of mechanism reads, and the kinds that do.
-ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), (Mechanism.kind,)) | {
-    "bag_size": (Bag.kind,), "draws": (Bag.kind,), "parts": (Partition.kind,), "fit": (Bag.kind, Partition.kind),
+ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), WITH_NOISE) | {
+    "bag_size": (Bag.kind, BagThenNoise.kind), "draws": (Bag.kind, BagThenNoise.kind), "parts": (Partition.kind,), "fit": (Bag.kind, Partition.kind),
 }
 
 
@@ -68,11 +69,13 @@ def settled(request, trajectories: int, accountant: str = "tradeoff") -> Settled
 
 
 def _implied(request) -> str | None:
-    if request.tuned is not None or (request.learner is not None and (request.learner.local != LocalUpdate() or request.learner.network != "dense")):
+    if request.learner is not None and request.learner.local != LocalUpdate():
         return Mechanism.kind
     if request.trainer is not None and request.parts is None:
         return Bag.kind
-    return next((kinds[0] for name, kinds in ONLY.items() if getattr(request, name) is not None), None)
+    said = [kinds for name, kinds in ONLY.items() if getattr(request, name) is not None]
+    # The first that reads all of them; where none does, `check_options` names what does not fit.
+    return next((kind for kind in DEFAULT_UNITS if said and all(kind in kinds for kinds in said)), said[0][0] if said else None)
 
 
 def check_options(request) -> None:
@@ -96,7 +99,7 @@ def planned(request, choices: Choices, declared: int, size: int, actions: int, u
         usual: see `Settled`.
     """
     given = _given(request, choices, usual)
-    return {Mechanism.kind: _gaussian, Bag.kind: _bag, Partition.kind: _partition}[request.mechanism](request, choices, declared, size, actions, given)
+    return {Mechanism.kind: _gaussian, Bag.kind: _bag, BagThenNoise.kind: _bag_then_noise, Partition.kind: _partition}[request.mechanism](request, choices, declared, size, actions, given)
 
 
 def _gaussian(request, choices: Choices, declared: int, size: int, actions: int, given: list[str]) -> tuple[Mechanism, str, bool]:
@@ -134,6 +137,22 @@ def _bag(request, choices: Choices, declared: int, size: int, actions: int, give
     return bag, note, request.bag_size is None or draws == "poisson"
 
 
+def _bag_then_noise(request, choices: Choices, declared: int, size: int, actions: int, given: list[str]) -> tuple[BagThenNoise, str, bool]:
+    draws, eta = request.draws or "poisson", effective_eta(choices.eta, choices.looks, request.instances)
+    asked = {"units": declared, "instances": request.instances, "eta": eta, "actions": actions, "threat": choices.threat, "unit": request.unit}
+    radius = wanted_radius(declared, request.fraction)
+    bag = bag_of(request.bag_size or usual_bag_size(**asked, radius=radius), unit=request.unit, draws=draws, units=declared)
+    inner = {"sample_rate": request.sample_rate, "steps": request.steps, "clip_norm": DEFAULT_CLIP_NORM if request.clip_norm is None else request.clip_norm}
+    if request.noise_multiplier is not None:
+        if request.bag_size is None or request.sample_rate is None or request.steps is None:
+            raise MucdError("--noise-multiplier needs --bag-size, --sample-rate and --steps beside it; or leave it out, and it is planned from --fraction")
+        mechanism, note = bag_then_noise_of(bag, units=declared, noise_multiplier=request.noise_multiplier, **inner), f"The mechanism was given by the user. {CONDITIONAL}"
+    else:
+        mechanism, note = least_noise_in_bags(bag, **asked, radius=radius, **inner), _plan_note(request, choices, declared, eta, given)
+    mechanism.check(size)
+    return mechanism, note, True
+
+
 def _partition(request, choices: Choices, declared: int, size: int, actions: int, given: list[str]) -> tuple[Partition, str, bool]:
     if request.parts is not None:
         partition, note = Partition(unit=request.unit, parts=request.parts), f"The number of parts was given by the user. {CONDITIONAL}"
@@ -161,5 +180,5 @@ def _given(request, choices: Choices, usual: dict[str, str]) -> list[str]:
     """
     usual = {field.name: field.default for kind in (type(request), Choices) for field in fields(kind)} | usual
     asked = vars(request) | vars(choices)
-    names = ("mechanism", "unit", "fraction", "instances", "eta", "threat", "sample_rate", "steps", "clip_norm", "draws", "looks")
+    names = ("mechanism", "unit", "fraction", "instances", "eta", "threat", "sample_rate", "steps", "clip_norm", "bag_size", "draws", "looks")
     return [name.replace("_", " ") for name in names if asked[name] != usual[name]]

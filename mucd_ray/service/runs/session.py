@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
 import gymnasium
@@ -18,10 +18,11 @@ from mucd_ray.data.formats.minari import load_dataset, source_keys
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
 from mucd_ray.learn.algorithms import algorithm_for
+from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
@@ -30,12 +31,16 @@ from mucd_ray.service.runs.settings import RunSettings, code_digest, package_ver
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.runs.work import open_nursery
 from mucd_ray.service.storage.store import RunStore
-from mucd_ray.service.tuning.tuned import Tuned
+from mucd_ray.service.tuning.tuned import Tuned, TunedBag
 from mucd_ray.service.workers.cluster import Resources
 
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
 SEED_NOTE = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
 LOCAL_NOTE = "Of a {unit} with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
+ENCODER_NOTE = (
+    "Every observation is replaced by the outputs of an encoder from outside, which is given one observation at a time and must be a function of it alone. It was given by the user. "
+    f"{CONDITIONAL}"
+)
 WIDEST_BOUND = 1e18
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
@@ -43,8 +48,9 @@ USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONA
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a run is asked for. `None` means: the package's default, which for mechanism and unit may follow from how many trajectories there are (`settled`), or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
+    `encoder` the content of the encoder's file.
 
-    `tuned` takes the place of unit, fraction, sample_rate, noise_multiplier, steps, clip_norm and learner.
+    `tuned` takes the place of mechanism, unit, fraction, bag_size, parts, fit, sample_rate, noise_multiplier, steps, clip_norm and learner.
     """
 
     dataset: str
@@ -65,43 +71,47 @@ class Request:
     fit: dict | None = None
     learner: Learner | None = None
     trainer: Outside | None = None
-    tuned: Tuned | None = None
+    tuned: Tuned | TunedBag | None = None
     chosen: str | None = None
     rollouts: int = 1
     discount: float = 1.0
     states: int = 200
     states_file: str | None = None
     held_out: int = 16
+    trusted: str | None = None
+    encoder: bytes | None = None
 
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
     """(settings, the user's states or None). Nothing but how many units and trajectories there are is read from the dataset."""
     tuned = request.tuned
+    if tuned is not None:
+        if request.mechanism not in (None, tuned.kind):
+            raise MucdError(f"--tuned holds constants of the {tuned.kind} mechanism: leave it or --mechanism {request.mechanism} out")
+        request = replace(request, mechanism=tuned.kind, unit=tuned.unit, learner=tuned.learner, fit=tuned.fit and asdict(tuned.fit))
     chosen = settled(request, dataset.trajectories, choices.accountant)
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
     _check_source(request)
-    if tuned is not None:
-        if request.mechanism != Mechanism.kind:
-            raise MucdError(f"--tuned holds constants of the {Mechanism.kind} mechanism: leave it or --mechanism {request.mechanism} out")
-        request = replace(request, unit=tuned.unit, learner=tuned.learner)
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS
-    if request.mechanism != Mechanism.kind:
+    if request.encoder is not None:
+        card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
+    if request.mechanism not in WITH_NOISE:
         card = card.raw()
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
     observation_space, action_space = _spaces(card)
     action_bounds = _action_bounds(action_space)
-    if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.local != LocalUpdate():
-        raise MucdError(f"local steps, their cap and a least return are for --mechanism {Mechanism.kind}: other learners have --train-steps and --top-share")
-    if request.mechanism != Mechanism.kind and request.learner is not None and request.learner.network != "dense":
-        raise MucdError(f"network {request.learner.network!r} is trained by --mechanism {Mechanism.kind} alone so far: use a dense one")
+    if request.mechanism not in WITH_NOISE and request.learner is not None and request.learner.local != LocalUpdate():
+        raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if request.trainer is not None and (request.learner is not None or request.fit):
         raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
+    if request.trainer is not None and request.trusted is not None:
+        raise MucdError(f"--trusted {request.trusted} is a yardstick for the package's learners so far, not for {request.trainer.option}: leave it out")
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.count(request.unit)
@@ -110,7 +120,10 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
     declared, margin = declared_size(size) if request.units is None else (request.units, None)
     if tuned is not None:
-        mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), True
+        mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), tuned.follows_size
+        if tuned.fit is not None:
+            mechanism.check(size)
+        margin = margin if follows else None
     else:
         mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2, chosen.usual)
         margin = margin if follows else None
@@ -128,7 +141,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         trainer=request.trainer,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
         first_action=int(action_space.start) if request.trainer and discrete else 0,
-        fit=None if request.mechanism == Mechanism.kind or request.trainer else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
+        fit=None if request.mechanism in WITH_NOISE or request.trainer else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
         declared_size=declared if follows else None,
         size_margin=margin,
         choice_margin=chosen.margin,
@@ -141,18 +154,21 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         code=code_digest(),
         version=package_version(),
         condition=tuned.condition(dataset) if tuned is not None else None,
+        trusted=None if request.trusted is None else _trusted(request.trusted, dataset, card),
         assumptions=(
             *notes,
-            *([LOCAL_NOTE.format(unit=request.unit, cap=learner.local.cap)] if request.unit != "transition" and request.mechanism == Mechanism.kind else []),
+            *([LOCAL_NOTE.format(unit=request.unit, cap=learner.local.cap)] if request.unit != "transition" and request.mechanism in WITH_NOISE else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
+            *([] if request.encoder is None else [ENCODER_NOTE]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
     )
     settings.radius_cap(choices.threat)
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
-    if request.noise_multiplier is None and request.bag_size is None and request.parts is None and tuned is None and wanted > cap:
+    from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and tuned is None
+    if from_fraction and wanted > cap:
         print(
             f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
             "ask for a smaller fraction, or declare a size with --units that does not depend on the data",
@@ -168,6 +184,15 @@ def _check_source(request: Request) -> None:
         raise MucdError(f"source key {request.source_key!r:.100} is for --unit source, not for {request.unit}: leave it out")
     if request.unit == "source" and request.source_key is None:
         raise MucdError(f"--unit source needs --source-key NAME, the key that tells the source of a trajectory; {source_keys(request.dataset)}")
+
+
+def _trusted(name: str, dataset: OfflineDataset, card: EnvironmentCard) -> tuple[str, str]:
+    """(name, content hash) of the user's trusted data, recorded in the same environment."""
+    trusted = load_dataset(name)
+    card.check(trusted)
+    if trusted.fingerprint() == dataset.fingerprint():
+        raise MucdError(f"the trusted dataset {name} is the one to be certified: if you trust all of it, no certificate is needed")
+    return trusted.name, trusted.fingerprint()
 
 
 def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: bool, bounded: bool) -> Learner:
@@ -233,4 +258,6 @@ def execute(
         # Before anything is written; with another environment only the trainers can tell.
         open_nursery(settings, "cpu")
     store = RunStore.create_or_open(storage, settings, secret)
+    if request.encoder is not None:
+        store.write_encoder(request.encoder)
     return finish(store, train(store, dataset, request.instances, choices, resources, states))

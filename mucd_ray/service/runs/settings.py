@@ -18,8 +18,7 @@ from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.learn.units import check_unit
 from mucd_ray.mechanism import outside
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import AnyMechanism, from_values, to_values
+from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, from_values, to_values
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.words import counted
 
@@ -46,6 +45,7 @@ class RunSettings:
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
         choice_margin: trajectories that may come or go and leave unit and mechanism the default ones, or None if the user said something about them.
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
+        trusted: (name, content hash) of the dataset that the user trusts, a policy trained on which is a yardstick; None without one.
         states_sha256: hash of the user's file of states, if there was one.
         source_key: the recorded key that tells the source of a trajectory, where units are sources; else None.
         code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
@@ -78,6 +78,7 @@ class RunSettings:
     observation_dtype: str = "float32"
     first_action: int = 0
     condition: str | None = None
+    trusted: tuple[str, str] | None = None
     version: str = ""
     assumptions: tuple[str, ...] = ()
 
@@ -88,6 +89,8 @@ class RunSettings:
                 raise MucdError(f"{name.replace('_', ' ')} {value!r:.100} must be a whole number")
         if not all(isinstance(text, str) for text in (self.dataset, self.fingerprint, self.code, self.version, *self.assumptions)):
             raise MucdError("dataset, fingerprint, code, version and assumptions must be texts")
+        if self.trusted is not None and not (len(self.trusted) == 2 and all(isinstance(text, str) for text in self.trusted)):
+            raise MucdError(f"trusted {self.trusted!r:.100} must be the name and the content hash of a dataset")
         if min(self.actions, self.dimensions) != 0 or max(self.actions, self.dimensions) < 1:
             raise MucdError(f"actions {self.actions} and dimensions {self.dimensions}: one of them must be 0, the other at least 1")
         if self.action_bounds is not None and not _are_bounds(self.action_bounds, self.dimensions):
@@ -97,9 +100,9 @@ class RunSettings:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1, and at most {MOST:,}")
         if self.observation_dtype not in DTYPES or abs(self.first_action) > 2**31:
             raise MucdError(f"observation dtype {self.observation_dtype!r:.100} must be one of {', '.join(DTYPES)}, and first action {self.first_action} within 32 bits")
-        if self.trainer is not None and self.mechanism.kind == Mechanism.kind:
+        if self.trainer is not None and self.mechanism.kind in WITH_NOISE:
             raise MucdError(f"{self.trainer.option} {self.trainer.name} is not trained with noise, which would have to be added inside it: use --mechanism bag or partition")
-        if (self.fit is None) != (self.mechanism.kind == Mechanism.kind or self.trainer is not None):
+        if (self.fit is None) != (self.mechanism.kind in WITH_NOISE or self.trainer is not None):
             raise MucdError(f"fit {self.fit} does not go with a mechanism of kind {self.mechanism.kind}: bags and parts have one, noise has none")
         if (self.source_key is not None) != (self.mechanism.unit == "source"):
             raise MucdError(f"source key {self.source_key!r:.100} does not go with units of one {self.mechanism.unit}: sources have one, and nothing else has")
@@ -114,8 +117,13 @@ class RunSettings:
         """What is learned."""
         return Problem(
             learner=self.learner, inputs=self.card.width, actions=self.actions or self.dimensions, discrete=bool(self.actions),
-            action_bounds=self.action_bounds,
+            action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape),
         )
+
+    @property
+    def trusted_unit(self) -> str:
+        """As what trusted data are read: nobody's key is asked of them."""
+        return "trajectory" if self.mechanism.unit == "source" else self.mechanism.unit
 
     @property
     def return_range(self) -> tuple[float, float]:
@@ -173,6 +181,7 @@ class RunSettings:
                 "trainer": values.get("trainer") and outside.from_values(values["trainer"]),
                 "learner": Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])}),
                 "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),
+                "trusted": values.get("trusted") and tuple(values["trusted"]),
                 "assumptions": tuple(values["assumptions"]),
             }
         )

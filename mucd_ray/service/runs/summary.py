@@ -5,7 +5,9 @@ from functools import partial
 
 from mucd_ray.certify.file.claim import CONDITIONS
 from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.report.report import report_files
 from mucd_ray.service.storage.store import RunStore
@@ -40,6 +42,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "units": inputs["units"],
         "unit": inputs["mechanism"]["unit"],
         "mechanism": inputs["mechanism"],
+        "features": inputs.get("features"),
         "algorithm": certificate["context"]["learner"]["algorithm"],
         "failures": certificate["context"]["failures"],
         "failures_by_cause": certificate["context"]["failures_by_cause"],
@@ -91,7 +94,7 @@ def _voted(voted: dict, context: dict) -> dict:
 
 
 # What a policy must beat to be worth deploying: names among the baselines, and in words.
-YARDSTICKS = {"best_constant_return": "the best constant action", "behaviour": "the behaviour policy"}
+YARDSTICKS = {"best_constant_return": "the best constant action", "behaviour": "the behaviour policy", "trusted": "the policy trained on the trusted data alone"}
 
 
 def _yardsticks(curve: dict, baselines: dict) -> dict:
@@ -136,11 +139,13 @@ def describe(summary: dict) -> str:
         + (", at all looks together" if summary["looks"] == "anytime" else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
+    if summary["features"] and summary["features"]["source"] == "privileged":
+        lines.append("privileged features: out of the controller, or the model of the environment, that made the data")
     if summary["failures"]:
         causes = ", ".join(f"{number} {cause}" for cause, number in summary["failures_by_cause"].items())
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")
         lines += [f"  such as {words}" for words in summary["failure_words"].values()]
-    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] == Mechanism.kind else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action"}
+    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] in WITH_NOISE else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
     lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
     if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
         lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
@@ -184,8 +189,9 @@ def _mechanism(summary: dict) -> str:
         return f"{summary['accountant']} accounting"
     if mechanism["kind"] == Partition.kind:
         return f"{mechanism['parts']} parts"
-    how = f"each with probability {exactly(mechanism['sample_rate'])}" if mechanism["draws"] == "poisson" else str(mechanism["bag_size"])
-    return f"bags of {how}" + (", drawn with replacement" if mechanism["draws"] == "replacement" else "")
+    noisy = mechanism["kind"] == BagThenNoise.kind
+    how = f"each with probability {exactly(mechanism['bag_rate' if noisy else 'sample_rate'])}" if mechanism["draws"] == "poisson" else str(mechanism["bag_size"])
+    return f"bags of {how}" + (", drawn with replacement" if mechanism["draws"] == "replacement" else "") + (", trained on with noise" if noisy else "")
 
 
 def _episodes(summary: dict) -> str:

@@ -14,13 +14,14 @@ from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, prob
 from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.nonprivate import PUBLIC, train_nonprivate
 from mucd_ray.learn.streams import OUTSIDE, ROLLOUT, Streams
-from mucd_ray.learn.trainers.bags import draw_bag
+from mucd_ray.learn.trainers.bags import draw_bag, units_of
 from mucd_ray.learn.trainers.built_in import fit_policies
 from mucd_ray.learn.trainers.outside import FAILURES, Learner, Nursery
 from mucd_ray.learn.trainers.parts import draw_part, units_by_part
 from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.settings import RunSettings
@@ -160,9 +161,10 @@ def _met(settings: RunSettings, secret: bytes, policies: Policies, instances: ra
     return kept.reshape(-1, *kept.shape[2:])
 
 
-def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress: Progress | None = None) -> dict:
-    """Unprotected policies: mean returns of the same learner without privacy, and of every constant action; and `reference`, the
-    action that most of the former prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to learn from, the former are missing."""
+def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress: Progress | None = None, trusted: Units | None = None) -> dict:
+    """Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone, and of every constant action; and
+    `reference`, the action that most of those on all data prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to
+    learn from, the former are missing."""
     problem = settings.problem
     if problem.module_factory is not None:
         seeds, effort = list(MODULE_BASELINE_SEEDS), {"steps": 300, "batch": 64, "learning_rate": 0.001}
@@ -170,19 +172,26 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
         distribution = problem.discrete and problem.network.outputs > problem.actions
         seeds, effort = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS), {}
     found, reference = {}, None
+
+    def learned(name: str, from_units: Units) -> Policies:
+        if settings.fit is None:
+            parameters = train_nonprivate(problem=problem, units=from_units, seeds=seeds, progress=progress, **effort)
+        else:
+            everything = np.arange(len(from_units))
+            parameters = fit_policies(problem=problem, fit=settings.fit, units=from_units, bags=[everything] * len(seeds), instances=seeds, streams=PUBLIC, progress=progress)
+        policies = trained_policies(problem, parameters)
+        found[name] = float(rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount, progress=progress).mean())
+        return policies
+
     if settings.trainer is not None:
         found, reference = _of_all_data(settings, units, states, progress)
     # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
     elif units.lengths.any():
-        if settings.fit is None:
-            parameters = train_nonprivate(problem=problem, units=units, seeds=seeds, progress=progress, **effort)
-        else:
-            everything = np.arange(len(units))
-            parameters = fit_policies(problem=problem, fit=settings.fit, units=units, bags=[everything] * len(seeds), instances=seeds, streams=PUBLIC, progress=progress)
-        policies = trained_policies(problem, parameters)
-        found["non_private"] = float(rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount, progress=progress).mean())
+        policies = learned("non_private", units)
         if settings.actions:
             reference = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist()
+    if trusted is not None and trusted.lengths.any():
+        learned("trusted", trusted)
     environment = settings.card.make()
     constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount, progress=progress)
     environment.close()
@@ -215,6 +224,14 @@ def _train_on_bags(settings, streams, units, instances, device, progress):
     return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=bags, instances=instances, streams=streams, device=device, progress=progress)
 
 
+def _train_on_bags_with_noise(settings, streams, units, instances, device, progress):
+    trained = []
+    for instance in instances:
+        bag = units_of(units, draw_bag(settings.mechanism.bag, len(units), instance, streams))
+        trained.append(train_block(problem=settings.problem, mechanism=settings.mechanism.noise, units=bag, instances=[instance], streams=streams, device=device, progress=progress))
+    return {name: torch.cat([policy[name] for policy in trained]) for name in trained[0]}
+
+
 def _train_on_parts(settings, streams, units, instances, device, progress, parts):
     """Each instance is the policy of a part that it draws. A part's policy knows no secret: it is trained from public randomness, as the same policy whoever draws it."""
     drawn = [draw_part(settings.mechanism, instance, streams) for instance in instances]
@@ -229,7 +246,7 @@ def _fit_parts(settings, units, parts, device, progress):
     return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=[of_part[part] for part in parts], instances=parts, streams=PUBLIC, device=device, progress=progress)
 
 
-TRAINING = {Mechanism.kind: _train_with_noise, Bag.kind: _train_on_bags, Partition.kind: _train_on_parts}
+TRAINING = {Mechanism.kind: _train_with_noise, Bag.kind: _train_on_bags, BagThenNoise.kind: _train_on_bags_with_noise, Partition.kind: _train_on_parts}
 
 
 def _rollout_seeds(secret: bytes, instances: range, rollouts: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all, softmax_probabilities
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import as_expected
+from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.service.storage.policies import stored_policies
 from mucd_ray.service.storage.store import RunStore
@@ -45,13 +46,19 @@ class Ensemble:
         voters: how many policies vote.
         certificate: as it stands in the run folder.
 
+    `encoder`: SHA-256 of the encoder that the user vouches for, where the run has one: the run folder's own is loaded if it is that one.
+
     Raises:
-        MucdError: no certificate, one that certifies no actions or is of other instances than the stored ones, or missing instances.
+        MucdError: an encoder that nobody vouches for; no certificate, one that certifies no actions or is of other instances than the stored ones, or missing instances.
     """
 
-    def __init__(self, run: str):
+    def __init__(self, run: str, encoder: str | None = None):
         store = RunStore.open(run)
         self.certificate, self.settings = store.certificate(), store.settings()
+        if self.settings.card.encoder is not None:
+            if encoder != self.settings.card.encoder[0]:
+                raise MucdError(f"policies of {run} see observations through an encoder, which is run only on your word: give its SHA-256, or with `mucd serve` its file")
+            load_encoder(store.encoder(), self.settings.card.observation_shape)
         if self.certificate is None:
             raise MucdError(f"{run} has no certificate.json: make it with `mucd certify {run}`")
         with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {run}`"):

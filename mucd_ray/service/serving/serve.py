@@ -17,6 +17,8 @@ import numpy as np
 import ray
 
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.encoders import encoder_hash
+from mucd_ray.service.runs.commands import check_encoder
 from mucd_ray.service.serving.ensemble import Ensemble
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.workers.actors import NO_GPU
@@ -48,8 +50,8 @@ MOST_ERRORS = 10
 class Policy:
     """One replica: all instances, and all accounting, in memory."""
 
-    def __init__(self, run: str):
-        self.ensemble = Ensemble(run)
+    def __init__(self, run: str, encoder: str | None):
+        self.ensemble = Ensemble(run, encoder)
         self.ensemble.warm_up()
 
     # Nobody waits for a batch to fill: what arrives while one is being answered makes the next one.
@@ -196,7 +198,7 @@ class Health(BaseModel):
     instances: int
 
 
-def serve_run(run: str, *, host: str, port: int, replicas: int, address: str | None, out) -> None:
+def serve_run(run: str, *, encoder: str | None, host: str, port: int, replicas: int, address: str | None, out) -> None:
     """Serve the certified ensemble of a run folder until SIGINT, SIGTERM or SIGHUP; `out` gets one line when it is ready.
 
     Raises:
@@ -204,7 +206,9 @@ def serve_run(run: str, *, host: str, port: int, replicas: int, address: str | N
     """
     if replicas < 1:
         raise MucdError(f"--replicas {replicas} must be at least 1")
-    Ensemble(run)
+    card = RunStore.open(run).settings().card
+    vouched = card.encoder and encoder_hash(check_encoder(run, card, encoder))
+    Ensemble(run, vouched)
     _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with joined(Resources(address=address)):
@@ -212,7 +216,7 @@ def serve_run(run: str, *, host: str, port: int, replicas: int, address: str | N
         # Only now: Ray has its own.
         _on_signals(signal.default_int_handler)
         try:
-            _deploy(run, host, port, replicas)
+            _deploy(run, vouched, host, port, replicas)
             out(f"serving {run} at http://{host}:{port} (POST /act, /act/batch; GET /about, /health, /openapi.json); Ctrl-C stops it")
             _wait()
         finally:
@@ -238,11 +242,11 @@ def _wait() -> None:
     raise MucdError("the deployment was deleted from outside: start it again with the same command")
 
 
-def _deploy(run: str, host: str, port: int, replicas: int) -> None:
+def _deploy(run: str, encoder: str | None, host: str, port: int, replicas: int) -> None:
     options = {"num_cpus": 1, "num_gpus": 0, "runtime_env": NO_GPU}
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-        serve.run(Policy.options(num_replicas=replicas, ray_actor_options=options).bind(RunStore.open(run).storage.absolute), name=APPLICATION, route_prefix="/")
+        serve.run(Policy.options(num_replicas=replicas, ray_actor_options=options).bind(RunStore.open(run).storage.absolute, encoder), name=APPLICATION, route_prefix="/")
     except Exception as error:  # Ray raises bare ones, too
         raise MucdError(f"the deployment did not start ({' '.join(str(error).split())[-500:]})") from None
 

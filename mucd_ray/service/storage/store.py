@@ -1,6 +1,7 @@
 """The run folder: the only place where a run's state lives. Everything in it is checked when read, nothing is unpickled.
 
     settings.json   what the run is            secret          the key of all randomness, readable by its owner alone
+    encoder         the file whose outputs replace observations, if there is one
     states.npy      the states voted on        baselines.json  unprotected policies, for comparison
     targets/        the numbers of instances that were asked for, each written before it was trained
     looks/          the numbers of instances at which results decided whether to go on, each written before the look
@@ -210,6 +211,20 @@ class RunStore:
 
     def _numbers(self, folder: str) -> list[int]:
         return sorted(int(name) for name in self.storage.names(folder) if NUMBER.match(name) and int(name))
+
+    def write_encoder(self, content: bytes) -> None:
+        """Keep the file of the card's encoder with the run: trainers on other nodes, and who serves it, need it."""
+        self.storage.create("encoder", content)
+
+    def encoder(self) -> bytes:
+        """The file of the card's encoder. Raises MucdError if it is missing or another one."""
+        try:
+            content = self.storage.read("encoder")
+        except OSError as error:
+            raise MucdError(f"{self.file('encoder')} cannot be read ({reason(error)}): run the same command again, with --encoder FILE") from None
+        if hashlib.sha256(content).hexdigest() != self._settings.card.encoder[0]:
+            raise MucdError(f"{self.file('encoder')} is not the encoder with which the run began: delete it, and run the same command again")
+        return content
 
     def states(self) -> np.ndarray | None:
         try:

@@ -13,6 +13,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.policy import expected_return_bound, radius_keeping, return_band
 from mucd_ray.data.dataset import OfflineDataset
@@ -21,22 +22,16 @@ from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import GPU_BLOCK, Driver, trainers
-from mucd_ray.service.runs.mechanisms import DEFAULT_CLIP_NORM, DEFAULT_LEARNER, DEFAULT_RATES
 from mucd_ray.service.runs.session import SEED_NOTE, Request, make_settings
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import RunStore
-from mucd_ray.service.tuning.tuned import Origin, Tuned
+from mucd_ray.service.tuning.spaces import SPACES
+from mucd_ray.service.tuning.tuned import Origin, Tuned, TunedBag
 from mucd_ray.service.watching.live import Live
 from mucd_ray.service.workers.actors import Coordinator
 from mucd_ray.service.workers.cluster import Resources, Slot
 
-HIDDEN = {"linear": (), "32": (32,), "64,64": (64, 64)}
-# Units in a step, as expected: from 64 times fewer up to this many, or all.
-MOST_BATCH = 8192
-STEPS = 10, 400
 ETA = Choices().eta
-# What a point of the search has.
-KINDS = {"sample_rate": float, "steps": int, "clip_norm": float, "learning_rate": float, "average": float, "hidden": str}
 # In the run folder of a trial: its point of the search.
 POINT = "point.json"
 
@@ -46,12 +41,14 @@ class Question:
     """What a study searches: with the same question it is the same study.
 
     Attributes:
-        environment, unit, algorithm: of every trial.
+        environment, mechanism, unit: of every trial; `mechanism` is a kind.
+        algorithms: of the trials; with noise it is one.
         how: the data of the trials.
         card: the environment's public facts, as plain data.
         units: size N of the dataset that will be certified.
         fraction: of these units; the bound on the return there decides which trial is best.
-        signal_budget: S of every trial.
+        signal_budget: S of every trial; None without noise.
+        certified_units: units in the largest bag or part with which a vote is certified there; None with noise.
         instances: P that the certificate will have.
         most_instances: that a trial trains.
         seed: of the search and of the trials' randomness.
@@ -59,13 +56,15 @@ class Question:
     """
 
     environment: str
+    mechanism: str
     unit: str
-    algorithm: str
+    algorithms: tuple[str, ...]
     how: Origin
     card: dict
     units: int
     fraction: float
-    signal_budget: float
+    signal_budget: float | None
+    certified_units: int | None
     instances: int
     most_instances: int
     seed: int
@@ -79,41 +78,23 @@ class Question:
         """Numbers of instances after which half of the trials stop."""
         return [number for number in (self.most_instances // 8, self.most_instances // 4, self.most_instances // 2) if number >= 4] + [self.most_instances]
 
-    @property
-    def learning_rate(self) -> float:
-        return DEFAULT_RATES.get(self.algorithm, DEFAULT_LEARNER.learning_rate)
-
     def space(self) -> dict:
         """Where to search, in the terms of Ray Tune."""
-        most = min(1.0, MOST_BATCH / self.units)
-        return {
-            "sample_rate": tune.loguniform(most / 64, most),
-            "steps": tune.lograndint(STEPS[0], STEPS[1] + 1),
-            "clip_norm": tune.loguniform(DEFAULT_CLIP_NORM / 10, DEFAULT_CLIP_NORM * 100),
-            "learning_rate": tune.loguniform(self.learning_rate / 30, self.learning_rate * 10),
-            "average": tune.uniform(0.0, 1.0),
-            "hidden": tune.choice(list(HIDDEN)),
-        }
+        return SPACES[self.mechanism].where(self)
 
     def start(self) -> dict:
         """The first point of the search: the package's defaults."""
-        return {
-            "sample_rate": min(1.0, MOST_BATCH / self.units) / 8, "steps": 100, "clip_norm": DEFAULT_CLIP_NORM, "learning_rate": self.learning_rate,
-            "average": DEFAULT_LEARNER.average, "hidden": "linear",
-        }
+        return SPACES[self.mechanism].start(self)
 
-    def tuned(self, config: dict) -> Tuned:
-        """A point of the search, rounded to what can be written down, as constants of a run."""
-        rounded = {name: value if isinstance(value, str | int) else float(f"{value:.4g}") for name, value in config.items()}
-        learner = replace(
-            DEFAULT_LEARNER, algorithm=self.algorithm, hidden=HIDDEN[rounded["hidden"]], learning_rate=rounded["learning_rate"], average=rounded["average"],
-        )
-        return Tuned(
-            environment=self.environment, unit=self.unit, learner=learner, sample_rate=rounded["sample_rate"], steps=int(rounded["steps"]),
-            clip_norm=rounded["clip_norm"], signal_budget=self.signal_budget, how=self.how,
-        )
+    def rounded(self, point: dict) -> dict:
+        """A point of the search as it can be written down."""
+        return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in point.items()}
 
-    def settings(self, tuned: Tuned, dataset: OfflineDataset) -> RunSettings:
+    def tuned(self, point: dict) -> Tuned | TunedBag:
+        """A point of the search as constants of a run."""
+        return SPACES[self.mechanism].tuned(self, self.rounded(point))
+
+    def settings(self, tuned: Tuned | TunedBag, dataset: OfflineDataset) -> RunSettings:
         """Of a trial. Its run is about the tuning data, whose certificate would be conditional."""
         request = Request(dataset=dataset.name, card=EnvironmentCard.from_dict(self.card), units=self.how.units, tuned=tuned, states=1, held_out=1)
         settings = make_settings(request, dataset, Choices())[0]
@@ -140,18 +121,18 @@ def bundles(slot: Slot, trainers: int) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{}, *[bundle] * trainers])
 
 
-def begun_points(folder: Path) -> list[dict]:
+def begun_points(folder: Path, question: Question) -> list[dict]:
     """The points at which trials of a study have begun, in that order.
 
     Raises:
         MucdError: a file of them cannot be read.
     """
-    begun = []
+    begun, space, kinds = [], question.space(), SPACES[question.mechanism].kinds
     for file in folder.glob(f"trials/*/{POINT}"):
         try:
             entry = read_json(read_file(file, MOST_JSON_BYTES, within=folder), "it")
-            point = {name: kind(entry["point"][name]) for name, kind in KINDS.items()}
-            if entry["point"] != point or point["hidden"] not in HIDDEN:
+            point = {name: kinds[name](entry["point"][name]) for name in space}
+            if entry["point"] != point or not all(domain.is_valid(point[name]) for name, domain in space.items()):
                 raise ValueError("it is no point of the search")
             begun.append((float(entry["began"]), point))
         except (ValueError, KeyError, TypeError, MucdError) as error:
@@ -166,7 +147,7 @@ def run_trial(config: dict, *, question: Question, folder: str, slot: Slot, reso
     settings = question.settings(tuned, dataset)
     store = RunStore.create_or_open(f"{folder}/trials/{key}", settings, hashlib.sha256(f"mucd tuning {question.seed} {key}".encode()).digest())
     store.storage.create(POINT, json.dumps({"began": time.time(), "point": config}).encode())
-    guarantees = Guarantees(tuned.mechanism(question.units))
+    guarantees = guarantees_of(tuned.mechanism(question.units), units=question.units)
     # Actors that are scheduled by default would wait for room that trials hold.
     group = {"scheduling_strategy": PlacementGroupSchedulingStrategy(ray.util.get_current_placement_group(), placement_group_capture_child_tasks=True)}
     block = resources.block or (GPU_BLOCK if slot.gpus else -(-question.rungs[0] // resources.actors))

@@ -32,9 +32,12 @@ from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.learn.problem import action_shape
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.report import plots
+from mucd_ray.service.runs.mechanisms import DEFAULT_UNITS
 from mucd_ray.service.runs.settings import code_digest
 from mucd_ray.service.storage.storage import open_storage
+from mucd_ray.service.tuning.spaces import SPACES, certified_units
 from mucd_ray.service.tuning.trial import Question, begun_points, bundles, run_trial
 from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, Origin
 from mucd_ray.service.workers.cluster import Resources, joined, slot_for
@@ -46,7 +49,11 @@ FRACTION = 0.01
 TRIAL_FAILURES = 2
 # The folder of a trial is not its working directory; Ctrl-C ends the study like any command.
 TUNE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-COLUMNS = ("key", "instances", "mean_return", "fraction_keeping_half", METRIC, "sample_rate", "steps", "clip_norm", "learning_rate", "average", "hidden", "failure")
+OUTLOOK = ("instances", "mean_return", "fraction_keeping_half", METRIC)
+# Without --algorithm: with noise cloning, on bags every one of these. Those that need bounds of the actions are left out where there are none.
+ON_BAGS = {True: ("bc", "iql", "cql"), False: ("bc", "iql", "td3-bc")}
+# How the constants are headed in the table for people.
+HEADINGS = {"sample_rate": "q", "steps": "T", "clip_norm": "C", "bag_size": "units", "train_steps": "steps", "batch_size": "batch"}
 
 
 def tuning_data(options, folder: Path) -> tuple[str, OfflineDataset]:
@@ -93,19 +100,39 @@ def make_question(options, kind: str, dataset: OfflineDataset) -> Question:
     if dataset.env_id is None and not options.card:
         raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
     card = load_card(options.card) if options.card else card_for(dataset.env_id, dataset.observations.shape[1:], dataset.action_space)
-    unit = options.unit or "transition"
+    kind_of, noise = options.mechanism, options.mechanism == Mechanism.kind
+    unit = options.unit or DEFAULT_UNITS[kind_of]
     size = dataset.trajectories if unit == "trajectory" else len(dataset)
     units = size if options.units is None else options.units
     actions, discrete = action_shape(dataset.action_space)
-    fraction, budget = _target(options, units, actions if discrete else 2)
+    of_vote = actions if discrete else 2
+    if not noise and options.signal_budget is not None:
+        raise MucdError(f"--signal-budget {options.signal_budget:g} is about noise: give --fraction with --mechanism {kind_of}")
+    fraction, budget = _target(options, units, of_vote) if noise else (FRACTION if options.fraction is None else options.fraction, None)
+    certified = None if noise else certified_units(kind_of, units=units, fraction=fraction, unit=unit, instances=options.instances, actions=of_vote)
+    bounded = discrete or np.isfinite([dataset.action_space.low, dataset.action_space.high]).all()
+    algorithms = _algorithms(options, noise, ON_BAGS[discrete] if bounded else ("bc",))
     question = Question(
-        environment=card.env_id, unit=unit, algorithm=options.algorithm, card=card.to_dict(), units=units, fraction=fraction, signal_budget=budget,
+        environment=card.env_id, mechanism=kind_of, unit=unit, algorithms=algorithms, card=card.to_dict(), units=units, fraction=fraction, signal_budget=budget,
+        certified_units=certified,
         how=Origin(kind=kind, name=dataset.name, fingerprint=dataset.fingerprint(), units=size, trials=options.trials), instances=options.instances,
         most_instances=options.most_instances, seed=options.seed, code=code_digest(),
     )
     # Whatever is wrong with all trials is said before one begins.
-    question.settings(question.tuned(question.start()), dataset)
+    for algorithm in algorithms:
+        question.settings(question.tuned(question.start() | ({} if noise else {"algorithm": algorithm})), dataset)
     return question
+
+
+def _algorithms(options, noise: bool, usual: tuple[str, ...]) -> tuple[str, ...]:
+    if options.algorithm is None:
+        return ("bc",) if noise else usual
+    names = tuple(name.strip() for name in options.algorithm.split(","))
+    if len(set(names)) < len(names):
+        raise MucdError(f"--algorithm {options.algorithm} names one twice: name each once")
+    if noise and len(names) > 1:
+        raise MucdError(f"--algorithm {options.algorithm}: with noise a study is about one algorithm, give one")
+    return names
 
 
 def _target(options, units: int, actions: int) -> tuple[float, float]:
@@ -176,7 +203,7 @@ def _tuner(folder: Path, name: str, question: Question, trainable) -> tune.Tuner
 
     Tune's own way to go on unpickles files that a kill may leave half written.
     """
-    begun = begun_points(folder)
+    begun = begun_points(folder, question)
     points = begun + [point for point in [question.start()] if question.tuned(point).key() not in {question.tuned(other).key() for other in begun}]
     return tune.Tuner(
         trainable,
@@ -209,12 +236,10 @@ class Tell(tune.Callback):
 
 def _row(question: Question, result) -> dict:
     """A trial as plain data, with None where it failed before its first rung."""
-    tuned, found = question.tuned(result.config), result.metrics or {}
-    row = {name: found.get(name) for name in COLUMNS[1:5]} | {"key": tuned.key()}
-    row |= {"sample_rate": tuned.sample_rate, "steps": tuned.steps, "clip_norm": tuned.clip_norm, "learning_rate": tuned.learner.learning_rate}
-    row |= {"average": tuned.learner.average, "hidden": result.config["hidden"]}
+    tuned, found, point = question.tuned(result.config), result.metrics or {}, question.rounded(result.config)
+    row = {"key": tuned.key()} | {name: found.get(name) for name in OUTLOOK} | {name: point[name] for name in SPACES[question.mechanism].kinds if name in point}
     row |= {"failure": str(result.error).strip().splitlines()[-1] if result.error else None, "instances": row["instances"] or 0}
-    return {name: row[name] for name in COLUMNS} | {"tuned": tuned.to_dict()}
+    return row | {"tuned": tuned.to_dict()}
 
 
 def _finish(folder: Path, question: Question, rows: list[dict]) -> dict:
@@ -224,7 +249,8 @@ def _finish(folder: Path, question: Question, rows: list[dict]) -> dict:
         raise MucdError(f"every trial failed, the first one so: {best['failure']}; mend this and run the same command again")
     storage = open_storage(str(folder))
     table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    columns = [name for name in best if name != "tuned"]
+    writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     storage.replace("trials.csv", table.getvalue().encode())
@@ -236,8 +262,8 @@ def _finish(folder: Path, question: Question, rows: list[dict]) -> dict:
     storage.replace("tuned.json", json.dumps(best["tuned"], indent=1).encode())
     results = {
         "tuned": str(folder / "tuned.json"), "trials_csv": str(folder / "trials.csv"), "pareto": str(folder / "pareto.png"), "certified": False,
-        "how": asdict(question.how), "signal_budget": question.signal_budget, "fraction": question.fraction, "units": question.units, "instances": question.instances,
-        "trials": [{name: row[name] for name in COLUMNS} for row in rows],
+        "how": asdict(question.how), "mechanism": question.mechanism, "signal_budget": question.signal_budget, "fraction": question.fraction, "units": question.units, "instances": question.instances,
+        "trials": [{name: row[name] for name in columns} for row in rows],
     }
     # Last: it is what makes a study finished.
     storage.replace("results.json", json.dumps(results, indent=1).encode())
@@ -247,19 +273,21 @@ def _finish(folder: Path, question: Question, rows: list[dict]) -> dict:
 def describe_study(results: dict) -> str:
     """The results for people."""
     how = results["how"]
-    rows = [("trial", "instances", "mean return", "keeps half up to", "bound at target", "q", "T", "C", "learning rate", "average", "hidden")]
+    budget = f"mechanism {results['mechanism']}" if results["signal_budget"] is None else f"signal budget {results['signal_budget']:g}"
+    constants = [name for name in results["trials"][0] if name not in ("key", *OUTLOOK, "failure")]
+    rows = [("trial", "instances", "mean return", "keeps half up to", "bound at target", *(HEADINGS.get(name, name.replace("_", " ")) for name in constants))]
     for row in results["trials"]:
         if row[METRIC] is None:
-            rows.append((row["key"], "failed", *["-"] * 9))
+            rows.append((row["key"], "failed", *["-"] * (3 + len(constants))))
             continue
         rows.append((
-            row["key"], str(row["instances"]), f"{row['mean_return']:.2f}", f"{percent_down(row['fraction_keeping_half'])} %", f"{row[METRIC]:.2f}", f"{row['sample_rate']:g}",
-            str(row["steps"]), f"{row['clip_norm']:g}", f"{row['learning_rate']:g}", f"{row['average']:g}", row["hidden"],
+            row["key"], str(row["instances"]), f"{row['mean_return']:.2f}", f"{percent_down(row['fraction_keeping_half'])} %", f"{row[METRIC]:.2f}",
+            *(row[name] if isinstance(row[name], str) else f"{row[name]:g}" for name in constants),
         ))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
     return "\n".join([
-        f"tuned on {how['name']} ({how['kind']}), signal budget {results['signal_budget']:g}, target {percent_down(results['fraction'])} % of {results['units']}",
+        f"tuned on {how['name']} ({how['kind']}), {budget}, target {percent_down(results['fraction'])} % of {results['units']}",
         *lines,
         f"not certified: bounds are what {counted(results['instances'], 'instance')} would give if they earned what the few of a trial do",
         f"tuned        {results['tuned']}    use it with: mucd run DATASET --tuned {results['tuned']}",

@@ -1,9 +1,10 @@
-"""tuned.json: constants that `mucd tune` has found, and on what. They are public constants of a run; the noise follows from the declared size."""
+"""tuned.json: constants that `mucd tune` has found, and on what. They are public constants of a run; noise and the number of parts follow from the declared size."""
 
 import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from mucd_ray.certify.file.evidence import TUNED_ON_THIS_DATASET
 from mucd_ray.certify.rounding import exactly
@@ -11,11 +12,13 @@ from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.learn.learner import Learner, LocalUpdate
+from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.words import counted
 
-FORMAT = "mucd-tuned/1"
 TRUSTED, SIMULATOR = "trusted dataset", "simulator"
 
 
@@ -37,11 +40,9 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """What was found: everything that a run needs but its size.
+class Found:
+    """What every study finds: all that a run needs but its size and what its kind of mechanism adds.
 
-    Attributes:
-        signal_budget: S = N q sqrt(T) / sigma, the same whatever N is.
     Raises:
         MucdError: a value is outside its range.
     """
@@ -49,26 +50,13 @@ class Tuned:
     environment: str
     unit: str
     learner: Learner
-    sample_rate: float
-    steps: int
-    clip_norm: float
-    signal_budget: float
     how: Origin
 
     def __post_init__(self):
-        if not (self.signal_budget > 0 and math.isfinite(self.signal_budget)):
-            raise MucdError(f"signal budget {self.signal_budget} must be a finite number above 0")
         if self.how.kind not in (TRUSTED, SIMULATOR):
             raise MucdError(f"tuned on {self.how.kind!r}: it must be a {TRUSTED} or a {SIMULATOR}")
         if self.unit not in UNITS:
             raise MucdError(f"unit {self.unit!r} is unknown: use one of {', '.join(UNITS)}")
-
-    def mechanism(self, units: int) -> Mechanism:
-        """The mechanism for a dataset of this declared size."""
-        return Mechanism(
-            unit=self.unit, sample_rate=self.sample_rate, noise_multiplier=units * self.sample_rate * math.sqrt(self.steps) / self.signal_budget,
-            clip_norm=self.clip_norm, steps=self.steps, normaliser=self.sample_rate * units,
-        )
 
     def condition(self, dataset: OfflineDataset) -> str | None:
         """What a claim about `dataset` depends on. One of the same name may be the trusted one after an attack."""
@@ -77,10 +65,8 @@ class Tuned:
 
     def note(self, dataset: OfflineDataset) -> str:
         """The sentence for a certificate."""
-        text = (
-            f"Learner, sample rate, steps and clip norm were tuned in {counted(self.how.trials, 'trial')} on {self.how.name} ({counted(self.how.units, self.unit)}, "
-            f"sha256 {self.how.fingerprint[:16]}); the noise multiplier follows from them, the declared size and a signal budget of {exactly(self.signal_budget)}. "
-        )
+        what, follows = self._in_words()
+        text = f"{what} were tuned in {counted(self.how.trials, 'trial')} on {self.how.name} ({counted(self.how.units, self.unit)}, sha256 {self.how.fingerprint[:16]}){follows}. "
         if self.condition(dataset):
             return text + "That is this dataset, or one of its name: the claim is conditional on that choice."
         if self.how.kind == SIMULATOR:
@@ -88,21 +74,96 @@ class Tuned:
         return text + "The user declared that dataset trusted: the claim holds if an attacker can change nothing in it and it was chosen without looking at the dataset of this certificate."
 
     def to_dict(self) -> dict:
-        return {"format": FORMAT} | json.loads(json.dumps(asdict(self)))
+        return {"format": self.format} | json.loads(json.dumps(asdict(self)))
 
     def key(self) -> str:
         """Names this configuration, whatever else is the same."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def read_tuned(path: str) -> Tuned:
+@dataclass(frozen=True, kw_only=True)
+class Tuned(Found):
+    """Constants of training with noise.
+
+    Attributes:
+        signal_budget: S = N q sqrt(T) / sigma, the same whatever N is.
+    """
+
+    format: ClassVar[str] = "mucd-tuned/1"
+    kind: ClassVar[str] = Mechanism.kind
+    fit: ClassVar[None] = None
+    follows_size: ClassVar[bool] = True
+    sample_rate: float
+    steps: int
+    clip_norm: float
+    signal_budget: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (self.signal_budget > 0 and math.isfinite(self.signal_budget)):
+            raise MucdError(f"signal budget {self.signal_budget} must be a finite number above 0")
+
+    def mechanism(self, units: int) -> Mechanism:
+        """The mechanism for a dataset of this declared size."""
+        return Mechanism(
+            unit=self.unit, sample_rate=self.sample_rate, noise_multiplier=units * self.sample_rate * math.sqrt(self.steps) / self.signal_budget,
+            clip_norm=self.clip_norm, steps=self.steps, normaliser=self.sample_rate * units,
+        )
+
+    def _in_words(self) -> tuple[str, str]:
+        return "Learner, sample rate, steps and clip norm", f"; the noise multiplier follows from them, the declared size and a signal budget of {exactly(self.signal_budget)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedBag(Found):
+    """Constants of training on bags, or on parts.
+
+    Attributes:
+        kind: "bag" or "partition".
+        bag_size: units in a bag, or in a part on average.
+        fit: how a policy is fitted to it.
+    """
+
+    format: ClassVar[str] = "mucd-tuned-bag/1"
+    kind: str
+    bag_size: int
+    fit: Fit
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kind not in (Bag.kind, Partition.kind):
+            raise MucdError(f"mechanism {self.kind!r} has no bags or parts: use {Bag.kind} or {Partition.kind}")
+        if type(self.bag_size) is not int or self.bag_size < 1:
+            raise MucdError(f"bag size {self.bag_size} must be a whole number, at least 1")
+
+    @property
+    def follows_size(self) -> bool:
+        """Whether anything follows from the declared size: a bag's own size does not."""
+        return self.kind == Partition.kind
+
+    def mechanism(self, units: int) -> Bag | Partition:
+        """The mechanism for a dataset of this declared size."""
+        return Bag(unit=self.unit, bag_size=self.bag_size) if self.kind == Bag.kind else Partition(unit=self.unit, parts=-(-units // self.bag_size))
+
+    def _in_words(self) -> tuple[str, str]:
+        if self.kind == Bag.kind:
+            return "Learner, bag size and how a policy is fitted to a bag", ""
+        return "Learner, units in a part and how a policy is fitted to them", f"; the number of parts follows from the declared size and {counted(self.bag_size, self.unit)} in each"
+
+
+FORMATS = {kind.format: kind for kind in (Tuned, TunedBag)}
+
+
+def read_tuned(path: str) -> Tuned | TunedBag:
     """Raises MucdError unless the file is one that `mucd tune` wrote."""
     try:
         values = read_json(read_file(path, MOST_JSON_BYTES), "it")
-        if values.pop("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
+        kind = FORMATS.get(values.pop("format"))
+        if kind is None:
+            raise ValueError(f"its format is not {' or '.join(FORMATS)}")
         local = LocalUpdate(**values["learner"]["local"])
-        return Tuned(**values | {"learner": Learner(**values["learner"] | {"local": local}), "how": Origin(**values["how"])})
+        fit = {"fit": Fit(**values["fit"])} if "fit" in values else {}
+        return kind(**values | fit | {"learner": Learner(**values["learner"] | {"local": local}), "how": Origin(**values["how"])})
     except OSError as error:
         raise MucdError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MucdError) as error:

@@ -55,6 +55,7 @@ class Trainer(Watched):
 
     def prepare(self) -> None:
         """Read the run folder, and check the data; before anything else."""
+        from mucd_ray.learn.encoders import load_encoder
         from mucd_ray.learn.engines.precision import forbid_coarse_products
         from mucd_ray.learn.trainers.recorded import Recorded
         from mucd_ray.learn.units import ARRAYS, Units
@@ -65,6 +66,9 @@ class Trainer(Watched):
         self.store = RunStore.open(self.run)
         self.settings, self.secret = self.store.settings(), self.store.secret()
         check_code(self.settings)
+        if self.settings.card.encoder is not None:
+            # The driver has compared it with the user's own file, by the hash that the settings hold.
+            load_encoder(self.store.encoder(), self.settings.card.observation_shape)
         # Zero-copy views of the object store: an in-place write by anybody would change them for everybody.
         kind, names = (Units, ARRAYS) if self.settings.trainer is None else (Recorded, Recorded.ARRAYS)
         self.units = kind(unit=self.settings.mechanism.unit, **dict(zip(names, self.arrays, strict=True)))
@@ -115,10 +119,13 @@ class Trainer(Watched):
 
         return choose_states(self.settings, self.secret, self.units, self.device, self._tick)
 
-    def baselines(self) -> dict:
+    def baselines(self, *trusted: np.ndarray) -> dict:
+        """`trusted`: the arrays of the trusted data's units, if there are any."""
+        from mucd_ray.learn.units import ARRAYS, Units
         from mucd_ray.service.runs.work import baselines
 
-        return baselines(self.settings, self.units, self.store.states(), self._tick)
+        units = Units(unit=self.settings.trusted_unit, **dict(zip(ARRAYS, trusted, strict=True))) if trusted else None
+        return baselines(self.settings, self.units, self.store.states(), self._tick, units)
 
     def _tick(self) -> None:
         self.ticks += 1
@@ -224,6 +231,7 @@ def certificate_of(settings, evidence: "Evidence", choices: dict, reference: lis
         actions=actions,
         radius_cap=settings.radius_cap(choices["threat"]),
         trainer=settings.trainer,
+        features=settings.card.features_source(),
         **{name: choices[name] for name in INPUTS},
     )
     return make_certificate(inputs, assumptions=assumptions, context=context | {"failures": sum(evidence.failures.values()), "failures_by_cause": evidence.failures})

@@ -319,3 +319,10 @@ def test_an_episode_that_ends_at_the_limit_by_itself_is_terminated_not_truncated
 
     falls = len(ends(100))
     assert falls < 20 and ends(falls)[-1] == (True, False) and ends(falls - 1)[-1] == (False, True)
+
+
+def test_a_card_says_where_its_features_come_from():
+    sources = {(card.env_id, card.wrapper): card.features_source()["source"] for card in CARDS}
+    assert {env_id for (env_id, _), source in sources.items() if source == "privileged"} == {"ALE/Freeway-v5", "ALE/Breakout-v5", "HalfCheetah-v5"}
+    assert sources["ALE/Freeway-v5", "atari-frames"] == sources["CartPole-v1", None] == "card"
+    assert all(card.raw().features_source() == {"source": "raw", "card": card.env_id, "encoder": None} for card in CARDS)

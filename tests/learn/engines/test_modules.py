@@ -9,7 +9,7 @@ from torch import nn
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.convolutional import convolutional
-from mucd_ray.learn.engines import modules as opacus_engine
+from mucd_ray.learn.engines import modules
 from mucd_ray.learn.engines.modules import train_opacus
 from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.learner import Learner, LocalUpdate
@@ -58,7 +58,7 @@ def mlp(problem):
 ])
 @pytest.mark.parametrize("plan", [PLAN, ROUNDS], ids=["transition", "trajectory"])
 def test_both_engines_agree_over_noisy_steps(algorithm, constants, learner, plan, monkeypatch):
-    monkeypatch.setattr(opacus_engine, "MOST_ROWS", 7)
+    monkeypatch.setattr(modules, "MOST_ROWS", 7)
     p, units = problem(algorithm, constants=constants, local=LocalUpdate(cap=20), **learner), dataset(unit=plan.unit)
     block = train_block(problem=p, mechanism=plan, units=units, instances=[4, 9], streams=STREAMS, engine="torch")
     for row, instance in enumerate([4, 9]):

@@ -23,7 +23,6 @@ from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import certify, train, training_units
 from mucd_ray.service.runs.session import Request, make_settings
 from mucd_ray.service.runs.summary import describe, finish
-from mucd_ray.service.runs.tally import Tally
 from mucd_ray.service.runs.work import choose_states, train_and_evaluate
 from mucd_ray.service.serving.ensemble import Ensemble
 from mucd_ray.service.storage.store import RunStore

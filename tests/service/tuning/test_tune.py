@@ -13,21 +13,27 @@ import numpy as np
 import pytest
 
 from mucd_ray.certify.guarantees import Guarantees
+from mucd_ray.certify.planning.bags import certified_radius
+from mucd_ray.certify.planning.plan import wanted_radius
 from mucd_ray.cli import build_parser, main
 from mucd_ray.data.formats.minari import load_dataset, local_datasets
 from mucd_ray.data.recording.record import record
+from mucd_ray.errors import MucdError
 from mucd_ray.service.storage.store import RunStore
-from mucd_ray.service.tuning.trial import STEPS
+from mucd_ray.service.tuning.spaces import STEPS
+from mucd_ray.service.tuning.trial import begun_points
 from mucd_ray.service.tuning.tune import _check_same, make_question, tuning_data
 from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, read_tuned
 
-
-def command(recordings, folder, *more):
-    return ["tune", "--tune-on", recordings["cartpole"], "--storage", str(folder), "--trials", "3", "--most-instances", "8", "--instances", "200", "--signal-budget", "150", *more]
+NOISE, BAGS, PARTS = ("--signal-budget", "150"), ("--mechanism", "bag", "--fraction", "0.05"), ("--mechanism", "partition", "--fraction", "0.05")
 
 
-def question(recordings, *more):
-    options = build_parser().parse_args(command(recordings, "unused", *more))
+def command(recordings, folder, *more, kind=NOISE):
+    return ["tune", "--tune-on", recordings["cartpole"], "--storage", str(folder), "--trials", "3", "--most-instances", "8", "--instances", "200", *kind, *more]
+
+
+def question(recordings, *more, kind=NOISE):
+    options = build_parser().parse_args(command(recordings, "unused", *more, kind=kind))
     return make_question(options, TRUSTED, load_dataset(recordings["cartpole"]))
 
 
@@ -42,6 +48,34 @@ def test_every_point_of_the_search_has_the_signal_budget(recordings):
         for units in (3000, 50000):
             assert tuned.mechanism(units).signal_budget(units) == pytest.approx(150)
         assert STEPS[0] <= tuned.steps <= STEPS[1] and tuned.how.kind == TRUSTED
+
+
+@pytest.mark.parametrize("kind", [BAGS, PARTS], ids=lambda kind: kind[1])
+@pytest.mark.parametrize("more", [("--units", "500"), ("--unit", "transition")])
+def test_every_point_of_the_search_on_bags_is_a_run_and_the_first_one_certifies_the_target(recordings, kind, more, tmp_path):
+    asked, dataset = question(recordings, *more, kind=kind), load_dataset(recordings["cartpole"])
+    assert asked.algorithms == ("bc", "iql", "cql") and asked.signal_budget is None and asked.unit == (more[1] if more[0] == "--unit" else "trajectory")
+    space, rng = asked.space(), np.random.default_rng(0)
+    assert ("top_share" in space) == (asked.unit == "trajectory")
+    for config in (asked.start(), *({name: domain.sample(random_state=rng) for name, domain in space.items()} for _ in range(20))):
+        assert all(space[name].is_valid(value) for name, value in config.items()) and list(config) == list(space)
+        tuned = asked.tuned(config)
+        settings = asked.settings(tuned, dataset)
+        assert settings.mechanism.kind == kind[1] and settings.fit.steps == config["train_steps"] and settings.learner.algorithm == config["algorithm"]
+        # A part of the data to be certified has as many units as one of the tuning data.
+        assert settings.mechanism.kind == "bag" or asked.units // tuned.mechanism(asked.units).parts <= tuned.bag_size
+    wanted = asked.tuned(asked.start() | {"bag_size": asked.certified_units}).mechanism(asked.units)
+    of_vote = {"instances": 200, "eta": 0.001, "actions": 2, "threat": "symmetric"}
+    assert certified_radius(wanted, units=asked.units, **of_vote) >= wanted_radius(asked.units, 0.05)
+    # What a killed study goes on from, and what it refuses.
+    file = tmp_path / "trials" / "key" / "point.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"began": 1.0, "point": asked.start()}))
+    assert begun_points(tmp_path, asked) == [asked.start()]
+    for foul in ({"bag_size": 10**9}, {"hidden": "9"}, {"algorithm": "dqn"}, {"batch_size": 32.5}):
+        file.write_text(json.dumps({"began": 1.0, "point": asked.start() | foul}))
+        with pytest.raises(MucdError, match="no point of the search"):
+            begun_points(tmp_path, asked)
 
 
 def test_the_outlook_is_that_of_the_wanted_number_of_instances(recordings):
@@ -73,6 +107,11 @@ def test_bad_input_is_one_line(recordings, tmp_path, capfd):
         ([*base, "--trials", "0"], "--trials 0 must be at least 1"),
         ([*base, "--trainers-per-trial", "0"], "--trainers-per-trial 0 must be"),
         ([*base, "--algorithm", "nonsense"], "'nonsense' is unknown"),
+        ([*base, "--algorithm", "bc,iql"], "with noise a study is about one algorithm"),
+        ([*base, "--mechanism", "bag"], "--signal-budget 150 is about noise"),
+        ([*command(recordings, study, kind=BAGS), "--algorithm", "bc,td3-bc"], "'td3-bc'"),
+        ([*command(recordings, study, kind=BAGS), "--algorithm", "bc,bc"], "names one twice"),
+        (command(recordings, study, kind=("--mechanism", "partition", "--fraction", "0.9")), "not even one part for each"),
         ([*base, "--behaviour", "cartpole-balance"], "are about --simulate"),
         (command(recordings, tmp_path / "full"), "is not empty and holds no study"),
         (command(recordings, "s3://bucket/study"), "not a URL"),
@@ -90,11 +129,12 @@ def test_a_trial_without_room_is_refused_at_once(local_ray, recordings, tmp_path
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_goes_on_and_its_result_makes_a_run(recordings, tmp_path, capfd):
+@pytest.mark.parametrize("kind", [NOISE, BAGS, PARTS], ids=lambda kind: kind[1])
+def test_a_study_that_is_killed_goes_on_and_its_result_makes_a_run(recordings, tmp_path, capfd, kind):
     """Real processes with their own Ray: SIGKILL when the first trial is under way, and again at the second; then the same command once more."""
     folder = tmp_path / "study"
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    whole = [sys.executable, "-m", "mucd_ray.cli", *command(recordings, folder, "--json")]
+    whole = [sys.executable, "-m", "mucd_ray.cli", *command(recordings, folder, "--json", kind=kind)]
     for trials in (1, 2):
         process = subprocess.Popen(whole, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=environment)
         deadline = time.monotonic() + 400
@@ -123,7 +163,7 @@ def test_a_study_that_is_killed_goes_on_and_its_result_makes_a_run(recordings, t
     assert tuned.key() == best["key"] and tuned.how.name == recordings["cartpole"] and tuned.how.trials == 3
 
     # Asked again, a finished study is told without Ray; also in words.
-    assert main([*command(recordings, folder), "--address", "127.0.0.1:1"]) == 0
+    assert main([*command(recordings, folder, kind=kind), "--address", "127.0.0.1:1"]) == 0
     told = capfd.readouterr().out
     assert best["key"] in told and "not certified" in told
     run = ["run", recordings["acrobot"], "--storage", str(tmp_path / "run"), "--tuned", results["tuned"]]

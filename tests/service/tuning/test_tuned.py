@@ -12,6 +12,8 @@ from mucd_ray.cli import main
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
+from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.mechanism.bag import Bag
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.compare import compare_runs, side_by_side
 from mucd_ray.service.runs.driver import certify, training_units
@@ -19,7 +21,7 @@ from mucd_ray.service.runs.session import Request, make_settings
 from mucd_ray.service.runs.summary import describe, finish
 from mucd_ray.service.runs.work import choose_states, train_and_evaluate
 from mucd_ray.service.storage.store import RunStore
-from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, Origin, Tuned, read_tuned
+from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, Origin, Tuned, TunedBag, read_tuned
 
 SECRET = b"s" * 32
 OTHER = Origin(kind=SIMULATOR, name="tuning/cartpole-v1-ab-v0", fingerprint="ab" * 32, units=3000, trials=4)
@@ -28,6 +30,11 @@ OTHER = Origin(kind=SIMULATOR, name="tuning/cartpole-v1-ab-v0", fingerprint="ab"
 def tuned(**changes):
     learner = Learner(learning_rate=20.0, hidden=(4,), average=0.25)
     return Tuned(**{"environment": "CartPole-v1", "unit": "transition", "learner": learner, "sample_rate": 0.25, "steps": 9, "clip_norm": 0.2, "signal_budget": 150.0, "how": OTHER} | changes)
+
+
+def tuned_bag(**changes):
+    learner = Learner(learning_rate=0.002, hidden=(8,), optimiser="adam")
+    return TunedBag(**{"environment": "CartPole-v1", "unit": "trajectory", "learner": learner, "kind": "bag", "bag_size": 3, "fit": Fit(steps=40, batch=64, top_share=0.4), "how": OTHER} | changes)
 
 
 def of(dataset):
@@ -49,6 +56,28 @@ def test_constants_come_from_the_file_and_the_noise_from_the_declared_size(recor
     # Without a declared size it is the rounded one.
     rounded, _ = make_settings(Request(dataset=dataset.name, tuned=tuned(unit="transition")), dataset, Choices())
     assert rounded.mechanism.signal_budget(rounded.declared_size) == pytest.approx(150) and rounded.size_margin > 0
+
+
+def test_of_bags_and_parts_everything_comes_from_the_file(recordings, tmp_path):
+    dataset = load_dataset(recordings["cartpole"])
+    for constants in (tuned_bag(), tuned_bag(kind="partition", unit="transition", bag_size=200)):
+        (tmp_path / "tuned.json").write_text(json.dumps(constants.to_dict()))
+        read = read_tuned(str(tmp_path / "tuned.json"))
+        assert read == constants and read.key() != tuned_bag(bag_size=4).key()
+        settings, _ = make_settings(Request(dataset=dataset.name, tuned=read), dataset, Choices())
+        assert settings.fit == constants.fit and settings.learner.hidden == (8,) and settings.mechanism.kind == constants.kind and settings.condition is None
+        assert settings.card == settings.card.raw() and any("tuned in 4 trials on tuning/cartpole-v1-ab-v0" in text for text in settings.assumptions)
+        if constants.kind == "bag":
+            assert settings.mechanism == Bag(bag_size=3) and settings.size_margin is None and settings.declared_size is None
+        else:
+            # Their number follows from the rounded size, beyond whose margin nothing is claimed.
+            assert settings.mechanism.parts == -(-settings.declared_size // 200) and settings.size_margin > 0
+            assert any("the number of parts follows from the declared size and 200 transitions in each" in text for text in settings.assumptions)
+    assert make_settings(Request(dataset=dataset.name, tuned=tuned_bag(how=of(dataset))), dataset, Choices())[0].condition == "tuned-on-this-dataset"
+    with pytest.raises(MucdError, match="bag size 1000000 is above"):
+        make_settings(Request(dataset=dataset.name, tuned=tuned_bag(bag_size=10**6)), dataset, Choices())
+    with pytest.raises(MucdError, match="constants of the bag mechanism"):
+        make_settings(Request(dataset=dataset.name, tuned=tuned_bag(), mechanism="partition"), dataset, Choices())
 
 
 def test_the_dataset_that_was_tuned_on_makes_a_run_conditional_also_after_an_edit(recordings):
@@ -100,6 +129,10 @@ def test_a_conditional_claim_says_so_and_verifies_and_a_forged_one_does_not(reco
     ('{"format": "mucd-tuned/2"}', "its format is not mucd-tuned/1"),
     (json.dumps(tuned().to_dict() | {"signal_budget": 0}), "signal budget 0 must be"),
     (json.dumps(tuned().to_dict() | {"extra": 0}), "extra"),
+    (json.dumps(tuned_bag().to_dict() | {"bag_size": 2.5}), "bag size 2.5 must be a whole number"),
+    (json.dumps(tuned_bag().to_dict() | {"kind": "forest"}), "mechanism 'forest' has no bags"),
+    (json.dumps(tuned_bag().to_dict() | {"fit": {"steps": 0}}), "steps 0"),
+    (json.dumps(tuned_bag().to_dict() | {"format": []}), "is not what"),
 ])
 def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
     (tmp_path / "tuned.json").write_text(content)
