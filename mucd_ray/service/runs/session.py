@@ -94,7 +94,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"network {request.learner.network!r} is trained by --mechanism {Mechanism.kind} alone so far: use a dense one")
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if not 0 < request.fraction < 1:
-        raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")
+        raise MucdError(f"fraction {exactly(request.fraction)} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.trajectories if request.unit == "trajectory" else len(dataset)
     states = _states(request.states_file, card)
     if request.units is not None and request.units < 2:
@@ -140,7 +140,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
     if request.noise_multiplier is None and request.bag_size is None and request.parts is None and tuned is None and wanted > cap:
         print(
-            f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
+            f"mucd: the wanted fraction {exactly(request.fraction)} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
             "ask for a smaller fraction, or declare a size with --units that does not depend on the data",
             file=sys.stderr,
         )
