@@ -192,7 +192,7 @@ def _poisoned_return(certificate: dict) -> FigureData:
             "radius": np.array(curve["radius"]),
             "least": np.array(curve["bound"]),
             "most": np.array(curve["ceiling"]),
-            "quantiles": {f"{percent(1 - float(level))} of policies, at least": np.array(values) for level, values in quantiles.items()},
+            "quantiles": {f"{claimed_percent(1 - float(level))} of policies, at least": np.array(values) for level, values in quantiles.items()},
             "levels": {"unpoisoned mean": policy["unpoisoned_mean"], "public floor": inputs["return_range"][0]},
             "what": _what(inputs),
             "units": inputs["units"],
@@ -318,7 +318,6 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         "number": number,
         "whole": whole,
         "counted": _counted,
-        "percent": percent,
         "exactly": exactly,
         "claimed": _of_returns(inputs)[0],
         "claimed_up": _of_returns(inputs)[1],
@@ -450,10 +449,6 @@ def claimed_percent(fraction) -> str:
 def claimed_percent_up(fraction) -> str:
     """A claimed upper bound, never rounded down."""
     return f"{percent_up(fraction)}\N{NO-BREAK SPACE}%"
-
-
-def percent(fraction) -> str:
-    return f"{100 * fraction:.3g}\N{NO-BREAK SPACE}%"
 
 
 def _bands(inputs: dict) -> list[str]:

@@ -18,6 +18,7 @@ from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.planning.goal import Goal
 from mucd_ray.certify.policy import ceiling_band, expected_return_bound, mean_route_bound, radius_keeping, return_band, shares_kept
 from mucd_ray.certify.radius import FRACTIONS, named_radii
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
 from mucd_ray.mechanism.neighbours import Neighbours
@@ -142,7 +143,7 @@ def _discrete(certify, key: str):
 
 def _shared(eta: float, states: int) -> float:
     if eta / states < LEAST_ETA:
-        raise MucdError(f"eta {eta:g} shared by {counted(states, 'state')} is below {LEAST_ETA:g} for each: use a larger eta or fewer states")
+        raise MucdError(f"eta {exactly(eta)} shared by {counted(states, 'state')} is below {LEAST_ETA:g} for each: use a larger eta or fewer states")
     return eta / states
 
 

@@ -89,7 +89,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     choices.check(settings)
     needed = least_instances(max(settings.actions, 2), effective_eta(choices.eta, choices.looks, instances))
     if instances < needed:
-        raise MucdError(f"{instances} instances cannot certify anything at eta {choices.eta:g}: at least {needed} are needed (--instances {needed})")
+        raise MucdError(f"{instances} instances cannot certify anything at eta {exactly(choices.eta)}: at least {needed} are needed (--instances {needed})")
     if instances > MOST_INSTANCES:
         raise MucdError(f"{instances} instances are more than the {MOST_INSTANCES:,} for which a run folder has names: ask for fewer")
     check_code(settings)
@@ -110,9 +110,10 @@ def _trained(store: RunStore, settings: RunSettings, dataset: OfflineDataset, in
     stored_states = store.states() if states is None else store.write_states(states)
     if store.baselines() and stored_states is not None and not missing_parts(store, settings):
         while numbers and not store.missing(numbers[0], numbers[0]):
-            certificate = _certify(store, settings, choices, numbers.pop(0))
+            certificate = _make(store, settings, choices, numbers.pop(0))
             _tell_look(certificate)
             if not numbers or is_goal_met(certificate):
+                _write_larger(store, certificate)
                 return certificate
     with joined(resources):
         return _train_on_ray(store, settings, dataset, numbers, choices, resources)
@@ -127,6 +128,25 @@ def _refuse_less(store: RunStore, instances: int) -> None:
             f"{store.location} has {most} instances, more than {instances}: `mucd certify {store.location}{'' if most in targets else ' --looks anytime'}` certifies these, "
             f"and only a number above {most} grows it"
         )
+
+
+def _write_larger(store: RunStore, certificate: dict) -> None:
+    """Write certificate.json, unless the one that is there has more instances: a weaker goal is met by fewer.
+
+    Raises:
+        MucdError: it has.
+    """
+    try:
+        held = int(store.certificate()["results"]["instances"])
+    except (MucdError, KeyError, TypeError, ValueError, OverflowError):
+        held = 0
+    instances = certificate["results"]["instances"]
+    if held > instances:
+        raise MucdError(
+            f"{store.location} has a certificate of {held} instances, and this goal is met with {instances} of them: it stays as it is; "
+            f"`mucd certify {store.location} --looks anytime` certifies all, with --instances {instances} so many"
+        )
+    store.write_json("certificate.json", certificate)
 
 
 def is_goal_met(certificate: dict) -> bool:
@@ -158,15 +178,14 @@ def certify(store: RunStore, choices: Choices, instances: int | None = None) -> 
     target = next((number for number in wanted if number <= stored and not store.missing(number, number)), None)
     if target is None:
         raise MucdError(f"{store.location} is not finished ({lacking}): continue it with `mucd run` or `mucd grow`")
-    certificate = _certify(store, settings, choices, target)
+    certificate = _make(store, settings, choices, target)
+    store.write_json("certificate.json", certificate)
     return with_votes(store, certificate, choices) if choices.policy == "vote" else certificate
 
 
-def _certify(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> dict:
+def _make(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> dict:
     about = _about(store, settings, choices, instances)
-    certificate = certificate_of(settings, Tally(store, instances).evidence(), vars(choices), *about)
-    store.write_json("certificate.json", certificate)
-    return certificate
+    return certificate_of(settings, Tally(store, instances).evidence(), vars(choices), *about)
 
 
 def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> tuple[list[int] | None, np.ndarray | None, list[str], dict]:
@@ -203,7 +222,7 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
             _tell_look(certificate)
             if is_goal_met(certificate):
                 break
-        store.write_json("certificate.json", certificate)
+        _write_larger(store, certificate)
         if choices.policy == "vote" and settings.actions:
             driver.vote(VotePlan.of(certificate, choices))
         driver.publish(instances, end=True)
@@ -383,7 +402,7 @@ def _halve(call: Call) -> list[Call]:
 def _bounds_in_short(bounds: dict | None) -> str:
     if bounds is None:
         return ""
-    return f"at {bounds['instances']}: mean return {bounds['mean_return']:.4g}, half kept up to r = {bounds['keeps']['0.5']['radius']}"
+    return f"at {bounds['instances']}: mean return {round_down(bounds['mean_return'], 4)}, half kept up to r = {bounds['keeps']['0.5']['radius']}"
 
 
 def _tell_look(certificate: dict) -> None:

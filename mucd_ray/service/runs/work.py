@@ -137,7 +137,7 @@ def check_returns(settings: RunSettings, returns: np.ndarray) -> None:
     if outside.any():
         fields = "return_range" if settings.discount == 1 else "reward_range and max_episode_steps"
         raise MucdError(
-            f"a return of {returns[outside][0]} in {settings.card.env_id} is outside the declared range [{low:g}, {high:g}]: "
+            f"a return of {returns[outside][0]} in {settings.card.env_id} is outside the declared range [{low}, {high}]: "
             f"correct {fields} in the card and start a new run"
         )
 

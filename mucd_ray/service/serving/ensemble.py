@@ -11,7 +11,7 @@ from mucd_ray.certify.file.claim import CONDITIONS
 from mucd_ray.certify.file.evidence import LEVELS, VOTES, histogram, levels
 from mucd_ray.certify.file.results import TOLERANCES
 from mucd_ray.certify.median_action import MedianActions
-from mucd_ray.certify.rounding import confidence_percent
+from mucd_ray.certify.rounding import confidence_percent, percent_up
 from mucd_ray.certify.tabulated import tabulated
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all, softmax_probabilities
@@ -194,7 +194,7 @@ class Ensemble:
         differing = 1.0 if certified.shape != found.shape else np.abs(certified - found).sum() / (2 * certified.sum())
         if differing > DIFFERING_VOTES:
             raise MucdError(
-                f"at the run's own states {100 * differing:.3g} % of what the stored instances do is not what the certificate of {run} counts: "
+                f"at the run's own states {percent_up(differing)} % of what the stored instances do is not what the certificate of {run} counts: "
                 "serve it with the version of the package that made it, or certify again"
             )
 
