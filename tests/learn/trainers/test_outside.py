@@ -115,8 +115,8 @@ def test_a_learner_is_told_a_seed_and_keeps_nothing(cartpole, bag):
 
 
 @pytest.mark.parametrize("kind,name", [
-    ("function", f"{FOREIGN}:module"), ("function", "jobs/trainers/torch_clone.py:clone"), ("function", "jobs/trainers/forest.py:forest"),
-    ("command", f"{sys.executable} jobs/trainers/command.py {{bag}} {{out}} {{seed}}"),
+    ("function", f"{FOREIGN}:module"), ("function", "jobs/trainers/forest.py:forest"), pytest.param("function", "jobs/trainers/torch_clone.py:clone", marks=pytest.mark.slow),
+    pytest.param("command", f"{sys.executable} jobs/trainers/command.py {{bag}} {{out}} {{seed}}", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_shipped_examples_make_policies_that_can_be_stored(cartpole, bag, kind, name, monkeypatch):
     monkeypatch.chdir(ROOT)
