@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup test test-all demo demo-cartpole demo-freeway bench soundness clean
+.PHONY: setup test test-all demo demo-acrobot demo-cartpole demo-freeway bench soundness clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ test-all: setup
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'slow or not slow'
 
 demo: setup
+	$(BIN)/python jobs/demo.py lunarlander
+
+demo-acrobot: setup
 	$(BIN)/python jobs/demo.py acrobot
 
 demo-cartpole: setup

@@ -1,4 +1,4 @@
-"""Record a real dataset, train 1000 instances on Ray, certify and report: `python jobs/demo.py acrobot|cartpole|freeway`."""
+"""Record a real dataset, train hundreds of instances on Ray, certify and report: `python jobs/demo.py lunarlander|acrobot|cartpole|freeway`."""
 
 import argparse
 import os
@@ -20,8 +20,8 @@ from mucd_ray.service.runs.summary import describe
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("example", choices=sorted(EXAMPLES), nargs="?", default="acrobot")
-    parser.add_argument("--instances", type=int, default=1000)
+    parser.add_argument("example", choices=sorted(EXAMPLES), nargs="?", default="lunarlander")
+    parser.add_argument("--instances", type=int, help="default: 300 on LunarLander, 1000 elsewhere")
     parser.add_argument("--out", help="run folder (default: runs/EXAMPLE)")
     options = parser.parse_args()
     example = EXAMPLES[options.example]
@@ -31,7 +31,7 @@ def main() -> int:
         if example.dataset not in local_datasets():
             with progress_bar("recording", "transition") as progress:
                 record(example.env_id, None, example.transitions, CERTIFIED_SEED, example.dataset, progress=progress)
-        summary = execute(example.request(options.instances), options.out or f"runs/{options.example}")
+        summary = execute(example.request(options.instances or example.instances), options.out or f"runs/{options.example}")
     except MucdError as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2

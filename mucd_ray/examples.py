@@ -12,6 +12,19 @@ CERTIFIED_SEED, TUNING_SEED = 2026, 101
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlainExample:
+    """An environment and the size of its recording; its run takes what `mucd run` takes without options."""
+
+    env_id: str
+    dataset: str
+    transitions: int
+    instances: int
+
+    def request(self, instances: int) -> Request:
+        return Request(dataset=self.dataset, instances=instances)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """An environment, the size of its recording, and the constants of its run.
 
@@ -26,6 +39,7 @@ class Example:
     learning_rate: float
     batch: int = 1024
     clip_norm: float = 0.1
+    instances: int = 1000
 
     def request(self, instances: int) -> Request:
         sample_rate = self.batch / self.transitions
@@ -33,6 +47,7 @@ class Example:
             dataset=self.dataset,
             instances=instances,
             card=card_for(self.env_id),
+            mechanism="gaussian",
             units=self.transitions,
             sample_rate=sample_rate,
             noise_multiplier=round(self.transitions * sample_rate * math.sqrt(self.steps) / self.signal_budget, 2),
@@ -44,6 +59,7 @@ class Example:
 
 
 EXAMPLES = {
+    "lunarlander": PlainExample(env_id="LunarLander-v3", dataset="lunarlander/demo-v0", transitions=100_000, instances=300),
     "acrobot": Example(
         env_id="Acrobot-v1", dataset="acrobot/mixed-v0", transitions=20_000, signal_budget=90, steps=50, learning_rate=10.0
     ),

@@ -6,6 +6,7 @@ probability is written as 0 or 1 unless it is that. A double is read as the shor
 the binary number next to it, which would be rounded down to 0.289999.
 """
 
+import math
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from fractions import Fraction
 
@@ -56,7 +57,7 @@ def confidence_percent(eta: float, statements: int = 1) -> str:
 
 def exactly(value: float) -> str:
     """A public constant: the shortest decimal that is read back as the same double."""
-    return _plain(Decimal(repr(float(value))))
+    return str(float(value)) if not math.isfinite(value) else _plain(Decimal(repr(float(value))))
 
 
 def tenths_down(value: float) -> str:

@@ -9,6 +9,7 @@ from mucd_ray.cli import calculating, recording, results, training
 from mucd_ray.cli.options import Parser
 from mucd_ray.cli.process import (
     ENDED,
+    check_progress_bars,
     check_working_folder,
     last_words,
     only_results_on_stdout,
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # of --help, which fails here and not when Python ends
         check_working_folder()
+        check_progress_bars()
         with signals_end_the_process(received), only_results_on_stdout() as out:
             status = options.command(options, out)
         return status or 0

@@ -7,6 +7,9 @@ from mucd_ray.cli.options import add_accountant, add_command, add_threat, path
 from mucd_ray.errors import MucdError
 from mucd_ray.words import counted, plural
 
+# What `plan` spends, times its patience (mechanism/work.py).
+MOST_OPERATIONS = 1e9
+
 
 def add_plan(commands):
     sub = add_command(
@@ -29,29 +32,27 @@ def add_plan(commands):
     sub.add_argument("--frontier", type=path, metavar="FILE.png", help="also plot the certified share of the data against the signal budget for 100, 1000 and 10000 instances")
     sub.add_argument("--actions", type=int, default=2, help="number of discrete actions")
     sub.add_argument("--eta", type=float, default=0.001, help="probability that a statement may be wrong")
+    sub.add_argument("--patience", type=float, default=1.0, metavar="N", help="spend up to N times the usual work (some ten seconds of a core) where many steps ask for more")
     add_threat(sub)
 
 
 def plan(options, out):
     from dataclasses import asdict, replace
 
-    from mucd_ray.certify.planning.plan import plan as make_plan
-    from mucd_ray.certify.rounding import exactly, percent_down
+    from mucd_ray.certify.rounding import exactly, percent_down, round_down
 
     asked = {name: getattr(options, name) for name in ("units", "eta", "actions", "threat", "accountant", "steps", "sample_rate", "agreement")}
-    lines, result = [], {}
+    lines, result, answer = [], {}, None
     questions = (options.fraction, options.radius, options.solve, options.noise_multiplier)
     if any(value is not None for value in questions) or not options.frontier:
-        answer = make_plan(
-            **asked, fraction=options.fraction, radius=options.radius, instances=options.instances, noise_multiplier=options.noise_multiplier,
-            solve=options.solve,
-        )
+        answer = _planned(options, asked)
+    if answer:
         mechanism = replace(answer.mechanism, unit=options.unit or answer.mechanism.unit)
         vote = "unanimous vote" if answer.agreement == 1 else f"vote with an agreement of {exactly(answer.agreement)}"
         lines.append(
             f"sample rate {exactly(mechanism.sample_rate)}, noise multiplier {exactly(mechanism.noise_multiplier)}, steps {mechanism.steps}: a {vote} of "
             f"{counted(answer.instances, 'instance')} is certified up to r = {answer.radius} of {counted(answer.units, mechanism.unit)} ({percent_down(answer.radius / answer.units)} %); "
-            f"signal budget S = {answer.signal_budget:.4g}"
+            f"signal budget S = {round_down(answer.signal_budget, 4)}"
         )
         result = asdict(answer) | asdict(mechanism)
     if options.unit:
@@ -68,6 +69,26 @@ def plan(options, out):
         lines.append(f"plotted in {options.frontier}")
     out(json.dumps(result) if options.json else "\n".join(lines))
     _warn_unsound(options.accountant)
+
+
+def _planned(options, asked: dict):
+    """The gaussian mechanism; None where there is none and the other kinds stand beside it, with what is against it."""
+    from mucd_ray.certify.planning.plan import plan as make_plan
+    from mucd_ray.mechanism.work import TooMuchWork, limited_to
+
+    if not 0 < options.patience <= 1e6:
+        raise MucdError(f"patience {options.patience} is outside (0, 1e6]: 10 allows ten times the usual work")
+    try:
+        with limited_to(MOST_OPERATIONS * options.patience):
+            return make_plan(
+                **asked, fraction=options.fraction, radius=options.radius, instances=options.instances, noise_multiplier=options.noise_multiplier,
+                solve=options.solve,
+            )
+    except TooMuchWork as error:
+        raise TooMuchWork(f"{error}: ask for fewer steps or units, or allow N times that by --patience N") from None
+    except MucdError:
+        if not options.unit:
+            raise
 
 
 def _compare(options) -> dict:

@@ -1,6 +1,7 @@
 """A command as a process: standard streams that may be closed, signals that end it, a last line that says why."""
 
 import contextlib
+import importlib
 import os
 import select
 import signal
@@ -30,6 +31,15 @@ def check_working_folder() -> None:
         os.getcwd()
     except OSError as error:
         raise MucdError(f"the working folder cannot be found ({error.strerror}): it was removed or moved; cd to one that exists") from None
+
+
+def check_progress_bars() -> None:
+    """Raise MucdError where the environment gives the package of progress bars what it does not understand: it fails wherever it is loaded."""
+    names = [name for name in os.environ if name.startswith("TQDM_")]
+    try:
+        names and importlib.import_module("tqdm")
+    except (TypeError, ValueError) as error:
+        raise MucdError(f"{' or '.join(names)} in the environment is no value for a progress bar ({error}): unset it") from None
 
 
 def readers_are_gone() -> bool:

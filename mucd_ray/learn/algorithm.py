@@ -123,7 +123,7 @@ class Algorithm:
         for name, constant in self.constants.items():
             value = given.get(name, constant.default)
             if value is not None and not (constant.low <= value <= constant.high and (not constant.whole or value == int(value))):
-                raise MucdError(f"constant {name} = {value:g} must be {'a whole number ' if constant.whole else ''}in [{constant.low:g}, {constant.high:g}]: {constant.meaning}")
+                raise MucdError(f"constant {name} = {value} must be {'a whole number ' if constant.whole else ''}in [{constant.low:g}, {constant.high:g}]: {constant.meaning}")
             filled[name] = None if value is None else int(value) if constant.whole else float(value)
         return filled
 

@@ -21,8 +21,8 @@ LEAST_RATE = 1e-9
 ROUNDING = 1e-12
 # Below it doubles have ever fewer digits, and rounding may exceed that allowance: what is less counts as zero.
 LEAST = 1e-300
-# So many pairs of logarithms are added at most. Wherever the sum is not below -50, and so negligible, this is within 1e-14 of all of them.
-TERMS = 1 << 16
+# So many pairs of logarithms are added at most. Wherever the sum is not below -50, and so negligible, this is within 1e-12 of all of them.
+TERMS = 1 << 13
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,17 @@ class TooMuchWork(MucdError):
 
 @contextlib.contextmanager
 def limited_to(operations: float):
-    """Within it, `spend` raises TooMuchWork once more than that many operations have been asked for."""
+    """Within it, `spend` raises TooMuchWork once more than that many operations have been asked for; or those that are left of an outer limit."""
+    outer = _left.get()
+    operations = operations if outer is None else min(operations, outer[0])
     before = _left.set([operations, operations])
     try:
         yield
     finally:
+        spent = operations - max(0.0, _left.get()[0])
         _left.reset(before)
+        if outer is not None:
+            outer[0] -= spent
 
 
 def spend(operations: float) -> None:

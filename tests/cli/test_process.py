@@ -75,6 +75,11 @@ def test_a_working_folder_that_was_removed_is_one_line(tmp_path):
     assert result.returncode == 2 and result.stderr.startswith("mucd: error: the working folder cannot be found") and result.stderr.count("\n") == 1
 
 
+def test_progress_bars_that_the_environment_breaks_are_one_line():
+    result = program("compare", "nowhere", TQDM_POSITION="abc")
+    assert result.returncode == 2 and result.stderr.startswith("mucd: error: TQDM_POSITION in the environment") and result.stderr.count("\n") == 1
+
+
 def test_the_backend_of_a_notebook_breaks_nothing():
     for backend in ("module://matplotlib_inline.backend_of_a_notebook", "agg"):
         result = program("report", "nowhere", MPLBACKEND=backend)

@@ -78,12 +78,17 @@ def test_stops_at_the_first_look_that_meets_the_goal_and_grows_on_validly(local_
     assert summary["instances"] == 250 and summary["goal"]["met"] is False and "NOT" not in captured.out
     assert f"goal {GOAL.format(0.999)} is not met with 250 instances" in captured.err
     assert_stopped_at(store, reference, 250, read_certificate(store.path / "certificate.json"))
-    # The first command again, now that more is stored: the same certificate as then, and without Ray, since nothing is missing.
-    command[3] = GOAL.format(reference[2])
+    # The first command again, now that more is stored: the larger certificate stays. Without it, the same one as then; and without Ray, since nothing is missing.
+    command[3], file = GOAL.format(reference[2]), store.path / "certificate.json"
+    before = file.read_bytes()
+    assert main([*command[:-1], "--address", "127.0.0.1:1"]) == 2
+    assert "has a certificate of 250 instances, and this goal is met with 160 of them: it stays as it is; `mucd certify" in capfd.readouterr().err
+    assert file.read_bytes() == before
+    file.unlink()
     assert main([*command[:-1], "--address", "127.0.0.1:1"]) == 0
     captured = capfd.readouterr()
     assert f"goal {GOAL.format(reference[2])}: met with 160 instances" in captured.out and "is not met" not in captured.err
-    assert read_certificate(store.path / "certificate.json")["results"] == first["results"]
+    assert read_certificate(file)["results"] == first["results"]
 
 
 def test_certificates_of_a_run_that_was_looked_at(reference, capfd):

@@ -7,6 +7,7 @@ the bounds of all looks hold together with probability 1 - eta (Bonferroni), by 
 """
 
 from mucd_ray.certify.confidence.proportions import LEAST_ETA, check_count, check_eta
+from mucd_ray.certify.rounding import exactly, round_down
 from mucd_ray.errors import MucdError
 from mucd_ray.words import counted
 
@@ -43,7 +44,7 @@ def effective_eta(eta: float, looks: str, instances: int) -> float:
         raise MucdError(f"an anytime certificate does not look at {counted(instances, 'instance')}: certify at {nearest}")
     share = eta / (k * (k + 1))
     if share < LEAST_ETA:
-        raise MucdError(f"eta {eta:g} leaves {share:.2g} to the look at {counted(instances, 'instance')}, below {LEAST_ETA:g}: use a larger eta")
+        raise MucdError(f"eta {exactly(eta)} leaves {round_down(share, 2)} to the look at {counted(instances, 'instance')}, below {LEAST_ETA:g}: use a larger eta")
     return share
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from mucd_ray.certify.confidence.proportions import check_eta
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.work import spend
 
@@ -103,7 +104,7 @@ def _checked(values, eta: float) -> np.ndarray:
         raise MucdError(f"values of shape {values.shape} must be a list of one number per instance, at least one")
     outside = ~((values >= 0) & (values <= 1))
     if outside.any():
-        raise MucdError(f"value {values[outside][0]:g} is outside [0, 1]: rescale by the declared public range first")
+        raise MucdError(f"value {exactly(values[outside][0])} is outside [0, 1]: rescale by the declared public range first")
     return values
 
 

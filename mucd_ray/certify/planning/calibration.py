@@ -11,6 +11,7 @@ from scipy.special import ndtri
 
 from mucd_ray.certify.confidence.proportions import check_count, check_eta, top_two_bounds
 from mucd_ray.certify.guarantees import Guarantees
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.gaussian.mechanism import MOST_NOISE, MOST_STEPS, Mechanism
 from mucd_ray.words import counted
@@ -77,7 +78,7 @@ class Question:
             lambda k: self.certifies(self.mechanism(rate, grid.value(k), steps), quick=above is None), start, low, high, 8 if above is None else 1
         )
         if found is None:
-            raise MucdError(f"{self._vote()} is not certified at r = {self.radius} by any noise multiplier up to {MOST_NOISE:g}: lower the sample rate {rate:g} or the steps {steps}")
+            raise MucdError(f"{self._vote()} is not certified at r = {self.radius} by any noise multiplier up to {MOST_NOISE:g}: lower the sample rate {exactly(rate)} or the steps {steps}")
         return self.mechanism(rate, grid.value(found), steps)
 
     def most_steps(self, rate: float, sigma: float) -> Mechanism:
@@ -86,8 +87,8 @@ class Question:
         found = self._most(lambda k: self.mechanism(rate, sigma, k), guess, 1, MOST_STEPS, max(1, int(min(guess, MOST_STEPS)) // 256))
         if found is None:
             raise MucdError(
-                f"{self._vote()} is not certified at r = {self.radius} after even 1 step with sample rate {rate:g} and noise multiplier {sigma:g}: "
-                f"raise the noise multiplier to {self.least_noise(rate, 1).noise_multiplier:g} at least, or lower the sample rate"
+                f"{self._vote()} is not certified at r = {self.radius} after even 1 step with sample rate {exactly(rate)} and noise multiplier {exactly(sigma)}: "
+                f"raise the noise multiplier to {exactly(self.least_noise(rate, 1).noise_multiplier)} at least, or lower the sample rate"
             )
         return self.mechanism(rate, sigma, found)
 
@@ -98,8 +99,8 @@ class Question:
         found = self._most(lambda k: self.mechanism(grid.value(k), sigma, steps), grid.down(guess), grid.up(least), grid.down(1.0), 8)
         if found is None:
             raise MucdError(
-                f"{self._vote()} is not certified at r = {self.radius} with a batch of even one unit at noise multiplier {sigma:g} and {counted(steps, 'step')}: "
-                f"raise the noise multiplier to {self.least_noise(min(1.0, grid.value(grid.up(least))), steps).noise_multiplier:g} at least, or take fewer steps"
+                f"{self._vote()} is not certified at r = {self.radius} with a batch of even one unit at noise multiplier {exactly(sigma)} and {counted(steps, 'step')}: "
+                f"raise the noise multiplier to {exactly(self.least_noise(min(1.0, grid.value(grid.up(least))), steps).noise_multiplier)} at least, or take fewer steps"
             )
         return self.mechanism(grid.value(found), sigma, steps)
 
@@ -111,8 +112,8 @@ class Question:
             found = found and _least(lambda k, quick=quick: self.certifies(mechanism, instances=k, quick=quick), found, found, MOST_INSTANCES, step)
         if found is None:
             raise MucdError(
-                f"a vote with agreement {self.agreement:g} is not certified at r = {self.radius} by even {MOST_INSTANCES} instances with sample rate "
-                f"{rate:g}, noise multiplier {sigma:g} and {counted(steps, 'step')}: raise the noise multiplier, or lower the sample rate or the steps"
+                f"a vote with agreement {exactly(self.agreement)} is not certified at r = {self.radius} by even {MOST_INSTANCES} instances with sample rate "
+                f"{exactly(rate)}, noise multiplier {exactly(sigma)} and {counted(steps, 'step')}: raise the noise multiplier, or lower the sample rate or the steps"
             )
         return found
 
@@ -143,7 +144,7 @@ class Question:
         return found
 
     def _vote(self) -> str:
-        kind = "unanimous vote" if self.agreement == 1 else f"vote with agreement {self.agreement:g}"
+        kind = "unanimous vote" if self.agreement == 1 else f"vote with agreement {exactly(self.agreement)}"
         return f"a {kind} of {counted(self.instances, 'instance')}"
 
 

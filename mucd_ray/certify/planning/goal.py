@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal, DecimalException
 from fractions import Fraction
 
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 
 # name -> (what it is, least and greatest value that make sense)
@@ -43,9 +44,9 @@ class Goal:
             raise MucdError(f"goal {text!r} is not understood: {form}") from None
         _, lowest, highest = GOALS[match["name"]]
         if not (lowest < least <= highest and math.isfinite(least)):
-            raise MucdError(f"goal {text!r}: {match['name']} {least:g} is outside ({lowest:g}, {highest:g}]")
+            raise MucdError(f"goal {text!r}: {match['name']} {exactly(least)} is outside ({lowest:g}, {highest:g}]")
         if not 0 <= fraction < 1:
-            raise MucdError(f"goal {text!r}: fraction {fraction:g} is outside [0, 1): 0.01 means 1 % of the units")
+            raise MucdError(f"goal {text!r}: fraction {exactly(fraction)} is outside [0, 1): 0.01 means 1 % of the units")
         return cls(match["name"], least, fraction)
 
     def radius(self, units: int) -> int:
@@ -55,7 +56,7 @@ class Goal:
     def check(self, units: int, cap: int, *, discrete: bool) -> None:
         """Raise MucdError if no certificate of this dataset can meet the goal: a radius above `cap`, or actions that are not voted on."""
         if self.radius(units) > cap:
-            raise MucdError(f"goal {self.name}: fraction {self.fraction:g} is r = {self.radius(units)}, above {cap}, the largest radius that may be claimed: ask for less")
+            raise MucdError(f"goal {self.name}: fraction {exactly(self.fraction)} is r = {self.radius(units)}, above {cap}, the largest radius that may be claimed: ask for less")
         if self.name == "actions" and not discrete:
             raise MucdError("goal actions: this policy's actions are continuous and no share of states is certified: use a goal on the return")
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from mucd_ray.certify.confidence.proportions import LARGEST, check_count, check_eta
 from mucd_ray.certify.planning.calibration import MOST_INSTANCES, Question, check_agreement, least_instances, vote_bounds
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.words import counted
@@ -91,8 +92,8 @@ def plan(
         instances = INSTANCES if instances is None else check_count(instances, "instances", 1, MOST_INSTANCES)
         if vote_bounds(instances, actions, eta, agreement)[0] <= 0.5:
             raise MucdError(
-                f"{counted(instances, 'instance')} cannot certify anything at eta {eta:g} and {actions} actions"
-                + (f" and an agreement of {agreement:g}" if agreement < 1 else "")
+                f"{counted(instances, 'instance')} cannot certify anything at eta {exactly(eta)} and {actions} actions"
+                + (f" and an agreement of {exactly(agreement)}" if agreement < 1 else "")
                 + f": {'at least ' if agreement == 1 else ''}{least_instances(actions, eta, agreement)} are {'needed' if agreement == 1 else 'enough'}"
             )
     question = Question(

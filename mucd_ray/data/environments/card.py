@@ -217,7 +217,7 @@ class EnvironmentCard:
             return self.return_range
         for name in ("reward_range", "max_episode_steps"):
             if getattr(self, name) is None:
-                raise MucdError(f"discount {discount:g} needs the field {name} in the card of {self.env_id}, or the range of discounted returns is not public: add it")
+                raise MucdError(f"discount {discount} needs the field {name} in the card of {self.env_id}, or the range of discounted returns is not public: add it")
         (low, high), longest = self.reward_range, -math.expm1(self.max_episode_steps * math.log(discount)) / (1 - discount)
         least, greatest = min(low, low * longest), max(high, high * longest)
         if low >= 0:

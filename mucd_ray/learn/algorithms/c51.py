@@ -83,9 +83,9 @@ def head(outputs: np.ndarray, actions: int, constants) -> np.ndarray:
 
 def towers(actions, constants) -> tuple[Tower, ...]:
     if not constants["v_min"] < constants["v_max"]:
-        raise MucdError(f"v_min {constants['v_min']:g} must be below v_max {constants['v_max']:g}: they are the first and the last atom")
+        raise MucdError(f"v_min {constants['v_min']} must be below v_max {constants['v_max']}: they are the first and the last atom")
     if constants["v_max"] - constants["v_min"] < 1e-5 * (constants["atoms"] - 1) * max(abs(constants["v_min"]), abs(constants["v_max"])):
-        raise MucdError(f"{constants['atoms']} atoms between v_min {constants['v_min']:g} and v_max {constants['v_max']:g} cannot be told apart in float32: use a wider range or fewer atoms")
+        raise MucdError(f"{constants['atoms']} atoms between v_min {constants['v_min']} and v_max {constants['v_max']} cannot be told apart in float32: use a wider range or fewer atoms")
     return (Tower(name="q", outputs=actions * constants["atoms"]),)
 
 

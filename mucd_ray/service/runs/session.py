@@ -97,9 +97,13 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
     _check_source(request)
+    if request.trainer is not None and request.encoder is not None:
+        raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS
+    if request.encoder is not None and request.trainer is not None:
+        raise MucdError(f"an encoder is for the package's own learners: call it in {request.trainer.option} {request.trainer.name}, which is given observations as they are")
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
     if request.mechanism == Neighbours.kind:
@@ -119,7 +123,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if request.trainer is not None and request.trusted is not None:
         raise MucdError(f"--trusted {request.trusted} is a yardstick for the package's learners so far, not for {request.trainer.option}: leave it out")
     if not 0 < request.fraction < 1:
-        raise MucdError(f"fraction {request.fraction:g} is outside (0, 1): use for example 0.01 for 1 %")
+        raise MucdError(f"fraction {exactly(request.fraction)} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.count(request.unit)
     states = _states(request.states_file, card)
     if request.units is not None and request.units < 2:
@@ -179,7 +183,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and request.neighbours is None and tuned is None
     if from_fraction and wanted > cap:
         print(
-            f"mucd: the wanted fraction {request.fraction:g} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
+            f"mucd: the wanted fraction {exactly(request.fraction)} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
             "ask for a smaller fraction, or declare a size with --units that does not depend on the data",
             file=sys.stderr,
         )

@@ -174,14 +174,14 @@ class MedianAction(BaseModel):
     tolerances: list[MedianInterval]
 
 
-ANSWERS = {"votes": VotedAction, "scores": ScoredAction, "continuous": MedianAction}
+ANSWERS = {"votes": VotedAction, "exact": VotedAction, "scores": ScoredAction, "continuous": MedianAction}
 
 
 class About(BaseModel):
     run: str = Field(description="dataset on which the instances were trained")
     environment: str
     instances: int
-    kind: Literal["votes", "scores", "continuous"]
+    kind: Literal["votes", "exact", "scores", "continuous"]
     threat: str
     unit: str = Field(description="what is counted by a radius")
     accountant: str
@@ -198,7 +198,7 @@ class Health(BaseModel):
     instances: int
 
 
-def serve_run(run: str, *, encoder: str | None, host: str, port: int, replicas: int, address: str | None, out) -> None:
+def serve_run(run: str, *, encoder: str | None = None, host: str, port: int, replicas: int, address: str | None, out) -> None:
     """Serve the certified ensemble of a run folder until SIGINT, SIGTERM or SIGHUP; `out` gets one line when it is ready.
 
     Raises:

@@ -23,7 +23,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from mucd_ray.certify.planning.plan import frontier, plan
-from mucd_ray.certify.rounding import percent_down
+from mucd_ray.certify.rounding import exactly, percent_down
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import card_for, load_card
 from mucd_ray.data.formats.minari import load_dataset
@@ -141,10 +141,10 @@ def _target(options, units: int, actions: int) -> tuple[float, float]:
         fraction = FRACTION if options.fraction is None else options.fraction
         return fraction, float(f"{plan(units=units, fraction=fraction, instances=options.instances, actions=actions).signal_budget:.6g}")
     if options.fraction is not None:
-        raise MucdError(f"--fraction {options.fraction:g} and --signal-budget {options.signal_budget:g}: either follows from the other, give one")
+        raise MucdError(f"--fraction {exactly(options.fraction)} and --signal-budget {exactly(options.signal_budget)}: either follows from the other, give one")
     row = frontier(units=units, instances=[options.instances], signal_budgets=[options.signal_budget], actions=actions)[0]
     if row["radius"] < 1:
-        raise MucdError(f"with a signal budget of {options.signal_budget:g} {counted(options.instances, 'instance')} certify nothing: give a smaller one, or more --instances")
+        raise MucdError(f"with a signal budget of {exactly(options.signal_budget)} {counted(options.instances, 'instance')} certify nothing: give a smaller one, or more --instances")
     return row["fraction"], options.signal_budget
 
 
@@ -282,7 +282,7 @@ def describe_study(results: dict) -> str:
             continue
         rows.append((
             row["key"], str(row["instances"]), f"{row['mean_return']:.2f}", f"{percent_down(row['fraction_keeping_half'])} %", f"{row[METRIC]:.2f}",
-            *(row[name] if isinstance(row[name], str) else f"{row[name]:g}" for name in constants),
+            *(row[name] if isinstance(row[name], str) else exactly(row[name]) for name in constants),
         ))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
