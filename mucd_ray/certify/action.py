@@ -12,6 +12,7 @@ from mucd_ray.certify.confidence.bands import order_statistic_band
 from mucd_ray.certify.confidence.proportions import check_eta, top_two_bounds
 from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.radius import largest_radii
+from mucd_ray.certify.votes import POLICIES_PER_UNIT, parl_radius
 from mucd_ray.mechanism.work import spend
 
 ABSTAIN = -1
@@ -49,6 +50,13 @@ def certify_votes(counts: np.ndarray, guarantees: Guarantees, *, eta: float, cap
     bounds = top_two_bounds(counts, eta)
     radius = action_radii(bounds.top, bounds.runner_up, guarantees, cap)
     return ActionCertificate(action=bounds.action, radius=radius, top=bounds.top, runner_up=bounds.runner_up)
+
+
+def certify_exact(counts: np.ndarray, guarantees: Guarantees, *, eta: float, cap: int) -> ActionCertificate:
+    """Certify every row of votes [S, A] of all parts of a partition. Nothing is sampled: the radii are certain, and `eta` plays no role."""
+    ordered = np.sort(counts, axis=1) / counts[0].sum()
+    radius = np.minimum(parl_radius(counts) // POLICIES_PER_UNIT[guarantees.threat], cap)
+    return ActionCertificate(action=counts.argmax(axis=1), radius=radius, top=ordered[:, -1], runner_up=ordered[:, -2])
 
 
 def certify_scores(histogram: np.ndarray, guarantees: Guarantees, *, eta: float, cap: int) -> ActionCertificate:

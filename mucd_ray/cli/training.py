@@ -87,6 +87,8 @@ def grow(options, out):
 def add_certify(commands):
     sub = add_command(commands, "certify", certify, "Certify the finished instances of a run, without training.", "mucd certify runs/acrobot --threat insert --eta 0.01")
     sub.add_argument("run", type=path, help="run folder")
+    sub.add_argument("--card", type=path, help="with --policy vote: the file with which the run began, if that was no shipped card: a run folder alone makes no environment")
+    sub.add_argument("--encoder", type=path, metavar="FILE", help="with --policy vote: the file with which the run began, if it has one")
     sub.add_argument("--looks", default="fixed", choices=["fixed", "anytime"], help="anytime certifies the largest complete number of the public series 100, 160, 250, ...; fixed one that was asked for")
     add_choices(sub)
 

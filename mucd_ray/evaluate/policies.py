@@ -121,6 +121,9 @@ def trained_policies(problem: Problem, parameters: dict[str, torch.Tensor]) -> P
     return StackedPolicies(problem.network, parameters, problem) if problem.module_factory is None else ModulePolicies(problem, parameters)
 
 
+# exp of minus this is 0 in every precision.
+SURE = 1e4
+
 # A policy whose outputs at a state are not all finite acts as if it preferred the lowest action there. Dropping it would choose
 # among instances by their training data, which no certificate covers.
 
@@ -128,6 +131,16 @@ def trained_policies(problem: Problem, parameters: dict[str, torch.Tensor]) -> P
 def greedy_actions(outputs: np.ndarray) -> np.ndarray:
     """Scores [..., A] -> the preferred action, counted from 0, int64 [...]; ties go to the lowest, as do outputs that are not finite."""
     return np.where(np.isfinite(outputs).all(-1), outputs.argmax(-1), 0)
+
+
+def scores_of(actions: np.ndarray, count: int) -> np.ndarray:
+    """Scores float64 [..., count] of policies that just act, by actions counted from 0, int [...]: the chosen one has all of the softmax probability.
+
+    What is no action of 0..count-1 is a failure: NaN.
+    """
+    actions = np.asarray(actions)
+    scores = np.where(np.arange(count) == actions[..., None], 0.0, -SURE)
+    return np.where(((actions >= 0) & (actions < count))[..., None], scores, np.nan)
 
 
 def softmax_probabilities(outputs: np.ndarray) -> np.ndarray:

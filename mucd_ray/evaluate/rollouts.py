@@ -98,7 +98,7 @@ def slot_queue(policies, card, seeds, owners, slots, keep_states=0, progress=Non
                 environment, number, _, weight, seen = episode
                 observation, reward, terminated, truncated, _ = environment.step(action)
                 returns[number] += weight * float(reward)
-                _check_reward(card, reward)
+                check_reward(card, reward)
                 if not (terminated or truncated):
                     episode[2:4] = observation, weight * discount
                     if keep_states:
@@ -116,7 +116,7 @@ def slot_queue(policies, card, seeds, owners, slots, keep_states=0, progress=Non
     return returns, np.stack(kept) if keep_states else None
 
 
-def _check_reward(card: EnvironmentCard, reward: float) -> None:
+def check_reward(card: EnvironmentCard, reward: float) -> None:
     if card.reward_range is not None and not card.reward_range[0] <= reward <= card.reward_range[1]:
         raise MucdError(f"a reward of {reward} in {card.env_id} is outside the card's reward_range {card.reward_range}: correct the card")
 
@@ -149,7 +149,7 @@ def cartpole_returns(policies, card, seeds, owners, progress=None, discount=1.0)
         returns[running] += weight * rewards[running].astype(float)
         weight *= discount
         for reward in (rewards[running].min(), rewards[running].max()):
-            _check_reward(card, reward)
+            check_reward(card, reward)
         running &= ~(terminated | truncated)
         if progress is not None:
             progress()

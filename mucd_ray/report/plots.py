@@ -74,6 +74,7 @@ def return_bound(
     levels: dict[str, float],
     kept: list[tuple[str, int, float]],
     what: str = "return",
+    whose: str = "one trained policy",
     units: int,
     unit: str,
     look=WIDE,
@@ -86,6 +87,7 @@ def return_bound(
         levels: returns to compare with, by a name in LEVELS, among them "unpoisoned mean" and "public floor", the least possible return.
         kept: (label, r, bound) of the points to mark.
         what: what the axis is about, such as "clipped return"; likewise in the next plots.
+        whose: whose return it is.
         units: N; the upper axis shows 100 r / N.
         unit: what r counts, in the plural.
     """
@@ -101,7 +103,7 @@ def return_bound(
     _mark(ax, kept, end)
     margin = 0.06 * (max(shown) - min(shown)) or 1.0
     ax.set_ylim(min(shown) - margin, max(shown) + margin)
-    ax.set_ylabel(f"expected {what} of one trained policy")
+    ax.set_ylabel(f"expected {what} of {whose}")
     return _png(fig, look, columns=2)
 
 

@@ -42,6 +42,7 @@ ACCOUNTANTS = {
 # What is shown of each kind of evidence at states: the rule by which actions are inferred, and what stays true of an action.
 RULES = {
     "votes": ("votes: at each state the action that most instances take", "stays the most probable one"),
+    "exact": ("votes of all parts: at each state the action that most parts' policies take", "keeps the most votes"),
     "scores": ("probability scores: at each state the action with the largest mean score", "keeps the largest expected score"),
     "continuous": ("continuous: at each state, in every dimension, the median of the instances' actions", ""),
     "neighbours": ("neighbours: at each state the action with most votes of the nearest units", "stays the same"),
@@ -90,6 +91,8 @@ def draw(certificate: dict, baselines: dict) -> dict[str, FigureData]:
     if _is_exact(certificate["inputs"]):
         return {figure.name: figure for figure in [_kept_episodes(certificate, baselines), *_actions(certificate)]}
     figures = [_return_bound(certificate, baselines), _poisoned_return(certificate)]
+    if "voted" in certificate["results"]:
+        figures.append(_voted(certificate, baselines))
     if action is not None:
         figures += [_half_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
     return {figure.name: figure for figure in [*figures, _returns(certificate)]}
@@ -144,6 +147,31 @@ def _return_bound(certificate: dict, baselines: dict) -> FigureData:
         f"({mean_route}, the best of {len(MEANS)} such bounds on this sample: each holds with that probability by itself, their best need not).",
         alt=f"Certified lower bound on the expected {_what(inputs)}, falling from {down(curve['bound'][0])} at r = 0 to {down(curve['bound'][-1])} "
         f"at r = {whole(curve['radius'][-1])}. For comparison: {', '.join(f'{label} {number(level)}' for label, level in levels.items())}.",
+    )
+
+
+def _voted(certificate: dict, baselines: dict) -> FigureData:
+    inputs, voted = certificate["inputs"], certificate["results"]["voted"]
+    curve, units, (down, _) = voted["curve"], UNITS[inputs["mechanism"]["unit"]], _of_returns(inputs)
+    levels = {"unpoisoned mean": voted["unpoisoned_mean"]}
+    levels |= {name.lower(): baselines[key] for key, name in BASELINES.items() if _is_number(baselines.get(key))}
+    levels["public floor"] = inputs["return_range"][0]
+    kept = [(f"{100 * float(share):g} %", entry["radius"], entry["bound"]) for share, entry in voted["keeps_played"].items() if entry["radius"] >= 0]
+    episodes = _counted(voted["episodes"], "episode")
+    return _both(
+        certificate,
+        plots.return_bound,
+        {
+            "radius": np.array(curve["radius"]), "bounds": {f"in the {episodes} played": np.array(curve["played"]), "expected, over all episodes": np.array(curve["bound"])}, "levels": levels, "kept": kept,
+            "what": _what(inputs), "whose": "the voted policy", "units": inputs["units"], "unit": units,
+        },
+        name="voted_return",
+        title="Certified return of the voted policy",
+        caption=f"Claimed: lower bounds on the {_what(inputs)} of the policy that takes the action with the most votes, when up to r {units} are poisoned. Thick: its mean in the {episodes} that were played, "
+        "which is its return where nothing is random in the environment; the other line: what it is expected to earn over all that is random there. Everything that poisoned votes could do in an episode is followed; where "
+        f"that was given up, the least counts for all that is left. At r = 0 it was followed to the end in {claimed_percent(curve['complete'][0])} of the episodes.",
+        alt=f"Certified {_what(inputs)} of the voted policy in the episodes played, falling from {down(curve['played'][0])} at r = 0 to {down(curve['played'][-1])} at r = {whole(curve['radius'][-1])}; "
+        f"the policy itself earned {number(voted['unpoisoned_mean'])}.",
     )
 
 
@@ -308,6 +336,7 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         results=results,
         policy=results["policy"],
         action=results["action"],
+        voted=results.get("voted"),
         goal=results["goal"],
         kept=_kept_rows(results["policy"]),
         exact=_is_exact(inputs),

@@ -15,7 +15,18 @@ from mucd_ray.certify.confidence.bands import BANDS
 from mucd_ray.certify.confidence.looks import LOOKS
 from mucd_ray.certify.confidence.means import MEANS
 from mucd_ray.certify.file.certificate import FORMAT, make_certificate, make_inputs
-from mucd_ray.certify.file.evidence import ACTION_KEYS, LEVELS, continuous_evidence, histogram, levels, neighbours_evidence, scores_evidence, votes_evidence
+from mucd_ray.certify.file.evidence import (
+    ACTION_KEYS,
+    LEVELS,
+    continuous_evidence,
+    exact_evidence,
+    histogram,
+    levels,
+    neighbours_evidence,
+    scores_evidence,
+    votes_evidence,
+)
+from mucd_ray.certify.file.voted import voted_evidence
 from mucd_ray.certify.guarantees import FAMILIES, THREATS
 from mucd_ray.certify.planning.goal import GOALS
 from mucd_ray.mechanism.bag import Bag
@@ -63,7 +74,7 @@ def run_context():
         held_out=16,
         states_sha256=None,
     )
-    return about.context(store, settings) | {"failures": 3, "failures_by_cause": {"died": 3}}
+    return about.context(store, settings) | {"failures": 3, "failures_by_cause": {"died": 3}, "median_action_return": -90.0}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +91,7 @@ def certificates():
     top = np.array([99, 80, 50])
     votes = np.stack([top, POLICIES - top], axis=1)
     values = rng.beta(5, 2, (POLICIES, STATES, 2))
+    episode = {"rows": [0], "node": [0], "action": [0], "reward": [-1.0], "next": [0]}
     kinds = [
         {"actions": votes_evidence(votes, reference=[0, 0, 1]), "looks": "anytime", "goal": "return>=0.5@0.005", "condition": "tuned-on-this-dataset"},
         {"actions": scores_evidence(histogram(levels(values, 0, 1)))},
@@ -89,6 +101,7 @@ def certificates():
         {"mechanism": Bag(draws="poisson", sample_rate=0.01), "threat": "substitute"},
         {"mechanism": BagThenNoise(bag_rate=0.02, sample_rate=0.5, noise_multiplier=4.0, clip_norm=0.1, steps=40, normaliser=10.0), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=300), "actions": votes_evidence(votes)},
+        {"mechanism": Partition(parts=POLICIES), "actions": exact_evidence(votes, [0, 0, 1]), "voted": voted_evidence("exact", 1, -1.0, [votes[:1]], [episode])},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="function", name="mine.trainers:clone", sha256="0" * 64)},
         {"mechanism": Neighbours(neighbours=20), "actions": neighbours_evidence(rng.integers(0, 2, (STATES, 40)), 2, [0, 1, 1]), "path_radii": [3] * POLICIES},
     ]

@@ -11,10 +11,12 @@ import pytest
 from matplotlib.image import imread
 
 from mucd_ray.certify.file.certificate import make_certificate, make_inputs, read_certificate
-from mucd_ray.certify.file.evidence import continuous_evidence, histogram, levels, scores_evidence, votes_evidence
+from mucd_ray.certify.file.evidence import continuous_evidence, exact_evidence, histogram, levels, scores_evidence, votes_evidence
+from mucd_ray.certify.file.voted import voted_evidence
 from mucd_ray.certify.policy import return_band
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.report import plots
 from mucd_ray.report.report import report_files
 
@@ -186,6 +188,19 @@ def test_scores_and_continuous_actions_have_their_own_tables_and_figures(tmp_pat
         for (title, certified, median, largest), (share, name, entry) in zip(rows, expected, strict=True):
             assert title.startswith(f"{100 * float(share):g} % of the range{name}") and shown(certified) == 100 * entry["certified_share"] > 0
             assert (shown(median), shown(largest)) == (entry["median_radius"], entry["max_radius"])
+
+
+def test_the_voted_policy_has_a_figure_and_exact_votes_are_said_to_be_exact(tmp_path):
+    episode = {"rows": [0, 1], "node": [0, 0, 1, 1, 1], "action": [0, 1, 0, 1, 2], "reward": [-60.0, -100.0, -20.0, -40.0, -300.0], "next": [1, 1, 0, 0, 0]}
+    votes = np.array([[90, 10, 0], [60, 20, 20]])
+    certificate = write_run(
+        tmp_path / "run", mechanism=Partition(parts=100), actions=exact_evidence(votes, [0, 0]), voted=voted_evidence("exact", 9, None, [votes] * 3, [episode] * 3)
+    )
+    text = " ".join(Page(write_report(tmp_path / "run").read_text()).texts)
+    assert (tmp_path / "run" / "plots" / "voted_return.png").exists()
+    voted = certificate["results"]["voted"]
+    assert voted["unpoisoned_mean"] == -80 and voted["keeps_played"]["0.75"] == {"radius": 19, "fraction": 19 / 12345, "bound": -80.0}
+    assert "half is kept up to 19 trajectories in these 3 episodes" in text and "Certified return of the voted policy" in text and "this is certain" in text
 
 
 @pytest.mark.parametrize("goal, verdict", [("return>=0.5@0.01", "met"), ("return>=90%@5%", "not met")])

@@ -33,7 +33,7 @@ MOST_OPERATIONS = 1e11
 # TOLERANCE + T * TOLERANCE_PER_STEP, of the return range or of 1; counts, radii and shares are the same everywhere.
 TOLERANCE = 1e-6
 TOLERANCE_PER_STEP = 1e-11
-RETURNS = re.compile(r"results\.(policy\.(unpoisoned|curve\.(bound|ceiling|quantiles)|keeps\..*\.bound))")
+RETURNS = re.compile(r"results\.(policy\.(unpoisoned|curve\.(bound|ceiling|quantiles)|keeps\..*\.bound)|voted\.(unpoisoned|curve\.(bound|played)|keeps.*\.bound))")
 GOAL = re.compile(r"results\.goal\.certified")
 PROBABILITIES = re.compile(r"results\.(action\..*\.(top_lower|runner_up_upper)|accounting\.(discretisation_error|splits\.bound))")
 KEYS = {"format", "claim", "inputs", "results", "assumptions", "context", "sha256"}
@@ -83,6 +83,7 @@ def make_inputs(
     returns: np.ndarray,
     return_range: tuple[float, float],
     actions: dict | None = None,
+    voted: dict | None = None,
     eta: float = 0.001,
     threat: str = "symmetric",
     accountant: str = "tradeoff",
@@ -107,6 +108,7 @@ def make_inputs(
         clipped: whether every episode's return was clipped into that range.
         actions: evidence at states, made by one of the functions of `evidence.py`; None for the policy level alone.
         looks: "fixed" if P was chosen before training; "anytime" if training may have stopped, or may go on, depending on results.
+        voted: evidence about episodes of the voted policy, made by `voted_evidence` (certify/file/voted.py).
         goal: what training went on for, in the words of `goal.py`.
         condition: what the claim depends on that nothing accounts for, one of CONDITIONS in `evidence.py`.
         radius_cap: no radius above it is claimed; at most N, which is the default.
@@ -133,7 +135,7 @@ def make_inputs(
         "clipped": bool(clipped),
         "condition": condition,
         "actions": actions,
-    } | ({} if path_radii is None else {"path_radii": [int(radius) for radius in path_radii]})
+    } | ({} if path_radii is None else {"path_radii": [int(radius) for radius in path_radii]}) | ({} if voted is None else {"voted": voted})
 
 
 def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> dict:

@@ -1,12 +1,14 @@
 """The claim in words: what may change, how much, what stays true, with which probability. Every claimed number is rounded to the safe side."""
 
 from fractions import Fraction
+from functools import partial
 
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.file.evidence import FEATURES, TUNED_ON_THIS_DATASET
 from mucd_ray.certify.file.neighbours import neighbour_claim
+from mucd_ray.certify.file.voted import SURE
 from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
-from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
+from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, round_down, round_up, share, tenths_down
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.units import UNITS
@@ -42,7 +44,9 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
         sentences.append(_trainer(inputs["trainer"]))
     sentences += _policy(inputs, results, kind)
     if results["action"] is not None:
-        sentences += _continuous(results["action"]) if results["action"]["kind"] == "continuous" else _discrete(results["action"])
+        sentences += ACTIONS[results["action"]["kind"]](results["action"])
+    if "voted" in results:
+        sentences += _voted(inputs, results["voted"])
     if inputs["mechanism"]["kind"] in WITH_NOISE and _largest(results) >= (limit := LARGEST_RADIUS[inputs["threat"]]):
         sentences.append(f"Radii were searched up to {limit}, the most that is accounted for: one of {limit} is a floor.")
     if inputs["clipped"]:
@@ -153,6 +157,37 @@ def _discrete(action) -> list[str]:
     return sentences
 
 
+def _exact(action) -> list[str]:
+    part = action["per_state"]
+    return [
+        f"Action level: at {_certified(part['radius'])} of {counted(action['states'], 'state')} the action with the most votes of all parts' policies keeps the most votes up to that state's radius, "
+        f"which is at least 1 (median {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}). Every vote was counted and none is a sample: this is certain, at all states together."
+    ]
+
+
+def _voted(inputs, voted) -> list[str]:
+    low, high = inputs["return_range"]
+    bound, half, played = partial(round_down, width=high - low), voted["keeps"]["0.5"], voted["keeps_played"]["0.5"]
+    rule = "gets the most votes of all parts' policies" if voted["kind"] == "exact" else "training on that dataset gives most often"
+    what, at = _what(inputs), voted["curve"]["radius"].index(max(played["radius"], 0))
+    sentences = [
+        f"Voted policy, which takes at every state the action that {rule}: on D it earned {bound(voted['unpoisoned_mean'])} in the mean of {counted(voted['episodes'], 'episode')}. "
+        + (
+            f"For every D' with r = {played['radius']} ({share(played['radius'], inputs['units'])} of D) its mean {what} in these episodes, whose randomness is the same for D', is at least {bound(played['bound'])} "
+            f"({percent_down(voted['curve']['complete'][at])} % of them were followed to their end through everything that D' can make of them)"
+            if played["radius"] >= 1
+            else f"No radius keeps half of the height of its mean {what} in these episodes above the least possible one"
+        )
+        + ". "
+        + (
+            f"For every D' with r = {half['radius']} ({share(half['radius'], inputs['units'])} of D) its expected {what}, over what is random in the environment, is at least {bound(half['bound'])}."
+            if half["radius"] >= 1
+            else f"About its expected {what} over what is random in the environment too little is known from these episodes to keep half at any radius."
+        )
+    ]
+    return sentences
+
+
 def _continuous(action) -> list[str]:
     sentences = []
     for scope, words in SCOPES.items():
@@ -166,6 +201,10 @@ def _continuous(action) -> list[str]:
             f"interval, which is at most {'; '.join(parts)}."
         )
     return sentences
+
+
+# What is said of actions, by the kind of evidence.
+ACTIONS = {"votes": _discrete, "scores": _discrete, "exact": _exact, "continuous": _continuous}
 
 
 def _goal(inputs, goal) -> str:
@@ -185,13 +224,18 @@ def _confidence(inputs, results) -> list[str]:
 
     parts = ["the lower bounds on returns for all r", "the upper bounds on returns for all r"]
     together = [f"both together with probability at least {confidence(2)}"]
-    if results["action"] is not None:
+    sampled = results["action"] is not None and results["action"]["kind"] != "exact"
+    if sampled:
         parts += ["the actions at any one state", "the actions at all states"]
         together = [
             f"both bounds on returns together with probability at least {confidence(2)}",
             f"the lower bounds on returns and the actions at all states with probability at least {confidence(2)}",
             f"all of it with probability at least {confidence(3)}",
         ]
+    if "voted" in results:
+        parts.append("the bounds on the voted policy's return for all listed r")
+        sure = results["voted"]["kind"] in SURE
+        together.append(f"with what is said of the voted policy all of it with probability at least {confidence(4 if sampled else 3)}" + (", where that about the episodes that were played is certain" if sure else ""))
     sentence = (
         f"With which probability, over the randomness of training: each of these statements by itself holds with probability at least {confidence(1)}: "
         f"{'; '.join(parts)}. {'; '.join(together).capitalize()}."

@@ -27,10 +27,10 @@ CONDITIONS = (TUNED_ON_THIS_DATASET,)
 LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
 KEYS = {
     "mechanism", "trainer", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
-    "actions", "features", "path_radii",
+    "actions", "features", "path_radii", "voted",
 }
-# Certificates made before it was written down lack it.
-OPTIONAL = {"features", "path_radii"}
+# Certificates made before it was written down, or that are not about it, lack it.
+OPTIONAL = {"features", "path_radii", "voted"}
 # What policies see, in the words of the claim.
 FEATURES = {
     "raw": "raw observations of {card}", "card": "public features of the card of {card}",
@@ -41,12 +41,15 @@ FEATURES = {
 NAME, HASH = re.compile(r"[\w./:-]{1,200}"), re.compile("[0-9a-f]{64}")
 ACTION_KEYS = {
     "votes": {"kind", "counts", "reference"},
+    "exact": {"kind", "counts", "reference"},
     "scores": {"kind", "histogram", "reference"},
     "continuous": {"kind", "histogram", "low", "high"},
     "neighbours": {"kind", "votes", "actions", "reference"},
 }
 # Neighbours times actions: counts of votes that are held for one state.
 MOST_COUNTS = 1 << 18
+# Kinds with counts of votes.
+VOTES = ("votes", "exact")
 
 
 def levels(values: np.ndarray, low, high) -> np.ndarray:
@@ -69,6 +72,11 @@ def histogram(level: np.ndarray) -> np.ndarray:
 def votes_evidence(counts: np.ndarray, reference: np.ndarray | None = None) -> dict:
     """Votes [S, A] of the instances; `reference` [S]: the actions against which accuracy is counted."""
     return {"kind": "votes", "counts": _whole(counts), "reference": None if reference is None else _whole(reference)}
+
+
+def exact_evidence(counts: np.ndarray, reference: np.ndarray | None = None) -> dict:
+    """Votes [S, A] of all parts of a partition: none is sampled."""
+    return votes_evidence(counts, reference) | {"kind": "exact"}
 
 
 def scores_evidence(counts: np.ndarray, reference: np.ndarray | None = None) -> dict:
@@ -116,16 +124,18 @@ def check_inputs(inputs: dict) -> None:
         outside.from_values(inputs["trainer"])
         if mechanism.kind in (*WITH_NOISE, Neighbours.kind):
             raise MucdError("the mechanism of a trainer from outside is a bag or a partition")
+        if any(isinstance(part, dict) and part.get("kind") == "exact" for part in (inputs["actions"], inputs.get("voted"))):
+            raise MucdError("exact votes are those of policies that are trained once for each part, without chance: a trainer from outside trains every instance for itself")
     if not (inputs["goal"] is None or isinstance(inputs["goal"], str)):
         raise MucdError(f"goal {_shown(inputs['goal'])} must be null or text")
     if not (inputs["condition"] is None or inputs["condition"] in CONDITIONS):
         raise MucdError(f"condition {_shown(inputs['condition'])} must be null or one of {', '.join(CONDITIONS)}")
     if "features" in inputs:
         _check_features(inputs["features"])
-    _check_real("return range", inputs["return_range"], 2)
-    _check_real("returns", inputs["returns"])
-    _check_real("eta and discount", [inputs["eta"], inputs["discount"]])
-    _check_whole("units, radius cap and rollouts", [inputs["units"], inputs["radius_cap"], inputs["rollouts"]])
+    checked_reals("return range", inputs["return_range"], 2)
+    checked_reals("returns", inputs["returns"])
+    checked_reals("eta and discount", [inputs["eta"], inputs["discount"]])
+    checked_wholes("units, radius cap and rollouts", [inputs["units"], inputs["radius_cap"], inputs["rollouts"]])
     if not 1 <= inputs["radius_cap"] <= inputs["units"]:
         raise MucdError(f"radius cap {inputs['radius_cap']} is outside 1..{inputs['units']}, the number of units of the dataset")
     if inputs["rollouts"] < 1:
@@ -146,7 +156,7 @@ def check_inputs(inputs: dict) -> None:
     if isinstance(mechanism, Neighbours):
         _check_neighbours(inputs, mechanism)
     elif inputs["actions"] is not None:
-        _check_actions(inputs["actions"], len(inputs["returns"]))
+        _check_actions(inputs["actions"], inputs)
 
 
 def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
@@ -154,15 +164,17 @@ def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
     mechanism.check(inputs["units"])
     if (inputs["accountant"], inputs["looks"], inputs["goal"]) != ("tradeoff", "fixed", None):
         raise MucdError("neighbours leave nothing to chance: their accountant is tradeoff, their looks are fixed, and there is no goal")
+    if "voted" in inputs:
+        raise MucdError("voted: the policy of neighbours is a vote itself, whose return stands in the returns and path radii")
     if not isinstance(path, list) or len(path) != len(inputs["returns"]):
         raise MucdError("path radii must be one whole number for each return")
-    _check_whole("path radii", path)
+    checked_wholes("path radii", path)
     if max(path) > mechanism.neighbours:
         raise MucdError(f"path radius {max(path)} is above {mechanism.neighbours}, the number of neighbours")
     if not isinstance(actions, dict) or actions.get("kind") != "neighbours" or set(actions) != ACTION_KEYS["neighbours"]:
         raise MucdError(f"actions of neighbours must have the keys {', '.join(sorted(ACTION_KEYS['neighbours']))}")
-    votes, most = _array("votes", actions["votes"], 2), min(inputs["units"], mechanism.recorded)
-    _check_whole("actions", [actions["actions"]])
+    votes, most = checked_array("votes", actions["votes"], 2), min(inputs["units"], mechanism.recorded)
+    checked_wholes("actions", [actions["actions"]])
     if not 2 <= actions["actions"] <= MOST_COUNTS // mechanism.neighbours:
         raise MucdError(f"actions {actions['actions']} must be from 2 to {MOST_COUNTS // mechanism.neighbours} with {mechanism.neighbours} neighbours")
     if votes.shape[1] > most or votes.max() >= actions["actions"]:
@@ -170,15 +182,19 @@ def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
     _check_reference(actions["reference"], (len(votes), actions["actions"]))
 
 
-def _check_actions(actions, instances: int) -> None:
+def _check_actions(actions, inputs: dict) -> None:
     if not isinstance(actions, dict) or actions.get("kind") not in ACTION_KEYS.keys() - {"neighbours"} or set(actions) != ACTION_KEYS[actions["kind"]]:
-        raise MucdError(f"actions must be null, or votes, scores or a continuous histogram with the keys of its kind ({', '.join(ACTION_KEYS)})")
-    kind = actions["kind"]
-    name = "counts" if kind == "votes" else "histogram"
-    counts = _array(name, actions[name], 2 if kind == "votes" else 3)
+        raise MucdError(f"actions must be null, or votes, exact votes, scores or a continuous histogram with the keys of its kind ({', '.join(ACTION_KEYS)})")
+    kind, instances = actions["kind"], len(inputs["returns"])
+    name = "counts" if kind in VOTES else "histogram"
+    counts = checked_array(name, actions[name], 2 if kind in VOTES else 3)
     if kind != "continuous" and counts.shape[1] < 2:
         raise MucdError(f"{name} of shape {counts.shape} must hold at least 2 actions per state")
-    if kind != "votes" and counts.shape[2] != LEVELS + 1:
+    if kind == "exact":
+        instances = inputs["mechanism"].get("parts")
+        if np.any(counts.sum(axis=1) != instances):
+            raise MucdError(f"exact counts must be of all parts of a partition, so every state's sum to their number, {instances}")
+    if kind not in VOTES and counts.shape[2] != LEVELS + 1:
         raise MucdError(f"histogram of shape {counts.shape} must have {LEVELS + 1} levels")
     wrong = counts.sum(axis=-1) != instances
     if wrong.any():
@@ -186,7 +202,7 @@ def _check_actions(actions, instances: int) -> None:
         raise MucdError(f"{name}: {counted(many, 'instance')} counted but {counted(instances, 'return')}: evidence must come from the same instances")
     if kind == "continuous":
         for end in ("low", "high"):
-            _check_real(end, actions[end], counts.shape[1])
+            checked_reals(end, actions[end], counts.shape[1])
         for low, high in zip(actions["low"], actions["high"], strict=True):
             _check_range("action range", low, high)
     else:
@@ -197,7 +213,7 @@ def _check_reference(reference, shape: tuple[int, int]) -> None:
     if reference is None:
         return
     states, actions = shape
-    reference = _array("reference", reference, 1)
+    reference = checked_array("reference", reference, 1)
     if reference.shape != (states,) or np.any(reference >= actions):
         raise MucdError(f"reference must hold one action below {actions} for each of the {states} states")
 
@@ -210,7 +226,7 @@ def _check_range(name: str, low: float, high: float) -> None:
         raise MucdError(f"{name} [{low}, {high}] must lie within +-{LARGEST_VALUE:g} and be wider than {LEAST_WIDTH:g} of its ends: shift or rescale it")
 
 
-def _array(name: str, values, dimensions: int) -> np.ndarray:
+def checked_array(name: str, values, dimensions: int) -> np.ndarray:
     """Nested lists of whole numbers, all rows equally long, as an array."""
     flat, shape = [values], []
     for _ in range(dimensions):
@@ -219,7 +235,7 @@ def _array(name: str, values, dimensions: int) -> np.ndarray:
             raise MucdError(f"{name} must be lists of whole numbers, {dimensions} deep, equally long and not empty")
         shape.append(lengths.pop())
         flat = [value for part in flat for value in part]
-    _check_whole(name, flat)
+    checked_wholes(name, flat)
     return np.array(flat, dtype=np.int64).reshape(shape)
 
 
@@ -229,13 +245,13 @@ def _shown(value) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _check_whole(name: str, values: list) -> None:
+def checked_wholes(name: str, values: list) -> None:
     for value in values:
         if type(value) is not int or not 0 <= value <= LARGEST:
             raise MucdError(f"{name}: {_shown(value)} must be a whole number from 0 to 2^53")
 
 
-def _check_real(name: str, values, length: int | None = None) -> None:
+def checked_reals(name: str, values, length: int | None = None) -> None:
     if not isinstance(values, list) or length not in (None, len(values)):
         raise MucdError(f"{name} must be a list of {'' if length is None else length} numbers".replace("  ", " "))
     for value in values:

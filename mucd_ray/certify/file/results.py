@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from mucd_ray.certify.action import ABSTAIN, ActionCertificate, certify_scores, certify_votes
+from mucd_ray.certify.action import ABSTAIN, ActionCertificate, certify_exact, certify_scores, certify_votes
 from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.confidence.bands import BANDS
 from mucd_ray.certify.confidence.looks import LOOKS, effective_eta
@@ -12,6 +12,7 @@ from mucd_ray.certify.confidence.means import MEANS, mean_lower
 from mucd_ray.certify.confidence.proportions import LEAST_ETA, check_eta
 from mucd_ray.certify.file.evidence import check_inputs
 from mucd_ray.certify.file.neighbours import neighbour_results
+from mucd_ray.certify.file.voted import voted_results
 from mucd_ray.certify.guarantees import FAMILIES, THREATS, Guarantees
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.planning.goal import Goal
@@ -65,6 +66,8 @@ def compute_results(inputs: dict) -> dict:
     if inputs["actions"] is not None:
         kind = inputs["actions"]["kind"]
         results["action"] = {"kind": kind} | ACTION_RESULTS[kind](inputs, guarantees, eta)
+    if inputs.get("voted") is not None:
+        results["voted"] = voted_results(inputs, guarantees, eta, _cap(inputs, guarantees))
     if inputs["goal"] is not None:
         results["goal"] = _goal_results(inputs, returns, guarantees, eta, results["action"])
     results["accounting"] = _accounting_results(guarantees, policy["keeps"]["0.5"]["radius"])
@@ -210,7 +213,7 @@ def _continuous_scope(actions: MedianActions, low, high, inputs) -> dict:
     }
 
 
-ACTION_RESULTS = {"votes": _discrete(certify_votes, "counts"), "scores": _discrete(certify_scores, "histogram"), "continuous": _continuous}
+ACTION_RESULTS = {"votes": _discrete(certify_votes, "counts"), "exact": _discrete(certify_exact, "counts"), "scores": _discrete(certify_scores, "histogram"), "continuous": _continuous}
 
 
 def _goal_results(inputs, returns, guarantees, eta, action) -> dict:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mucd_ray.certify.confidence.proportions import check_eta
 from mucd_ray.certify.file.results import check_choices
+from mucd_ray.certify.file.voted import KINDS
 from mucd_ray.certify.planning.goal import Goal
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -12,6 +13,9 @@ from mucd_ray.service.runs.settings import RunSettings
 
 # From what a discrete action is certified: the instances' votes, or their probability scores.
 INFERENCES = ("votes", "scores")
+# Whose return is certified.
+POLICIES = ("instance", "vote")
+MOST = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +24,8 @@ class Choices:
 
     `looks` "fixed": the number of instances is decided before training. "anytime": results are looked at on the way, and training
     stops when `goal` (certify/planning/goal.py) is met.
+
+    `policy` "instance": one instance drawn at random. "vote": beside it the voted policy, in so many `episodes`, each followed to at most so many `nodes` beside its own path.
     """
 
     eta: float = 0.001
@@ -29,6 +35,9 @@ class Choices:
     inference: str = "votes"
     looks: str = "fixed"
     goal: str | None = None
+    policy: str = "instance"
+    episodes: int = 100
+    nodes: int = 500
 
     def __post_init__(self):
         check_eta(self.eta)
@@ -37,6 +46,11 @@ class Choices:
             raise MucdError(f"inference {self.inference!r} is unknown: use one of {', '.join(INFERENCES)}")
         if self.goal is not None:
             Goal.parse(self.goal)
+        if self.policy not in POLICIES:
+            raise MucdError(f"policy {self.policy!r} is unknown: use one of {', '.join(POLICIES)}")
+        for name, least in (("episodes", 1), ("nodes", 0)):
+            if not (type(getattr(self, name)) is int and least <= getattr(self, name) <= MOST):
+                raise MucdError(f"{name} {getattr(self, name)} must be a whole number from {least} to {MOST:,}")
 
     def check(self, settings: RunSettings) -> None:
         """Raise MucdError if a run with these settings cannot be certified so."""
@@ -46,5 +60,7 @@ class Choices:
             raise MucdError("neighbours leave nothing to chance: there is nothing to look at again, no goal to train for, and no scores; leave --until, --looks and --inference out")
         if self.inference == "scores" and not settings.actions:
             raise MucdError("inference 'scores' needs discrete actions, these are continuous: leave --inference out")
+        if self.policy == "vote" and settings.mechanism.kind not in KINDS:
+            raise MucdError(f"policy 'vote' is certified of {', '.join(KINDS)}, not of {settings.mechanism.kind}: leave --policy out{'; their vote is the policy that is certified anyway' if settings.mechanism.kind == Neighbours.kind else ''}")
         if self.goal is not None:
             Goal.parse(self.goal).check(settings.units, settings.radius_cap(self.threat), discrete=bool(settings.actions))

@@ -99,14 +99,20 @@ def grow_run(options, out) -> int:
     settings = store.settings()
     if settings.mechanism.kind == Neighbours.kind:
         raise MucdError(f"{store.location} is a run of neighbours, which trains no instances: nothing can grow; start a new run for more episodes (--rollouts)")
+    _may_play(store, options)
+    choices, resources = _choices(options, _certified(store)), _resources(options)
+    dataset = load_dataset(settings.dataset, source_key=settings.source_key)
+    return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
+
+
+def _may_play(store: RunStore, options) -> None:
+    """Raise MucdError unless environment and encoder of a run folder are the user's word; the encoder is ready then."""
+    settings = store.settings()
     _check_card(store, replace(settings.card, encoder=None), options.card)
     if settings.card.encoder is not None:
         content = check_encoder(store.location, settings.card, options.encoder)
         load_encoder(content, settings.card.observation_shape)
         store.write_encoder(content)
-    choices, resources = _choices(options, _certified(store)), _resources(options)
-    dataset = load_dataset(settings.dataset, source_key=settings.source_key)
-    return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
 
 
 def _check_card(store: RunStore, card: EnvironmentCard, path: str | None) -> None:
@@ -134,9 +140,11 @@ def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:
 
 
 def certify_run(options, out) -> int:
-    store = RunStore.open(options.run)
-    make = certify_neighbours if store.settings().mechanism.kind == Neighbours.kind else certify
-    return _print(finish(store, make(store, _choices(options))), options, out)
+    store, choices = RunStore.open(options.run), _choices(options)
+    neighbours = store.settings().mechanism.kind == Neighbours.kind
+    if choices.policy == "vote" and not neighbours:
+        _may_play(store, options)
+    return _print(finish(store, (certify_neighbours if neighbours else certify)(store, choices)), options, out)
 
 
 def report_run(options, out) -> None:
@@ -180,7 +188,9 @@ def _certified(store: RunStore) -> dict:
     try:
         inputs = certificate["inputs"]
         kind = inputs["actions"] and inputs["actions"]["kind"]
-        return {name: inputs[name] for name in ("eta", "threat", "accountant", "band")} | ({"inference": kind} if kind in INFERENCES else {})
+        return {name: inputs[name] for name in ("eta", "threat", "accountant", "band")} | ({"inference": kind} if kind in INFERENCES else {}) | (
+            {"policy": "vote", "episodes": len(inputs["voted"]["episodes"])} if "voted" in inputs else {}
+        )
     except (KeyError, TypeError):
         raise MucdError(f"{store.file('certificate.json')} is not a certificate: make it again with `mucd certify {store.location}`") from None
 
@@ -190,7 +200,12 @@ def _choices(options, defaults: dict | None = None) -> Choices:
     goal = getattr(options, "until", None)
     looks = getattr(options, "looks", "fixed" if goal is None else "anytime")
     given = {name: getattr(options, name) for name in ("eta", "threat", "accountant", "band", "inference")}
-    return Choices(**(defaults or {}) | {name: value for name, value in given.items() if value is not None}, looks=looks, goal=goal)
+    given |= {name: getattr(options, name) for name in ("policy", "episodes", "nodes")}
+    given = (defaults or {}) | {name: value for name, value in given.items() if value is not None}
+    for name in ("episodes", "nodes"):
+        if getattr(options, name) is not None and given.get("policy") != "vote":
+            raise MucdError(f"--{name} is for --policy vote: give both, or leave it out")
+    return Choices(**given, looks=looks, goal=goal)
 
 
 def _resources(options) -> Resources:

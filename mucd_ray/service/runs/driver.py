@@ -22,6 +22,7 @@ from mucd_ray.service.runs.about import assumptions, context
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.settings import RunSettings, check_code
 from mucd_ray.service.runs.tally import Evidence, Tally
+from mucd_ray.service.runs.voting import VotePlan, kind_of, missing_episodes, missing_parts, with_votes
 from mucd_ray.service.storage.store import MOST_INSTANCES, RunStore, instances_of
 from mucd_ray.service.watching.live import Live
 from mucd_ray.service.workers.actors import Certifier, Coordinator, Trainer, certificate_of, data_hash
@@ -97,12 +98,17 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     if settings.states_sha256 is not None and states is None and store.states() is None:
         raise MucdError(f"{store.file('states.npy')} is missing and came from the user: restore it, or run again with --states-file")
     _refuse_less(store, instances)
+    certificate = _trained(store, settings, dataset, instances, choices, resources, states)
+    return with_votes(store, certificate, choices) if choices.policy == "vote" else certificate
+
+
+def _trained(store: RunStore, settings: RunSettings, dataset: OfflineDataset, instances: int, choices: Choices, resources: Resources, states) -> dict:
     numbers = [instances] if choices.goal is None else looks_up_to(instances)
     if choices.looks == "fixed":
         numbers = [instances]
         store.add_target(instances)
     stored_states = store.states() if states is None else store.write_states(states)
-    if store.baselines() and stored_states is not None:
+    if store.baselines() and stored_states is not None and not missing_parts(store, settings):
         while numbers and not store.missing(numbers[0], numbers[0]):
             certificate = _certify(store, settings, choices, numbers.pop(0))
             _tell_look(certificate)
@@ -152,7 +158,8 @@ def certify(store: RunStore, choices: Choices, instances: int | None = None) -> 
     target = next((number for number in wanted if number <= stored and not store.missing(number, number)), None)
     if target is None:
         raise MucdError(f"{store.location} is not finished ({lacking}): continue it with `mucd run` or `mucd grow`")
-    return _certify(store, settings, choices, target)
+    certificate = _certify(store, settings, choices, target)
+    return with_votes(store, certificate, choices) if choices.policy == "vote" else certificate
 
 
 def _certify(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> dict:
@@ -162,12 +169,13 @@ def _certify(store: RunStore, settings: RunSettings, choices: Choices, instances
     return certificate
 
 
-def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> tuple[list[int] | None, list[str], dict]:
-    """(reference actions, assumptions, context) of a certificate; an anytime look is recorded here, before its results are seen."""
+def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> tuple[list[int] | None, np.ndarray | None, list[str], dict]:
+    """(reference actions, exact votes or None, assumptions, context) of a certificate; an anytime look is recorded here, before its results are seen."""
     if choices.looks == "anytime":
         store.add_look(instances)
     reference = (store.baselines() or {}).get("reference")
-    return reference, assumptions(store, settings, choices, instances), context(store, settings)
+    exact = Tally(store.of_parts(), settings.mechanism.parts).evidence().votes if settings.actions and kind_of(store, settings) == "exact" else None
+    return reference, exact, assumptions(store, settings, choices, instances), context(store, settings)
 
 
 def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict:
@@ -187,6 +195,7 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     driver = Driver(store, pool, live, Certifier.remote(run, vars(choices)), Coordinator.remote(run, 0), size, backwards=bool(others), lease=resources.lease, trusted=refs)
     try:
         driver.choose_states(upcoming=numbers[0])
+        driver.train_parts(settings)
         for instances in numbers:
             evidence = driver.train(instances, behaviour_return(settings, dataset))
             about = _about(store, settings, choices, instances)
@@ -195,6 +204,8 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
             if is_goal_met(certificate):
                 break
         store.write_json("certificate.json", certificate)
+        if choices.policy == "vote" and settings.actions:
+            driver.vote(VotePlan.of(certificate, choices))
         driver.publish(instances, end=True)
     finally:
         live.close()
@@ -227,6 +238,21 @@ class Driver:
             if result is not None:
                 self.store.write_states(result[1])
         self.pool.upcoming = 0
+
+    def train_parts(self, settings: RunSettings) -> None:
+        """Have the policies of all parts of a partition stored, each trained once: instances are draws of them."""
+        while blocks := missing_parts(self.store, settings, self.size):
+            for _ in self.pool.run([Call("train_parts", (block,)) for block in blocks], halve=_halve):
+                self.live.renew()
+
+    def vote(self, plan: VotePlan) -> None:
+        """Have the episodes of the voted policy played and stored."""
+        calls = [Call("vote", (plan, episode)) for episode in missing_episodes(self.store, plan)]
+        with tqdm(total=plan.episodes, unit="episode", desc="voted policy", file=sys.stderr, dynamic_ncols=True) as bar:
+            bar.update(plan.episodes - len(calls))
+            for result in self.pool.run(calls):
+                self.live.renew()
+                bar.update(result is not None)
 
     def train(self, instances: int, behaviour: dict | None) -> Evidence:
         """The evidence of instances 0..instances-1: what is missing is trained, and beside it the baselines if they are missing, too.
@@ -348,10 +374,10 @@ class Driver:
 
 def _halve(call: Call) -> list[Call]:
     """Two calls for a block that was maybe too large for its trainer; which instances are trained together changes no result."""
-    if call.method != "train" or len(call.arguments[0]) < 2:
+    if call.method not in ("train", "train_parts") or len(call.arguments[0]) < 2:
         return [call]
     block = call.arguments[0]
-    return [Call("train", (block[: len(block) // 2],)), Call("train", (block[len(block) // 2 :],))]
+    return [Call(call.method, (block[: len(block) // 2],)), Call(call.method, (block[len(block) // 2 :],))]
 
 
 def _bounds_in_short(bounds: dict | None) -> str:

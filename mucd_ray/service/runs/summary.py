@@ -69,9 +69,29 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "condition": inputs["condition"],
         "goal": results["goal"] and results["goal"] | {"text": inputs["goal"]},
     }
+    if "voted" in results:
+        summary["voted"] = _voted(results["voted"], certificate["context"])
+    elif (median := certificate["context"].get("median_action_return")) is not None:
+        summary["voted"] = {"kind": "median", "mean": median, "keeps": None, "yardsticks": {}}
     if action:
         summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
     return summary
+
+
+def _voted(voted: dict, context: dict) -> dict:
+    """`keeps` and `yardsticks` are of the expected return, `played` of the mean return in the episodes that were played."""
+    curve, baselines = voted["curve"], context["baselines"] or {}
+    return {
+        "kind": voted["kind"],
+        "mean": voted["unpoisoned_mean"],
+        "standard_error": voted["unpoisoned_standard_error"],
+        "episodes": voted["episodes"],
+        "complete": curve["complete"][0],
+        "keeps": voted["keeps"],
+        "yardsticks": _yardsticks(curve, baselines),
+        "played": {"keeps": voted["keeps_played"], "yardsticks": _yardsticks(curve | {"bound": curve["played"]}, baselines)},
+        "normalised": normalised_score(voted["unpoisoned_mean"], context["normalised"]),
+    }
 
 
 # What a policy must beat to be worth deploying: names among the baselines, and in words.
@@ -146,6 +166,8 @@ def describe(summary: dict) -> str:
             lines.append(f"certified: not above {YARDSTICKS[name]} at any r")
         else:
             lines.append(f"certified: above {YARDSTICKS[name]} up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['radius'] / summary['units'])} %)")
+    if "voted" in summary:
+        lines += _describe_voted(summary["voted"], summary, bound)
     if "action" in summary:
         scopes = {"per_state": "every state"} if without_chance else SCOPES
         of_scopes = [line for scope, name in scopes.items() for line in _describe_actions(summary["action"][scope], name)]
@@ -184,6 +206,20 @@ def _episodes(summary: dict) -> str:
     parts += ["clipped into [{}, {}]".format(*map(exactly, summary["clipped"]))] if summary["clipped"] else []
     parts += [f"discount {exactly(summary['discount'])}"] if summary["discount"] < 1 else []
     return f"  ({', '.join(parts)})" if parts else ""
+
+
+def _describe_voted(voted: dict, summary: dict, bound) -> list[str]:
+    if voted["kind"] == "median":
+        return [f"voted policy (median action in each dimension) {voted['mean']:10.2f}; its return is not certified: a certificate of the voted return is available for discrete actions"]
+    lines = [f"voted policy             {voted['mean']:10.2f}  ({counted(voted['episodes'], 'episode')})"]
+    for what, keeps in (("in these episodes", voted["played"]["keeps"]), ("expected", voted["keeps"])):
+        kept = [
+            f"{100 * float(share):.0f} % up to r = {entry['radius']} ({percent_down(entry['fraction'])} %, at least {bound(entry['bound'])})" for share, entry in keeps.items() if entry["radius"] >= 0
+        ]
+        lines.append(f"certified: voted policy, return {what}: keeps {', '.join(kept)}" if kept else f"certified: voted policy, return {what}: keeping half is not certified at any r")
+    if voted["complete"] < 1:
+        lines.append(f"of {percent_down(1 - voted['complete'])} % of its episodes not even what r = 0 leaves open was followed to the end (more --instances decide more votes; --nodes follows further)")
+    return lines
 
 
 def _radius(radius: float | None) -> str:

@@ -1,6 +1,6 @@
 """The work itself, without Ray: what one trainer does for a block of instances. Deterministic in (settings, secret, instance), but for trainers from outside."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import gymnasium
 import numpy as np
@@ -27,6 +27,8 @@ from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import Block
 
+# From numbers of parts to the parameters of their policies, stacked [n, ...].
+Parts = Callable[[list[int]], dict[str, torch.Tensor]]
 # Instances from here on never vote: they choose the states that the others vote on.
 HELD_OUT = 1 << 40
 STATES_PER_HELD_OUT = 64
@@ -38,25 +40,38 @@ MODULE_BASELINE_SEEDS = range(2)
 
 
 def train_and_evaluate(
-    settings: RunSettings, secret: bytes, units: Units, states: np.ndarray, instances: range, device: str, progress: Progress | None = None
+    settings: RunSettings, secret: bytes, units: Units, states: np.ndarray, instances: range, device: str, progress: Progress | None = None, parts: Parts | None = None
 ) -> Block:
     """Train instances, record what they do at `states` and play their episodes; `progress` is called again and again meanwhile.
 
+    Args:
+        parts: of a partition: the policies of parts that are trained already, by their numbers; by default those that are drawn are trained.
     Raises:
         MucdError: a return outside the declared range, so that no certificate could be based on it.
     """
     if settings.trainer is not None:
         return _from_outside(settings, secret, units, states, instances, device, progress)
-    policies, parameters = _train(settings, secret, units, instances, device, progress)
+    policies, parameters = _train(settings, secret, units, instances, device, progress, parts)
     return Block(first=instances[0], **_evaluated(settings, secret, policies, states, instances, progress), parameters=parameters)
+
+
+def train_parts(settings: RunSettings, units: Units, states: np.ndarray, parts: range, device: str, progress: Progress | None = None) -> Block:
+    """The policies of parts of a partition, from public randomness, and what they do at `states`; they play no episode, and all returns are 0."""
+    parameters = _fit_parts(settings, units, list(parts), device, progress)
+    stored = {name: tensor.numpy() for name, tensor in parameters.items()}
+    return Block(first=parts[0], returns=np.zeros(len(parts)), **_at_states(settings, trained_policies(settings.problem, parameters), states), parameters=stored)
 
 
 def _evaluated(settings: RunSettings, secret: bytes, policies: Policies, states: np.ndarray, instances: range, progress: Progress | None) -> dict[str, np.ndarray]:
     returns = rollout_returns(policies, settings.card, rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount, progress=progress)
     check_returns(settings, returns)
+    return {"returns": returns} | _at_states(settings, policies, states)
+
+
+def _at_states(settings: RunSettings, policies: Policies, states: np.ndarray) -> dict[str, np.ndarray]:
     at_states = settings.card.features(states)
-    votes = actions_at(policies, at_states) if settings.actions else np.zeros((len(instances), 0), np.int16)
-    return {"returns": returns, "actions": votes, "levels": _levels(settings, policies, at_states)}
+    votes = actions_at(policies, at_states) if settings.actions else np.zeros((len(policies), 0), np.int16)
+    return {"actions": votes, "levels": _levels(settings, policies, at_states)}
 
 
 def _from_outside(settings, secret, units, states, instances, device, progress) -> Block:
@@ -193,9 +208,10 @@ def _of_all_data(settings: RunSettings, units: Recorded, states: np.ndarray, pro
         return ({}, None) if learner.failure else ({"non_private": float(returns[0])}, voted)
 
 
-def _train(settings, secret, units, instances, device, progress):
-    problem = settings.problem
-    parameters = TRAINING[settings.mechanism.kind](settings, Streams(secret), units, instances, device, progress)
+def _train(settings, secret, units, instances, device, progress, parts=None):
+    problem, train = settings.problem, TRAINING[settings.mechanism.kind]
+    given = (parts,) if settings.mechanism.kind == Partition.kind else ()
+    parameters = train(settings, Streams(secret), units, instances, device, progress, *given)
     return trained_policies(problem, parameters), {name: tensor.numpy() for name, tensor in parameters.items()}
 
 
@@ -216,13 +232,18 @@ def _train_on_bags_with_noise(settings, streams, units, instances, device, progr
     return {name: torch.cat([policy[name] for policy in trained]) for name in trained[0]}
 
 
-def _train_on_parts(settings, streams, units, instances, device, progress):
+def _train_on_parts(settings, streams, units, instances, device, progress, parts):
     """Each instance is the policy of a part that it draws. A part's policy knows no secret: it is trained from public randomness, as the same policy whoever draws it."""
-    parts, drawn = units_by_part(settings.mechanism, units), [draw_part(settings.mechanism, instance, streams) for instance in instances]
+    drawn = [draw_part(settings.mechanism, instance, streams) for instance in instances]
     wanted = sorted(set(drawn))
-    trained = fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=[parts[part] for part in wanted], instances=wanted, streams=PUBLIC, device=device, progress=progress)
+    trained = _fit_parts(settings, units, wanted, device, progress) if parts is None else parts(wanted)
     rows = np.searchsorted(wanted, drawn)
     return {name: stacked[rows] for name, stacked in trained.items()}
+
+
+def _fit_parts(settings, units, parts, device, progress):
+    of_part = units_by_part(settings.mechanism, units)
+    return fit_policies(problem=settings.problem, fit=settings.fit, units=units, bags=[of_part[part] for part in parts], instances=parts, streams=PUBLIC, device=device, progress=progress)
 
 
 TRAINING = {Mechanism.kind: _train_with_noise, Bag.kind: _train_on_bags, BagThenNoise.kind: _train_on_bags_with_noise, Partition.kind: _train_on_parts}

@@ -1,29 +1,27 @@
 """The certified instances of a finished run as one policy that answers new observations, without Ray."""
 
 import functools
-from collections.abc import Callable
 
 import gymnasium
 import numpy as np
-import torch
 
-from mucd_ray.certify.action import certify_scores, certify_votes
+from mucd_ray.certify.action import certify_exact, certify_scores, certify_votes
 from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.file.claim import CONDITIONS
-from mucd_ray.certify.file.evidence import LEVELS, histogram, levels
+from mucd_ray.certify.file.evidence import LEVELS, VOTES, histogram, levels
 from mucd_ray.certify.file.results import TOLERANCES
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.rounding import confidence_percent
 from mucd_ray.certify.tabulated import tabulated
 from mucd_ray.errors import MucdError
-from mucd_ray.evaluate.policies import Policies, clipped_actions, greedy_actions, outputs_of_all, softmax_probabilities, trained_policies
+from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all, softmax_probabilities
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import as_expected
 from mucd_ray.learn.encoders import load_encoder
-from mucd_ray.learn.trainers.outside import StoredPolicies
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.units import UNITS
-from mucd_ray.service.storage.store import Block, RunStore, copies_that_count
+from mucd_ray.service.storage.policies import stored_policies
+from mucd_ray.service.storage.store import RunStore
 
 # Outputs of all policies that are computed at a time: more leave the processor's cache.
 FLOATS_AT_A_TIME = 1 << 18
@@ -37,13 +35,15 @@ CONFIDENCE = (
     "following their actions, or found by probing their answers, are chosen by the instances: for them the radius has no such confidence, neither singly "
     "nor together, and fixing their number in advance does not change that."
 )
+CERTAIN = "Certain: all parts of the data have voted, and none of it is a sample. The radius holds at every state, however it was chosen."
 
 
 class Ensemble:
     """Instances 0..P-1 of a run's certificate, and the certificate's choices: eta, looks, threat, accountant, inference.
 
     Attributes:
-        kind: "votes", "scores" or "continuous".
+        kind: "votes", "exact" (votes of all parts of a partition), "scores" or "continuous".
+        voters: how many policies vote.
         certificate: as it stands in the run folder.
 
     `encoder`: SHA-256 of the encoder that the user vouches for, where the run has one: the run folder's own is loaded if it is that one.
@@ -74,10 +74,11 @@ class Ensemble:
         if self.states is None:
             raise MucdError(f"{store.file('states.npy')} is missing: restore it, the certificate's votes are on these states")
         with as_expected(store.file("blocks"), "its parameters are not of these settings; start a new run folder"):
-            self.policies = stored_policies(store, self.instances)
+            self.voters = self.settings.mechanism.parts if self.kind == "exact" else self.instances
+            self.policies = stored_policies(store.of_parts() if self.kind == "exact" else store, range(self.voters))
         self.outputs = self.settings.columns
         widest = max(outputs for _, outputs in self.settings.problem.network.layers)
-        self._rows = max(1, FLOATS_AT_A_TIME // (self.instances * widest))
+        self._rows = max(1, FLOATS_AT_A_TIME // (self.voters * widest))
         self._radii = {}
         with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {run}`"):
             self._check_votes(run)
@@ -89,6 +90,8 @@ class Ensemble:
         lead = "" if self.certificate["results"]["sound"] else "NOT SOUND: made with the published accounting rule, for comparison only. "
         if self.certificate["inputs"]["condition"]:
             lead += f"CONDITIONAL: {CONDITIONS[self.certificate['inputs']['condition']]}. "
+        if self.kind == "exact":
+            return lead + CERTAIN
         return CONFIDENCE.format(lead=lead, level=f"{confidence_percent(self.eta)} %")
 
     def about(self) -> dict:
@@ -116,7 +119,9 @@ class Ensemble:
 
     @functools.cached_property
     def _guarantees(self):
-        """Tables of what follows from votes, levels or medians. The radii of the certificate are among them."""
+        """Tables of what follows from votes, levels or medians. The radii of the certificate are among them. Exact votes need none."""
+        if self.kind == "exact":
+            return guarantees_of(self.settings.mechanism, units=self.settings.units, threat=self.certificate["inputs"]["threat"])
         inputs, part = self.certificate["inputs"], self.certificate["results"]["action"]["per_state"]
         own = [part["radius"]] if self.kind != "continuous" else [entry["radius"] for entry in part["tolerance"].values()]
         return tabulated(
@@ -132,10 +137,13 @@ class Ensemble:
             return self._intervals(evidence)
         if self.kind == "votes":
             action, radius, shown = evidence.argmax(axis=1), self._vote_radii(evidence), evidence
+        elif self.kind == "exact":
+            found = certify_exact(evidence, self._guarantees, eta=self.eta, cap=self._cap)
+            action, radius, shown = found.action, found.radius.tolist(), evidence
         else:
             found = certify_scores(evidence, self._guarantees, eta=self.eta, cap=self._cap)
             action, radius, shown = found.action, found.radius.tolist(), evidence @ np.arange(LEVELS + 1) / (LEVELS * self.instances)
-        return [{"action": a, "radius": None if r < 0 else r, self.kind: row} for a, r, row in zip(action.tolist(), radius, shown.tolist(), strict=True)]
+        return [{"action": a, "radius": None if r < 0 else r, "votes" if self.kind in VOTES else self.kind: row} for a, r, row in zip(action.tolist(), radius, shown.tolist(), strict=True)]
 
     def evidence(self, observations: np.ndarray) -> np.ndarray:
         """What the instances do at S observations, as in the certificate: votes [S, A], or a histogram of levels [S, A or d, LEVELS + 1]."""
@@ -144,7 +152,7 @@ class Ensemble:
 
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         outputs = outputs_of_all(self.policies, features)
-        if self.kind == "votes":
+        if self.kind in VOTES:
             return counts(greedy_actions(outputs), self.settings.actions)
         if self.kind == "scores":
             return histogram(levels(softmax_probabilities(outputs), 0.0, 1.0))
@@ -182,47 +190,10 @@ class Ensemble:
     def _check_votes(self, run: str) -> None:
         """The stored instances must do at the run's own states what the certificate counts."""
         actions = self.certificate["inputs"]["actions"]
-        certified, found = np.array(actions["counts" if self.kind == "votes" else "histogram"]), self.evidence(self.states)
+        certified, found = np.array(actions["counts" if self.kind in VOTES else "histogram"]), self.evidence(self.states)
         differing = 1.0 if certified.shape != found.shape else np.abs(certified - found).sum() / (2 * certified.sum())
         if differing > DIFFERING_VOTES:
             raise MucdError(
                 f"at the run's own states {100 * differing:.3g} % of what the stored instances do is not what the certificate of {run} counts: "
                 "serve it with the version of the package that made it, or certify again"
             )
-
-
-def stored_policies(store: RunStore, instances: int) -> Policies:
-    """Instances 0..instances-1 of a run, in their order.
-
-    Raises:
-        MucdError: some are missing, cannot be loaded, or are objects of a Python function, which no run folder can hold.
-    """
-    settings = store.settings()
-    if settings.trainer is None:
-        return trained_policies(settings.problem, _parameters(store, instances))
-    found = _found(store, instances, lambda block, k: (block.contents[k], bool(block.failed[k])))
-    unstored = sum(not content and not failed for content, failed in found)
-    if unstored:
-        raise MucdError(
-            f"{unstored} of the {instances} policies are objects of {settings.trainer.name}, which acted while it was trained and are not stored: let it return torch modules, TorchScript or ONNX"
-        )
-    # Not those of an environment: a run folder's card makes none.
-    observations = gymnasium.spaces.Box(0, 1, settings.card.observation_shape, np.dtype(settings.observation_dtype))
-    actions = gymnasium.spaces.Discrete(settings.actions, start=settings.first_action) if settings.actions else gymnasium.spaces.Box(-np.inf, np.inf, (settings.dimensions,))
-    return StoredPolicies([content for content, _ in found], observations, actions, settings.trainer.memory)
-
-
-def _parameters(store: RunStore, instances: int) -> dict[str, torch.Tensor]:
-    """Parameters [P, ...] by name of instances 0..instances-1, in their order."""
-    ordered = _found(store, instances, lambda block, k: {key: value[k] for key, value in block.parameters.items()})
-    return {name: torch.from_numpy(np.stack([parameters[name] for parameters in ordered])) for name in ordered[0]}
-
-
-def _found(store: RunStore, instances: int, part: Callable[[Block, int], object]) -> list:
-    """part(block, place) of instances 0..instances-1, in their order."""
-    found = {}
-    for _, block, places in copies_that_count((name, store.read(name)) for name in store.names()):
-        found |= {block.first + k: part(block, k) for k in places if block.first + k < instances}
-    if len(found) < instances:
-        raise MucdError(f"{instances - len(found)} of the {instances} certified instances are missing in {store.location}: run the same `mucd run` again to mend it")
-    return [found[instance] for instance in range(instances)]

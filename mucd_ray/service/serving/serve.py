@@ -174,14 +174,14 @@ class MedianAction(BaseModel):
     tolerances: list[MedianInterval]
 
 
-ANSWERS = {"votes": VotedAction, "scores": ScoredAction, "continuous": MedianAction}
+ANSWERS = {"votes": VotedAction, "exact": VotedAction, "scores": ScoredAction, "continuous": MedianAction}
 
 
 class About(BaseModel):
     run: str = Field(description="dataset on which the instances were trained")
     environment: str
     instances: int
-    kind: Literal["votes", "scores", "continuous"]
+    kind: Literal["votes", "exact", "scores", "continuous"]
     threat: str
     unit: str = Field(description="what is counted by a radius")
     accountant: str

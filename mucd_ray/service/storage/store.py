@@ -6,6 +6,8 @@
     targets/        the numbers of instances that were asked for, each written before it was trained
     looks/          the numbers of instances at which results decided whether to go on, each written before the look
     blocks/         finished instances, one self-describing file per block
+    parts/          of a partition: the policies of its parts, which instances are draws of, in blocks of the same kind
+    voted/          episodes of the voted policy, followed wherever poisoned votes could lead
     failures/       for people: of what trainers from outside failed, one example for each cause
     drivers/        who is working on the run, each file renewed while its driver lives
     live.json       progress and bounds while the run goes on
@@ -50,7 +52,7 @@ NUMBER = re.compile(r"[0-9]{8}\Z")
 MOST_INSTANCES = 99_999_999
 # What a start that was killed may leave behind: it comes before settings.json, which makes the folder a run.
 # Beside what file systems and desktops leave in any folder.
-BEGINNINGS = re.compile(r"(blocks|targets|looks|secret|secret\.sha256|probe-[0-9a-f]+|lost\+found|\.DS_Store)$")
+BEGINNINGS = re.compile(r"(blocks|parts|targets|looks|secret|secret\.sha256|probe-[0-9a-f]+|lost\+found|\.DS_Store)$")
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,13 @@ class Block:
 class RunStore:
     """One run folder, open for reading and writing; at a local path or an fsspec URL."""
 
-    def __init__(self, location):
+    def __init__(self, location, folder: str = "blocks"):
         self.storage = open_storage(location)
-        self.location = self.storage.location
+        self.location, self.folder = self.storage.location, folder
+
+    def of_parts(self) -> "RunStore":
+        """The same run, where the blocks are those of the parts of a partition: numbers of instances are numbers of parts."""
+        return RunStore(self.storage.location, "parts")
 
     @property
     def path(self) -> Path:
@@ -288,8 +294,8 @@ class RunStore:
             tensors |= {"policies.bytes": np.frombuffer(b"".join(block.contents), np.uint8), "policies.sizes": sizes, "policies.failed": block.failed}
         tensors |= {"returns": block.returns, "actions": block.actions, "levels": block.levels}
         metadata = {"run": self.identity, "states": self.states_hash()}
-        metadata["digest"] = _digest(tensors, block.first, metadata)
-        self.storage.create(f"blocks/{name}", save(tensors, metadata))
+        metadata["digest"] = _digest(tensors, block.first, metadata, self.folder)
+        self.storage.create(f"{self.folder}/{name}", save(tensors, metadata))
         for cause, words in block.words.items():
             self.storage.create(f"failures/{cause.replace(' ', '-')}", words.encode())
         return name
@@ -303,7 +309,7 @@ class RunStore:
         return found
 
     def names(self) -> list[str]:
-        return [name for name in self.storage.names("blocks") if BLOCK.match(name)]
+        return [name for name in self.storage.names(self.folder) if BLOCK.match(name)]
 
     def read(self, name: str) -> Block | None:
         """A block, or None if its file is gone or damaged; a damaged file is moved aside, so that its instances are trained again.
@@ -311,7 +317,7 @@ class RunStore:
         Raises:
             MucdError: the block belongs to another run, or was written by an earlier version.
         """
-        file = f"blocks/{name}"
+        file = f"{self.folder}/{name}"
         try:
             content = self.storage.read(file)
         except FileNotFoundError:
@@ -321,7 +327,7 @@ class RunStore:
             metadata, tensors = _metadata(content), _tensors(content, len(instances), self._settings)
             if "sha256" in metadata:
                 raise MucdError(f"{self.file(file)} was written by an earlier version of the package: go on with that version, or start a new run folder")
-            if metadata.get("digest") != _digest(tensors, instances.start, metadata):
+            if metadata.get("digest") != _digest(tensors, instances.start, metadata, self.folder):
                 raise ValueError("checksum")
         except (SafetensorError, ValueError, KeyError, AttributeError, TypeError):
             # Before anything else in the header is believed: a flipped bit is no other run.
@@ -445,9 +451,9 @@ def _check_policies(tensors: dict[str, np.ndarray], count: int) -> None:
         raise ValueError("other policies")
 
 
-def _digest(tensors: dict[str, np.ndarray], first: int, metadata: dict[str, str]) -> str:
-    """Hash of a block's content, of what it belongs to, and of the number of its first instance: a copy under another name is damaged."""
-    digest = hashlib.sha256(f"first {first}; run {metadata['run']}; states {metadata['states']};".encode())
+def _digest(tensors: dict[str, np.ndarray], first: int, metadata: dict[str, str], folder: str = "blocks") -> str:
+    """Hash of a block's content, of what it belongs to, and of the number of its first instance: a copy under another name, or in another folder, is damaged."""
+    digest = hashlib.sha256(f"{'' if folder == 'blocks' else folder + '; '}first {first}; run {metadata['run']}; states {metadata['states']};".encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"{name} {array.dtype.str} {array.shape};".encode())

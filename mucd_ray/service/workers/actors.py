@@ -46,7 +46,7 @@ class Trainer(Watched):
     """Trains blocks of instances on its assigned device and commits them to the run folder."""
 
     def __init__(self, run: str, expected_hash: str, *arrays):
-        self.ticks, self.run, self.expected_hash, self.arrays = 0, run, expected_hash, arrays
+        self.ticks, self.run, self.expected_hash, self.arrays, self.voter = 0, run, expected_hash, arrays, None
 
     @ray.method(concurrency_group="watch")
     def progress(self) -> int:
@@ -78,17 +78,42 @@ class Trainer(Watched):
 
     def train(self, instances: range) -> str:
         """Train, vote, roll out, commit; returns the block's name."""
+        from mucd_ray.service.runs.voting import are_shared
         from mucd_ray.service.runs.work import train_and_evaluate
+
+        # Drivers have the policies of all parts stored first; trials of a study do not, which train only those that are drawn.
+        parts = self._parts if are_shared(self.settings) and self.store.of_parts().names() else None
+        return self._commit(self.store, train_and_evaluate(self.settings, self.secret, self.units, self.store.states(), instances, self.device, self._tick, parts))
+
+    def train_parts(self, parts: range) -> str:
+        """Train the policies of parts of a partition, and commit them; returns the block's name."""
+        from mucd_ray.service.runs.work import train_parts
+
+        return self._commit(self.store.of_parts(), train_parts(self.settings, self.units, self.store.states(), parts, self.device, self._tick))
+
+    def _parts(self, parts: list[int]) -> dict:
+        from mucd_ray.service.storage.policies import stored_parameters
+
+        return stored_parameters(self.store.of_parts(), parts)
+
+    def _commit(self, store, block) -> str:
         from mucd_ray.service.storage.storage import reason
 
-        block = train_and_evaluate(self.settings, self.secret, self.units, self.store.states(), instances, self.device, self._tick)
         self._check_data()
         try:
-            return self.store.commit(block)
+            return store.commit(block)
         except OSError as error:
             if error.errno in STORAGE_FAILS:
                 raise MucdError(f"{self.store.location} takes no more blocks ({reason(error)}): mend this, then run the same command again; all that is stored is kept") from None
             raise
+
+    def vote(self, plan, episode: int) -> None:
+        """Play an episode of the voted policy, follow it, and store it."""
+        from mucd_ray.service.runs.voting import Voter
+
+        if self.voter is None or self.voter.plan != plan:
+            self.voter = Voter(self.store, plan)
+        self.store.write_json(plan.file(episode), self.voter.episode(episode, self._tick))
 
     def choose_states(self) -> np.ndarray:
         from mucd_ray.service.runs.work import choose_states
@@ -181,17 +206,20 @@ class Certifier(Watched):
         keeps = shares_kept(mean, band, self.guarantees, cap, self.settings.units)
         return {"instances": len(returns), "eta": eta, "threat": self.choices["threat"], "mean_return": mean, "keeps": keeps}
 
-    def certificate(self, evidence: "Evidence", reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
+    def certificate(self, evidence: "Evidence", reference: list[int] | None, exact: np.ndarray | None, assumptions: list[str], context: dict) -> dict:
         self._read_run()
-        return certificate_of(self.settings, evidence, self.choices, reference, assumptions, context)
+        return certificate_of(self.settings, evidence, self.choices, reference, exact, assumptions, context)
 
 
-def certificate_of(settings, evidence: "Evidence", choices: dict, reference: list[int] | None, assumptions: list[str], context: dict) -> dict:
-    """The certificate of this evidence; `reference` [S]: the actions against which accuracy is counted."""
+# What of the choices is an input of the certificate.
+INPUTS = ("eta", "threat", "accountant", "band", "looks", "goal")
+
+
+def certificate_of(settings, evidence: "Evidence", choices: dict, reference: list[int] | None, exact: np.ndarray | None, assumptions: list[str], context: dict) -> dict:
+    """The certificate of this evidence; `reference` [S]: the actions against which accuracy is counted; `exact` [S, A]: votes of all parts of a partition, if they are known."""
     from mucd_ray.certify.file.certificate import make_certificate, make_inputs
 
-    choices = dict(choices)
-    actions = _actions(settings, evidence, choices.pop("inference"), reference)
+    actions = _actions(settings, evidence, choices["inference"], reference, exact)
     inputs = make_inputs(
         mechanism=settings.mechanism,
         units=settings.units,
@@ -205,14 +233,16 @@ def certificate_of(settings, evidence: "Evidence", choices: dict, reference: lis
         radius_cap=settings.radius_cap(choices["threat"]),
         trainer=settings.trainer,
         features=settings.card.features_source(),
-        **choices,
+        **{name: choices[name] for name in INPUTS},
     )
     return make_certificate(inputs, assumptions=assumptions, context=context | {"failures": sum(evidence.failures.values()), "failures_by_cause": evidence.failures})
 
 
-def _actions(settings, evidence: "Evidence", inference: str, reference: list[int] | None) -> dict | None:
-    from mucd_ray.certify.file.evidence import continuous_evidence, scores_evidence, votes_evidence
+def _actions(settings, evidence: "Evidence", inference: str, reference: list[int] | None, exact: np.ndarray | None) -> dict | None:
+    from mucd_ray.certify.file.evidence import continuous_evidence, exact_evidence, scores_evidence, votes_evidence
 
+    if settings.actions and inference == "votes" and exact is not None:
+        return exact_evidence(exact, reference)
     if settings.actions:
         return scores_evidence(evidence.histogram, reference) if inference == "scores" else votes_evidence(evidence.votes, reference)
     return continuous_evidence(evidence.histogram, *settings.action_bounds) if settings.action_bounds else None

@@ -102,7 +102,7 @@ def test_a_trainer_from_outside_is_plain_data_of_its_kind(trainer, message):
     with pytest.raises(MucdError, match=message) as caught:
         check_inputs(values | {"trainer": trainer})
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1200
-    with pytest.raises(MucdError, match="not trained with noise"):
+    with pytest.raises(MucdError, match="is a bag or a partition"):
         check_inputs(inputs() | {"trainer": TRAINER})
 
 

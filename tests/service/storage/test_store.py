@@ -14,7 +14,7 @@ from mucd_ray.learn.learner import Learner
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.service.runs.settings import RunSettings, check_code
 from mucd_ray.service.runs.tally import Tally
-from mucd_ray.service.serving.ensemble import _parameters
+from mucd_ray.service.storage.policies import stored_parameters
 from mucd_ray.service.storage.store import Block, RunStore
 
 SETTINGS = RunSettings(
@@ -219,5 +219,5 @@ def test_of_copies_that_differ_the_same_one_counts_for_everything(tmp_path, orde
         assert found.histogram.sum() == 8 * 7 * 2 and np.array_equal(found.histogram.sum(2), np.full((7, 2), 8))
         levels = sum(np.eye(201, dtype=int)[blocks[b].levels[k]] for b, k in rows)
         assert np.array_equal(found.histogram, levels)
-    parameters = _parameters(store, 8)["0.weight"].numpy()
+    parameters = stored_parameters(store, range(8))["0.weight"].numpy()
     assert np.array_equal(parameters, np.stack([blocks[b].parameters["0.weight"][k] for b, k in rows]))

@@ -1,0 +1,153 @@
+"""The voted policy's return in a certificate: its evidence, strictly checked, and its numbers.
+
+Evidence is what was followed of every episode's tree: the votes at every node, and the rewards of every step that was taken.
+"""
+
+import numpy as np
+
+from mucd_ray.certify.confidence.proportions import LEAST_ETA
+from mucd_ray.certify.file.evidence import checked_array, checked_reals, checked_wholes
+from mucd_ray.certify.policy import SHARES_KEPT, return_band
+from mucd_ray.certify.voted_return import END, ExactVotes, LeastRadii, Returns, Rows, SampledVotes, Tree, voted_path, voted_radii, worst_return
+from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.work import spend
+
+KEYS = {"kind", "horizon", "least_reward", "rows", "episodes"}
+EPISODE_KEYS = {"rows", "node", "action", "reward", "next"}
+# By kind of mechanism, what may stand in a row: votes of the instances, votes of all parts, or the least number of changed units for each action. The policies of parts have only then
+# one vote each that is known if training has no randomness.
+KINDS = {"gaussian": ("votes",), "bag": ("votes",), "bag-then-noise": ("votes",), "partition": ("exact", "votes")}
+# Of these kinds nothing is sampled but the episodes.
+SURE = ("exact", "least")
+# Episodes times steps: more than a file could hold.
+MOST_STEPS = 1 << 40
+
+
+def rule_of(kind: str, guarantees, *, threat: str, instances: int, eta: float, steps: int):
+    """What an attacker can make of a row: see `certify/voted_return.py`. Half of `eta` is for all nodes, where they are sampled."""
+    if kind == "votes":
+        return SampledVotes(guarantees, instances=instances, eta=eta / 2, steps=steps)
+    return ExactVotes(threat) if kind == "exact" else LeastRadii()
+
+
+def episode_evidence(tree: Tree) -> dict:
+    """A tree as plain JSON values; rows are numbered as in the table beside it."""
+    steps = [(node, action, reward, after) for node, taken in enumerate(tree.steps) for action, (reward, after) in sorted(taken.items())]
+    return {"rows": list(tree.rows)} | {name: [step[k] for step in steps] for k, name in enumerate(("node", "action", "reward", "next"))}
+
+
+def voted_evidence(kind: str, horizon: int, least_reward: float | None, tables: list[np.ndarray], episodes: list[dict]) -> dict:
+    """Episodes, each of whose rows are numbered in a table of its own [K, A], as one piece of evidence."""
+    rows = Rows(None, tables[0].shape[1])
+    renumbered = []
+    for table, episode in zip(tables, episodes, strict=True):
+        number = rows.add(table)
+        renumbered.append(episode | {"rows": [number[row] for row in episode["rows"]]})
+    return {"kind": kind, "horizon": int(horizon), "least_reward": None if least_reward is None else float(least_reward), "rows": rows.table.tolist(), "episodes": renumbered}
+
+
+def tree_of(episode: dict, rows: int, actions: int, horizon: int, least_reward: float | None) -> Tree:
+    """The tree of `episode_evidence`'s values, from anybody.
+
+    Raises:
+        MucdError: anything else; nodes that nothing leads to, or that stand at two depths; a reward below the least.
+    """
+    if not isinstance(episode, dict) or set(episode) != EPISODE_KEYS:
+        raise MucdError(f"an episode of the voted policy has exactly the keys {', '.join(sorted(EPISODE_KEYS))}")
+    for name in ("rows", "node", "action", "next"):
+        if not isinstance(episode[name], list):
+            raise MucdError(f"voted {name} must be a list of whole numbers")
+        checked_wholes(f"voted {name}", episode[name])
+    checked_reals("voted reward", episode["reward"], len(episode["node"]))
+    nodes = len(episode["rows"])
+    if not nodes or not len(episode["node"]) == len(episode["action"]) == len(episode["next"]):
+        raise MucdError("an episode of the voted policy must have a node, and a node, action, reward and next for each of its steps")
+    tree, depth = Tree(rows=episode["rows"], steps=[{} for _ in range(nodes)]), [0] + [None] * (nodes - 1)
+    if max(tree.rows) >= rows:
+        raise MucdError(f"voted rows: {max(tree.rows)} is not among the {rows} rows")
+    for node, action, reward, after in zip(episode["node"], episode["action"], episode["reward"], episode["next"], strict=True):
+        if not (node < nodes and action < actions and (after == END or node < after < nodes)) or action in tree.steps[node] or depth[node] is None:
+            raise MucdError(f"voted steps: node {node}, action {action}, next {after} do not fit a tree of {nodes} nodes in their order")
+        if least_reward is not None and reward < least_reward:
+            raise MucdError(f"voted reward {reward} is below the least reward {least_reward}")
+        if after != END and depth[after] not in (None, depth[node] + 1):
+            raise MucdError(f"voted steps: node {after} stands at two depths")
+        if depth[node] >= horizon:
+            raise MucdError(f"voted steps: node {node} is later than the {horizon} steps of an episode")
+        if after != END:
+            depth[after] = depth[node] + 1
+        tree.steps[node][action] = (float(reward), after)
+    if None in depth:
+        raise MucdError(f"voted steps: nothing leads to node {depth.index(None)}")
+    return tree
+
+
+def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
+    """Every number about the voted policy, from `inputs` alone."""
+    voted = inputs["voted"]
+    if not isinstance(voted, dict) or set(voted) != KEYS:
+        raise MucdError(f"voted must have exactly the keys {', '.join(sorted(KEYS))}")
+    kind = voted["kind"]
+    if not isinstance(kind, str) or kind not in KINDS.get(inputs["mechanism"]["kind"], ()):
+        raise MucdError(f"voted kind {str(kind)[:60]!r} is not one of a mechanism of kind {inputs['mechanism']['kind']}")
+    checked_wholes("voted horizon", [voted["horizon"]])
+    if voted["least_reward"] is not None:
+        checked_reals("voted least reward", [voted["least_reward"]])
+    table = checked_array("voted rows", voted["rows"], 2)
+    voters = {"votes": len(inputs["returns"]), "exact": inputs["mechanism"].get("parts")}.get(kind)
+    if table.shape[1] < 2 or voters is not None and np.any(table.sum(1) != voters) or kind == "least" and np.any((table == 0).sum(1) != 1):
+        raise MucdError(f"voted rows must be of at least 2 actions and {'have one 0 each' if voters is None else f'sum to {voters}'}")
+    episodes, horizon = voted["episodes"], voted["horizon"]
+    if not isinstance(episodes, list) or not episodes or horizon < 1 or len(episodes) * horizon > MOST_STEPS:
+        raise MucdError("voted episodes must be a list, not empty, with a horizon of at least 1 step")
+    spend(10 * table.size)
+    trees = [tree_of(episode, *table.shape, horizon, voted["least_reward"]) for episode in episodes]
+    low, high = inputs["return_range"]
+    returns = Returns(discount=inputs["discount"], low=low, high=high, clipped=inputs["clipped"], horizon=horizon, least_reward=voted["least_reward"])
+    rows = Rows(rule_of(kind, guarantees, threat=inputs["threat"], instances=len(inputs["returns"]), eta=eta, steps=len(trees) * horizon), table.shape[1], voted["rows"])
+    return _numbers(inputs, trees, rows, returns, eta if kind in SURE else eta / 2, cap) | {"kind": kind}
+
+
+def _numbers(inputs: dict, trees: list[Tree], rows: Rows, returns: Returns, eta: float, cap: int) -> dict:
+    """`eta`: of the bounds on the expected return, at all radii together."""
+    try:
+        own = np.array([voted_path(tree, rows, returns) for tree in trees])
+    except (KeyError, ValueError):
+        raise MucdError("voted steps: an episode does not follow the voted policy to its end") from None
+    radii = voted_radii(cap)
+    if eta / len(radii) < LEAST_ETA:
+        raise MucdError(f"eta {eta:g} shared by {len(radii)} radii is below {LEAST_ETA:g} for each: use a larger eta")
+    played, bound, complete, nothing = [], [], [], returns.of(returns.rest(0), played=False)
+    for radius in radii:
+        if complete and complete[-1] == 0 and played[-1] == nothing:
+            # Every tree was cut off at its beginning, or is worth no more: so it is at all larger radii, whose accounting is spared.
+            played.append(nothing)
+            bound.append(nothing)
+            complete.append(0.0)
+            continue
+        found = [worst_return(tree, rows, radius, returns) for tree in trees]
+        worst = np.array([value for value, _ in found])
+        band = return_band(worst, (returns.low, returns.high), eta=eta / len(radii), method=inputs["band"])
+        played.append(float(worst.mean()))
+        bound.append(band.expected_return(lambda p: p))
+        complete.append(float(np.mean([whole for _, whole in found])))
+    mean = float(own.mean())
+    return {
+        "episodes": len(trees),
+        "unpoisoned_mean": mean,
+        "unpoisoned_standard_error": float(own.std(ddof=1) / np.sqrt(len(own))) if len(own) > 1 else None,
+        "keeps": _keeps(mean, returns.low, radii, bound, inputs["units"]),
+        "keeps_played": _keeps(mean, returns.low, radii, played, inputs["units"]),
+        "curve": {"radius": radii, "fraction": [radius / inputs["units"] for radius in radii], "bound": bound, "played": played, "complete": complete},
+    }
+
+
+def _keeps(mean: float, floor: float, radii: list[int], bounds: list[float], units: int) -> dict:
+    """As `shares_kept`, at the listed radii alone."""
+    keeps = {}
+    for share in SHARES_KEPT:
+        wanted = floor + share * (mean - floor)
+        kept = [k for k, bound in enumerate(bounds) if bound >= wanted and mean > floor]
+        radius = radii[max(kept)] if kept else -1
+        keeps[f"{share:g}"] = {"radius": radius, "fraction": max(radius, 0) / units, "bound": bounds[max(kept, default=0)]}
+    return keeps

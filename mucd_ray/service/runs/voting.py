@@ -1,0 +1,187 @@
+"""Episodes of the voted policy of a run, and what becomes of its certificate by them. Needs the stored policies and the environment, neither the data nor Ray."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import gymnasium
+import numpy as np
+
+from mucd_ray.certify.closed_form import guarantees_of
+from mucd_ray.certify.file.certificate import make_certificate, standing_assumptions
+from mucd_ray.certify.file.evidence import checked_array
+from mucd_ray.certify.file.voted import episode_evidence, rule_of, tree_of, voted_evidence
+from mucd_ray.certify.voted_return import Rows, Tree, voted_radii
+from mucd_ray.errors import MucdError
+from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all
+from mucd_ray.evaluate.rollouts import Progress
+from mucd_ray.evaluate.search import Episode
+from mucd_ray.evaluate.votes import counts
+from mucd_ray.files import printable
+from mucd_ray.learn.streams import ROLLOUT, Streams
+from mucd_ray.mechanism.partition import Partition
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.settings import RunSettings
+from mucd_ray.service.storage.policies import stored_policies
+from mucd_ray.service.storage.store import RunStore
+
+# Numbers of episodes begin here among those of instances, whose streams they share.
+EPISODES = 1 << 41
+# Of continuous actions, whose return is an estimate for comparison.
+MEDIAN_EPISODES = 16
+# Outputs of all policies that are computed at a time.
+FLOATS_AT_A_TIME = 1 << 18
+NOTE = (
+    "The voted policy's {episodes} episodes begin with seeds from the run's secret, drawn after the data were fixed. Everything that is random in the environment follows from its seed; every prefix of an episode that "
+    "was played again gave the same, bit for bit. How far the trees were followed (at most {nodes} nodes beside the policy's own path) affects how much is claimed, not whether it holds."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VotePlan:
+    """What is followed, and how far: all that the files of episodes depend on beside the run itself."""
+
+    instances: int
+    eta: float
+    threat: str
+    accountant: str
+    radius_cap: int
+    episodes: int
+    nodes: int
+
+    @classmethod
+    def of(cls, certificate: dict, choices: Choices) -> "VotePlan":
+        inputs = certificate["inputs"]
+        return cls(
+            instances=certificate["results"]["instances"], eta=certificate["results"]["eta"], threat=inputs["threat"], accountant=inputs["accountant"], radius_cap=inputs["radius_cap"],
+            episodes=choices.episodes, nodes=choices.nodes,
+        )
+
+    def file(self, episode: int) -> str:
+        """Where an episode is stored; other plans have other files."""
+        return f"voted/{hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]}-{episode:06d}.json"
+
+
+class Voter:
+    """The voted policy of a run: plays its episodes and follows what poisoned votes could make of them."""
+
+    def __init__(self, store: RunStore, plan: VotePlan):
+        self.store, self.settings, self.plan = store, store.settings(), plan
+        self.kind = kind_of(store, self.settings)
+        voters = (store.of_parts(), self.settings.mechanism.parts) if self.kind == "exact" else (store, plan.instances)
+        self.policies = stored_policies(voters[0], range(voters[1]))
+        self.streams = Streams(store.secret())
+        widest = max(outputs for _, outputs in self.settings.problem.network.layers)
+        self._rows = max(1, FLOATS_AT_A_TIME // (voters[1] * widest))
+        if self.settings.actions:
+            guarantees = guarantees_of(self.settings.mechanism, units=self.settings.units, threat=plan.threat, family=plan.accountant)
+            self.rule = rule_of(self.kind, guarantees, threat=plan.threat, instances=plan.instances, eta=plan.eta, steps=plan.episodes * horizon_of(self.settings))
+            self.radii = voted_radii(min(plan.radius_cap, guarantees.largest_radius))
+
+    def seed(self, episode: int) -> int:
+        return int(self.streams.generator(EPISODES + episode, 0, ROLLOUT).integers(1 << 31))
+
+    def votes(self, observations: np.ndarray) -> np.ndarray:
+        """Votes [n, A] at observations [n, *shape]."""
+        return np.concatenate([counts(greedy_actions(outputs), self.settings.actions) for outputs in self._outputs(observations)])
+
+    def _outputs(self, observations: np.ndarray):
+        features = self.settings.card.features(observations)
+        for start in range(0, len(features), self._rows):
+            yield outputs_of_all(self.policies, features[start : start + self._rows])
+
+    def episode(self, number: int, progress: Progress | None = None) -> dict:
+        """Play one and follow it: {"table": rows [K, A], "episode": as in the certificate}, plain values."""
+        rows = Rows(self.rule, self.settings.actions)
+        episode = Episode(self.settings.card, self.seed(number), self.votes, rows, progress)
+        try:
+            episode.play()
+            most = len(episode.rows) + self.plan.nodes
+            for radius in self.radii:
+                if not episode.follow(radius, most):
+                    break
+        finally:
+            episode.close()
+        return {"table": rows.table.tolist(), "episode": episode_evidence(Tree(rows=episode.rows, steps=episode.steps))}
+
+    def median_return(self, progress: Progress | None = None) -> float:
+        """Mean return of the median action, dimension by dimension, of continuous policies, in the same episodes."""
+        card, returns, environment = self.settings.card, [], self.settings.card.make()
+        space = environment.action_space
+        for number in range(min(self.plan.episodes, MEDIAN_EPISODES)):
+            observation, _ = environment.reset(seed=self.seed(number))
+            total, weight, ended = 0.0, 1.0, False
+            while not ended:
+                (outputs,) = self._outputs(observation[None])
+                flat = gymnasium.spaces.Box(space.low.reshape(-1), space.high.reshape(-1), dtype=space.dtype)
+                action = np.median(clipped_actions(flat, outputs[:, 0]), axis=0).astype(space.dtype).reshape(space.shape)
+                observation, reward, terminated, truncated, _ = environment.step(action)
+                total, weight, ended = total + weight * float(reward), weight * self.settings.discount, terminated or truncated
+                if progress is not None:
+                    progress()
+            returns.append(float(card.clipped(np.array(total))))
+        environment.close()
+        return float(np.mean(returns))
+
+
+def are_shared(settings: RunSettings) -> bool:
+    """Whether instances are draws among policies of parts that are trained once: those of trainers from outside have randomness of their own, and each instance is trained for itself."""
+    return settings.mechanism.kind == Partition.kind and settings.trainer is None
+
+
+def missing_parts(store: RunStore, settings: RunSettings, size: int = 1 << 10) -> list[range]:
+    """Parts of a partition whose shared policies are not stored, in blocks of at most `size`; none where none are shared."""
+    return store.of_parts().missing(settings.mechanism.parts, size) if are_shared(settings) else []
+
+
+def kind_of(store: RunStore, settings: RunSettings) -> str:
+    """Whether all parts vote, or the instances. A partition of an earlier version has no policies of parts stored."""
+    return "exact" if are_shared(settings) and not missing_parts(store, settings) else "votes"
+
+
+def missing_episodes(store: RunStore, plan: VotePlan) -> list[int]:
+    return [episode for episode in range(plan.episodes) if not store.storage.exists(plan.file(episode))]
+
+
+def with_votes(store: RunStore, certificate: dict, choices: Choices) -> dict:
+    """The certificate with what is known of the voted policy; episodes that are not stored yet are played here and now. Writes certificate.json.
+
+    Raises:
+        MucdError: missing instances, or an environment that does not repeat itself: nothing else of the run is lost.
+    """
+    settings, plan = store.settings(), VotePlan.of(certificate, choices)
+    inputs, context = certificate["inputs"], dict(certificate["context"])
+    own = certificate["assumptions"][len(standing_assumptions(inputs)) :]
+    voter = None
+    if not settings.actions:
+        context["median_action_return"] = Voter(store, plan).median_return()
+        voted = None
+    else:
+        for episode in missing_episodes(store, plan):
+            voter = voter or Voter(store, plan)
+            store.write_json(plan.file(episode), voter.episode(episode))
+        horizon, least = horizon_of(settings), settings.card.reward_range and settings.card.reward_range[0]
+        tables, episodes = zip(*(_read(store, plan.file(episode), horizon, least) for episode in range(plan.episodes)))
+        voted = voted_evidence(kind_of(store, settings), horizon, least, tables, episodes)
+        own.append(NOTE.format(episodes=plan.episodes, nodes=plan.nodes))
+    certificate = make_certificate({name: value for name, value in inputs.items() if name != "voted"} | ({} if voted is None else {"voted": voted}), assumptions=own, context=context)
+    store.write_json("certificate.json", certificate)
+    return certificate
+
+
+def horizon_of(settings: RunSettings) -> int:
+    """The public greatest number of steps of an episode."""
+    environment = settings.card.make()
+    environment.close()
+    return environment.spec.max_episode_steps
+
+
+def _read(store: RunStore, name: str, horizon: int, least_reward: float | None) -> tuple[np.ndarray, dict]:
+    """(rows, episode) of a stored file. Raises MucdError, which names it, where it is none."""
+    try:
+        file = store.read_json(name)
+        table = checked_array("table", file["table"], 2)
+        tree_of(file["episode"], *table.shape, horizon, least_reward)
+        return table, file["episode"]
+    except (MucdError, LookupError, TypeError, ValueError) as error:
+        raise MucdError(f"{store.file(name)} is no episode of the voted policy ({printable(error)}): delete it, and it is played again") from None
