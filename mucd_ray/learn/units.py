@@ -149,20 +149,31 @@ def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem,
     counting = lengths if local.min_return is None else np.where(dataset.trajectory_returns >= local.min_return, lengths, 0)
     if unit == "trajectory":
         return Units(unit=unit, **arrays, starts=starts[:-1].astype(np.int64), lengths=counting.astype(np.int64))
-    order = _by_source(dataset, counting > 0)
-    ends = np.cumsum(lengths[order])
-    rows = np.arange(len(dataset)) + np.repeat(starts[:-1][order] - ends + lengths[order], lengths[order])
-    of_sources = np.bincount(dataset.sources, weights=lengths).astype(np.int64)
+    rows, starts, ends = by_source(dataset, counting > 0)
     return Units(
         unit=unit,
         **{name: array[rows] if len(array) else array for name, array in arrays.items()},
-        starts=np.cumsum(of_sources) - of_sources,
+        starts=starts,
         lengths=np.bincount(dataset.sources, weights=counting).astype(np.int64),
-        ends=np.isin(np.arange(len(dataset)), ends - 1),
+        ends=ends,
     )
 
 
-def _by_source(dataset: OfflineDataset, counts: np.ndarray) -> list[int]:
+def by_source(dataset: OfflineDataset, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the data source by source, int64 [N]; the first of each source among them, int64 [U]; and which are the last of a trajectory, bool [N].
+
+    Args:
+        counts: bool [M], whether a trajectory counts; those of a source that do come first.
+    """
+    starts, lengths = dataset.trajectory_starts, np.diff(dataset.trajectory_starts)
+    order = _order_by_source(dataset, counts)
+    ends = np.cumsum(lengths[order])
+    rows = np.arange(len(dataset)) + np.repeat(starts[:-1][order] - ends + lengths[order], lengths[order])
+    of_sources = np.bincount(dataset.sources, weights=lengths).astype(np.int64)
+    return rows, np.cumsum(of_sources) - of_sources, np.isin(np.arange(len(dataset)), ends - 1)
+
+
+def _order_by_source(dataset: OfflineDataset, counts: np.ndarray) -> list[int]:
     """The trajectories, source by source; of each first those that count, and these in the order of their content's hash.
 
     So what a source is does not follow from where its trajectories stand in the file, and nothing of other sources moves it.

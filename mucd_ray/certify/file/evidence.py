@@ -27,7 +27,7 @@ CONDITIONS = (TUNED_ON_THIS_DATASET,)
 LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
 KEYS = {
     "mechanism", "trainer", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
-    "actions", "features", "path_radii", "voted",
+    "actions", "voted", "features", "path_radii",
 }
 # Certificates made before it was written down, or that are not about it, lack it.
 OPTIONAL = {"features", "path_radii", "voted"}
@@ -48,6 +48,8 @@ ACTION_KEYS = {
 }
 # Neighbours times actions: counts of votes that are held for one state.
 MOST_COUNTS = 1 << 18
+
+
 # Kinds with counts of votes.
 VOTES = ("votes", "exact")
 
@@ -156,7 +158,7 @@ def check_inputs(inputs: dict) -> None:
     if isinstance(mechanism, Neighbours):
         _check_neighbours(inputs, mechanism)
     elif inputs["actions"] is not None:
-        _check_actions(inputs["actions"], inputs)
+        _check_actions(inputs["actions"], len(inputs["returns"]), inputs["mechanism"])
 
 
 def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
@@ -182,18 +184,18 @@ def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
     _check_reference(actions["reference"], (len(votes), actions["actions"]))
 
 
-def _check_actions(actions, inputs: dict) -> None:
+def _check_actions(actions, instances: int, mechanism: dict) -> None:
     if not isinstance(actions, dict) or actions.get("kind") not in ACTION_KEYS.keys() - {"neighbours"} or set(actions) != ACTION_KEYS[actions["kind"]]:
         raise MucdError(f"actions must be null, or votes, exact votes, scores or a continuous histogram with the keys of its kind ({', '.join(ACTION_KEYS)})")
-    kind, instances = actions["kind"], len(inputs["returns"])
+    kind = actions["kind"]
     name = "counts" if kind in VOTES else "histogram"
     counts = checked_array(name, actions[name], 2 if kind in VOTES else 3)
     if kind != "continuous" and counts.shape[1] < 2:
         raise MucdError(f"{name} of shape {counts.shape} must hold at least 2 actions per state")
     if kind == "exact":
-        instances = inputs["mechanism"].get("parts")
-        if np.any(counts.sum(axis=1) != instances):
-            raise MucdError(f"exact counts must be of all parts of a partition, so every state's sum to their number, {instances}")
+        if np.any(counts.sum(axis=1) != mechanism.get("parts")):
+            raise MucdError(f"exact counts must be of all parts of a partition, so every state's sum to their number, {mechanism.get('parts')}")
+        instances = mechanism["parts"]
     if kind not in VOTES and counts.shape[2] != LEVELS + 1:
         raise MucdError(f"histogram of shape {counts.shape} must have {LEVELS + 1} levels")
     wrong = counts.sum(axis=-1) != instances

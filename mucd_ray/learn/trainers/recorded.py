@@ -7,8 +7,8 @@ import gymnasium
 import numpy as np
 
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.errors import MucdError
 from mucd_ray.learn.trainers.given import GivenBag
+from mucd_ray.learn.units import by_source
 
 COLUMNS = ("observations", "next_observations", "actions", "rewards", "terminations", "truncations")
 
@@ -18,7 +18,7 @@ class Recorded:
     """N transitions of U units, as `OfflineDataset` has them. Never written to.
 
     Attributes:
-        ends: bool [N], whether a row is the last of its trajectory, or of its unit.
+        ends: bool [N], whether a row is the last of its trajectory; every row where units are transitions.
         starts, lengths: int64 [U]: unit u has the rows starts[u] ... starts[u] + lengths[u] - 1.
     """
 
@@ -38,11 +38,13 @@ class Recorded:
 
     @classmethod
     def of(cls, dataset: OfflineDataset, unit: str) -> "Recorded":
-        if unit not in ("transition", "trajectory"):
-            raise MucdError(f"--unit {unit} is not given to trainers from outside yet: use transition or trajectory, or a trainer of the package")
+        """Raises MucdError where sources are wanted and the dataset was read without them."""
+        if unit == "source":
+            rows, starts, ends = by_source(dataset, np.ones(dataset.trajectories, bool))
+            lengths = np.diff(np.append(starts, len(dataset)))
+            return cls(unit=unit, **{name: getattr(dataset, name)[rows] for name in COLUMNS}, ends=ends, starts=starts, lengths=lengths)
         starts = np.arange(len(dataset) + 1) if unit == "transition" else dataset.trajectory_starts
-        ends = np.zeros(len(dataset), bool)
-        ends[starts[1:] - 1] = True
+        ends = np.isin(np.arange(len(dataset)), starts[1:] - 1)
         return cls(unit=unit, **{name: getattr(dataset, name) for name in COLUMNS}, ends=ends, starts=starts[:-1], lengths=np.diff(starts))
 
     def __len__(self) -> int:

@@ -61,6 +61,6 @@ class Choices:
         if self.inference == "scores" and not settings.actions:
             raise MucdError("inference 'scores' needs discrete actions, these are continuous: leave --inference out")
         if self.policy == "vote" and settings.mechanism.kind not in KINDS:
-            raise MucdError(f"policy 'vote' is certified of {', '.join(KINDS)}, not of {settings.mechanism.kind}: leave --policy out{'; their vote is the policy that is certified anyway' if settings.mechanism.kind == Neighbours.kind else ''}")
+            raise MucdError(f"policy 'vote' is certified of {', '.join(KINDS)}, not of {settings.mechanism.kind}: leave --policy out")
         if self.goal is not None:
             Goal.parse(self.goal).check(settings.units, settings.radius_cap(self.threat), discrete=bool(settings.actions))

@@ -141,10 +141,11 @@ def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:
 
 def certify_run(options, out) -> int:
     store, choices = RunStore.open(options.run), _choices(options)
-    neighbours = store.settings().mechanism.kind == Neighbours.kind
-    if choices.policy == "vote" and not neighbours:
+    if store.settings().mechanism.kind == Neighbours.kind:
+        return _print(finish(store, certify_neighbours(store, choices)), options, out)
+    if choices.policy == "vote":
         _may_play(store, options)
-    return _print(finish(store, (certify_neighbours if neighbours else certify)(store, choices)), options, out)
+    return _print(finish(store, certify(store, choices)), options, out)
 
 
 def report_run(options, out) -> None:

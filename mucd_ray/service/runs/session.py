@@ -97,9 +97,13 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
     _check_source(request)
+    if request.trainer is not None and request.encoder is not None:
+        raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS
+    if request.encoder is not None and request.trainer is not None:
+        raise MucdError(f"an encoder is for the package's own learners: call it in {request.trainer.option} {request.trainer.name}, which is given observations as they are")
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
     if request.mechanism == Neighbours.kind:

@@ -198,7 +198,7 @@ class Health(BaseModel):
     instances: int
 
 
-def serve_run(run: str, *, encoder: str | None, host: str, port: int, replicas: int, address: str | None, out) -> None:
+def serve_run(run: str, *, encoder: str | None = None, host: str, port: int, replicas: int, address: str | None, out) -> None:
     """Serve the certified ensemble of a run folder until SIGINT, SIGTERM or SIGHUP; `out` gets one line when it is ready.
 
     Raises:

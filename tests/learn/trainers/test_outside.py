@@ -75,23 +75,28 @@ def test_whatever_a_learner_does_is_a_result_of_its_own_and_nothing_of_it_stays(
             assert FAILURES[learner.failure] == "empty bag" and np.isnan(learner.outputs(STATES, ZERO)).all()
 
 
-def recorded(bag):
+def recorded(bag, source_keys=None):
     return OfflineDataset.from_arrays(
         observations=bag.observations, next_observations=bag.next_observations, actions=bag.actions, rewards=bag.rewards, terminations=bag.terminated,
         truncations=bag.truncated, action_space=bag.action_space, observation_space=bag.observation_space, trajectory_starts=bag.starts,
+        source_keys=source_keys,
     )
 
 
-@pytest.mark.parametrize("unit", ["transition", "trajectory"])
+@pytest.mark.parametrize("unit", ["transition", "trajectory", "source"])
 def test_a_bag_holds_its_own_units_as_recorded_in_their_order(cartpole, bag, unit):
-    dataset = recorded(bag)
+    dataset = recorded(bag, ["a", "b", "a", "b", "b"])
     units = Recorded.of(dataset, unit)
-    drawn = np.array([3, 0, 3])
+    drawn = np.array([1, 0, 1] if unit == "source" else [3, 0, 3])
     given = GivenBag.from_npz(units.bag(drawn, cartpole.observation_space, cartpole.action_space).to_npz())
     rows = np.concatenate([np.arange(units.starts[unit], units.starts[unit] + units.lengths[unit]) for unit in drawn])
-    assert np.array_equal(given.observations, dataset.observations[rows]) and given.observations.dtype == dataset.observations.dtype
+    assert np.array_equal(given.observations, units.observations[rows]) and given.observations.dtype == dataset.observations.dtype
     for ours, theirs in (("actions", "actions"), ("rewards", "rewards"), ("next_observations", "next_observations"), ("terminated", "terminations"), ("truncated", "truncations")):
-        assert np.array_equal(getattr(given, ours), getattr(dataset, theirs)[rows])
+        assert np.array_equal(getattr(given, ours), getattr(units, theirs)[rows])
+    if unit == "source":
+        # Trajectories stay whole, each time that their source is drawn.
+        assert sorted(map(len, given.trajectories)) == sorted(np.diff(bag.starts)[[1, 3, 4, 0, 2, 1, 3, 4]])
+        return
     assert len(given) == len(rows) and given.unit == unit and given.action_space == cartpole.action_space and given.observation_space == cartpole.observation_space
     assert [len(trajectory) for trajectory in given.trajectories] == units.lengths[drawn].tolist()
     last = given.trajectories[-1]

@@ -141,10 +141,12 @@ def test_objects_are_certified_but_not_served(recordings, tmp_path):
 def test_what_does_not_fit_is_refused_in_one_line(recordings, tmp_path, capfd):
     cartpole = recordings["cartpole"]
     for arguments, named in [
-        (["--trainer", f"{FOREIGN}:ridge"], "is not trained with noise"),
+        (["--trainer", f"{FOREIGN}:ridge", "--mechanism", "gaussian"], "is not trained with noise"),
+        (["--trainer", f"{FOREIGN}:ridge", "--bag-size", "2", "--encoder", str(FOREIGN)], "let it use the encoder itself"),
         (["--trainer-command", "python train.py {bag} {out}", "--mechanism", "gaussian"], "is not trained with noise"),
         (["--mechanism", "bag", "--bag-size", "2", "--trainer", f"{FOREIGN}:absent"], "no attribute 'absent'"),
         (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--hidden", "64"], "options of the package's learners"),
+        (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--unit", "source"], "source"),
         (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--train-steps", "5"], "options of the package's learners"),
         (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--trainer-command", "x {bag} {out}"], "leave one of the two out"),
         (["--mechanism", "bag", "--trainer", "bc", "--train-seconds", "5"], "--train-seconds is for a trainer of yours"),
