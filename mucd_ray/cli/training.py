@@ -46,7 +46,7 @@ def add_run(commands):
     group.add_argument("--min-return", type=float, help="with --unit trajectory or source: trajectories that earned less count as zero (with neighbours they do not vote); a public constant")
     group.add_argument("--train-steps", type=int, help="with bag or partition: steps of the optimiser on each bag or part (default: 3000)")
     group.add_argument("--batch-size", type=int, help="with bag or partition: transitions in a minibatch (default: 128)")
-    group.add_argument("--top-share", type=float, help="with bag or partition: share of its trajectories that is learned from, those with the largest returns (default: 0.5 for bc, 1 for the others)")
+    group.add_argument("--top-share", type=float, help="with bag or partition: share of its trajectories that is learned from, those with the largest returns (default: 0.5 for bc of continuous actions; bc of discrete ones trusts trajectories by the rank of their returns; 1 for the others)")
     group.add_argument("--chosen", help="one sentence for the certificate: how you chose these constants")
     add_until(sub)
     group = sub.add_argument_group("evaluation")

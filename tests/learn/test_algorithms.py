@@ -1,5 +1,6 @@
 """Every algorithm: its vectors against a second writing of the loss, nothing shared between units, and that it learns what it should."""
 
+import math
 import types
 import warnings
 
@@ -59,6 +60,22 @@ def clipped(problem, parameters, target, units, chosen, clip_norm):
     with torch.no_grad():
         clipped_sum(problem, flat, flat_target, device, rows, clip_norm, out=out, workspace=Workspace(device.device))
     return out[0, : problem.parameter_count]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e-3, 0.3, 0.99]))
+def test_the_mixture_of_a_policy_and_random_actions(seed, rate):
+    """Its loss is the likelihood written down; its compiled derivative is the loss'; without noise it is cloning, digit for digit."""
+    outputs, action = torch.from_numpy(np.random.default_rng(seed).standard_normal(ACTIONS) * 5).float().requires_grad_(), torch.tensor(seed % ACTIONS)
+    transition = Transition(action, torch.tensor(rate), torch.tensor(1.0))
+    loss = bc.DISCRETE_MIXTURE.loss(outputs, None, transition, {})
+    assert loss.item() == pytest.approx(-math.log((1 - rate) * torch.softmax(outputs.double(), 0)[action].item() + rate / ACTIONS), rel=1e-4, abs=1e-6)
+    deltas, plain = np.zeros((2, ACTIONS), np.float32)
+    bc.DISCRETE_MIXTURE.delta(outputs.detach().numpy(), None, int(action), np.float32(rate), np.float32(1), None, deltas)
+    assert deltas == pytest.approx(torch.autograd.grad(loss, outputs)[0].numpy(), rel=1e-3, abs=1e-6)
+    if not rate:
+        bc.DISCRETE.delta(outputs.detach().numpy(), None, int(action), np.float32(0), np.float32(1), None, plain)
+        assert deltas.tobytes() == plain.tobytes()
 
 
 # A second writing of the losses, on parameters: Q(s), V(s), ... are functions of a flat vector.

@@ -47,6 +47,32 @@ def negative_log_likelihood_delta(outputs, context, action, reward, keep, consta
     deltas[action] -= 1.0
 
 
+def mixture_negative_log_likelihood(outputs: Tensor, context, transition, constants) -> Tensor:
+    """Of the recorded action, if it was drawn uniformly with probability rho and from the policy otherwise; rho, the demonstrator's own, stands in the place of
+    the reward (of known rho; Beliaev et al., ICML 2022, learn it): outputs [A] are logits -> scalar."""
+    rho, log_likelihood = transition.reward, -negative_log_likelihood(outputs, context, transition, constants)
+    return -torch.logaddexp(torch.log1p(-rho) + log_likelihood, torch.log(rho / len(outputs)))
+
+
+def mixture_negative_log_likelihood_delta(outputs, context, action, reward, keep, constants, deltas) -> None:
+    """That of cloning, times the probability that the action is the policy's."""
+    top = outputs[0]
+    for output in outputs:
+        top = max(top, output)
+    total = top - top
+    for index in range(len(outputs)):
+        deltas[index] = exponential(outputs[index] - top)
+        total += deltas[index]
+    for index in range(len(outputs)):
+        deltas[index] /= total
+    own = (1.0 - reward) * deltas[action]
+    deltas[action] -= 1.0
+    if reward > 0.0:
+        share = own / (own + reward / len(outputs))
+        for index in range(len(outputs)):
+            deltas[index] *= share
+
+
 def squared_error_delta(outputs, context, action, reward, keep, constants, deltas) -> None:
     """Output less action; 0 for an output beyond an action at its bound."""
     for index in range(len(outputs)):
@@ -62,6 +88,10 @@ def towers(actions, constants) -> tuple[Tower, ...]:
 
 DISCRETE = Algorithm(
     towers=towers, policy="policy", loss=negative_log_likelihood, delta=negative_log_likelihood_delta, released=RELEASED
+)
+# Not in the registry: what rewards are for it is known on a bag alone (`trainers/built_in.py`).
+DISCRETE_MIXTURE = Algorithm(
+    towers=towers, policy="policy", loss=mixture_negative_log_likelihood, delta=mixture_negative_log_likelihood_delta, released=RELEASED
 )
 CENSORED = Constant(default=0.0, low=0.0, high=1.0, whole=True, meaning="1 if actions at their bounds stand for all beyond; the card decides where it is not given")
 CONTINUOUS = Algorithm(

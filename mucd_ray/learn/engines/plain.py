@@ -34,7 +34,7 @@ WARM_UP = 3
 
 def train_plain(
     problem: Problem, data: UnitsOnDevice, rows: Sequence[np.ndarray], moments: Sequence[tuple[np.ndarray, np.ndarray]], *, steps: int, batch: int,
-    instances: Sequence[int], streams: Streams, progress: Callable[[], None] | None = None, captured: bool | None = None,
+    instances: Sequence[int], streams: Streams, rewards: Sequence[np.ndarray] | None = None, progress: Callable[[], None] | None = None, captured: bool | None = None,
 ) -> Tensor:
     """Flat parameters [P, stride] of P models after all steps, or the mean of the last ones, as the learner says.
 
@@ -44,10 +44,11 @@ def train_plain(
         moments: (center, scale) float64 [d] for each model: it learns from (x - center) / scale.
         batch: expected size of a minibatch; of fewer rows all are taken.
         instances: numbers of the models, the keys of their randomness in `streams`.
+        rewards: float32 [n_p] of each model's rows, in the place of those of `data`.
         captured: whether steps are captured as CUDA graphs; None: wherever there is a GPU.
     """
     learner = problem.learner
-    stack = _Stack(problem, data, rows, moments, batch, _initial(problem, instances, streams).to(data.device))
+    stack = _Stack(problem, data, rows, rewards, moments, batch, _initial(problem, instances, streams).to(data.device))
     samples = _Samples(data.device, [len(of_model) for of_model in rows], batch, instances, streams)
     run = _Captured(stack) if (data.device.type == "cuda" if captured is None else captured) else stack.step
     averaged = learner.averaged_steps(steps)
@@ -109,7 +110,7 @@ def module_views(shapes: dict[str, torch.Size], flat: Tensor) -> dict[str, Tenso
 class _Stack:
     """The models with their rows, and one step of all of them."""
 
-    def __init__(self, problem: Problem, data: UnitsOnDevice, rows, moments, batch: int, parameters: Tensor):
+    def __init__(self, problem: Problem, data: UnitsOnDevice, rows, rewards, moments, batch: int, parameters: Tensor):
         device = data.device
         self.problem, self.data, self.parameters = problem, data, parameters
         self.target = parameters.clone() if problem.algorithm.has_target else parameters
@@ -118,11 +119,8 @@ class _Stack:
         self.optimiser = OPTIMISERS[problem.learner.optimiser](problem.learner, parameters)
         self.into_gradient = _dense_gradient(problem, device) if problem.module_factory is None else _module_gradient(problem, device)
         # Padding is a row of the model's own, whose deltas are then zero: nothing of other rows, and no NaN of theirs, reaches it.
-        padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
-        for row, of_model in zip(padded, rows):
-            row[:] = of_model[0]
-            row[: len(of_model)] = of_model
-        self.rows = torch.from_numpy(padded).to(device)
+        self.rows = torch.from_numpy(_padded(rows)).to(device)
+        self.rewards = None if rewards is None else torch.from_numpy(_padded(rewards)).to(device)
         self.weights = torch.tensor([1.0 / min(batch, len(of_model)) for of_model in rows], device=device)
         center, scale = (np.stack(values)[:, None] for values in zip(*moments))
         high = center.astype(np.float32)
@@ -141,7 +139,16 @@ class _Stack:
         batch = self.data.take(self.rows.gather(1, index), counts)
         high, low, scale = self.moments
         x, next_x = (part.float().sub_(high).sub_(low).div_(scale) if part.shape[-1] else part.float() for part in (batch.x, batch.next_x))
-        return batch._replace(x=x, next_x=next_x)
+        rewards = batch.transition.reward if self.rewards is None else self.rewards.gather(1, index)
+        return batch._replace(x=x, next_x=next_x, transition=batch.transition._replace(reward=rewards))
+
+
+def _padded(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of one length [P, n], each filled up with its own first entry."""
+    padded = np.repeat(np.stack([part[0] for part in parts])[:, None], max(map(len, parts)), axis=1)
+    for row, part in zip(padded, parts):
+        row[: len(part)] = part
+    return padded
 
 
 # Writes into `gradient` [P, stride] the sum over each model's rows of weight [P, B] times the loss' derivative by its parameters.

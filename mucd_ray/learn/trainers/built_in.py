@@ -2,18 +2,21 @@
 
 What is done here to a bag is covered by the guarantee of bagging whatever it is: it is a function of the bag and of fresh randomness. So
 observations are taken as they were recorded and normalised by the bag's own mean and deviation, and trajectories that earned little may
-be left out. The released policy takes raw observations: the normalisation is folded into its first layer.
+be left out, or trusted less. The released policy takes raw observations: the normalisation is folded into its first layer.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.algorithm import Algorithm
+from mucd_ray.learn.algorithms import bc
 from mucd_ray.learn.convolutional import channel_moments, image_shape, of_every_entry, on_raw_images
 from mucd_ray.learn.engines.plain import module_shapes, module_views, train_plain
 from mucd_ray.learn.engines.precision import require_float32_products
@@ -39,6 +42,8 @@ class Fit:
         batch: expected size of a minibatch; a bag with fewer transitions is taken whole.
         top_share: share in (0, 1] of the bag's trajectories that are kept, those with the largest returns, at least one. Only where units
             are trajectories or sources.
+        graded: whether clones of discrete actions trust the bag's trajectories by the rank of their returns, all of them but the worst: see `noise_rates`. Not where
+            units are transitions.
         normalise: whether observations are centred and scaled by the bag's own statistics.
 
     Raises:
@@ -48,16 +53,20 @@ class Fit:
     steps: int = 3000
     batch: int = 128
     top_share: float = 1.0
+    graded: bool = False
     normalise: bool = True
 
     def __post_init__(self):
         for name in ("steps", "batch"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise MucdError(f"{name} {getattr(self, name)} of training on a bag must be a whole number, at least 1")
-        if type(self.normalise) is not bool:
-            raise MucdError(f"normalise {self.normalise!r} must be true or false")
+        for name in ("graded", "normalise"):
+            if type(getattr(self, name)) is not bool:
+                raise MucdError(f"{name} {getattr(self, name)!r} must be true or false")
         if not 0 < self.top_share <= 1:
             raise MucdError(f"top share {self.top_share} is outside (0, 1]: 0.5 keeps the better half of each bag")
+        if self.graded and self.top_share < 1:
+            raise MucdError(f"top share {self.top_share} and graded trajectories exclude each other: leave one of them out")
 
 
 def fit_policies(
@@ -101,7 +110,8 @@ def fit_stacked(
     if device.type == "cpu":
         torch.set_num_threads(1)
     is_module = problem.module_factory is not None
-    rows = [rows_of(units, bag, fit.top_share) for bag in bags]
+    problem, lessons = _as_asked(problem, fit), [_lesson(units, bag, fit) for bag in bags]
+    rows = [rows for rows, _ in lessons]
     moments = [_moments(problem, units.features, of_bag, fit.normalise) for of_bag in rows]
     of_entries = [tuple(of_every_entry(values, problem.shape) for values in pair) for pair in moments] if is_module else moments
     data, flat = UnitsOnDevice(units, device, padded=True), torch.full((len(rows), problem.parameter_count), torch.nan)
@@ -109,7 +119,7 @@ def fit_stacked(
     def train(part: list[int]) -> Tensor:
         return train_plain(
             problem, data, [rows[p] for p in part], [of_entries[p] for p in part], steps=fit.steps, batch=fit.batch, instances=[instances[p] for p in part], streams=streams,
-            progress=progress, captured=captured,
+            rewards=[lessons[p][1] for p in part] if fit.graded else None, progress=progress, captured=captured,
         )
 
     filled = [p for p, of_bag in enumerate(rows) if len(of_bag)]
@@ -123,14 +133,14 @@ def fit_stacked(
 
 
 def _fit(problem: Problem, fit: Fit, units: Units, bag: np.ndarray, instance: int, streams: Streams) -> dict[str, Tensor]:
-    rows = rows_of(units, bag, fit.top_share)
+    problem, (rows, rewards) = _as_asked(problem, fit), _lesson(units, bag, fit)
     if not len(rows):
         empty = acting_parameters(problem, torch.full((1, problem.parameter_count), torch.nan))
         return {name: stacked[0] for name, stacked in empty.items()}
     center, scale = _moments(problem, units.features, rows, fit.normalise)
     size = min(fit.batch, len(rows))
     mechanism = Unprotected(sample_rate=size / len(rows), steps=fit.steps, normaliser=size)
-    flat = torch.from_numpy(_train(problem, mechanism, _normalised(units, rows, center, scale), instance, streams))[None]
+    flat = torch.from_numpy(_train(problem, mechanism, _normalised(units, rows, rewards, center, scale), instance, streams))[None]
     return {name: stacked[0] for name, stacked in _on_raw_observations(acting_parameters(problem, flat), center[None], scale[None]).items()}
 
 
@@ -138,14 +148,62 @@ def rows_of(units: Units, bag: np.ndarray, top_share: float = 1.0) -> np.ndarray
     """Rows of the data in the bag, unit after unit, int64 [B]; of all its trajectories only the best share, by the sum of their rewards."""
     starts, lengths = _trajectories(units, bag)
     if top_share < 1 and units.unit != "transition" and len(starts):
-        with np.errstate(over="ignore", invalid="ignore"):
-            returns = np.array([units.rewards[start : start + length].sum(dtype=np.float64) for start, length in zip(starts, lengths)])
-        # Returns that are no number count as the worst.
-        order = np.argsort(np.where(np.isnan(returns), -np.inf, returns), kind="stable")[::-1]
+        order = np.argsort(_returns(units, starts, lengths), kind="stable")[::-1]
         best = np.sort(order[: max(1, math.ceil(top_share * len(starts)))])
         starts, lengths = starts[best], lengths[best]
+    return _rows(starts, lengths)
+
+
+def noise_rates(returns: np.ndarray) -> np.ndarray:
+    """For each trajectory the assumed probability that one of its actions was drawn at random: the squared share of all others [n] that earned more.
+
+    The best one is taken at its word (0), the worst one says nothing (1) unless all are equal. Ranks, since returns have outliers; the square, since in what is
+    recorded, too, good demonstrations are more alike than bad ones.
+    """
+    better = len(returns) - np.searchsorted(np.sort(returns), returns, side="right")
+    return (better / max(len(returns) - 1, 1)) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfMixedQuality(Problem):
+    """The same problem, where a transition's noise rate stands in the place of its reward."""
+
+    @functools.cached_property
+    def algorithm(self) -> Algorithm:
+        return bc.DISCRETE_MIXTURE
+
+
+def _as_asked(problem: Problem, fit: Fit) -> Problem:
+    if not fit.graded:
+        return problem
+    if problem.algorithm is not bc.DISCRETE:
+        raise MucdError(f"graded trajectories are for clones of discrete actions, not for {problem.learner.algorithm}: use the top share")
+    return _OfMixedQuality(**{field.name: getattr(problem, field.name) for field in fields(Problem)})
+
+
+def _lesson(units: Units, bag: np.ndarray, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the data to learn from [B], and their rewards float32 [B], or what stands in their place."""
+    if not fit.graded:
+        rows = rows_of(units, bag, fit.top_share)
+        return rows, units.rewards[rows]
+    if units.unit == "transition":
+        return units.starts[bag], np.zeros(len(bag), np.float32)
+    starts, lengths = _trajectories(units, bag)
+    rates = noise_rates(_returns(units, starts, lengths))
+    used = rates < 1.0
+    return _rows(starts[used], lengths[used]), np.repeat(rates[used], lengths[used]).astype(np.float32)
+
+
+def _rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     parts = [np.arange(start, start + length) for start, length in zip(starts, lengths)]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _returns(units: Units, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Of trajectories, float64 [n]; what is no number counts as the worst."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        returns = np.array([units.rewards[start : start + length].sum(dtype=np.float64) for start, length in zip(starts, lengths)])
+    return np.where(np.isnan(returns), -np.inf, returns)
 
 
 def _trajectories(units: Units, bag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,12 +232,12 @@ def _moments(problem: Problem, features: np.ndarray, rows: np.ndarray, normalise
     return center, scale
 
 
-def _normalised(units: Units, rows: np.ndarray, center: np.ndarray, scale: np.ndarray) -> Units:
+def _normalised(units: Units, rows: np.ndarray, rewards: np.ndarray, center: np.ndarray, scale: np.ndarray) -> Units:
     """The bag's rows as units of their own, with normalised features."""
     with np.errstate(over="ignore", invalid="ignore"):
         x, next_x = (((part[rows] if len(part) else part) - center) / scale for part in (units.features, units.next_features))
         x, next_x = x.astype(np.float32), next_x.astype(np.float32)
-    return Units.transitions(x, units.actions[rows], next_features=next_x, rewards=units.rewards[rows], keeps=units.keeps[rows])
+    return Units.transitions(x, units.actions[rows], next_features=next_x, rewards=rewards, keeps=units.keeps[rows])
 
 
 def _train(problem: Problem, mechanism: Unprotected, units: Units, instance: int, streams: Streams) -> np.ndarray:

@@ -38,9 +38,12 @@ ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), 
 }
 
 
-def default_top_share(unit: str, algorithm: str) -> float:
-    """Which share of a bag's trajectories is learned from: clones imitate the better half; learners of values know good from bad by themselves."""
-    return 0.5 if unit != "transition" and algorithm == "bc" else 1.0
+def default_fit(unit: str, algorithm: str, discrete: bool) -> dict:
+    """What a bag's trajectories are to a learner: clones trust them by rank or, of continuous actions, imitate the better half; learners of values know good
+    from bad by themselves."""
+    if unit == "transition" or algorithm != "bc":
+        return {}
+    return {"graded": True} if discrete else {"top_share": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
-from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_top_share, planned, settled
+from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_fit, planned, settled
 from mucd_ray.service.runs.neighbours import EPISODES, card_with_metric, check_neighbours, run_neighbours
 from mucd_ray.service.runs.settings import RunSettings, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
@@ -152,7 +152,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         trainer=request.trainer,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
         first_action=int(action_space.start) if request.trainer and discrete else 0,
-        fit=None if request.mechanism in WITH_NOISE or request.trainer else Fit(**{"top_share": default_top_share(request.unit, learner.algorithm)} | (request.fit or {})),
+        fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,
         choice_margin=chosen.margin,
@@ -189,6 +189,12 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         )
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
+
+
+def _fit(request: Request, learner: Learner, discrete: bool) -> Fit:
+    asked = request.fit or {}
+    usual = {} if "top_share" in asked else default_fit(request.unit, learner.algorithm, discrete)
+    return Fit(**usual | asked)
 
 
 def _check_source(request: Request) -> None:

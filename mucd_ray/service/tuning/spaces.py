@@ -12,7 +12,7 @@ from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.choices import Choices
-from mucd_ray.service.runs.mechanisms import DEFAULT_CLIP_NORM, DEFAULT_LEARNER, DEFAULT_RATES, PLAIN_LEARNER, default_top_share
+from mucd_ray.service.runs.mechanisms import DEFAULT_CLIP_NORM, DEFAULT_LEARNER, DEFAULT_RATES, PLAIN_LEARNER, default_fit
 from mucd_ray.service.tuning.tuned import Tuned, TunedBag
 
 HIDDEN = {"linear": (), "32": (32,), "64,64": (64, 64)}
@@ -115,7 +115,7 @@ def _bag_start(question) -> dict:
     algorithm, most = question.algorithms[0], _sizes(question)[1]
     point = {
         "bag_size": min(question.certified_units, most), "algorithm": algorithm, "train_steps": Fit().steps, "batch_size": Fit().batch,
-        "top_share": default_top_share(question.unit, algorithm), "learning_rate": PLAIN_LEARNER.learning_rate, "hidden": "64,64",
+        "top_share": default_fit(question.unit, algorithm, discrete=False).get("top_share", 1.0), "learning_rate": PLAIN_LEARNER.learning_rate, "hidden": "64,64",
     }
     return {name: point[name] for name in _bag_where(question)}
 

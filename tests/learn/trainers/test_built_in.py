@@ -1,5 +1,7 @@
 """The built-in trainer on bags: a function of the bag alone, on raw observations; what fails is a policy like any other."""
 
+import functools
+
 import numpy as np
 import pytest
 from problems import LOSSES, QUICK, changed, problem, trajectories, transitions
@@ -7,7 +9,7 @@ from problems import LOSSES, QUICK, changed, problem, trajectories, transitions
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import greedy_actions, trained_policies
 from mucd_ray.learn.streams import Streams
-from mucd_ray.learn.trainers.built_in import Fit, fit_policies, rows_of
+from mucd_ray.learn.trainers.built_in import Fit, fit_policies, fit_stacked, noise_rates, rows_of
 from mucd_ray.learn.units import Units
 
 STREAMS = Streams(b"the secret of these tests")
@@ -61,6 +63,43 @@ def test_the_better_share_of_the_bag_is_kept():
     assert rows_of(units, np.array([1, 1, 0]), 1.0).tolist() == [2, 3, 2, 3, 0, 1]
     poisoned = Units(unit="trajectory", **units.arrays() | {"rewards": np.where(np.arange(8) == 2, np.nan, rewards).astype(np.float32)})
     assert rows_of(poisoned, np.array([0, 1, 2, 3]), 0.5).tolist() == [0, 1, 6, 7]
+
+
+def test_noise_rates_follow_the_ranks_of_returns():
+    assert noise_rates(np.array([5.0, 1.0, 3.0, 2.0, 4.0])).tolist() == [0, 1, 0.25, 0.5625, 0.0625]
+    assert noise_rates(np.array([7.0, 7.0, 1.0])).tolist() == [0, 0, 1]
+    assert noise_rates(np.array([2.0, 2.0])).tolist() == noise_rates(np.array([-np.inf, -np.inf])).tolist() == [0, 0]
+    assert noise_rates(np.array([3.0])).tolist() == [0] and not len(noise_rates(np.zeros(0)))
+    returns = np.random.default_rng(0).integers(0, 5, 30).astype(float)
+    assert noise_rates(returns) == pytest.approx([(np.sum(returns > own) / 29) ** 2 for own in returns])
+
+
+@pytest.mark.parametrize("train", [fit_policies, functools.partial(fit_stacked, device="cpu")])
+def test_graded_trajectories_teach_what_the_best_demonstrator_does(train):
+    """Three demonstrators who act at random in 0, 30 and 60 % of the steps, one who always errs: clones of all are misled, a graded one is not."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((400, 2)).astype(np.float32)
+    right = (features[:, 0] > features[:, 1]).astype(np.int64) + (features[:, 0] > 1.5)
+    random = rng.random(400) < np.repeat([0.0, 0.3, 0.6, 0.0], 100)
+    actions = np.where(random, rng.integers(0, 3, 400), right)
+    actions[300:] = (right[300:] + 1) % 3
+    starts, lengths = np.arange(0, 400, 100), np.full(4, 100)
+    rewards = np.repeat(np.array([4, 3, 2, 1], np.float32), 100)
+    units = Units(unit="trajectory", **Units.transitions(features, actions, rewards=rewards).arrays() | {"starts": starts, "lengths": lengths})
+    asked, held_out = adam(inputs=2, actions=3, hidden=(32,)), rng.standard_normal((1000, 2)).astype(np.float32)
+    truth, agree = (held_out[:, 0] > held_out[:, 1]).astype(np.int64) + (held_out[:, 0] > 1.5), []
+    for graded in (True, False):
+        parameters = train(problem=asked, fit=Fit(steps=400, graded=graded), units=units, bags=[np.arange(4)], instances=[0], streams=STREAMS)
+        agree.append((greedy_actions(trained_policies(asked, parameters).outputs(held_out, np.array([0]))) == truth).mean())
+    assert agree[0] > 0.85 and agree[0] > agree[1] + 0.1
+
+
+def test_grades_are_for_clones_of_discrete_actions():
+    asked, bag = adam("dqn"), {"bags": [np.arange(3)], "instances": [0], "streams": STREAMS}
+    with pytest.raises(MucdError, match="not for dqn"):
+        fit_policies(problem=asked, fit=Fit(graded=True), units=transitions(asked, 9, np.random.default_rng(0)), **bag)
+    with pytest.raises(MucdError, match="exclude each other"):
+        Fit(graded=True, top_share=0.5)
 
 
 def test_an_empty_bag_and_one_that_breaks_the_learner_give_the_default_policy():
