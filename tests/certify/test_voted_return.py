@@ -133,6 +133,18 @@ def test_evidence_of_anybodys_is_refused_in_one_line(certificate, path, value, c
     assert complaint in mismatches[0] and len(mismatches) == 1
 
 
+@pytest.mark.parametrize("left_out", ["actions", "voted"])
+def test_policies_of_a_trainer_from_outside_have_no_exact_votes(certificate, left_out):
+    other = copy.deepcopy(certificate)
+    other["inputs"] |= {"trainer": {"kind": "function", "name": "mine:clone", "sha256": "0" * 64, "seconds": 60.0, "memory": 4.0}}
+    if left_out == "actions":
+        other["inputs"]["actions"] = None
+    else:
+        del other["inputs"]["voted"]
+    other["sha256"] = content_hash(other)
+    assert "exact votes are those of policies that are trained once" in verify(other)[0]
+
+
 def test_a_vote_or_a_reward_that_was_changed_shows(certificate):
     rows = copy.deepcopy(certificate["inputs"]["voted"]["rows"])
     rows[0] = [rows[0][2], rows[0][1], rows[0][0]]

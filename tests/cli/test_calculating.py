@@ -112,7 +112,6 @@ def test_plan_plots_the_frontier(answer, tmp_path):
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
-<<<<<<< HEAD
 def test_a_bag_then_noise_has_the_same_commands(answer, capfd):
     asked = ["--mechanism", "bag-then-noise", "--units", "1000", "--bag-size", "20", "--sample-rate", "1", "--noise-multiplier", "5", "--steps", "100"]
     found = {draws: answer("radius", *asked, "--draws", draws, "--top", "0.9924", "--runner-up", "0.0076")["radius"] for draws in ("poisson", "fixed")}
@@ -123,7 +122,8 @@ def test_a_bag_then_noise_has_the_same_commands(answer, capfd):
     for changes, complaint in ((["--draws", "replacement"], "'replacement' do not go with noise"), (["--parts", "3"], "--parts 3 is not an option"), (["--accountant", "rdp"], "'rdp' is for the gaussian")):
         assert main(["radius", *asked, *changes, "--top", "0.99", "--runner-up", "0.01"]) == 2 and complaint in capfd.readouterr().err
     assert main(["radius", *asked[:-2], "--top", "0.99", "--runner-up", "0.01"]) == 2 and "needs --steps" in capfd.readouterr().err
-=======
+
+
 def test_a_plan_says_what_it_would_take_and_bags_are_compared_where_noise_is_none(monkeypatch, capfd):
     monkeypatch.setattr("mucd_ray.cli.calculating.MOST_OPERATIONS", 1e6)
     assert main(["plan", "--units", "20000", "--fraction", "0.01", "--steps", "10000000"]) == 2
@@ -131,7 +131,7 @@ def test_a_plan_says_what_it_would_take_and_bags_are_compared_where_noise_is_non
     monkeypatch.undo()
     assert main(["plan", "--units", str(2**53), "--fraction", "0.01", "--unit", "trajectory", "--json"]) == 0
     compared = json.loads(capfd.readouterr().out)
-    gaussian, bag, _ = compared["mechanisms"]
+    gaussian, bag, *_ = compared["mechanisms"]
     assert "below 1e-09" in gaussian["refused"] and bag["mechanism"]["bag_size"] > 1 and compared["recommended"] == "bag"
 
 
@@ -141,4 +141,3 @@ def test_work_is_counted_within_an_outer_limit():
             spend(60)
         with pytest.raises(TooMuchWork), limited_to(1000):
             spend(60)
->>>>>>> leaf

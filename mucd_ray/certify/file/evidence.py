@@ -126,6 +126,8 @@ def check_inputs(inputs: dict) -> None:
         outside.from_values(inputs["trainer"])
         if mechanism.kind in (*WITH_NOISE, Neighbours.kind):
             raise MucdError("the mechanism of a trainer from outside is a bag or a partition")
+        if any(isinstance(part, dict) and part.get("kind") == "exact" for part in (inputs["actions"], inputs.get("voted"))):
+            raise MucdError("exact votes are those of policies that are trained once for each part, without chance: a trainer from outside trains every instance for itself")
     if not (inputs["goal"] is None or isinstance(inputs["goal"], str)):
         raise MucdError(f"goal {_shown(inputs['goal'])} must be null or text")
     if not (inputs["condition"] is None or inputs["condition"] in CONDITIONS):
@@ -164,6 +166,8 @@ def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
     mechanism.check(inputs["units"])
     if (inputs["accountant"], inputs["looks"], inputs["goal"]) != ("tradeoff", "fixed", None):
         raise MucdError("neighbours leave nothing to chance: their accountant is tradeoff, their looks are fixed, and there is no goal")
+    if "voted" in inputs:
+        raise MucdError("voted: the policy of neighbours is a vote itself, whose return stands in the returns and path radii")
     if not isinstance(path, list) or len(path) != len(inputs["returns"]):
         raise MucdError("path radii must be one whole number for each return")
     checked_wholes("path radii", path)

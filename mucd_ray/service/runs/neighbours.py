@@ -157,7 +157,7 @@ def _assumptions(settings: RunSettings, choices: Choices) -> list[str]:
 def _context(store: RunStore, settings: RunSettings) -> dict:
     """That of other runs; its learner and fit are of the policy trained on all data that stands beside."""
     by = {} if settings.states_sha256 else {"states_chosen_by": "the policy's own episodes"}
-    return context(store, settings) | by | {"parameters": 0, "failures": 0}
+    return context(store, settings) | by | {"parameters": 0, "failures": 0, "failures_by_cause": {}}
 
 
 def check_neighbours(settings: RunSettings) -> None:

@@ -87,11 +87,11 @@ class Ensemble:
     @property
     def confidence(self) -> str:
         """What the certificate's probability means for answers; part of every one of them."""
-        if self.kind == "exact":
-            return CERTAIN
         lead = "" if self.certificate["results"]["sound"] else "NOT SOUND: made with the published accounting rule, for comparison only. "
         if self.certificate["inputs"]["condition"]:
             lead += f"CONDITIONAL: {CONDITIONS[self.certificate['inputs']['condition']]}. "
+        if self.kind == "exact":
+            return lead + CERTAIN
         return CONFIDENCE.format(lead=lead, level=f"{confidence_percent(self.eta)} %")
 
     def about(self) -> dict:
@@ -197,5 +197,3 @@ class Ensemble:
                 f"at the run's own states {percent_up(differing)} % of what the stored instances do is not what the certificate of {run} counts: "
                 "serve it with the version of the package that made it, or certify again"
             )
-
-

@@ -81,7 +81,8 @@ class Trainer(Watched):
         from mucd_ray.service.runs.voting import are_shared
         from mucd_ray.service.runs.work import train_and_evaluate
 
-        parts = self._parts if are_shared(self.settings) else None
+        # Drivers have the policies of all parts stored first; trials of a study do not, which train only those that are drawn.
+        parts = self._parts if are_shared(self.settings) and self.store.of_parts().names() else None
         return self._commit(self.store, train_and_evaluate(self.settings, self.secret, self.units, self.store.states(), instances, self.device, self._tick, parts))
 
     def train_parts(self, parts: range) -> str:

@@ -71,7 +71,7 @@ def test_what_was_changed_is_found(path, value):
     ({"mechanism": Neighbours(neighbours=51)}, "51 neighbours"), ({"actions": None}, "actions of neighbours"), ({"looks": "anytime"}, "leave nothing to chance"),
     ({"actions": neighbours_evidence([[0, 1, 0, 1, 1]], 2)}, "at most 4 units"), ({"actions": neighbours_evidence([[0, 2]], 2)}, "an action below 2"),
     ({"actions": neighbours_evidence([[0, 1]], 1 << 18)}, "actions 262144"), ({"actions": neighbours_evidence([[0, 1]], 2, [2])}, "reference"),
-    ({"goal": "return>=0.5@0.01"}, "leave nothing to chance"), ({"accountant": "rdp"}, "leave nothing to chance"),
+    ({"goal": "return>=0.5@0.01"}, "leave nothing to chance"), ({"accountant": "rdp"}, "leave nothing to chance"), ({"voted": {}}, "voted: the policy of neighbours is a vote itself"),
 ])  # fmt: skip
 def test_evidence_that_cannot_be(changes, complaint):
     with pytest.raises(MucdError, match=complaint):

@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_refused(recordings, changes, complaint):
         make_settings(request(recordings["cartpole"], **changes), load_dataset(recordings["cartpole"]), Choices())
 
 
-@pytest.mark.parametrize("choices", [{"inference": "scores"}, {"looks": "anytime"}, {"goal": "return>=0.5@0.01"}, {"accountant": "rdp"}])
+@pytest.mark.parametrize("choices", [{"inference": "scores"}, {"looks": "anytime"}, {"goal": "return>=0.5@0.01"}, {"accountant": "rdp"}, {"policy": "vote"}])
 def test_choices_of_other_mechanisms_are_refused(recordings, choices):
-    with pytest.raises(MucdError, match="chance|accountant"):
+    with pytest.raises(MucdError, match="chance|accountant|'vote' is certified of"):
         make_settings(request(recordings["cartpole"]), load_dataset(recordings["cartpole"]), Choices(**choices))

@@ -32,6 +32,7 @@ FOREIGN = Path(__file__).parents[2] / "foreign_trainers.py"
 SECRET = hashlib.sha256(b"of these tests").digest()
 LIMITS = {"seconds": 15.0, "memory": 0.6}
 INSTANCES = 25
+VOTE = Choices(policy="vote", episodes=2, nodes=20)
 # Causes by the numbers of tests/foreign_trainers.py: crash, hang, eat, fork, kill, answer NaN, die while acting.
 POISON = {0: "raised", 3: "died", 4: "too slow", 5: "raised", 6: "too much memory", 7: "died", 9: "acts nowhere", 15: "died"}
 
@@ -116,6 +117,9 @@ def test_a_run_is_verified_and_served_from_what_it_has_stored(recordings, tmp_pa
     answer = ensemble.answers(store.states()[:1])[0]
     assert sum(answer["votes"]) == INSTANCES
     ensemble.policies.close()
+    # They vote in episodes, too.
+    voted = certify(store, VOTE)
+    assert verify(voted) == [] and voted["inputs"]["voted"]["kind"] == "votes" and -500 <= voted["results"]["voted"]["unpoisoned_mean"] < 0
     # A damaged block is found, and trained again; so is one whose hash is right and whose failures are not known.
     name = sorted(store.names())[0]
     path = store.path / "blocks" / name
@@ -136,6 +140,8 @@ def test_objects_are_certified_but_not_served(recordings, tmp_path):
     store.write_json("certificate.json", certify(store, Choices(inference="scores")))
     with pytest.raises(MucdError, match="25 of the 25 policies are objects"):
         Ensemble(str(store.path))
+    with pytest.raises(MucdError, match="25 of the 25 policies are objects"):
+        certify(store, VOTE)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(recordings, tmp_path, capfd):
