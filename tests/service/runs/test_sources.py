@@ -61,10 +61,12 @@ def test_every_mechanism_is_certified_and_speaks_of_sources(tmp_path, kind):
     assert (settings.size_margin is not None) == (kind == "planned")
 
 
-def test_default_share_and_the_cap_are_of_sources(capfd):
+def test_default_grades_and_the_cap_are_of_sources(capfd):
     dataset = load_dataset(DATASET, source_key="operator")
     settings, _ = make_settings(request("bag"), dataset, Choices())
-    assert settings.fit.top_share == 0.5
+    assert settings.fit.graded and settings.fit.top_share == 1.0
+    settings, _ = make_settings(request("bag", fit={"top_share": 0.4}), dataset, Choices())
+    assert not settings.fit.graded and settings.fit.top_share == 0.4
     settings, _ = make_settings(request("gaussian", learner=None), dataset, Choices())
     assert any(text.startswith("Of a source with more than 200 transitions") for text in settings.assumptions)
     units = training_units(settings, dataset)
