@@ -127,7 +127,7 @@ def test_instances_that_overflow_are_counted_as_the_lowest_action(cartpole, tmp_
 
 @pytest.mark.parametrize(
     "changes, message",
-    [({"return_range": (0.0, 8.0)}, "a return of .* in CartPole-v1 is outside the declared range .0, 8.*return_range in the card"), ({"reward_range": (0.0, 0.5)}, "card's reward_range")],
+    [({"return_range": (0.0, 8.0)}, "a return of .* in CartPole-v1 is outside the declared range .0.0, 8.*return_range in the card"), ({"reward_range": (0.0, 0.5)}, "card's reward_range")],
 )
 def test_a_return_outside_the_declared_range_is_refused_not_clipped(cartpole, changes, message):
     with pytest.raises(MucdError, match=message):

@@ -17,7 +17,7 @@ from mucd_ray.service.runs.session import _states
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage import store as store_module
 from mucd_ray.service.storage.store import Block, RunStore
-from mucd_ray.service.tuning.trial import begun_points
+from mucd_ray.service.tuning.trial import Question, begun_points
 from mucd_ray.service.tuning.tuned import read_tuned
 
 SETTINGS = RunSettings(
@@ -36,6 +36,12 @@ def store(tmp_path):
     return RunStore.create_or_open(tmp_path / "run", SETTINGS)
 
 
+SEARCH = Question(
+    environment="CartPole-v1", mechanism="gaussian", unit="transition", algorithms=("bc",), how=None, card={}, units=1000, fraction=0.01, signal_budget=150.0, certified_units=None, instances=100,
+    most_instances=8, seed=0, code="",
+)
+
+
 @pytest.mark.parametrize("content", HOSTILE_JSON, ids=range(len(HOSTILE_JSON)))
 def test_json_of_another_kind(store, tmp_path, refusal, content):
     for name in ("settings.json", "certificate.json", "summary.json", "live.json", "baselines.json"):
@@ -45,7 +51,7 @@ def test_json_of_another_kind(store, tmp_path, refusal, content):
     file = store.path / "certificate.json"
     for call, *arguments in (
         (store.settings,), (store.certificate,), (store.read_json, "summary.json"), (store.read_json, "live.json"), (store.read_json, "baselines.json"),
-        (read_certificate, file), (read_tuned, file), (begun_points, tmp_path),
+        (read_certificate, file), (read_tuned, file), (begun_points, tmp_path, SEARCH),
     ):
         assert ".json" in refusal(call, *arguments)
     for command in (["verify", str(file)], ["report", str(store.path)], ["compare", str(store.path)], ["run", "d-v0", "--storage", "x", "--tuned", str(file)]):
@@ -149,10 +155,10 @@ def test_points_of_another_search(tmp_path, refusal, point):
     (tmp_path / "trials/a").mkdir(parents=True)
     file = tmp_path / "trials/a/point.json"
     file.write_text(json.dumps({"began": 1, "point": good}))
-    assert begun_points(tmp_path) == [good]
+    assert begun_points(tmp_path, SEARCH) == [good]
     changed = good | point if isinstance(point, dict) and point and point != {"hidden": "linear"} else point
     file.write_text(json.dumps({"began": 1, "point": changed}))
-    assert "point.json cannot be read" in refusal(begun_points, tmp_path)
+    assert "point.json cannot be read" in refusal(begun_points, tmp_path, SEARCH)
 
 
 def test_files_that_lead_elsewhere_or_never_end(store, tmp_path, refusal):

@@ -182,11 +182,10 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
     from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and request.neighbours is None and tuned is None
     if from_fraction and wanted > cap:
-        print(
-            f"mucd: the wanted fraction {exactly(request.fraction)} is r = {wanted}, but no radius above {cap} will be claimed, where the rounded size would change: "
-            "ask for a smaller fraction, or declare a size with --units that does not depend on the data",
-            file=sys.stderr,
-        )
+        why = "the rounded size would change: ask for a smaller fraction, or declare a size with --units that does not depend on the data"
+        if cap != replace(settings, choice_margin=None).radius_cap(choices.threat):
+            why = f"trajectories could be so many, or so few, that the unit would be another: choose it yourself, --unit {settings.mechanism.unit}"
+        print(f"mucd: the wanted fraction {exactly(request.fraction)} is r = {wanted}, but no radius above {cap} will be claimed, where {why}", file=sys.stderr)
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
 

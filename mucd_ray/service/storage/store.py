@@ -84,7 +84,9 @@ class Block:
         """Why each instance is the policy of the default action; "" if it is not."""
         if self.failed is not None:
             return [FAILURES[number] for number in self.failed.tolist()]
-        finite = np.logical_and.reduce([np.isfinite(values).reshape(len(values), -1).all(1) for values in self.parameters.values()])
+        finite = np.ones(len(self.returns), bool)
+        for values in self.parameters.values():
+            finite &= np.isfinite(values).reshape(len(values), -1).all(1)
         return ["" if good else NOT_FINITE for good in finite.tolist()]
 
 

@@ -28,7 +28,7 @@ def test_where_no_noise_is_enough_it_says_so():
 def test_all_mechanisms_stand_side_by_side():
     compared = compare(**ASKED, unit="trajectory")
     rows = {row["kind"]: row for row in compared["mechanisms"]}
-    assert list(rows) == ["gaussian", "bag", "bag-then-noise", "partition"] and compared["recommended"] == "bag"
+    assert list(rows) == ["gaussian", "bag", "bag-then-noise", "neighbours", "partition"] and compared["recommended"] == "bag"
     assert all(row["radius"] >= 30 and row["refused"] is None for row in rows.values())
     # Twice as many units as without noise, and more signal than noise on all data leaves.
     noisy = rows["bag-then-noise"]
