@@ -52,7 +52,7 @@ def cartpole(trajectories: int) -> OfflineDataset:
 def test_no_radius_is_claimed_at_which_the_default_would_be_another(capfd):
     few, _ = make_settings(Request(dataset="made-up"), cartpole(10), Choices())
     assert (few.mechanism.kind, few.mechanism.unit) == ("gaussian", "transition")
-    make_settings(Request(dataset="made-up", fraction=0.5), cartpole(10), Choices())
+    make_settings(Request(dataset="made-up", fraction=0.2), cartpole(16), Choices())
     assert "--unit transition" in capfd.readouterr().err
     # Nine more trajectories leave the default; a transition that is replaced may cut one trajectory and join two others.
     assert few.radius_cap("insert") <= 9 and few.radius_cap("substitute") == 4
