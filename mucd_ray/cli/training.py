@@ -20,7 +20,7 @@ def add_run(commands):
     group.add_argument("--draws", choices=["fixed", "replacement", "poisson"], help="with bag: exactly K units without or with replacement, or K on average, each by itself (default: fixed; poisson with bag-then-noise)")
     group.add_argument("--neighbours", type=int, metavar="K", help="with neighbours: how many nearest units vote (default: ten times the wanted fraction of the units)")
     group.add_argument("--metric", choices=["declared", "bounds"], help="with neighbours: distance between the card's features, or between plain observations over their declared ranges (default: declared)")
-    group.add_argument("--fraction", type=float, help="share of the units that a unanimous vote should withstand (default: 0.01)")
+    group.add_argument("--fraction", type=float, help="share of the units that a unanimous vote should withstand, with bag and partition a vote of 90 %% (default: 0.01)")
     group.add_argument("--units", type=int, help="declared size of the dataset (default: its size rounded to 1, 1.25, 1.6, 2, ... times a power of ten)")
     group.add_argument("--sample-rate", type=float, help="q (default: a batch of about 1024, or the whole bag)")
     group.add_argument("--noise-multiplier", type=float, help="sigma; with it q and steps must be given and nothing is planned (default: planned)")

@@ -28,6 +28,8 @@ DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", BagThenNo
 DEFAULT_LEARNER = Learner(algorithm="bc", hidden=(), optimiser="sgd", learning_rate=30.0, average=0.5)
 PLAIN_LEARNER = Learner(algorithm="bc", hidden=(64, 64), optimiser="adam", learning_rate=0.001, average=0.5)
 DEFAULT_LEARNERS = {Mechanism.kind: DEFAULT_LEARNER, Bag.kind: PLAIN_LEARNER, BagThenNoise.kind: DEFAULT_LEARNER, Partition.kind: PLAIN_LEARNER, Neighbours.kind: PLAIN_LEARNER}
+# Share of the instances whose vote a planned bag or partition is to withstand.
+AGREEMENT = 0.9
 # Where the rate that suits cloning under noise does not: the best of 0.3, 1, 3, 10 and 30 at S = 110 on recordings with seed 101, of CartPole (Pendulum
 # for td3-bc).
 DEFAULT_RATES = {"dqn": 3.0, "double-dqn": 3.0, "qr-dqn": 10.0, "iql": 10.0, "c51": 10.0, "td3-bc": 0.3}
@@ -132,14 +134,22 @@ def _bag(request, choices: Choices, declared: int, size: int, actions: int, give
         note = f"The bag size was given by the user. {CONDITIONAL}"
     else:
         eta = effective_eta(choices.eta, choices.looks, request.instances)
-        bag = largest_bag(
-            units=declared, radius=wanted_radius(declared, request.fraction), instances=request.instances, eta=eta, actions=actions, threat=choices.threat, unit=request.unit,
-            draws=draws,
+        bag = _withstanding(
+            largest_bag, units=declared, radius=wanted_radius(declared, request.fraction), instances=request.instances, eta=eta, actions=actions, threat=choices.threat,
+            unit=request.unit, draws=draws,
         )
         note = _plan_note(request, choices, declared, eta, given)
     bag.check(size)
     # A bag of a given size follows from nothing; the rate of Poisson draws does.
     return bag, note, request.bag_size is None or draws == "poisson"
+
+
+def _withstanding(plan_of, **asked):
+    """The plan with which a vote of less than all withstands the wanted fraction: half of a good return then does, too. With few instances only a unanimous one does."""
+    try:
+        return plan_of(**asked, agreement=AGREEMENT)
+    except MucdError:
+        return plan_of(**asked)
 
 
 def _bag_then_noise(request, choices: Choices, declared: int, size: int, actions: int, given: list[str]) -> tuple[BagThenNoise, str, bool]:
@@ -163,8 +173,9 @@ def _partition(request, choices: Choices, declared: int, size: int, actions: int
         partition, note = Partition(unit=request.unit, parts=request.parts), f"The number of parts was given by the user. {CONDITIONAL}"
     else:
         eta = effective_eta(choices.eta, choices.looks, request.instances)
-        partition = fewest_parts(
-            units=declared, radius=wanted_radius(declared, request.fraction), instances=request.instances, eta=eta, actions=actions, threat=choices.threat, unit=request.unit
+        partition = _withstanding(
+            fewest_parts, units=declared, radius=wanted_radius(declared, request.fraction), instances=request.instances, eta=eta, actions=actions, threat=choices.threat,
+            unit=request.unit,
         )
         note = _plan_note(request, choices, declared, eta, given)
     partition.check(size)
