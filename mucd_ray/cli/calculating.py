@@ -92,10 +92,14 @@ def _planned(options, asked: dict):
 
 
 def _compare(options) -> dict:
+    from mucd_ray.certify.confidence.proportions import LARGEST, check_count
     from mucd_ray.certify.planning.bags import compare
     from mucd_ray.certify.planning.plan import INSTANCES, wanted_radius
 
     asked = {name: getattr(options, name) for name in ("units", "unit", "eta", "actions", "threat", "agreement")}
+    check_count(options.units, "units", 1, LARGEST)
+    if not 0.5 < options.agreement <= 1:
+        raise MucdError(f"agreement {options.agreement} is outside (0.5, 1]: 1 is a unanimous vote")
     return compare(**asked, radius=wanted_radius(options.units, options.fraction, options.radius), instances=INSTANCES if options.instances is None else options.instances)
 
 
@@ -207,9 +211,12 @@ def radius(options, out):
 
 def _radius_of_neighbours(options, lead: float, out):
     """Of a vote where the first action leads by this share among every number of nearest units."""
+    from mucd_ray.certify.confidence.proportions import check_count
     from mucd_ray.mechanism.neighbours import Neighbours, unanimous_radius
 
     _check_given(options)
+    if options.units is not None:
+        check_count(options.units, "units", options.neighbours)
     if options.threat != "symmetric":
         raise MucdError(f"threat {options.threat!r} of neighbours depends on the votes themselves: --threat symmetric has a rule, `mucd certify` counts every other")
     found = unanimous_radius(Neighbours(neighbours=options.neighbours).neighbours, lead)

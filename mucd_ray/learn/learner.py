@@ -12,6 +12,7 @@ from mucd_ray.learn.algorithms import NAMES
 
 NETWORKS = ("dense", "convolutional")
 BETA1, BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
+WIDEST = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +91,8 @@ class Learner:
             raise MucdError(f"network {self.network!r} is unknown: use one of {', '.join(NETWORKS)}")
         if self.network == "convolutional" and (self.hidden or self.random_features):
             raise MucdError("a convolutional network has its own layers: leave out hidden layers and random features")
-        if any(width < 1 for width in self.hidden):
-            raise MucdError(f"hidden layers {self.hidden} must all have at least 1 unit")
+        if any(not 1 <= width <= WIDEST for width in self.hidden):
+            raise MucdError(f"hidden layers {self.hidden} must all have at least 1 unit, and at most {WIDEST:,}")
         if self.random_features < 0 or not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):
             raise MucdError(f"random features {self.random_features} must be 0 or more and their bandwidth {self.bandwidth} finite and above 0")
         if self.bandwidth != 1.0 and not self.random_features:

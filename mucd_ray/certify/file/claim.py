@@ -1,5 +1,6 @@
 """The claim in words: what may change, how much, what stays true, with which probability. Every claimed number is rounded to the safe side."""
 
+import json
 from fractions import Fraction
 from functools import partial
 
@@ -101,7 +102,7 @@ def _partition(mechanism: dict, units: int, kind: str, trainer: dict | None) -> 
 def _trainer(trainer: dict) -> str:
     what = {"function": "the Python function", "command": "the command"}[trainer["kind"]]
     return (
-        f"The learner is from outside the package: {what} {trainer['name']} (SHA-256 {trainer['sha256']}), with {exactly(trainer['seconds'])} seconds and {exactly(trainer['memory'])} GB for a "
+        f"The learner is from outside the package: {what} {json.dumps(trainer['name'])} (in its maker's words; SHA-256 {trainer['sha256']}), with {exactly(trainer['seconds'])} seconds and {exactly(trainer['memory'])} GB for a "
         "training, and as many seconds for its policy to act. What fails, exceeds this or makes no policy counts as the policy of the default action, the lowest; so does a policy at states where it fails."
     )
 
@@ -185,6 +186,12 @@ def _voted(inputs, voted) -> list[str]:
             else f"About its expected {what} over what is random in the environment too little is known from these episodes to keep half at any radius."
         )
     ]
+    tree = inputs["voted"]
+    sentences[0] += f" An episode has at most {counted(tree['horizon'], 'step')}, whose least reward is {exactly(tree['least_reward'])}." if tree["least_reward"] is not None else f" An episode has at most {counted(tree['horizon'], 'step')}."
+    if voted["kind"] != "exact":
+        sentences[0] += (
+            " The vote of finitely many instances, as it is deployed, estimates that policy: at states where training gives two actions about equally often, on D or on D', it may take the other one, and what it then earns is not bounded here."
+        )
     return sentences
 
 

@@ -171,8 +171,10 @@ def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
     if not isinstance(path, list) or len(path) != len(inputs["returns"]):
         raise MucdError("path radii must be one whole number for each return")
     checked_wholes("path radii", path)
-    if max(path) > mechanism.neighbours:
-        raise MucdError(f"path radius {max(path)} is above {mechanism.neighbours}, the number of neighbours")
+    # Where all units vote alike.
+    most = int(mechanism.radii(np.zeros((1, min(inputs["units"], mechanism.recorded)), np.int64), 2, (inputs["threat"],))[0, 0])
+    if max(path) > most:
+        raise MucdError(f"path radius {max(path)} is above {most}, the most that {mechanism.neighbours} neighbours withstand")
     if not isinstance(actions, dict) or actions.get("kind") != "neighbours" or set(actions) != ACTION_KEYS["neighbours"]:
         raise MucdError(f"actions of neighbours must have the keys {', '.join(sorted(ACTION_KEYS['neighbours']))}")
     votes, most = checked_array("votes", actions["votes"], 2), min(inputs["units"], mechanism.recorded)

@@ -22,6 +22,7 @@ MOST_FILE_BYTES = 1 << 33
 # Of all episodes' parquet columns and images, in all: beyond it small files could fill the memory.
 MOST_UNPACKED_BYTES = 1 << 33
 MOST_ANSWER = 1 << 16
+MOST_JPEG_HEADER = 1 << 16
 MOST_METADATA_BYTES = 1 << 16
 # What a child may take beside a few times the bytes of a file and of its rows.
 SPARE_BYTES, SPARE_SECONDS, BYTES_PER_SECOND = 1 << 30, 60, 1 << 22
@@ -76,10 +77,14 @@ class Tables:
         wanted |= {name: ["", None, False] for name in COLUMNS[2:]}
         most_bytes = min(self.left, (self.metadata.steps + 1) * 8 * sum(entries or 1 for _, entries, _ in wanted.values()))
         wanted["observations"][2] = self.image
-        work = 2 * len(content) + 3 * (self.left if self.image else most_bytes)
+        if self.image:
+            # A JPEG file is smaller than what it shows, but for its headers.
+            most_bytes += (self.metadata.steps + 1) * (MOST_JPEG_HEADER + 2 * math.prod(self.metadata.observation_space.shape))
+        most_bytes = min(self.left, most_bytes)
+        work = 2 * len(content) + 3 * most_bytes
         seconds = SPARE_SECONDS + work // BYTES_PER_SECOND
         question = {
-            "format": self.metadata.data_format, "size": len(content), "columns": wanted, "most_rows": self.metadata.steps + 1, "left": self.left,
+            "format": self.metadata.data_format, "size": len(content), "columns": wanted, "most_rows": self.metadata.steps + 1, "left": most_bytes if self.image else self.left,
             "memory": SPARE_BYTES + work, "seconds": seconds,
         }
         try:

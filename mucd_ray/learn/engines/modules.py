@@ -12,7 +12,6 @@ draw noise from a generator with 32 seed bits, and count rows that a module fold
 """
 
 import contextlib
-import math
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -39,7 +38,8 @@ from mucd_ray.learn.units import Units, check
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 # Rows that are looked at together, the last ones filled up: at most so many, and so many numbers in their gradients.
-MOST_ROWS, GRADIENT_FLOATS = 64, 20_000_000
+# Multiples of what the processor computes at a time: no row lies in the rest of a loop, where some functions (sigmoid, pow) are computed in other ways.
+SLICES, GRADIENT_FLOATS = (64, 32), 20_000_000
 # What was found about records that were looked at, by their code: the first operation whose results depend on a row's place, or None.
 _PLACES: dict[tuple, str | None] = {}
 
@@ -175,7 +175,7 @@ class RowGradients:
         expected: public number of rows in a step; nothing but speed depends on it.
     """
 
-    def __init__(self, problem: Problem, module: nn.Module, units: Units, expected: float = MOST_ROWS):
+    def __init__(self, problem: Problem, module: nn.Module, units: Units, expected: float = SLICES[0]):
         self.units = units
         trainable = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.frozen = {name: tensor.detach().clone() for name, tensor in (*module.named_parameters(), *module.named_buffers()) if name not in trainable}
@@ -183,10 +183,10 @@ class RowGradients:
         self.graph = recorded(problem, module, trainable, self.frozen, units.features.shape[1])
         self.all_rows = vmap(self.graph, in_dims=(None, None, None, 0, 0, 0))
         size = sum(shape.numel() for shape in self.shapes.values())
-        self.slice = self._independent(max(1, min(MOST_ROWS, GRADIENT_FLOATS // size, 2 ** math.ceil(math.log2(max(expected, 1))))), size)
+        self.slice = self._independent(next((rows for rows in SLICES if rows <= GRADIENT_FLOATS // size and rows < 2 * max(expected, SLICES[1])), 1), size)
 
     def _independent(self, rows: int, size: int) -> int:
-        """The largest of rows, rows / 2, rows / 4 ... 1 at which no place of a row shows in its gradient's bits."""
+        """The largest of `SLICES` up to `rows`, or 1, at which no place of a row shows in its gradient's bits."""
         flat = places.made_up((size,), 0)[0].to(torch.float32)
         named = self._named(flat)
         x, *transition = (torch.from_numpy(np.zeros((1, *array.shape[1:]), array.dtype)) for array in (self.units.features, self.units.actions, self.units.rewards, self.units.keeps))
@@ -197,7 +197,7 @@ class RowGradients:
             if _PLACES[key] is None:
                 return rows
             warnings.warn(f"{_PLACES[key]} rounds differently at different places of {rows} rows: fewer are trained at a time, which is slower", stacklevel=2)
-            rows //= 2
+            rows = next((fewer for fewer in SLICES if fewer < rows), 1)
         return 1
 
     def of_rows(self, parameters: Tensor, target: Tensor, rows: np.ndarray) -> Tensor:

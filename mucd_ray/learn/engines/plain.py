@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from scipy.stats import poisson
 from torch import Tensor
 from torch.func import functional_call, vmap
 
@@ -28,6 +29,8 @@ from mucd_ray.learn.streams import Streams
 WORDS, WORDS_ON_CPU = 1 << 22, 1 << 16
 # Padded rows of a batch are rounded up to a multiple of this, so that few widths occur.
 WIDTHS = 16
+# Probability with which a sample is wider than what is padded to.
+TOO_WIDE = 1e-12
 # Steps of one width before they are captured as a graph: libraries allocate at their first calls.
 WARM_UP = 3
 
@@ -56,8 +59,7 @@ def train_plain(
     with torch.no_grad():
         for first in range(0, steps, samples.at_a_time):
             for step, (index, counts) in enumerate(zip(*samples.of_steps(first, min(first + samples.at_a_time, steps))), first):
-                # Elsewhere looking at a count would wait for the device.
-                run(index[:, : int(counts.max())] if data.device.type == "cpu" else index, counts)
+                run(index, counts)
                 if total is not None and step >= steps - averaged:
                     total.add_(stack.parameters)
                 if progress is not None:
@@ -76,6 +78,8 @@ class _Samples:
             scales = -1.0 / np.log1p(-rates)
         self.key, self.expected = key_on(streams, device), float(min(batch, sizes.max()))
         self.numbers, self.sizes, self.scales = (torch.from_numpy(np.array(values)).to(device) for values in (instances, sizes, scales))
+        # Public, and wider than any sample is likely to be: how many rows are multiplied at a time, which may change their rounding, does not follow from other models' bags.
+        self.width = -(-int(poisson.isf(TOO_WIDE, batch)) // WIDTHS) * WIDTHS
         self.at_a_time = max(1, (WORDS_ON_CPU if device.type == "cpu" else WORDS) // int(len(sizes) * (self.expected + 6.0 * math.sqrt(self.expected) + 19.0)))
 
     def of_steps(self, start: int, end: int) -> tuple[Tensor, Tensor]:
@@ -84,7 +88,7 @@ class _Samples:
         steps = torch.arange(start, end, device=self.numbers.device).repeat_interleave(models)
         numbers, sizes, scales = (values.repeat(count) for values in (self.numbers, self.sizes, self.scales))
         index, counts = each_poisson_samples(self.key, purposes.SAMPLE, steps, numbers, sizes[:, None], scales[:, None], self.expected)
-        index = torch.nn.functional.pad(index, (0, -index.shape[1] % WIDTHS))
+        index = torch.nn.functional.pad(index, (0, max(-index.shape[1] % WIDTHS, self.width - index.shape[1])))
         return index.unflatten(0, (count, models)), counts.unflatten(0, (count, models))
 
 

@@ -59,7 +59,8 @@ def _choice_note(settings: RunSettings) -> str:
     """Why unit and mechanism are what they are, where that followed from the number of trajectories."""
     number = f"{'at least' if settings.mechanism.unit == 'trajectory' else 'fewer than'} {MANY_TRAJECTORIES} trajectories"
     margin = counted(settings.choice_margin, "trajectory")
-    return f"Unit and mechanism are the package's defaults for {number}; {margin} more or fewer would not change that, and no larger radius is claimed."
+    note = f"Unit and mechanism are the package's defaults for {number}; {margin} more or fewer would not change that, and no larger radius is claimed"
+    return note + (": a changed transition adds or takes away at most two." if settings.mechanism.unit == "transition" else ".")
 
 
 def _looks_note(store: RunStore, choices: Choices, instances: int) -> str:

@@ -156,7 +156,7 @@ def _bag_then_noise(request, choices: Choices, declared: int, size: int, actions
     draws, eta = request.draws or "poisson", effective_eta(choices.eta, choices.looks, request.instances)
     asked = {"units": declared, "instances": request.instances, "eta": eta, "actions": actions, "threat": choices.threat, "unit": request.unit}
     radius = wanted_radius(declared, request.fraction)
-    bag = bag_of(request.bag_size or usual_bag_size(**asked, radius=radius), unit=request.unit, draws=draws, units=declared)
+    bag = bag_of(usual_bag_size(**asked, radius=radius) if request.bag_size is None else request.bag_size, unit=request.unit, draws=draws, units=declared)
     inner = {"sample_rate": request.sample_rate, "steps": request.steps, "clip_norm": DEFAULT_CLIP_NORM if request.clip_norm is None else request.clip_norm}
     if request.noise_multiplier is not None:
         if request.bag_size is None or request.sample_rate is None or request.steps is None:

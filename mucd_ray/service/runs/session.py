@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 
 from mucd_ray.certify.confidence.looks import effective_eta
+from mucd_ray.certify.confidence.proportions import LARGEST
 from mucd_ray.certify.planning.size import declared_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
@@ -126,8 +127,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"fraction {exactly(request.fraction)} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.count(request.unit)
     states = _states(request.states_file, card)
-    if request.units is not None and request.units < 2:
-        raise MucdError(f"units {request.units}: declare at least 2, about the size of the dataset")
+    if request.units is not None and not 2 <= request.units <= LARGEST:
+        raise MucdError(f"units {request.units}: declare at least 2 and at most {LARGEST:,}, about the size of the dataset")
     declared, margin = declared_size(size) if request.units is None else (request.units, None)
     if tuned is not None:
         mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), tuned.follows_size

@@ -150,8 +150,8 @@ class RunSettings:
                 )
             cap = min(cap, self.size_margin)
         if self.choice_margin is not None and (threat != "substitute" or self.mechanism.unit == "transition"):
-            # A transition that comes or goes splits or joins at most one trajectory; one that is replaced does both.
-            margin = self.choice_margin // (2 if threat == "substitute" else 1)
+            # A transition that comes into the middle of a trajectory makes three of it, and one that is replaced may do so twice.
+            margin = self.choice_margin // ({"substitute": 4}.get(threat, 2) if self.mechanism.unit == "transition" else 1)
             if margin < 1:
                 raise MucdError("so many trajectories lie on the border at which the default unit is another: choose it yourself, --unit trajectory or --unit transition")
             cap = min(cap, margin)

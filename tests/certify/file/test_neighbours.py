@@ -16,7 +16,7 @@ VOTES = [[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]]
 
 def made(**changes):
     base = {
-        "mechanism": Neighbours(neighbours=2), "units": 50, "returns": [10.0, 20.0, 30.0, 40.0], "return_range": (0.0, 50.0), "path_radii": [0, 1, 0, 2],
+        "mechanism": Neighbours(neighbours=2), "units": 50, "returns": [10.0, 20.0, 30.0, 40.0], "return_range": (0.0, 50.0), "path_radii": [0, 1, 0, 1],
         "actions": neighbours_evidence(VOTES, 2, [1, 1, 0]),
     }
     return make_certificate(make_inputs(**base | changes), assumptions=[], context={})
@@ -26,8 +26,8 @@ def test_the_numbers_by_hand():
     certificate = made()
     policy, action = certificate["results"]["policy"], certificate["results"]["action"]
     assert verify(certificate) == [] and certificate["results"]["eta"] == 0
-    assert policy["unpoisoned_mean"] == 25 and policy["curve"]["radius"][:3] == [0, 1, 2] and policy["curve"]["bound"][:3] == [25, 15, 10]
-    assert policy["curve"]["ceiling"][:3] == [25, (20 + 40 + 2 * 50) / 4, (40 + 3 * 50) / 4]
+    assert policy["unpoisoned_mean"] == 25 and policy["curve"]["radius"][:3] == [0, 1, 2] and policy["curve"]["bound"][:3] == [25, 15, 0]
+    assert policy["curve"]["ceiling"][:3] == [25, (20 + 40 + 2 * 50) / 4, 50]
     assert policy["curve"]["quantiles"]["0.5"][:3] == [30, 20, 0] and policy["curve"]["quantiles"]["0.25"][:2] == [20, 0]
     assert {share: entry["radius"] for share, entry in policy["keeps"].items()} == {"0.9": 0, "0.75": 0, "0.5": 1}
     # Unanimous for 1 a single 0 makes a tie, which 0 wins.
@@ -53,7 +53,7 @@ def test_a_cap_is_kept():
 
 @pytest.mark.parametrize("path,value", [
     (("results", "action", "per_state", "radius"), [1, 0, 1]), (("results", "action", "sizes"), [[2, 0], [0, 1], [0, 2]]), (("results", "policy", "curve", "bound"), [25.0] * 9),
-    (("claim",), ["All is well."]), (("inputs", "path_radii"), [2, 2, 2, 2]), (("inputs", "actions", "votes"), [[1, 1, 1, 1]] * 3), (("assumptions",), []),
+    (("claim",), ["All is well."]), (("inputs", "path_radii"), [1, 1, 1, 1]), (("inputs", "actions", "votes"), [[1, 1, 1, 1]] * 3), (("assumptions",), []),
 ])  # fmt: skip
 def test_what_was_changed_is_found(path, value):
     certificate = json.loads(json.dumps(made()))
@@ -67,7 +67,7 @@ def test_what_was_changed_is_found(path, value):
 
 
 @pytest.mark.parametrize("changes,complaint", [
-    ({"path_radii": [0, 1, 0]}, "one whole number for each return"), ({"path_radii": [0, 1, 0, 3]}, "path radius 3"), ({"path_radii": None}, "path radii belong"),
+    ({"path_radii": [0, 1, 0]}, "one whole number for each return"), ({"path_radii": [0, 1, 0, 3]}, "path radius 3"), ({"path_radii": [0, 1, 0, 2]}, "path radius 2 is above 1"), ({"path_radii": None}, "path radii belong"),
     ({"mechanism": Neighbours(neighbours=51)}, "51 neighbours"), ({"actions": None}, "actions of neighbours"), ({"looks": "anytime"}, "leave nothing to chance"),
     ({"actions": neighbours_evidence([[0, 1, 0, 1, 1]], 2)}, "at most 4 units"), ({"actions": neighbours_evidence([[0, 2]], 2)}, "an action below 2"),
     ({"actions": neighbours_evidence([[0, 1]], 1 << 18)}, "actions 262144"), ({"actions": neighbours_evidence([[0, 1]], 2, [2])}, "reference"),

@@ -58,7 +58,7 @@ def mlp(problem):
 ])
 @pytest.mark.parametrize("plan", [PLAN, ROUNDS], ids=["transition", "trajectory"])
 def test_both_engines_agree_over_noisy_steps(algorithm, constants, learner, plan, monkeypatch):
-    monkeypatch.setattr(modules, "MOST_ROWS", 7)
+    monkeypatch.setattr(modules, "SLICES", (7, 4))
     p, units = problem(algorithm, constants=constants, local=LocalUpdate(cap=20), **learner), dataset(unit=plan.unit)
     block = train_block(problem=p, mechanism=plan, units=units, instances=[4, 9], streams=STREAMS, engine="torch")
     for row, instance in enumerate([4, 9]):

@@ -54,8 +54,10 @@ def test_no_radius_is_claimed_at_which_the_default_would_be_another(capfd):
     assert (few.mechanism.kind, few.mechanism.unit) == ("gaussian", "transition")
     make_settings(Request(dataset="made-up", fraction=0.2), cartpole(16), Choices())
     assert "--unit transition" in capfd.readouterr().err
-    # Nine more trajectories leave the default; a transition that is replaced may cut one trajectory and join two others.
-    assert few.radius_cap("insert") <= 9 and few.radius_cap("substitute") == 4
+    # Nine more trajectories leave the default; a transition in the middle of one makes three of it.
+    assert few.radius_cap("insert") == min(4, few.size_margin) and few.radius_cap("substitute") == 2
+    with pytest.raises(MucdError, match="--unit"):
+        make_settings(Request(dataset="made-up", units=1000), cartpole(18), Choices())
     many, _ = make_settings(Request(dataset="made-up", bag_size=3, unit="trajectory"), cartpole(26), Choices())
     assert many.choice_margin is None and many.radius_cap("insert") == 26
     many, _ = make_settings(Request(dataset="made-up"), cartpole(26), Choices())
