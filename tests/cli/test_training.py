@@ -52,7 +52,7 @@ def test_bad_runs_are_refused_before_anything_is_written(refusal, recordings, tm
         ([cartpole, "--until", "return>=0.5@0.01", "--instances", "500"], "certify at 400 or 630"),
         ([cartpole, "--until", "return>=0.5@0.01", "--instances", "50"], "certify at 100"),
         ([acrobot, "--unit", "transition", "--address", "127.0.0.1:1"], "127.0.0.1:1"),
-        ([acrobot, "--address", "a..b:6379"], "a..b:6379"),
+        ([acrobot, "--unit", "transition", "--address", "a..b:6379"], "a..b:6379"),
     ]:
         message = refusal("run", *arguments, "--out", str(out))
         assert named in message, (arguments, message)
