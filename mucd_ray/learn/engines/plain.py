@@ -59,7 +59,8 @@ def train_plain(
     with torch.no_grad():
         for first in range(0, steps, samples.at_a_time):
             for step, (index, counts) in enumerate(zip(*samples.of_steps(first, min(first + samples.at_a_time, steps))), first):
-                run(index, counts)
+                # Of a single model all that changes its rounding is its own; elsewhere looking at a count would wait for the device, too.
+                run(index[:, : int(counts[0])] if len(counts) == 1 and data.device.type == "cpu" else index, counts)
                 if total is not None and step >= steps - averaged:
                     total.add_(stack.parameters)
                 if progress is not None:

@@ -49,3 +49,16 @@ def test_a_model_sees_nothing_of_rows_that_are_not_its_own():
     )
     for name, values in clean.items():
         assert torch.equal(beside[name][1], values[1]) and beside[name][0].isnan().any()
+
+
+def test_how_many_rows_another_bag_has_changes_no_bit():
+    """What a product of a batch is rounded to may follow from how many rows it has: they are as many whatever the bags."""
+    asked = problem("bc", True, optimiser="adam", learning_rate=0.01, hidden=(100,), inputs=17)
+    units, bags = trajectories(asked, [40, 7, 4000, 9, 150, 300], np.random.default_rng(0)), ([0, 4], [3, 4])
+    beside_large, beside_small = (
+        fit_stacked(
+            problem=asked, fit=Fit(steps=60, batch=600), units=units, bags=[np.array(bag) for bag in (other, *bags)], instances=range(3), streams=STREAMS, device="cpu"
+        )
+        for other in ([2, 5], [1])
+    )
+    assert all(torch.equal(beside_large[name][1:], values[1:]) for name, values in beside_small.items())
