@@ -77,6 +77,7 @@ def start_run(options, out) -> int:
         states_file=options.states_file,
         held_out=options.held_out,
         trusted=options.trusted,
+        history=options.history,
         encoder=read_encoder(options.encoder) if options.encoder else None,
     )
     dataset, choices = load_dataset(options.dataset, source_key=options.source_key), _choices(options)
@@ -108,7 +109,7 @@ def grow_run(options, out) -> int:
 def _may_play(store: RunStore, options) -> None:
     """Raise MucdError unless environment and encoder of a run folder are the user's word; the encoder is ready then."""
     settings = store.settings()
-    _check_card(store, replace(settings.card, encoder=None), options.card)
+    _check_card(store, replace(settings.card.without_history(), encoder=None), options.card)
     if settings.card.encoder is not None:
         content = check_encoder(store.location, settings.card, options.encoder)
         load_encoder(content, settings.card.observation_shape)
