@@ -33,7 +33,7 @@ def add_run(commands):
     group.add_argument("--train-memory", type=float, metavar="GB", help="it may take this much memory, with all that it starts; a public constant (default: 4)")
     group.add_argument("--history", type=int, default=1, metavar="K", help="with bag or partition of trajectories or sources: policies see the last K observations of the episode, oldest first, at its beginning the first one in the place of those that are missing")
     group.add_argument("--constant", action="append", metavar="NAME=NUMBER", help="a constant of the algorithm, such as alpha=2; may be repeated")
-    group.add_argument("--network", help="dense, or convolutional for images (default: dense)")
+    group.add_argument("--network", help="dense, convolutional for images, or with bag or partition transformer over the observations of --history (default: dense; transformer for dt)")
     group.add_argument("--hidden", help="widths of hidden layers, such as 64,64 (default: none, a linear policy; 64,64 without noise)")
     group.add_argument("--random-features", type=int, metavar="M", help="replace observations by M public random Fourier features (default: 0, as they are)")
     group.add_argument("--bandwidth", type=float, help="distance over which random features change (default: 1)")

@@ -45,6 +45,8 @@ def start_run(options, out) -> int:
     given = {name: getattr(options, name) for name in names if name != "algorithm" or trainer is None}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
     given = {name: value for name, value in given.items() if value is not None}
+    if given.get("algorithm") == "dt":
+        given.setdefault("network", "transformer")
     if given.get("network", "dense") != "dense":
         given.setdefault("hidden", ())
     fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share}

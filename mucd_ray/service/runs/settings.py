@@ -115,14 +115,18 @@ class RunSettings:
         self.card.discounted_range(self.discount)
         check_history(self.card.history, self.mechanism.kind, self.mechanism.unit)
         check_unit(self.learner, self.mechanism.unit)
-        self.problem
+        if (self.problem.algorithm.conditioned or self.learner.network == "transformer") and self.trainer is None and (self.fit is None or self.mechanism.unit == "transition"):
+            raise MucdError(
+                f"algorithm {self.learner.algorithm!r} with a {self.learner.network} network reads whole trajectories, and is for --mechanism {' or '.join(WITH_HISTORY)} with --unit trajectory "
+                f"or source, not for {self.mechanism.kind} with --unit {self.mechanism.unit}"
+            )
 
     @functools.cached_property
     def problem(self) -> Problem:
         """What is learned."""
         return Problem(
             learner=self.learner, inputs=self.card.width, actions=self.actions or self.dimensions, discrete=bool(self.actions),
-            action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape),
+            action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape), history=self.card.history,
         )
 
     @property
