@@ -11,6 +11,7 @@ from mucd_ray.cli import main
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.trainers.outside import outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import certify, train, training_units
@@ -25,6 +26,7 @@ from mucd_ray.service.workers.cluster import Resources
 
 FOREIGN = Path(__file__).parents[2] / "foreign_trainers.py"
 SECRET = b"s" * 32
+DT = Learner(algorithm="dt", network="transformer", optimiser="adam", learning_rate=0.001, average=0.5)
 
 
 def request(dataset, **changes):
@@ -80,8 +82,25 @@ def test_parts_and_trainers_from_outside_see_it_too(recordings, tmp_path, change
 
 def test_continuous_policies_see_it_too(tmp_path, recordings):
     record("Pendulum-v1", None, 2000, 5, "pendulum/stacked-v0")
-    store = made_here(request("pendulum/stacked-v0", bag_size=2), tmp_path / "run")
+    store = made_here(request("pendulum/stacked-v0", bag_size=2, learner=DT, fit={"steps": 20, "batch": 32}), tmp_path / "run")
     assert verify(certify(store, Choices())) == [] and store.settings().problem.inputs == 9
+
+
+def test_a_sequence_model_is_certified_and_served(recordings, tmp_path, local_ray):
+    out = tmp_path / "run"
+    learner = ["--trainer", "dt", "--history", "3", "--train-steps", "40", "--batch-size", "32", "--mechanism", "bag", "--bag-size", "3"]
+    assert main(["run", recordings["cartpole"], "--storage", str(out), "--instances", "20", "--states", "6", "--held-out", "1", "--seed", "4", *learner]) == 0
+    store, certificate = RunStore.open(out), read_certificate(out / "certificate.json")
+    about = certificate["context"]["learner"]
+    assert verify(certificate) == [] and certificate["context"]["failures"] == 0 and (about["algorithm"], about["network"], about["constants"]) == ("dt", "transformer", {"target": 1.0})
+    # What was stored acts as the transformer that was trained, made anew here from the same bags.
+    settings = store.settings()
+    units, states = training_units(settings, load_dataset(recordings["cartpole"])), store.states()
+    again = train_and_evaluate(settings, store.secret(), units, states, range(4), "cpu")
+    assert np.array_equal(Tally(store, 20).evidence().returns[:4], again.returns) and not any("slope" in name for name in again.parameters)
+    ensemble = Ensemble(str(out))
+    assert np.array_equal(ensemble.evidence(states), certificate["inputs"]["actions"]["counts"])
+    assert np.array_equal(ensemble.evidence(states).argmax(1), certificate["results"]["action"]["action"])
 
 
 def test_without_a_history_nothing_is_other_than_before(recordings):
@@ -105,6 +124,15 @@ def test_a_history_is_refused_where_it_would_spread_a_changed_unit(recordings):
     ]:  # fmt: skip
         with pytest.raises(MucdError, match=complaint):
             make_settings(request(recordings["cartpole"], **changes), dataset, Choices())
+    # Nor is a learner that is told the return of a trajectory.
+    for learner in (Learner(algorithm="rvs", learning_rate=0.1), DT):
+        for changes, complaint in [
+            ({"unit": "transition", "bag_size": 100}, "reads whole trajectories.*not for bag with --unit transition"), ({"mechanism": "gaussian", "bag_size": None, "fit": None}, "not for gaussian"),
+            ({"mechanism": "gaussian", "bag_size": None, "fit": None, "unit": "trajectory"}, "not for gaussian"), ({"mechanism": "bag-then-noise", "fit": None}, "not for bag-then-noise"),
+            ({"mechanism": "neighbours", "bag_size": None, "fit": None}, "neighbours train nothing"),
+        ]:  # fmt: skip
+            with pytest.raises(MucdError, match=complaint):
+                make_settings(request(recordings["cartpole"], learner=learner, **{"instances": Request.instances} | {"history": 1} | changes), dataset, Choices())
     settings, _ = make_settings(request(recordings["cartpole"]), dataset, Choices())
     with pytest.raises(MucdError, match="--unit transition"):
         dataclasses.replace(settings, mechanism=dataclasses.replace(settings.mechanism, unit="transition"))
