@@ -194,7 +194,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
 def _fit(request: Request, learner: Learner, card: EnvironmentCard, discrete: bool) -> Fit:
     asked = request.fit or {}
     usual = {} if "top_share" in asked else default_fit(request.unit, learner.algorithm, discrete)
-    return Fit(**{"mirrored": card.mirror is not None and card.encoder is None} | usual | asked)
+    mirrored = card.mirror is not None and card.encoder is None and request.mechanism != Neighbours.kind
+    return Fit(**{"mirrored": mirrored} | usual | asked)
 
 
 def _check_source(request: Request) -> None:
