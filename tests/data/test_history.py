@@ -65,6 +65,9 @@ def test_cards_say_the_history_and_without_one_are_what_they_were(tmp_path):
     assert stacked.observation_shape == (4, 8) and stacked.width == 32 and stacked.without_history() == card and stacked.raw() == stacked
     assert EnvironmentCard.from_dict(stacked.to_dict()) == stacked and "history" not in card.to_dict() and card.with_history(1) == card
     assert stacked.features_source() == card.features_source() | {"history": 4} and not stacked.is_as_registered
+    # A mirror shows every observation of the stack its own image.
+    rows = np.random.default_rng(0).standard_normal((5, 4, 8))
+    assert np.array_equal(stacked.mirror.observations(rows.reshape(5, -1)), card.mirror.observations(rows).reshape(5, -1))
     for history in (0, -1, 2.0, True, "2", 1 << 20):
         with pytest.raises(MucdError, match="must be a whole number from 1 to"):
             dataclasses.replace(card, history=history)

@@ -14,6 +14,7 @@ from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments import breakout, frames, freeway, halfcheetah, highway
 from mucd_ray.data.environments.encoding import encoded
 from mucd_ray.data.environments.make import StepLimit, make_environment
+from mucd_ray.data.environments.mirror import Mirror
 from mucd_ray.data.environments.recorded_in import check_arguments, check_environment_id, check_time_limit, name_of
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
@@ -64,6 +65,8 @@ class EnvironmentCard:
         reward_scale: public divisor that brings a typical reward near 1.
         privileged: whether `transform` comes out of the controller, or the model of the environment, that made the data: results on such features show the
             mechanism, not what others would get.
+        mirror_observation, mirror_actions: a public symmetry of the environment, as in `Mirror`; none where they are empty. Learners on raw observations see the mirror image
+            of every trajectory, too.
         random_return, expert_return: reference returns for normalised scores, if known.
         source: where the constants come from.
 
@@ -88,6 +91,8 @@ class EnvironmentCard:
     max_episode_steps: int | None = None
     reward_scale: float = 1.0
     privileged: bool = False
+    mirror_observation: tuple[int, ...] = ()
+    mirror_actions: tuple[int, ...] = ()
     random_return: float | None = None
     expert_return: float | None = None
     source: str
@@ -97,8 +102,7 @@ class EnvironmentCard:
             raise MucdError(f"env_id {self.env_id!r:.100} of a card must be a Gymnasium id")
         if not isinstance(self.make_kwargs, dict) or not isinstance(self.source, str):
             raise MucdError(f"card of {self.env_id}: make_kwargs must be an object and source a sentence")
-        if not (type(self.history) is int and 1 <= self.history <= MOST_HISTORY):
-            raise MucdError(f"history {self.history!r:.100} must be a whole number from 1 to {MOST_HISTORY}: how many of the last observations policies see")
+        _check_history(self.history)
         for name in ("indices", "observation_shape"):
             if not all(type(value) is int and 0 <= value < 1 << 31 for value in getattr(self, name)):
                 raise MucdError(f"card of {self.env_id}: {name} {getattr(self, name)} must be whole numbers from 0 on")
@@ -110,6 +114,8 @@ class EnvironmentCard:
             self._check_encoder()
         if self.history > 1 and (self.transform is not None or self.encoder is not None or self.indices or self.observation_shape[:1] != (self.history,)):
             raise MucdError(f"history {self.history} is of raw observations: leave the transform, the encoder and the indices of the card of {self.env_id} out")
+        if bool(self.mirror_observation) != bool(self.mirror_actions) or self.mirror and len(self.mirror.observation) != math.prod(self.observation_shape):
+            raise MucdError(f"card of {self.env_id}: mirror_observation must have one number for each of the {math.prod(self.observation_shape)} entries of an observation, beside mirror_actions")
         if self.wrapper is not None and self.wrapper not in WRAPPERS:
             raise MucdError(f"card of {self.env_id}: wrapper {self.wrapper!r} is unknown: use one of {', '.join(WRAPPERS)} or none")
         if self.wrapper is not None and not name_of(self.env_id).startswith("ALE/"):
@@ -143,6 +149,11 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: encoder {self.encoder!r:.100} must be the SHA-256 of a file and the number of its outputs")
         if self.transform is not None:
             raise MucdError(f"card of {self.env_id}: an encoder takes the place of the transform {self.transform!r}: leave one of them out")
+
+    @functools.cached_property
+    def mirror(self) -> Mirror | None:
+        """The declared symmetry of raw observations and actions."""
+        return Mirror(observation=self.mirror_observation, actions=self.mirror_actions) if self.mirror_actions else None
 
     @functools.cached_property
     def _size(self) -> int:
@@ -208,11 +219,18 @@ class EnvironmentCard:
         Raises:
             MucdError: no whole number from 1 on, or too large a one; a card that is not raw.
         """
-        return dataclasses.replace(self, history=history, observation_shape=(*([history] if history != 1 else []), *self.without_history().observation_shape))
+        one = self.without_history()
+        _check_history(history)
+        if history == 1:
+            return one
+        size = math.prod(one.observation_shape)
+        mirror = tuple(number + (size * step if number > 0 else -size * step) for step in range(history) for number in one.mirror_observation)
+        return dataclasses.replace(one, history=history, observation_shape=(history, *one.observation_shape), mirror_observation=mirror)
 
     def without_history(self) -> "EnvironmentCard":
         """The card of one observation."""
-        return self if self.history == 1 else dataclasses.replace(self, history=1, observation_shape=self.observation_shape[1:])
+        shape = self.observation_shape[1:]
+        return self if self.history == 1 else dataclasses.replace(self, history=1, observation_shape=shape, mirror_observation=self.mirror_observation[: math.prod(shape)])
 
     def features_source(self) -> dict:
         """What policies see, as a certificate says it (certify/file/evidence.py)."""
@@ -325,6 +343,11 @@ class EnvironmentCard:
             return cls(**values)
         except (TypeError, ValueError, IndexError) as error:
             raise MucdError(f"a field of the card of {values.get('env_id')} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
+
+
+def _check_history(history: int) -> None:
+    if not (type(history) is int and 1 <= history <= MOST_HISTORY):
+        raise MucdError(f"history {history!r:.100} must be a whole number from 1 to {MOST_HISTORY}: how many of the last observations policies see")
 
 
 def check_discount(discount: float) -> float:

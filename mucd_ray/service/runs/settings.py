@@ -127,6 +127,7 @@ class RunSettings:
         return Problem(
             learner=self.learner, inputs=self.card.width, actions=self.actions or self.dimensions, discrete=bool(self.actions),
             action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape), history=self.card.history,
+            mirror=self.card.mirror if self.fit and self.fit.mirrored else None,
         )
 
     @property

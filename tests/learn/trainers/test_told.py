@@ -1,5 +1,6 @@
 """Learners that are told the return of a whole trajectory, dense and as a transformer over several observations: what is released is what was trained, told its target."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import card_for
+from mucd_ray.data.environments.mirror import Mirror
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import greedy_actions, outputs_of_all, trained_policies
@@ -155,6 +157,13 @@ def test_units_are_told_the_return_of_their_own_trajectory(recordings, unit):
     assert sorted(units.features[starts, -1] * card.reward_scale) == pytest.approx(sorted(dataset.trajectory_returns))
     assert built_in._target(built_in._as_asked(asked, Fit()), units, np.arange(3)) == max(units.features[starts, -1][: 3 if unit == "trajectory" else 6])
     assert math.isnan(built_in._target(built_in._as_asked(asked, Fit()), units, np.zeros(0, int)))
+
+
+def test_mirror_images_are_told_the_same_return():
+    mirror = Mirror(observation=(2, 1, -4, -3, 6, 5), actions=(1, 0))
+    asked, units = dataclasses.replace(problem("rvs"), mirror=mirror), trajectories()
+    both = built_in._as_shown(units, asked, Fit(mirrored=True)).features
+    assert both.shape == (1600, 7) and np.array_equal(both[800:, -1], units.features[:, -1]) and np.array_equal(both[800:, :-1], mirror.observations(units.features[:, :-1]))
 
 
 @pytest.mark.parametrize("changes,complaint", [
