@@ -170,10 +170,11 @@ def _line(row: dict) -> str:
     above = (_percent(None if (radius := row["yardsticks"][name]["radius"]) is None else radius / row["units"]) for name in ("best_constant_return", "behaviour"))
     voted = "" if row["voted"] is None else f"{row['voted']:.4g}"
     radius = row["median_radius"]
+    largest = "-" if radius is None else f"{radius} ({_percent(radius / row['units'])})" if radius else 0
     learner, instances = ("-", "-") if row["mechanism"] == "neighbours" else (row["algorithm"], row["instances"])
     return (
         f"| {WORDS[row['mechanism']].format(row['size'], MANY[row['unit']])} | {learner} | {instances} | {row['mean']:.4g} | {voted} | " + " | ".join((*keeps, *above))
-        + f" | {'-' if radius is None else f'{radius} ({_percent(radius / row['units'])})' if radius else 0} | {row['seconds'] / 60:.1f} |"
+        + f" | {largest} | {row['seconds'] / 60:.1f} |"
     )
 
 
