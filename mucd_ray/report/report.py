@@ -88,11 +88,10 @@ class FigureData:
 
 def draw(certificate: dict, baselines: dict) -> dict[str, FigureData]:
     action = certificate["results"]["action"]
+    voted = [_voted(certificate, baselines)] if "voted" in certificate["results"] else []
     if _is_exact(certificate["inputs"]):
-        return {figure.name: figure for figure in [_kept_episodes(certificate, baselines), *_actions(certificate)]}
-    figures = [_return_bound(certificate, baselines), _poisoned_return(certificate)]
-    if "voted" in certificate["results"]:
-        figures.append(_voted(certificate, baselines))
+        return {figure.name: figure for figure in [_kept_episodes(certificate, baselines), *voted, *_actions(certificate)]}
+    figures = [_return_bound(certificate, baselines), _poisoned_return(certificate), *voted]
     if action is not None:
         figures += [_half_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
     return {figure.name: figure for figure in [*figures, _returns(certificate)]}

@@ -138,7 +138,7 @@ def describe(summary: dict) -> str:
     baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "episode" if without_chance else "instance")
     lines = [
         f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
-        + ("without chance" if without_chance else f"eta {exactly(summary['eta'])}")
+        + (f"eta {exactly(summary['eta'])}" if not without_chance else f"without chance but in the voted policy's expected return, eta {exactly(summary['eta'])}" if "voted" in summary else "without chance")
         + (", at all looks together" if summary["looks"] == "anytime" else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
