@@ -4,7 +4,6 @@ import itertools
 import json
 from dataclasses import replace
 
-import gymnasium
 import numpy as np
 import pytest
 
