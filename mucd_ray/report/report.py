@@ -420,6 +420,8 @@ def _baseline_rows(policy: dict, inputs: dict, baselines: dict) -> list[tuple[st
         if _is_number(baselines.get(key)):
             which = baselines.get("best_constant_action") if key == "best_constant_return" else None
             rows.append((name + (f" (action {which})" if which is not None else ""), number(baselines[key])))
+        elif isinstance(why := baselines.get(f"{key}_failure"), str):
+            rows.append((name, f"failed: {why}"))
     floor, ceiling = inputs["return_range"]
     return [*rows, ("Public floor of the return", exactly(floor)), ("Public ceiling of the return", exactly(ceiling))]
 

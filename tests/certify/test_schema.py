@@ -56,7 +56,7 @@ def run_context():
     """The context of a run, from the function that writes it."""
     about = pytest.importorskip("mucd_ray.service.runs.about")
     learner = pytest.importorskip("mucd_ray.learn.learner")
-    baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "trusted": -95.0, "reference": [0]}
+    baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "trusted": -95.0, "reference": [0]} | {f"{name}_failure": "raised" for name in ("non_private", "trusted")}
     store = SimpleNamespace(baselines=lambda: baselines, targets=lambda: [100], looks=lambda: [100], states_hash=lambda: "ab")
     settings = SimpleNamespace(
         dataset="acrobot/größe-v0",

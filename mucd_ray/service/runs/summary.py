@@ -149,7 +149,7 @@ def describe(summary: dict) -> str:
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")
         lines += [f"  such as {words}" for words in summary["failure_words"].values()]
     names = {"non_private": "without privacy" if summary["mechanism"]["kind"] in WITH_NOISE else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
-    lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
+    lines += [f"{names[key]:24s} {baselines[key]:10.2f}" if key in baselines else f"{names[key]:24s} failed: {baselines[f'{key}_failure']}" for key in names if key in baselines or f"{key}_failure" in baselines]
     if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
         lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
     for share, entry in summary["keeps"].items():

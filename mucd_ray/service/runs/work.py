@@ -1,5 +1,6 @@
 """The work itself, without Ray: what one trainer does for a block of instances. Deterministic in (settings, secret, instance), but for trainers from outside."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import gymnasium
@@ -161,37 +162,22 @@ def _met(settings: RunSettings, secret: bytes, policies: Policies, instances: ra
     return kept.reshape(-1, *kept.shape[2:])
 
 
-def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress: Progress | None = None, trusted: Units | None = None) -> dict:
+def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray, progress: Progress | None = None, trusted: Units | Recorded | None = None) -> dict:
     """Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone, and of every constant action; and
     `reference`, the action that most of those on all data prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to
-    learn from, the former are missing."""
-    problem = settings.problem
-    if problem.module_factory is not None:
-        seeds, effort = list(MODULE_BASELINE_SEEDS), {"steps": 300, "batch": 64, "learning_rate": 0.001}
-    else:
-        distribution = problem.discrete and problem.network.outputs > problem.actions
-        seeds, effort = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS), {}
+    learn from, the former are missing; of a trainer from outside that fails on them there are words instead, NAME_failure."""
     found, reference = {}, None
-
-    def learned(name: str, from_units: Units) -> Policies:
-        if settings.fit is None:
-            parameters = train_nonprivate(problem=problem, units=from_units, seeds=seeds, progress=progress, **effort)
-        else:
-            everything = np.arange(len(from_units))
-            parameters = fit_policies(problem=problem, fit=settings.fit, units=from_units, bags=[everything] * len(seeds), instances=seeds, streams=PUBLIC, progress=progress)
-        policies = trained_policies(problem, parameters)
-        found[name] = float(rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount, progress=progress).mean())
-        return policies
-
-    if settings.trainer is not None:
-        found, reference = _of_all_data(settings, units, states, progress)
-    # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
-    elif units.lengths.any():
-        policies = learned("non_private", units)
-        if settings.actions:
-            reference = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist()
-    if trusted is not None and trusted.lengths.any():
-        learned("trusted", trusted)
+    for name, data in (("non_private", units), ("trusted", trusted)):
+        # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
+        if data is None or not data.lengths.any():
+            continue
+        with _of_all(settings, data, progress) as policies:
+            returns = rollout_returns(policies, settings.card, _baseline_seeds(policies), discount=settings.discount, progress=progress)
+            voted = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist() if settings.actions and name == "non_private" else reference
+            if getattr(policies, "failure", 0):
+                found[f"{name}_failure"] = policies.why
+            else:
+                found[name], reference = float(returns.mean()), voted
     environment = settings.card.make()
     constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount, progress=progress)
     environment.close()
@@ -199,13 +185,30 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
     return found | {"best_constant_action": best, "best_constant_return": constants[best], "reference": reference}
 
 
-def _of_all_data(settings: RunSettings, units: Recorded, states: np.ndarray, progress: Progress | None) -> tuple[dict, list[int] | None]:
-    """The same trainer on all data, with a public seed; nothing where it fails."""
-    nursery = open_nursery(settings, "cpu", progress)
-    with nursery.learner(units.bag(np.arange(len(units)), *nursery.spaces), 0) as learner:
-        returns = rollout_returns(learner, settings.card, np.array([list(BASELINE_SEEDS)]), discount=settings.discount, progress=progress)
-        voted = actions_at(learner, settings.card.features(states))[0].tolist() if settings.actions else None
-        return ({}, None) if learner.failure else ({"non_private": float(returns[0])}, voted)
+@contextlib.contextmanager
+def _of_all(settings: RunSettings, units: Units | Recorded, progress: Progress | None) -> Iterator[Policies]:
+    """Policies of the same learner from all of these units, with public seeds: of a trainer from outside one, which may have failed."""
+    everything = np.arange(len(units))
+    if settings.trainer is not None:
+        nursery = open_nursery(settings, "cpu", progress)
+        with nursery.learner(units.bag(everything, *nursery.spaces), 0) as learner:
+            yield learner
+        return
+    problem = settings.problem
+    if problem.module_factory is not None:
+        seeds, effort = list(MODULE_BASELINE_SEEDS), {"steps": 300, "batch": 64, "learning_rate": 0.001}
+    else:
+        distribution = problem.discrete and problem.network.outputs > problem.actions
+        seeds, effort = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS), {}
+    if settings.fit is None:
+        parameters = train_nonprivate(problem=problem, units=units, seeds=seeds, progress=progress, **effort)
+    else:
+        parameters = fit_policies(problem=problem, fit=settings.fit, units=units, bags=[everything] * len(seeds), instances=seeds, streams=PUBLIC, progress=progress)
+    yield trained_policies(problem, parameters)
+
+
+def _baseline_seeds(policies: Policies) -> np.ndarray:
+    return np.array([list(BASELINE_SEEDS)]) if len(policies) == 1 else np.arange(len(policies))
 
 
 def _train(settings, secret, units, instances, device, progress, parts=None):
