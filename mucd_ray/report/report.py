@@ -418,8 +418,9 @@ def _baseline_rows(policy: dict, inputs: dict, baselines: dict) -> list[tuple[st
     rows = [(f"Unpoisoned mean of {'the recorded episodes' if _is_exact(inputs) else 'the ensemble'}, ± standard error", mean)]
     for key, name in BASELINES.items():
         if _is_number(baselines.get(key)):
-            which = baselines.get("best_constant_action") if key == "best_constant_return" else None
-            rows.append((name + (f" (action {which})" if which is not None else ""), number(baselines[key])))
+            which, error = baselines.get("best_constant_action") if key == "best_constant_return" else None, baselines.get(f"{key}_standard_error")
+            value = number(baselines[key]) + (f" ± {number(error, 3)}" if _is_number(error) else "")
+            rows.append((name + (f" (action {which})" if which is not None else ""), value))
         elif isinstance(why := baselines.get(f"{key}_failure"), str):
             rows.append((name, f"failed: {why}"))
     floor, ceiling = inputs["return_range"]

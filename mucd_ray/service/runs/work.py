@@ -38,6 +38,8 @@ BASELINE_SEEDS = range(16)
 DISTRIBUTION_BASELINE_SEEDS = range(4)
 # Modules take minutes where dense networks take seconds.
 MODULE_BASELINE_SEEDS = range(2)
+# Steps of the environment that they may take in all, beyond one episode of each policy, and most episodes.
+BASELINE_STEPS, MODULE_BASELINE_STEPS, MOST_BASELINE_EPISODES = 1 << 16, 1 << 14, 256
 
 
 def train_and_evaluate(
@@ -163,7 +165,7 @@ def _met(settings: RunSettings, secret: bytes, policies: Policies, instances: ra
 
 
 def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray, progress: Progress | None = None, trusted: Units | Recorded | None = None) -> dict:
-    """Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone, and of every constant action; and
+    """Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone (with NAME_standard_error and NAME_episodes), and of every constant action; and
     `reference`, the action that most of those on all data prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to
     learn from, the former are missing; of a trainer from outside that fails on them there are words instead, NAME_failure."""
     found, reference = {}, None
@@ -172,12 +174,13 @@ def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray
         if data is None or not data.lengths.any():
             continue
         with _of_all(settings, data, progress) as policies:
-            returns = rollout_returns(policies, settings.card, _baseline_seeds(policies), discount=settings.discount, progress=progress)
+            played = _played(settings, policies, progress)
             voted = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist() if settings.actions and name == "non_private" else reference
-            if getattr(policies, "failure", 0):
+            if played is None:
                 found[f"{name}_failure"] = policies.why
             else:
-                found[name], reference = float(returns.mean()), voted
+                found |= {f"{name}{what}": value for what, value in played.items()}
+                reference = voted
     environment = settings.card.make()
     constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount, progress=progress)
     environment.close()
@@ -207,8 +210,46 @@ def _of_all(settings: RunSettings, units: Units | Recorded, progress: Progress |
     yield trained_policies(problem, parameters)
 
 
-def _baseline_seeds(policies: Policies) -> np.ndarray:
-    return np.array([list(BASELINE_SEEDS)]) if len(policies) == 1 else np.arange(len(policies))
+class _EachEpisode:
+    """`times` copies of each policy, one for each of its episodes, whose returns are then told one by one; counts the steps that they take."""
+
+    def __init__(self, policies: Policies, times: int):
+        self.policies, self.times, self.steps = policies, times, 0
+
+    def __len__(self) -> int:
+        return len(self.policies) * self.times
+
+    def outputs(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
+        self.steps += len(features)
+        return self.policies.outputs(features, index // self.times)
+
+
+def _played(settings: RunSettings, policies: Policies, progress: Progress | None) -> dict[str, float] | None:
+    """{"": mean return, "_standard_error": of it, "_episodes": how many}, of as many episodes of each policy as BASELINE_STEPS allow; None where a trainer from outside has failed.
+
+    The standard error is that of policies as draws, or that of episodes where it is larger.
+    """
+    number = len(policies)
+
+    def returns(rounds: range) -> tuple[np.ndarray, int]:
+        """([policies, rounds], steps taken)."""
+        each = _EachEpisode(policies, len(rounds))
+        seeds = np.arange(number)[:, None] + number * np.array(rounds)
+        return rollout_returns(each, settings.card, seeds.reshape(-1), discount=settings.discount, progress=progress).reshape(number, -1), each.steps
+
+    # One policy of a trainer from outside plays what others play together.
+    first = len(BASELINE_SEEDS) if number == 1 else 1
+    found, steps = returns(range(first))
+    if getattr(policies, "failure", 0):
+        return None
+    most = MODULE_BASELINE_STEPS if settings.problem.module_factory is not None else BASELINE_STEPS
+    rounds = min(MOST_BASELINE_EPISODES // number, first * most // max(1, steps))
+    if rounds > first:
+        more, _ = returns(range(first, rounds))
+        # Its time to act may be up meanwhile.
+        found = found if getattr(policies, "failure", 0) else np.concatenate([found, more], axis=1)
+    errors = [values.std(ddof=1) / len(values) ** 0.5 for values in (found.mean(1), found.reshape(-1)) if len(values) > 1]
+    return {"": float(found.mean()), "_standard_error": float(max(errors)), "_episodes": found.size}
 
 
 def _train(settings, secret, units, instances, device, progress, parts=None):
