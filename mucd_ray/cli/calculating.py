@@ -269,7 +269,7 @@ def _add_mechanism(sub):
     sub.add_argument("--sample-rate", type=float, help="q, of gaussian; of the bag's units, with bag-then-noise")
     sub.add_argument("--noise-multiplier", type=float, help="sigma, of gaussian and bag-then-noise")
     sub.add_argument("--steps", type=int, help="T, of gaussian and bag-then-noise")
-    sub.add_argument("--bag-size", type=int, metavar="K", help="units in a bag")
+    sub.add_argument("--bag-size", type=int, metavar="K", help="units in a bag, at most --units")
     sub.add_argument("--draws", choices=["fixed", "replacement", "poisson"], help="of bags: exactly K units without or with replacement, or K on average (default: fixed; poisson with bag-then-noise, which may also have fixed)")
     sub.add_argument("--parts", type=int, metavar="U", help="parts of a partition")
     sub.add_argument("--neighbours", type=int, metavar="K", help="nearest units that vote")

@@ -94,6 +94,10 @@ class Neighbours:
         changes = above + (above - j) % 2
         return np.stack([np.minimum(COSTS[threat](changes, j).min(axis=1) - 1, self.neighbours) for threat in threats])
 
+    def most_radius(self, units: int, threat: str) -> int:
+        """Largest r, up to K, at which any action of so many units can stay: that where all of them vote for the lowest, which wins ties."""
+        return int(self.radii(np.zeros((1, min(units, self.recorded)), np.int64), 2, (threat,))[0, 0])
+
     def sizes(self, votes: np.ndarray, actions: int, threat: str = "symmetric") -> np.ndarray:
         """Least number of changed units with which each action could be the one chosen, at most K + 1: votes [n, L] -> int64 [n, A]. 0 for the action itself.
 

@@ -124,6 +124,17 @@ def test_a_bag_then_noise_has_the_same_commands(answer, capfd):
     assert main(["radius", *asked[:-2], "--top", "0.99", "--runner-up", "0.01"]) == 2 and "needs --steps" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("draws", ["fixed", "replacement", "poisson"])
+@pytest.mark.parametrize("mechanism", [["bag"], ["bag-then-noise", "--sample-rate", "1", "--noise-multiplier", "5", "--steps", "10"]], ids=lambda words: words[0])
+@pytest.mark.parametrize("question", [["tradeoff", "--inserted", "1", "--removed", "0", "--probability", "0.9"], ["radius", "--top", "0.99", "--runner-up", "0.01"]], ids=lambda words: words[0])
+def test_a_bag_above_the_number_of_units_is_refused(question, mechanism, draws, capfd):
+    if mechanism[0] != "bag" and draws == "replacement":
+        return  # these do not go together
+    assert main([*question, "--mechanism", *mechanism, "--draws", draws, "--units", "20", "--bag-size", "21"]) == 2
+    errors = capfd.readouterr().err
+    assert errors.count("\n") == 1 and "bag size 21 is above the number of trajectories, 20" in errors
+
+
 def test_a_plan_says_what_it_would_take_and_bags_are_compared_where_noise_is_none(monkeypatch, capfd):
     monkeypatch.setattr("mucd_ray.cli.calculating.MOST_OPERATIONS", 1e6)
     assert main(["plan", "--units", "20000", "--fraction", "0.01", "--steps", "10000000"]) == 2

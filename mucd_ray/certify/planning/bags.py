@@ -18,6 +18,7 @@ from mucd_ray.mechanism.gaussian.mechanism import MOST_NOISE, Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, to_values
 from mucd_ray.mechanism.neighbours import Neighbours, unanimous_radius
 from mucd_ray.mechanism.partition import Partition
+from mucd_ray.mechanism.units import UNITS
 from mucd_ray.words import counted, plural
 
 # The bag is this many times as large as one that would withstand the wanted radius without noise: with much larger ones the noise that they need leaves less signal.
@@ -34,10 +35,11 @@ def certified_radius(mechanism: AnyMechanism, *, units: int, instances: int, eta
 
 
 def bag_of(size: int, *, unit: str, draws: str, units: int) -> Bag:
-    """A bag of `size` units, on average where draws are Poisson: their rate follows from the declared number `units`."""
+    """A bag of `size` units, on average where draws are Poisson: their rate follows from the declared number `units`. Raises MucdError where that is less than the size."""
     if draws == "poisson":
-        check_count(size, "bag size", 1, LARGEST)
-        return Bag(unit=unit, draws=draws, sample_rate=min(1.0, size / units))
+        if check_count(size, "bag size", 1, LARGEST) > units:
+            raise MucdError(f"bag size {size} is above the number of {UNITS[unit]}, {units}, from which the rate of Poisson draws follows: use at most that")
+        return Bag(unit=unit, draws=draws, sample_rate=size / units)
     return Bag(unit=unit, draws=draws, bag_size=size)
 
 
