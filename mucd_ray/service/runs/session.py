@@ -45,6 +45,8 @@ ENCODER_NOTE = (
     f"{CONDITIONAL}"
 )
 WIDEST_BOUND = 1e18
+# Up to so many times the wanted radius half of a good return may be kept: of a claim that ends before that the user is told.
+FURTHER = 4
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
 
@@ -182,11 +184,12 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
     from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and request.neighbours is None and tuned is None
-    if from_fraction and wanted > cap:
-        why = "the rounded size would change: ask for a smaller fraction, or declare a size with --units that does not depend on the data"
+    if cap < min(FURTHER * wanted, size):
+        why = "the rounded size would change: declare a size with --units that does not depend on the data, such as how many were planned before recording"
         if cap != replace(settings, choice_margin=None).radius_cap(choices.threat):
             why = f"trajectories could be so many, or so few, that the unit would be another: choose it yourself, --unit {settings.mechanism.unit}"
-        print(f"mucd: the wanted fraction {exactly(request.fraction)} is r = {wanted}, but no radius above {cap} will be claimed, where {why}", file=sys.stderr)
+        asked = f"the wanted fraction {exactly(request.fraction)} is r = {wanted}, but " if from_fraction and wanted > cap else ""
+        print(f"mucd: {asked}no radius above {cap} will be claimed, beyond which {why}", file=sys.stderr)
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
 
