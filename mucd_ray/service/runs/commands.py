@@ -30,7 +30,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "trainer_command", "train_seconds", "train_memory", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "trainer_command", "bag_format", "train_seconds", "train_memory", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -235,8 +235,10 @@ def _trainer(options) -> Outside | None:
     command, name = options.trainer_command, options.algorithm
     if command is not None and name is not None:
         raise MucdError(f"--trainer {name} and --trainer-command are given: leave one of the two out")
-    limits = {"seconds": options.train_seconds, "memory": options.train_memory}
+    limits = {"seconds": options.train_seconds, "memory": options.train_memory, "bag_format": options.bag_format}
     limits = {field: value for field, value in limits.items() if value is not None}
+    if command is None and "bag_format" in limits:
+        raise MucdError(f"--bag-format {options.bag_format} is for --trainer-command: a function is given arrays, and the package's learners read none; leave it out")
     if command is None and (name is None or ":" not in name):
         if limits:
             raise MucdError(f"--train-{next(iter(limits))} is for a trainer of yours: give --trainer package.module:function or --trainer-command")
