@@ -30,14 +30,15 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "trainer_command", "bag_format", "train_seconds", "train_memory", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
 
 def start_run(options, out) -> int:
     if options.tuned:
-        given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None]
+        trainer = options.algorithm is not None and ":" in options.algorithm
+        given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None and not (name == "algorithm" and trainer)]
         if given:
             raise MucdError(f"--tuned {options.tuned} sets {given[0]}: leave one of the two out")
     trainer = _trainer(options)
@@ -163,7 +164,7 @@ def tune_constants(options, out) -> None:
 
     if options.actors < 1:
         raise MucdError(f"--trainers-per-trial {options.actors} must be at least 1")
-    results = study(options, _resources(options))
+    results = study(options, _resources(options), _trainer(options))
     with as_expected(f"{options.storage}/results.json", "delete it and run the same command again"):
         text = json.dumps(results) if options.json else describe_study(results)
     out(text)
