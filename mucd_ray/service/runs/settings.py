@@ -117,7 +117,7 @@ class RunSettings:
         """What is learned."""
         return Problem(
             learner=self.learner, inputs=self.card.width, actions=self.actions or self.dimensions, discrete=bool(self.actions),
-            action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape),
+            action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape), mirror=self.card.mirror if self.fit and self.fit.mirrored else None,
         )
 
     @property

@@ -150,7 +150,9 @@ def _bag_tuned(question, point: dict) -> TunedBag:
     learner = replace(PLAIN_LEARNER, algorithm=point["algorithm"], hidden=WIDTHS[point["hidden"]], learning_rate=point["learning_rate"])
     return TunedBag(
         environment=question.environment, unit=question.unit, learner=learner, kind=question.mechanism, bag_size=point["bag_size"],
-        fit=Fit(steps=point["train_steps"], batch=point["batch_size"], graded=graded, top_share=1.0 if graded else point.get("top_share", 1.0)), how=question.how,
+        fit=Fit(
+            steps=point["train_steps"], batch=point["batch_size"], graded=graded, top_share=1.0 if graded else point.get("top_share", 1.0), mirrored=question.mirrored,
+        ), how=question.how,
     )
 
 

@@ -83,6 +83,11 @@ class Question:
         return asdict(self)
 
     @property
+    def mirrored(self) -> bool:
+        """Whether learners see images of the trajectories in a mirror, as by default."""
+        return bool(self.card["mirror_actions"])
+
+    @property
     def rungs(self) -> list[int]:
         """Numbers of instances after which half of the trials stop."""
         return [number for number in (self.most_instances // 8, self.most_instances // 4, self.most_instances // 2) if number >= 4] + [self.most_instances]
