@@ -113,19 +113,19 @@ def test_of_a_trainer_of_ones_own_the_size_alone_is_searched(recordings):
 
 @pytest.mark.slow
 def test_a_study_of_ones_own_trainer_over_sources_makes_a_run(recordings, tmp_path, capfd, local_ray):
-    """On a trusted recording of twenty operators, then a certified run on another one; both read the key."""
+    """On a trusted recording of twenty operators, then a certified run on another one; both read the key. Before the answer, workers of the Ray in this process may print."""
     for name, seed in (("tuning/operators-v0", 5), ("certify/operators-v0", 6)):
         record("CartPole-v1", None, 3000, seed, name, operators=20)
     limits = ["--trainer", f"{FOREIGN}:ridge", "--train-seconds", "300"]
     asked = ["--mechanism", "bag", "--source-key", "operator", "--fraction", "0.1", "--trials", "2", "--most-instances", "4", "--instances", "100"]
     assert main(["tune", "--tune-on", "tuning/operators-v0", "--storage", str(tmp_path / "study"), *asked, *limits, "--json"]) == 0
-    results = json.loads(capfd.readouterr().out)
+    results = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert len(results["trials"]) == 2 and set(results["trials"][0]) == {"key", *OUTLOOK, "bag_size", "failure"}
     tuned = read_tuned(results["tuned"])
     assert tuned.unit == "source" and tuned.how.units == 20 and tuned.trainer.name == f"{FOREIGN}:ridge"
     run = ["run", "certify/operators-v0", "--source-key", "operator", "--tuned", results["tuned"], "--instances", "12", "--held-out", "1", "--states", "4", "--storage", str(tmp_path / "run")]
     assert main([*run, *limits, "--json"]) == 0
-    summary = json.loads(capfd.readouterr().out)
+    summary = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert summary["unit"] == "source" and summary["units"] == 20 and summary["mechanism"]["bag_size"] == tuned.bag_size and not summary["conditional"]
     assert main(["verify", str(tmp_path / "run" / "certificate.json")]) == 0
 
