@@ -6,18 +6,20 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
+from mucd_ray.certify.confidence.proportions import LARGEST, check_count
 from mucd_ray.certify.file.evidence import TUNED_ON_THIS_DATASET
 from mucd_ray.certify.planning.bags import bag_then_noise_of
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
-from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
+from mucd_ray.files import MOST_JSON_BYTES, printable, read_file, read_json
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism import outside
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import MOST_STEPS, Mechanism
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
@@ -34,6 +36,9 @@ class Origin:
         kind: TRUSTED or SIMULATOR.
         name, fingerprint, units: of that dataset; the fingerprint is `content_of` it.
         trials: how many configurations were tried.
+
+    Raises:
+        MucdError: a value of another type, or a text that a certificate cannot repeat.
     """
 
     kind: str
@@ -41,6 +46,14 @@ class Origin:
     fingerprint: str
     units: int
     trials: int
+
+    def __post_init__(self):
+        for name in ("kind", "name", "fingerprint"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value.isprintable() and len(value) <= MOST_TEXT):
+                raise MucdError(f"{name} {printable(value)!r} must be a printable text of at most {MOST_TEXT} characters")
+        for name in ("units", "trials"):
+            check_count(getattr(self, name), name, 1, LARGEST)
 
 
 def content_of(dataset: OfflineDataset) -> str:
@@ -92,6 +105,12 @@ class Found:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _check_numbers(found: Found, *names: str) -> None:
+    for name in names:
+        if type(getattr(found, name)) not in (int, float):
+            raise MucdError(f"{name.replace('_', ' ')} {printable(getattr(found, name))!r} must be a number")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tuned(Found):
     """Constants of training with noise.
@@ -112,6 +131,8 @@ class Tuned(Found):
 
     def __post_init__(self):
         super().__post_init__()
+        _check_numbers(self, "sample_rate", "clip_norm", "signal_budget")
+        check_count(self.steps, "steps", 1, MOST_STEPS)
         if not (self.signal_budget > 0 and math.isfinite(self.signal_budget)):
             raise MucdError(f"signal budget {self.signal_budget} must be a finite number above 0")
 
@@ -195,6 +216,8 @@ class TunedNoisyBag(Found):
         super().__post_init__()
         if type(self.bag_size) is not int or self.bag_size < 1:
             raise MucdError(f"bag size {self.bag_size} must be a whole number, at least 1")
+        _check_numbers(self, "noise_multiplier", "clip_norm")
+        check_count(self.steps, "steps", 1, MOST_STEPS)
         _ = self.mechanism(self.bag_size)
 
     def mechanism(self, units: int) -> BagThenNoise:
