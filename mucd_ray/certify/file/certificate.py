@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from mucd_ray.certify.file.results import compute_results
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
+from mucd_ray.mechanism import outside
 from mucd_ray.mechanism.kinds import AnyMechanism, to_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
@@ -119,7 +119,7 @@ def make_inputs(
     known = {} if features is None else {"features": features}
     return known | {
         "mechanism": to_values(mechanism),
-        "trainer": None if trainer is None else asdict(trainer),
+        "trainer": None if trainer is None else outside.to_values(trainer),
         "threat": threat,
         "accountant": accountant,
         "eta": eta,

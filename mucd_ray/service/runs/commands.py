@@ -31,14 +31,15 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "mirrored", "trainer_command", "train_seconds", "train_memory", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "mirrored", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
 
 def start_run(options, out) -> int:
     if options.tuned:
-        given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None]
+        trainer = options.algorithm is not None and ":" in options.algorithm
+        given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None and not (name == "algorithm" and trainer)]
         if given:
             raise MucdError(f"--tuned {options.tuned} sets {given[0]}: leave one of the two out")
     trainer = _trainer(options)
@@ -170,7 +171,7 @@ def tune_constants(options, out) -> None:
 
     if options.actors < 1:
         raise MucdError(f"--trainers-per-trial {options.actors} must be at least 1")
-    results = study(options, _resources(options))
+    results = study(options, _resources(options), _trainer(options))
     with as_expected(f"{options.storage}/results.json", "delete it and run the same command again"):
         text = json.dumps(results) if options.json else describe_study(results)
     out(text)
@@ -242,8 +243,10 @@ def _trainer(options) -> Outside | None:
     command, name = options.trainer_command, options.algorithm
     if command is not None and name is not None:
         raise MucdError(f"--trainer {name} and --trainer-command are given: leave one of the two out")
-    limits = {"seconds": options.train_seconds, "memory": options.train_memory}
+    limits = {"seconds": options.train_seconds, "memory": options.train_memory, "bag_format": options.bag_format}
     limits = {field: value for field, value in limits.items() if value is not None}
+    if command is None and "bag_format" in limits:
+        raise MucdError(f"--bag-format {options.bag_format} is for --trainer-command: a function is given arrays, and the package's learners read none; leave it out")
     if command is None and (name is None or ":" not in name):
         if limits:
             raise MucdError(f"--train-{next(iter(limits))} is for a trainer of yours: give --trainer package.module:function or --trainer-command")

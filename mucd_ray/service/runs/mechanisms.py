@@ -19,8 +19,9 @@ from mucd_ray.words import counted
 
 DEFAULT_CLIP_NORM = 0.1
 CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
-# Trajectories from which on they are what an attacker changes, where the user does not say: bags of them teach any learner on raw observations.
-MANY_TRAJECTORIES = 20
+# Trajectories from which on they are what an attacker changes, where the user does not say: bags of them teach any learner on raw observations. The border lies
+# between round numbers, as those of the public size do.
+MANY_TRAJECTORIES = 18
 DEFAULT_MECHANISMS = {"trajectory": Bag.kind, "source": Bag.kind, "transition": Mechanism.kind}
 # The same where only the mechanism is given: noise averages over many transitions, and bags of few trajectories still teach a lot.
 DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", BagThenNoise.kind: "trajectory", Partition.kind: "trajectory", Neighbours.kind: "trajectory"}

@@ -172,7 +172,7 @@ class RunSettings:
         return note + f"every dataset within {counted(self.size_margin, 'insertion', 'removal')} rounds to the same, and no larger radius is claimed."
 
     def to_dict(self) -> dict:
-        return json.loads(json.dumps(asdict(self) | {"card": self.card.to_dict(), "mechanism": to_values(self.mechanism)}))
+        return json.loads(json.dumps(asdict(self) | {"card": self.card.to_dict(), "mechanism": to_values(self.mechanism), "trainer": self.trainer and outside.to_values(self.trainer)}))
 
     @classmethod
     def from_dict(cls, values: dict) -> "RunSettings":

@@ -153,7 +153,7 @@ def test_planned_from_the_fraction_and_states_of_the_users(recordings, tmp_path)
     wanted = request(recordings["cartpole"], neighbours=None, unit="transition", fraction=0.004, states_file=str(tmp_path / "states.npy"), metric="bounds")
     summary = execute(wanted, str(tmp_path / "run"), seed=3)
     settings = RunStore.open(tmp_path / "run").settings()
-    assert summary["mechanism"]["neighbours"] == 130 and settings.size_margin and settings.states == 5
+    assert summary["mechanism"]["neighbours"] == 110 and settings.size_margin and settings.states == 5
     # Positions and angles have bounds, velocities have none.
     assert settings.card.scale == pytest.approx((9.6, 1.0, 0.83775806, 1.0), rel=1e-6) and settings.card.indices == ()
     certificate = read_certificate(tmp_path / "run" / "certificate.json")

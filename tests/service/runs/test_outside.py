@@ -157,6 +157,7 @@ def test_what_does_not_fit_is_refused_in_one_line(recordings, tmp_path, capfd):
         (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--train-steps", "5"], "options of the package's learners"),
         (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--trainer-command", "x {bag} {out}"], "leave one of the two out"),
         (["--mechanism", "bag", "--trainer", "bc", "--train-seconds", "5"], "--train-seconds is for a trainer of yours"),
+        (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--bag-format", "minari"], "--bag-format minari is for --trainer-command"),
         (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--train-memory", "0"], "--train-memory 0.0"),
         (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--runtime-env", str(tmp_path / "no.yaml")], "no.yaml cannot be read"),
     ]:
