@@ -87,23 +87,32 @@ def _planned(options, asked: dict):
     except TooMuchWork as error:
         raise TooMuchWork(f"{error}: ask for fewer steps or units, or allow N times that by --patience N") from None
     except MucdError:
-        if not options.unit:
+        # What stands beside it says the same of a mechanism of which nothing was asked; of what was given it knows nothing.
+        given = (options.solve, options.noise_multiplier, options.steps, options.sample_rate)
+        if not options.unit or any(value is not None for value in given) or options.accountant != "tradeoff":
             raise
 
 
 def _compare(options) -> dict:
-    from mucd_ray.certify.confidence.proportions import LARGEST, check_count
+    from mucd_ray.certify.confidence.proportions import LARGEST, check_count, check_eta
     from mucd_ray.certify.planning.bags import compare
+    from mucd_ray.certify.planning.calibration import MOST_INSTANCES
     from mucd_ray.certify.planning.plan import INSTANCES, wanted_radius
 
     asked = {name: getattr(options, name) for name in ("units", "unit", "eta", "actions", "threat", "agreement")}
     check_count(options.units, "units", 1, LARGEST)
+    check_count(options.actions, "actions", 2, LARGEST)
+    check_eta(options.eta)
+    if options.instances is not None:
+        check_count(options.instances, "instances", 1, MOST_INSTANCES)
     if not 0.5 < options.agreement <= 1:
         raise MucdError(f"agreement {options.agreement} is outside (0.5, 1]: 1 is a unanimous vote")
     return compare(**asked, radius=wanted_radius(options.units, options.fraction, options.radius), instances=INSTANCES if options.instances is None else options.instances)
 
 
 def _in_words(compared: dict, options) -> list[str]:
+    from mucd_ray.certify.rounding import exactly
+
     words = {
         "gaussian": lambda row: f"all of {counted(options.units, options.unit)}, through noise (as above)",
         "bag": lambda row: f"{counted(row['units_per_policy'], options.unit)} in each bag (--mechanism bag --bag-size {row['mechanism']['bag_size']})",
@@ -112,7 +121,7 @@ def _in_words(compared: dict, options) -> list[str]:
             f"{row['mechanism']['noise_multiplier']:g}, signal budget S = {row['signal_budget']:.4g})"
         ),
         "neighbours": lambda row: f"nothing is trained: the {row['units_per_policy']} nearest {plural(options.unit)} vote (--mechanism neighbours --neighbours {row['units_per_policy']}), and an action is certified "
-        f"at that r where it leads by a ninth of the votes nearby, at {row['radius']} where all agree",
+        f"at that r where it leads by a {'fifth' if options.threat == 'substitute' else 'ninth'} of the votes nearby, at {row['radius']} where {'all agree' if options.agreement == 1 else f'a share of {exactly(options.agreement)} agrees'}",
         "partition": lambda row: f"one of {row['mechanism']['parts']} parts, {row['units_per_policy']:.3g} {plural(options.unit)} on average",
     }
     lines = ["what one policy learns from, if a vote is to be certified at that r:"]

@@ -30,7 +30,9 @@ def add_command(commands, name, function, help, example):
 
 
 def path(text: str) -> str:
-    """Shells do not expand the ~ of --option=~/file."""
+    """Shells do not expand the ~ of --option=~/file, and make nothing of a variable that is not set: that is not an option left out."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name a file or folder, or leave it out")
     return os.path.expanduser(text)
 
 

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 from torch import nn
 
+from mucd_ray.data.environments.mirror import Mirror
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithm import Algorithm, Tower
 from mucd_ray.learn.algorithms import algorithm_for
@@ -27,6 +28,7 @@ class Problem:
         actions: number of discrete actions, or of continuous dimensions.
         discrete: which of both.
         action_bounds: public (low [k], high [k]) of continuous actions; the learner sees them scaled to [-1, 1]. None if unbounded.
+        mirror: a public symmetry of observations and actions, for learners that are shown both (`Fit.mirrored`).
         shape: of an image whose flattened entries the features are; read by convolutional networks.
 
     Raises:
@@ -39,6 +41,7 @@ class Problem:
     discrete: bool
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     shape: tuple[int, ...] = FRAMES
+    mirror: Mirror | None = None
 
     def __post_init__(self):
         missing = [name for name, value in self.constants.items() if value is None]
@@ -51,6 +54,8 @@ class Problem:
             image_shape(self.shape)
             if self.inputs != math.prod(self.shape):
                 raise MucdError(f"a convolutional network wants images, here of shape {self.shape}; these observations have {self.inputs} features: record with --frames")
+        if self.mirror is not None:
+            self.mirror.check(width=self.inputs, actions=self.actions, discrete=self.discrete, bounds=self.action_bounds)
         if takes_actions and self.action_bounds is None:
             raise MucdError(f"algorithm {self.learner.algorithm!r} needs an action space with finite bounds: use bc where there are none")
 

@@ -122,9 +122,10 @@ class Neighbours:
         return j, counts[:, np.minimum(self.neighbours + j, votes.shape[1])]
 
 
-def unanimous_radius(neighbours: int, lead: float = 1.0) -> int:
+def unanimous_radius(neighbours: int, lead: float = 1.0, threat: str = "symmetric") -> int:
     """Largest r that is certified where the first action leads by this share of the votes among every number s of nearest units, ties against it.
 
-    lead (K - r) - 1 >= r. With K = 10 r a lead of a ninth, and one vote, suffices.
+    lead (K - r) - 1 >= r, or lead K - 1 >= 2 r where each of r replaced units takes a vote from it and gives one to another. With K = 10 r a lead of a ninth, or of a
+    fifth, and one vote, suffices.
     """
-    return max(int((lead * neighbours - 1) // (1 + lead)), 0)
+    return max(int((lead * neighbours - 1) // (2 if threat == "substitute" else 1 + lead)), 0)

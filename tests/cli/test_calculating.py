@@ -141,3 +141,15 @@ def test_work_is_counted_within_an_outer_limit():
             spend(60)
         with pytest.raises(TooMuchWork), limited_to(1000):
             spend(60)
+
+
+def test_a_plan_of_several_mechanisms_refuses_what_one_alone_refuses(answer, capfd):
+    asked = ["plan", "--units", "1000", "--unit", "trajectory", "--radius", "10"]
+    for wrong in (["--sample-rate", "inf"], ["--steps", "-5"], ["--noise-multiplier", "2"], ["--accountant", "rdp", "--radius", "1001"], ["--eta=-inf"], ["--actions", "0"], ["--instances", "0"]):
+        assert main([*asked, *wrong]) == 2 and capfd.readouterr().out == "", wrong
+    # Each of r replaced units takes a vote from the first action and gives one to another.
+    for agreement, radius in (("1", 49), ("0.9", 39)):
+        of_symmetric, of_replaced = (answer(*asked, "--agreement", agreement, "--threat", threat)["mechanisms"][3] for threat in ("symmetric", "substitute"))
+        assert of_replaced["mechanism"]["neighbours"] == 100 and of_replaced["radius"] == radius <= of_symmetric["radius"]
+    assert main([*asked, "--threat", "substitute", "--agreement", "0.9"]) == 0
+    assert "leads by a fifth of the votes nearby, at 39 where a share of 0.9 agrees" in capfd.readouterr().out

@@ -126,7 +126,7 @@ def fewest_parts(*, units: int, radius: int, instances: int, eta: float, actions
     return Partition(unit=unit, parts=most + 1)
 
 
-# Neighbours for each changed unit: an action is certified where it leads by a ninth of the votes among the nearest nine tenths.
+# Neighbours for each changed unit: an action is certified where it leads by a ninth of the votes among the nearest nine tenths, by a fifth of all where units are replaced.
 NEIGHBOURS_PER_UNIT = 10
 
 
@@ -169,7 +169,7 @@ def compare(*, units: int, radius: int, unit: str, instances: int, eta: float, a
     for kind, make in makers.items():
         try:
             mechanism, learned_from = make()
-            certified = unanimous_radius(mechanism.neighbours, 2 * agreement - 1) if kind == Neighbours.kind else certified_radius(mechanism, **of_vote)
+            certified = unanimous_radius(mechanism.neighbours, 2 * agreement - 1, threat) if kind == Neighbours.kind else certified_radius(mechanism, **of_vote)
             rows.append({"kind": kind, "mechanism": to_values(mechanism), "radius": certified, "units_per_policy": learned_from, "refused": None})
             rows[-1]["signal_budget"] = mechanism.signal_budget(units) if kind in WITH_NOISE else None
         except MucdError as error:

@@ -14,6 +14,7 @@ from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments import breakout, frames, freeway, halfcheetah, highway
 from mucd_ray.data.environments.encoding import encoded
 from mucd_ray.data.environments.make import StepLimit, make_environment
+from mucd_ray.data.environments.mirror import Mirror
 from mucd_ray.data.environments.recorded_in import check_arguments, check_environment_id, check_time_limit, name_of
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
@@ -62,6 +63,8 @@ class EnvironmentCard:
         reward_scale: public divisor that brings a typical reward near 1.
         privileged: whether `transform` comes out of the controller, or the model of the environment, that made the data: results on such features show the
             mechanism, not what others would get.
+        mirror_observation, mirror_actions: a public symmetry of the environment, as in `Mirror`; none where they are empty. Learners on raw observations see the mirror image
+            of every trajectory, too.
         random_return, expert_return: reference returns for normalised scores, if known.
         source: where the constants come from.
 
@@ -85,6 +88,8 @@ class EnvironmentCard:
     max_episode_steps: int | None = None
     reward_scale: float = 1.0
     privileged: bool = False
+    mirror_observation: tuple[int, ...] = ()
+    mirror_actions: tuple[int, ...] = ()
     random_return: float | None = None
     expert_return: float | None = None
     source: str
@@ -103,6 +108,8 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
         if self.encoder is not None:
             self._check_encoder()
+        if bool(self.mirror_observation) != bool(self.mirror_actions) or self.mirror and len(self.mirror.observation) != math.prod(self.observation_shape):
+            raise MucdError(f"card of {self.env_id}: mirror_observation must have one number for each of the {math.prod(self.observation_shape)} entries of an observation, beside mirror_actions")
         if self.wrapper is not None and self.wrapper not in WRAPPERS:
             raise MucdError(f"card of {self.env_id}: wrapper {self.wrapper!r} is unknown: use one of {', '.join(WRAPPERS)} or none")
         if self.wrapper is not None and not name_of(self.env_id).startswith("ALE/"):
@@ -136,6 +143,11 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: encoder {self.encoder!r:.100} must be the SHA-256 of a file and the number of its outputs")
         if self.transform is not None:
             raise MucdError(f"card of {self.env_id}: an encoder takes the place of the transform {self.transform!r}: leave one of them out")
+
+    @functools.cached_property
+    def mirror(self) -> Mirror | None:
+        """The declared symmetry of raw observations and actions."""
+        return Mirror(observation=self.mirror_observation, actions=self.mirror_actions) if self.mirror_actions else None
 
     @functools.cached_property
     def _size(self) -> int:

@@ -8,7 +8,7 @@ be left out, or trusted less. The released policy takes raw observations: the no
 import functools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class Fit:
             are trajectories or sources.
         graded: whether clones of discrete actions trust the bag's trajectories by the rank of their returns, all of them but the worst: see `noise_rates`. Not where
             units are transitions.
+        mirrored: whether the mirror image of every trajectory is learned from, too: needs `Problem.mirror`.
         normalise: whether observations are centred and scaled by the bag's own statistics.
 
     Raises:
@@ -54,13 +55,14 @@ class Fit:
     batch: int = 128
     top_share: float = 1.0
     graded: bool = False
+    mirrored: bool = False
     normalise: bool = True
 
     def __post_init__(self):
         for name in ("steps", "batch"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise MucdError(f"{name} {getattr(self, name)} of training on a bag must be a whole number, at least 1")
-        for name in ("graded", "normalise"):
+        for name in ("graded", "mirrored", "normalise"):
             if type(getattr(self, name)) is not bool:
                 raise MucdError(f"{name} {getattr(self, name)!r} must be true or false")
         if not 0 < self.top_share <= 1:
@@ -88,7 +90,7 @@ def fit_policies(
     if torch.device(device).type != "cpu" or problem.module_factory is not None:
         return fit_stacked(problem=problem, fit=fit, units=units, bags=bags, instances=instances, streams=streams, device=device, progress=progress)
     torch.set_num_threads(1)
-    trained = []
+    units, trained = _as_shown(units, problem, fit), []
     for bag, instance in zip(bags, instances, strict=True):
         trained.append(_fit(problem, fit, units, bag, instance, streams))
         if progress is not None:
@@ -110,6 +112,7 @@ def fit_stacked(
     if device.type == "cpu":
         torch.set_num_threads(1)
     is_module = problem.module_factory is not None
+    units = _as_shown(units, problem, fit)
     problem, lessons = _as_asked(problem, fit), [_lesson(units, bag, fit) for bag in bags]
     rows = [rows for rows, _ in lessons]
     moments = [_moments(problem, units.features, of_bag, fit.normalise) for of_bag in rows]
@@ -181,8 +184,27 @@ def _as_asked(problem: Problem, fit: Fit) -> Problem:
     return _OfMixedQuality(**{field.name: getattr(problem, field.name) for field in fields(Problem)})
 
 
+def _as_shown(units: Units, problem: Problem, fit: Fit) -> Units:
+    """The same units; their mirror images, if they are asked for, are the second half of the rows and belong to no unit."""
+    if not fit.mirrored:
+        return units
+    if problem.mirror is None:
+        raise MucdError("mirrored trajectories need a mirror: give mirror_observation and mirror_actions in the environment's card")
+    images = {name: problem.mirror.observations(getattr(units, name)) for name in ("features", "next_features")}
+    images |= {"actions": problem.mirror.images_of_actions(units.actions), "rewards": units.rewards, "keeps": units.keeps, "ends": units.ends}
+    both = {name: np.concatenate([getattr(units, name), of_image]) for name, of_image in images.items()}
+    if units.unit == "transition":
+        both |= {"starts": np.arange(2 * len(units)), "lengths": np.ones(2 * len(units), np.int64)}
+    return replace(units, **both)
+
+
 def _lesson(units: Units, bag: np.ndarray, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the data to learn from [B], and their rewards float32 [B], or what stands in their place."""
+    rows, rewards = _of_bag(units, bag, fit)
+    return (np.concatenate([rows, rows + len(units.features) // 2]), np.tile(rewards, 2)) if fit.mirrored else (rows, rewards)
+
+
+def _of_bag(units: Units, bag: np.ndarray, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     if not fit.graded:
         rows = rows_of(units, bag, fit.top_share)
         return rows, units.rewards[rows]

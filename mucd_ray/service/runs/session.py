@@ -153,7 +153,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         trainer=request.trainer,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
         first_action=int(action_space.start) if request.trainer and discrete else 0,
-        fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, discrete),
+        fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, card, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,
         choice_margin=chosen.margin,
@@ -191,10 +191,11 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     return settings, states
 
 
-def _fit(request: Request, learner: Learner, discrete: bool) -> Fit:
+def _fit(request: Request, learner: Learner, card: EnvironmentCard, discrete: bool) -> Fit:
     asked = request.fit or {}
     usual = {} if "top_share" in asked else default_fit(request.unit, learner.algorithm, discrete)
-    return Fit(**usual | asked)
+    mirrored = card.mirror is not None and card.encoder is None and request.mechanism != Neighbours.kind
+    return Fit(**{"mirrored": mirrored} | usual | asked)
 
 
 def _check_source(request: Request) -> None:

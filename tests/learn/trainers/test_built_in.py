@@ -1,11 +1,13 @@
 """The built-in trainer on bags: a function of the bag alone, on raw observations; what fails is a policy like any other."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from problems import LOSSES, QUICK, changed, problem, trajectories, transitions
 
+from mucd_ray.data.environments.mirror import Mirror
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import greedy_actions, trained_policies
 from mucd_ray.learn.streams import Streams
@@ -118,3 +120,31 @@ def test_an_empty_bag_and_one_that_breaks_the_learner_give_the_default_policy():
 def test_bad_fits_are_refused(values):
     with pytest.raises(MucdError, match=str(next(iter(values.values())))):
         Fit(**values)
+
+
+@pytest.mark.parametrize("algorithm,discrete,unit", [("bc", True, "trajectory"), ("cql", True, "trajectory"), ("bc", False, "trajectory"), ("bc", True, "transition")])
+def test_mirrored_is_the_same_as_a_bag_that_holds_the_images(algorithm, discrete, unit):
+    mirror = Mirror(observation=(-1, 3, 2), actions=(1, 0) if discrete else (1, -2))
+    asked = adam(algorithm, discrete, inputs=3, actions=2)
+    units = trajectories(asked, [4, 7, 3], np.random.default_rng(0)) if unit == "trajectory" else transitions(asked, 14, np.random.default_rng(0))
+    images = {"features": mirror.observations(units.features), "next_features": mirror.observations(units.next_features), "actions": mirror.images_of_actions(units.actions)}
+    both = {name: np.concatenate([part, images.get(name, part)]) for name, part in units.arrays().items() if name not in ("starts", "lengths", "ends")}
+    both = Units(unit=unit, **both, starts=np.concatenate([units.starts, units.starts + 14]), lengths=np.tile(units.lengths, 2))
+    with_mirror = replace(asked, mirror=mirror)
+    policy, wanted = fitted(with_mirror, units, [[2, 0]], Fit(steps=20, mirrored=True)), fitted(asked, both, [[2, 0, len(units) + 2, len(units)]], Fit(steps=20))
+    stacked = fit_stacked(problem=with_mirror, fit=Fit(steps=20, mirrored=True), units=units, bags=[np.array([2, 0])], instances=[0], streams=STREAMS, device="cpu")
+    for name in policy:
+        assert policy[name].tobytes() == wanted[name].tobytes()
+        np.testing.assert_allclose(stacked[name], wanted[name], atol=1e-4)
+    with pytest.raises(MucdError, match="mirror_observation"):
+        fitted(asked, units, [[0]], Fit(mirrored=True))
+
+
+def test_graded_images_are_trusted_like_their_trajectories():
+    asked = replace(adam(inputs=3, actions=2), mirror=Mirror(observation=(-1, 3, 2), actions=(1, 0)))
+    units = trajectories(asked, [4, 7, 3, 5], np.random.default_rng(0))
+    policy = fitted(asked, units, [[2, 0, 3]], Fit(steps=20, graded=True, mirrored=True))
+    changed_worst = changed(units, [2, 0, 3][int(np.argmin([units.rewards[s : s + n].sum() for s, n in zip(units.starts[[2, 0, 3]], units.lengths[[2, 0, 3]])]))], features=1e3)
+    # The worst one, and its image, say nothing.
+    again = fitted(asked, changed_worst, [[2, 0, 3]], Fit(steps=20, graded=True, mirrored=True))
+    assert all(policy[name].tobytes() == again[name].tobytes() for name in policy)
