@@ -28,7 +28,7 @@ from mucd_ray.service.runs.session import Request, execute
 
 TABLE_BEGINS, TABLE_ENDS = "<!-- Written by jobs/raw_observations.py -->", "<!-- End of what jobs/raw_observations.py writes -->"
 BAG_SIZES = (3, 5, 10, 20, 50)
-VOTED_EPISODES = 20
+VOTED_EPISODES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,8 @@ def measure(row: Row, dataset: str, instances: int, out: Path) -> dict:
         "instances": summary["instances"],
         "units": summary["units"],
         "mean": summary["unpoisoned_mean"],
-        "voted": (summary.get("voted") or {}).get("mean"),
+        "voted": summary.get("voted", {}).get("mean"),
+        "voted_error": summary.get("voted", {}).get("standard_error"),
         "keeps": {share: entry["fraction"] if entry["radius"] >= 0 else None for share, entry in summary["keeps"].items()},
         "yardsticks": summary["yardsticks"],
         "non_private": summary["baselines"].get("non_private"),
@@ -167,13 +168,13 @@ def table(rows: list[dict]) -> str:
 
 def _line(row: dict) -> str:
     keeps = (_percent(row["keeps"][share]) for share in ("0.9", "0.75", "0.5"))
-    above = (_percent(None if (radius := row["yardsticks"][name]["radius"]) is None else radius / row["units"]) for name in ("best_constant_return", "behaviour"))
-    voted = "" if row["voted"] is None else f"{row['voted']:.4g}"
-    radius = row["median_radius"]
+    above = (_percent(None if (largest := row["yardsticks"][name]["radius"]) is None else largest / row["units"]) for name in ("best_constant_return", "behaviour"))
+    voted = "" if row["voted"] is None else f"{row['voted']:.4g}" + ("" if row["voted_error"] is None else f" ± {row['voted_error']:.2g}")
+    radius = "-" if row["median_radius"] is None else f"{row['median_radius']} ({_percent(row['median_radius'] / row['units'])})"
     learner, instances = ("-", "-") if row["mechanism"] == "neighbours" else (row["algorithm"], row["instances"])
     return (
         f"| {WORDS[row['mechanism']].format(row['size'], MANY[row['unit']])} | {learner} | {instances} | {row['mean']:.4g} | {voted} | " + " | ".join((*keeps, *above))
-        + f" | {'-' if radius is None else f'{radius} ({_percent(radius / row['units'])})' if radius else 0} | {row['seconds'] / 60:.1f} |"
+        + f" | {radius} | {row['seconds'] / 60:.1f} |"
     )
 
 

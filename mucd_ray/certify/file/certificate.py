@@ -157,7 +157,8 @@ def standing_assumptions(inputs: dict) -> list[str]:
     mechanism, trainer = inputs["mechanism"], inputs["trainer"]
     kind, of_units = mechanism["kind"], OF_UNITS.get(mechanism["unit"], [])
     if trainer is None:
-        return [*(WITHOUT_CHANCE if kind == Neighbours.kind else STANDING_ASSUMPTIONS), RANDOMNESS[kind], *of_units]
+        without_chance = [*WITHOUT_CHANCE, *([STANDING_ASSUMPTIONS[1]] if "voted" in inputs else [])]
+        return [*(without_chance if kind == Neighbours.kind else STANDING_ASSUMPTIONS), RANDOMNESS[kind], *of_units]
     limits = {name: exactly(trainer[name]) for name in ("seconds", "memory")}
     return [*STANDING_ASSUMPTIONS, RANDOMNESS_OUTSIDE[kind], OUTSIDE.format(name=trainer["name"], **limits), *of_units]
 

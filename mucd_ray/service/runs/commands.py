@@ -20,8 +20,9 @@ from mucd_ray.mechanism.outside import Outside, option_of
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
-from mucd_ray.service.runs.neighbours import certify_neighbours
+from mucd_ray.service.runs.neighbours import card_with_metric, certify_neighbours
 from mucd_ray.service.runs.session import Request, execute
+from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.tuned import read_tuned
@@ -108,24 +109,30 @@ def grow_run(options, out) -> int:
 def _may_play(store: RunStore, options) -> None:
     """Raise MucdError unless environment and encoder of a run folder are the user's word; the encoder is ready then."""
     settings = store.settings()
-    _check_card(store, replace(settings.card, encoder=None), options.card)
+    _check_card(store, settings, options.card)
     if settings.card.encoder is not None:
         content = check_encoder(store.location, settings.card, options.encoder)
         load_encoder(content, settings.card.observation_shape)
         store.write_encoder(content)
 
 
-def _check_card(store: RunStore, card: EnvironmentCard, path: str | None) -> None:
+def _check_card(store: RunStore, settings: RunSettings, path: str | None) -> None:
     """Raise MucdError unless the card of a run folder is a shipped one or the user's, in the file `path`.
 
     A card says which module is imported, and its arguments may name files or other environments: what a folder brings along is no reason to make it.
     """
-    if path is None and all(card not in (shipped, shipped.raw()) for shipped in CARDS):
+    card = replace(settings.card, encoder=None)
+
+    def is_of(given: EnvironmentCard) -> bool:
+        metric = [card_with_metric(given, settings.mechanism.metric)] if settings.mechanism.kind == Neighbours.kind and given.env_id == card.env_id else []
+        return card in (given, given.raw(), *metric)
+
+    if path is None and not any(map(is_of, CARDS)):
         raise MucdError(
             f"{store.location} has no shipped card but one of its own, whose environment is {card.env_id!r:.100}, and which is made only on your word: give the file with "
             "which you began the run, --card FILE"
         )
-    if path is not None and card not in (load_card(path), load_card(path).raw()):
+    if path is not None and not is_of(load_card(path)):
         raise MucdError(f"card {path} is not that of {store.location}: give the one with which the run began")
 
 
@@ -141,10 +148,10 @@ def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:
 
 def certify_run(options, out) -> int:
     store, choices = RunStore.open(options.run), _choices(options)
-    if store.settings().mechanism.kind == Neighbours.kind:
-        return _print(finish(store, certify_neighbours(store, choices)), options, out)
     if choices.policy == "vote":
         _may_play(store, options)
+    if store.settings().mechanism.kind == Neighbours.kind:
+        return _print(finish(store, certify_neighbours(store, choices)), options, out)
     return _print(finish(store, certify(store, choices)), options, out)
 
 

@@ -57,7 +57,7 @@ def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Re
     return units
 
 
-def trusted_units(settings: RunSettings) -> Units | None:
+def trusted_units(settings: RunSettings) -> Units | Recorded | None:
     """The trusted data as the learner reads it, or None without any.
 
     Raises:
@@ -69,6 +69,8 @@ def trusted_units(settings: RunSettings) -> Units | None:
     trusted = load_dataset(name)
     if trusted.fingerprint() != fingerprint:
         raise MucdError(f"the trusted dataset {name} has changed since the run began: restore it, or start a new run folder")
+    if settings.trainer is not None:
+        return Recorded.of(trusted, settings.trusted_unit)
     return make_units(trusted, settings.card, settings.problem, settings.trusted_unit)
 
 

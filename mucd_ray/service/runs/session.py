@@ -121,8 +121,6 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if request.trainer is not None and (request.learner is not None or request.fit):
         raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
-    if request.trainer is not None and request.trusted is not None:
-        raise MucdError(f"--trusted {request.trusted} is a yardstick for the package's learners so far, not for {request.trainer.option}: leave it out")
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {exactly(request.fraction)} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.count(request.unit)

@@ -22,6 +22,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from mucd_ray.certify.confidence.proportions import LARGEST
+from mucd_ray.certify.planning.calibration import MOST_INSTANCES
 from mucd_ray.certify.planning.plan import frontier, plan
 from mucd_ray.certify.rounding import exactly, percent_down
 from mucd_ray.data.dataset import OfflineDataset
@@ -47,6 +49,7 @@ QUESTION, DATA, RECORDING = "question.json", "data", "simulated-v0"
 METRIC = "bound_at_target"
 FRACTION = 0.01
 TRIAL_FAILURES = 2
+MOST_TRIALS = 1_000_000
 # The folder of a trial is not its working directory; Ctrl-C ends the study like any command.
 TUNE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
 OUTLOOK = ("instances", "mean_return", "fraction_keeping_half", METRIC)
@@ -64,10 +67,10 @@ def tuning_data(options, folder: Path) -> tuple[str, OfflineDataset]:
     if (options.tune_on is None) == (options.simulate is None):
         raise MucdError("tune on data that you trust, --tune-on DATASET, or on the simulator, --simulate ENV_ID: exactly one of them")
     if options.tune_on is not None:
-        if options.behaviour or options.transitions:
+        if options.behaviour is not None or options.transitions is not None:
             raise MucdError("--behaviour and --transitions are about --simulate: leave them out with --tune-on")
         return TRUSTED, load_dataset(options.tune_on)
-    behaviour, transitions = behaviour_for(options.simulate, options.behaviour), options.transitions or 20_000
+    behaviour, transitions = behaviour_for(options.simulate, options.behaviour), 20_000 if options.transitions is None else options.transitions
     # Far from the small seeds that people record with.
     digest = hashlib.sha256(f"mucd tuning {options.simulate} {behaviour.name} {transitions} {options.seed}".encode()).hexdigest()
     name = f"tuning/{options.simulate.split('/')[-1].lower()}-{digest[:8]}-v0"
@@ -85,7 +88,7 @@ def _recorded_before(folder: Path) -> OfflineDataset | None:
     question = folder / QUESTION
     if not question.exists() or not (folder / DATA / RECORDING).exists():
         return None
-    with contextlib.suppress(MucdError):
+    with contextlib.suppress(MucdError, AttributeError):
         dataset = load_dataset(RECORDING, folder / DATA)
         how = read_json(read_file(question, MOST_JSON_BYTES), question).get("how")
         return dataset if isinstance(how, dict) and how.get("fingerprint") == dataset.fingerprint() else None
@@ -94,9 +97,10 @@ def _recorded_before(folder: Path) -> OfflineDataset | None:
 
 def make_question(options, kind: str, dataset: OfflineDataset) -> Question:
     """Raises MucdError: the options do not fit each other or the data."""
-    for name, least in (("trials", 1), ("most_instances", 4), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise MucdError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {least}")
+    for name, least, most in (("trials", 1, MOST_TRIALS), ("most_instances", 4, MOST_INSTANCES), ("seed", 0, LARGEST), ("instances", 1, MOST_INSTANCES), ("units", 1, LARGEST)):
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise MucdError(f"--{name.replace('_', '-')} {value} must be at least {least}, and at most {most:,}")
     if dataset.env_id is None and not options.card:
         raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
     card = load_card(options.card) if options.card else card_for(dataset.env_id, dataset.observations.shape[1:], dataset.action_space)

@@ -6,15 +6,17 @@ import math
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
+from mucd_ray.certify.confidence.proportions import LARGEST, check_count
 from mucd_ray.certify.file.evidence import TUNED_ON_THIS_DATASET
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
-from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
+from mucd_ray.files import MOST_JSON_BYTES, printable, read_file, read_json
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.bag import Bag
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import MOST_STEPS, Mechanism
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.words import counted
@@ -30,6 +32,9 @@ class Origin:
         kind: TRUSTED or SIMULATOR.
         name, fingerprint, units: of that dataset.
         trials: how many configurations were tried.
+
+    Raises:
+        MucdError: a value of another type, or a text that a certificate cannot repeat.
     """
 
     kind: str
@@ -37,6 +42,14 @@ class Origin:
     fingerprint: str
     units: int
     trials: int
+
+    def __post_init__(self):
+        for name in ("kind", "name", "fingerprint"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value.isprintable() and len(value) <= MOST_TEXT):
+                raise MucdError(f"{name} {printable(value)!r} must be a printable text of at most {MOST_TEXT} characters")
+        for name in ("units", "trials"):
+            check_count(getattr(self, name), name, 1, LARGEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +113,10 @@ class Tuned(Found):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("sample_rate", "clip_norm", "signal_budget"):
+            if type(getattr(self, name)) not in (int, float):
+                raise MucdError(f"{name.replace('_', ' ')} {printable(getattr(self, name))!r} must be a number")
+        check_count(self.steps, "steps", 1, MOST_STEPS)
         if not (self.signal_budget > 0 and math.isfinite(self.signal_budget)):
             raise MucdError(f"signal budget {self.signal_budget} must be a finite number above 0")
 

@@ -129,6 +129,9 @@ def test_a_policy_of_trusted_data_is_a_yardstick(recordings, tmp_path, local_ray
     trusted = load_dataset("cartpole/trusted-v0")
     assert certificate["context"]["trusted"] == {"name": "cartpole/trusted-v0", "sha256": trusted.fingerprint()} and verify(certificate) == []
     assert summary["yardsticks"]["trusted"]["return"] == summary["baselines"]["trusted"] == certificate["context"]["baselines"]["trusted"] > 0
+    # 16 policies play in turns, and the error is theirs.
+    assert all(summary["baselines"][f"{name}_episodes"] % 16 == 0 and summary["baselines"][f"{name}_episodes"] > 16 and summary["baselines"][f"{name}_standard_error"] >= 0 for name in ("non_private", "trusted"))
+    assert "(± " in next(line for line in describe(summary).splitlines() if line.startswith("trained on all data")) and "±" in (tmp_path / "run" / "report.html").read_text()
     assert "trusted data alone" in describe(summary) and "trusted data alone" in (tmp_path / "run" / "report.html").read_text()
     # Nothing else uses them.
     store = RunStore.open(tmp_path / "run")

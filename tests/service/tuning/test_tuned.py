@@ -133,6 +133,10 @@ def test_a_conditional_claim_says_so_and_verifies_and_a_forged_one_does_not(reco
     (json.dumps(tuned_bag().to_dict() | {"kind": "forest"}), "mechanism 'forest' has no bags"),
     (json.dumps(tuned_bag().to_dict() | {"fit": {"steps": 0}}), "steps 0"),
     (json.dumps(tuned_bag().to_dict() | {"format": []}), "is not what"),
+    (json.dumps(tuned().to_dict() | {"sample_rate": "0.1"}), "sample rate '0.1' must be a number"),
+    (json.dumps(tuned().to_dict() | {"clip_norm": None}), "clip norm 'None' must be a number"),
+    (json.dumps(tuned().to_dict() | {"steps": -1}), "steps -1 must be a whole number"),
+    *((json.dumps(tuned().to_dict() | {"how": tuned().to_dict()["how"] | {name: wrong}}), f"{name} .* must be") for name, wrong in (("name", "a\nb"), ("fingerprint", 5), ("units", "x"), ("trials", 0))),
 ])
 def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
     (tmp_path / "tuned.json").write_text(content)
