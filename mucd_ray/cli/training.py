@@ -50,6 +50,7 @@ def add_run(commands):
     group.add_argument("--train-steps", type=int, help="with bag or partition: steps of the optimiser on each bag or part (default: 3000)")
     group.add_argument("--batch-size", type=int, help="with bag or partition: transitions in a minibatch (default: 128)")
     group.add_argument("--top-share", type=float, help="with bag or partition: share of its trajectories that is learned from, those with the largest returns (default: 0.5 for bc of continuous actions; bc of discrete ones trusts trajectories by the rank of their returns; 1 for the others)")
+    group.add_argument("--entries", type=int, metavar="N", help="with bag or partition: how many entries of an observation a policy looks at, chosen in each bag; worth it where observations are long, such as a game's RAM (default: all)")
     group.add_argument("--mirrored", action=argparse.BooleanOptionalAction, help="with bag or partition: learn from the mirror image of every trajectory, too (default: where the environment's card declares a mirror)")
     group.add_argument("--chosen", help="one sentence for the certificate: how you chose these constants")
     add_until(sub)

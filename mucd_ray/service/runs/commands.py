@@ -31,7 +31,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "mirrored", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "entries", "mirrored", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -49,7 +49,7 @@ def start_run(options, out) -> int:
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("network", "dense") != "dense":
         given.setdefault("hidden", ())
-    fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share, "mirrored": options.mirrored}
+    fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share, "entries": options.entries, "mirrored": options.mirrored}
     fit = {name: value for name, value in fit.items() if value is not None}
     request = Request(
         dataset=options.dataset,

@@ -92,7 +92,7 @@ def check_options(request) -> None:
         raise MucdError(f"mechanism {request.mechanism!r} is unknown: use one of {', '.join(DEFAULT_UNITS)}")
     for name, kinds in ONLY.items():
         if request.mechanism not in kinds and getattr(request, name) is not None:
-            what = "train steps, batch size or top share" if name == "fit" else name.replace("_", " ")
+            what = "train steps, batch size, top share or entries" if name == "fit" else name.replace("_", " ")
             raise MucdError(f"{what} is for --mechanism {' or '.join(kinds)}, not for {request.mechanism}: leave it out")
 
 

@@ -105,9 +105,9 @@ def test_a_convolutional_network_on_frames_is_certified(recordings, tmp_path, lo
 @pytest.mark.parametrize("changes,complaint", [
     ({"bag_size": 10**6}, "bag size 1000000 is above"), ({"bag_size": 0}, "bag size 0"), ({"mechanism": "partition", "parts": 10**6, "bag_size": None}, "1000000 parts"),
     ({"mechanism": "forest"}, "mechanism 'forest'"), ({"parts": 3}, "parts is for --mechanism partition, not for bag"), ({"noise_multiplier": 3.0}, "noise multiplier is for --mechanism gaussian or bag-then-noise"),
-    ({"mechanism": "bag-then-noise"}, "train steps, batch size or top share is for"), ({"mechanism": "bag-then-noise", "fit": None, "noise_multiplier": 3.0}, "needs --bag-size, --sample-rate"),
+    ({"mechanism": "bag-then-noise"}, "train steps, batch size, top share or entries is for"), ({"mechanism": "bag-then-noise", "fit": None, "noise_multiplier": 3.0}, "needs --bag-size, --sample-rate"),
     ({"mechanism": "bag-then-noise", "fit": None, "draws": "replacement"}, "draws 'replacement' do not go with noise"),
-    ({"mechanism": "gaussian", "bag_size": None}, "train steps, batch size or top share is for"), ({"draws": "all"}, "draws 'all'"),
+    ({"mechanism": "gaussian", "bag_size": None}, "train steps, batch size, top share or entries is for"), ({"draws": "all"}, "draws 'all'"),
     ({"learner": Learner(learning_rate=0.1, network="convolutional")}, "wants images"),
     ({"learner": Learner(learning_rate=0.1, local=LocalUpdate(steps=3))}, "local steps"), ({"bag_size": None, "fraction": 0.9}, "not even bags of one trajectory"),
 ])  # fmt: skip
