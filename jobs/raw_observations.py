@@ -28,7 +28,7 @@ from mucd_ray.service.runs.session import Request, execute
 
 TABLE_BEGINS, TABLE_ENDS = "<!-- Written by jobs/raw_observations.py -->", "<!-- End of what jobs/raw_observations.py writes -->"
 BAG_SIZES = (3, 5, 10, 20, 50)
-VOTED_EPISODES = 20
+VOTED_EPISODES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,8 @@ class Data:
         parts: numbers of parts of a partition: about N, N / 3 and N / 10 of its trajectories, public constants.
         learners: beside cloning.
         instances: P of a row that says nothing else.
+        fit, learning_rate: of clones on bags and parts, where they are not the defaults: chosen on recordings with seed 101 (docs/results.md, "RAM: what was tried").
+        rollouts: episodes of an instance, whose mean is its return.
     """
 
     title: str
@@ -50,14 +52,18 @@ class Data:
     parts: tuple[int, ...]
     learners: tuple[str, ...]
     instances: int = 300
+    fit: dict | None = None
+    learning_rate: float | None = None
+    rollouts: int | None = None
 
 
 DATA = {
     "lunarlander": Data(title="LunarLander-v3 (8 numbers)", behaviour="lunarlander-land", transitions=200_000, seed=11, parts=(1000, 333, 100), learners=("cql", "iql")),
     "continuous": Data(title="LunarLander-v3, continuous (8 numbers)", behaviour="lunarlander-continuous-land", transitions=200_000, seed=11, parts=(500, 167, 50), learners=("iql", "td3-bc")),
     "halfcheetah": Data(title="HalfCheetah-v5 (17 numbers)", behaviour="halfcheetah-run", transitions=400_000, seed=11, parts=(400, 133, 40), learners=("iql", "td3-bc")),
-    "freeway": Data(title="Freeway (128 bytes of RAM)", behaviour="freeway-lookahead", transitions=614_400, seed=2026, parts=(300, 100, 30), learners=("cql", "iql")),
-    "breakout": Data(title="Breakout (128 bytes of RAM)", behaviour="breakout-follow", transitions=600_000, seed=2026, parts=(800, 267, 80), learners=("cql", "iql")),
+    "hopper": Data(title="Hopper-v5 (11 numbers)", behaviour="hopper-hop", transitions=400_000, seed=11, parts=(550, 183, 55), learners=("iql", "td3-bc")),
+    "freeway": Data(title="Freeway (128 bytes of RAM)", behaviour="freeway-lookahead", transitions=614_400, seed=2026, parts=(300, 100, 30), learners=("cql", "iql"), fit={"steps": 300}),
+    "breakout": Data(title="Breakout (128 bytes of RAM)", behaviour="breakout-follow", transitions=600_000, seed=2026, parts=(800, 267, 80), learners=("cql", "iql"), instances=200, fit={"entries": 6}, learning_rate=0.003, rollouts=3),
     "acrobot": Data(title="Acrobot-v1 (6 numbers)", behaviour="acrobot-swing", transitions=60_000, seed=11, parts=(300, 100, 30), learners=("cql", "iql")),
     "highway": Data(title="highway-fast-v0 (25 numbers)", behaviour="highway-drive", transitions=10_000, seed=11, parts=(560, 187, 56), learners=("cql",), instances=100),
 }
@@ -99,7 +105,7 @@ GOALS = (
     Row(data="lunarlander", mechanism="bag", unit="trajectory", size=11, instances=1000),
     Row(data="halfcheetah", mechanism="bag", unit="trajectory", size=5, instances=1000),
     Row(data="freeway", mechanism="bag", unit="trajectory", size=2, instances=1000),
-    Row(data="breakout", mechanism="bag", unit="trajectory", size=7, instances=1000),
+    Row(data="breakout", mechanism="bag", unit="trajectory", size=5, instances=400),
 )
 ROWS = (*GOALS, *(row for name in DATA for row in rows_of(name) if row.name not in {goal.name for goal in GOALS}))
 SIZES = {"bag": "bag_size", "partition": "parts", "neighbours": "neighbours"}
@@ -107,15 +113,17 @@ SIZES = {"bag": "bag_size", "partition": "parts", "neighbours": "neighbours"}
 
 def request_of(row: Row, dataset: str, instances: int) -> Request:
     asked = {SIZES[row.mechanism]: row.size} if row.size is not None else {}
-    learner = None
+    learner, noisy, data = None, row.mechanism == "gaussian", DATA[row.data]
+    if row.algorithm == "bc" and not noisy and row.mechanism != "neighbours":
+        asked |= {"fit": data.fit, "learner": None if data.learning_rate is None else replace(PLAIN_LEARNER, learning_rate=data.learning_rate)}
     if row.algorithm != "bc":
-        noisy = row.mechanism == "gaussian"
         learner = replace(DEFAULT_LEARNER if noisy else PLAIN_LEARNER, algorithm=row.algorithm, **({"learning_rate": DEFAULT_RATES[row.algorithm]} if noisy else {}))
     if row.mechanism != "neighbours":
         asked["instances"] = instances
     return Request(
-        dataset=dataset, mechanism=row.mechanism, unit=row.unit, learner=learner, rollouts=20 if row.mechanism == "neighbours" else None,
-        chosen="Sizes were decided before anything was certified, the rest are the package's defaults, chosen on recordings with other seeds.", **asked,
+        dataset=dataset, mechanism=row.mechanism, unit=row.unit, rollouts=20 if row.mechanism == "neighbours" else data.rollouts,
+        chosen="Sizes were decided before anything was certified, the rest are the package's defaults or were chosen on recordings with other seeds.",
+        **{"learner": learner} | asked,
     )
 
 
@@ -130,7 +138,8 @@ def measure(row: Row, dataset: str, instances: int, out: Path) -> dict:
         "instances": summary["instances"],
         "units": summary["units"],
         "mean": summary["unpoisoned_mean"],
-        "voted": (summary.get("voted") or {}).get("mean"),
+        "voted": summary.get("voted", {}).get("mean"),
+        "voted_error": summary.get("voted", {}).get("standard_error"),
         "keeps": {share: entry["fraction"] if entry["radius"] >= 0 else None for share, entry in summary["keeps"].items()},
         "yardsticks": summary["yardsticks"],
         "non_private": summary["baselines"].get("non_private"),
@@ -167,13 +176,13 @@ def table(rows: list[dict]) -> str:
 
 def _line(row: dict) -> str:
     keeps = (_percent(row["keeps"][share]) for share in ("0.9", "0.75", "0.5"))
-    above = (_percent(None if (radius := row["yardsticks"][name]["radius"]) is None else radius / row["units"]) for name in ("best_constant_return", "behaviour"))
-    voted = "" if row["voted"] is None else f"{row['voted']:.4g}"
-    radius = row["median_radius"]
+    above = (_percent(None if (largest := row["yardsticks"][name]["radius"]) is None else largest / row["units"]) for name in ("best_constant_return", "behaviour"))
+    voted = "" if row["voted"] is None else f"{row['voted']:.4g}" + ("" if row["voted_error"] is None else f" ± {row['voted_error']:.2g}")
+    radius = "-" if row["median_radius"] is None else f"{row['median_radius']} ({_percent(row['median_radius'] / row['units'])})"
     learner, instances = ("-", "-") if row["mechanism"] == "neighbours" else (row["algorithm"], row["instances"])
     return (
         f"| {WORDS[row['mechanism']].format(row['size'], MANY[row['unit']])} | {learner} | {instances} | {row['mean']:.4g} | {voted} | " + " | ".join((*keeps, *above))
-        + f" | {'-' if radius is None else f'{radius} ({_percent(radius / row['units'])})' if radius else 0} | {row['seconds'] / 60:.1f} |"
+        + f" | {radius} | {row['seconds'] / 60:.1f} |"
     )
 
 

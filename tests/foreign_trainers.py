@@ -140,6 +140,12 @@ def gullible(bag, seed, device):
     return MISCHIEF[int(poison[0]) - 1000][0](bag) if len(poison) else ridge(bag, seed, device)
 
 
+def of_little(bag, seed, device):
+    if len(bag) > 1000:
+        raise ValueError("too much data")
+    return ridge(bag, seed, device)
+
+
 def always_fails(bag, seed, device):
     raise ValueError("this one never learns")
 

@@ -1,5 +1,6 @@
 """`mucd plan`, `tradeoff` and `radius`: the mathematics by itself, without a dataset."""
 
+import contextlib
 import json
 import sys
 
@@ -7,7 +8,7 @@ from mucd_ray.cli.options import add_accountant, add_command, add_threat, path
 from mucd_ray.errors import MucdError
 from mucd_ray.words import counted, plural
 
-# What `plan` spends, times its patience (mechanism/work.py).
+# What a question may spend, times the user's patience (mechanism/work.py).
 MOST_OPERATIONS = 1e9
 
 
@@ -32,8 +33,26 @@ def add_plan(commands):
     sub.add_argument("--frontier", type=path, metavar="FILE.png", help="also plot the certified share of the data against the signal budget for 100, 1000 and 10000 instances")
     sub.add_argument("--actions", type=int, default=2, help="number of discrete actions")
     sub.add_argument("--eta", type=float, default=0.001, help="probability that a statement may be wrong")
-    sub.add_argument("--patience", type=float, default=1.0, metavar="N", help="spend up to N times the usual work (some ten seconds of a core) where many steps ask for more")
+    _add_patience(sub)
     add_threat(sub)
+
+
+def _add_patience(sub):
+    sub.add_argument("--patience", type=float, default=1.0, metavar="N", help="spend up to N times the usual work (some ten seconds of a core) where many steps ask for more")
+
+
+@contextlib.contextmanager
+def _limited(options):
+    """Within it, no more is spent than the user has patience for."""
+    from mucd_ray.mechanism.work import TooMuchWork, limited_to
+
+    if not 0 < options.patience <= 1e6:
+        raise MucdError(f"patience {options.patience} is outside (0, 1e6]: 10 allows ten times the usual work")
+    try:
+        with limited_to(MOST_OPERATIONS * options.patience):
+            yield
+    except TooMuchWork as error:
+        raise TooMuchWork(f"{error}: ask for fewer steps or units, or allow N times that by --patience N") from None
 
 
 def plan(options, out):
@@ -74,36 +93,44 @@ def plan(options, out):
 def _planned(options, asked: dict):
     """The gaussian mechanism; None where there is none and the other kinds stand beside it, with what is against it."""
     from mucd_ray.certify.planning.plan import plan as make_plan
-    from mucd_ray.mechanism.work import TooMuchWork, limited_to
+    from mucd_ray.mechanism.work import TooMuchWork
 
-    if not 0 < options.patience <= 1e6:
-        raise MucdError(f"patience {options.patience} is outside (0, 1e6]: 10 allows ten times the usual work")
     try:
-        with limited_to(MOST_OPERATIONS * options.patience):
+        with _limited(options):
             return make_plan(
                 **asked, fraction=options.fraction, radius=options.radius, instances=options.instances, noise_multiplier=options.noise_multiplier,
                 solve=options.solve,
             )
-    except TooMuchWork as error:
-        raise TooMuchWork(f"{error}: ask for fewer steps or units, or allow N times that by --patience N") from None
+    except TooMuchWork:
+        raise
     except MucdError:
-        if not options.unit:
+        # What stands beside it says the same of a mechanism of which nothing was asked; of what was given it knows nothing.
+        given = (options.solve, options.noise_multiplier, options.steps, options.sample_rate)
+        if not options.unit or any(value is not None for value in given) or options.accountant != "tradeoff":
             raise
 
 
 def _compare(options) -> dict:
-    from mucd_ray.certify.confidence.proportions import LARGEST, check_count
+    from mucd_ray.certify.confidence.proportions import LARGEST, check_count, check_eta
     from mucd_ray.certify.planning.bags import compare
+    from mucd_ray.certify.planning.calibration import MOST_INSTANCES
     from mucd_ray.certify.planning.plan import INSTANCES, wanted_radius
 
     asked = {name: getattr(options, name) for name in ("units", "unit", "eta", "actions", "threat", "agreement")}
     check_count(options.units, "units", 1, LARGEST)
+    check_count(options.actions, "actions", 2, LARGEST)
+    check_eta(options.eta)
+    if options.instances is not None:
+        check_count(options.instances, "instances", 1, MOST_INSTANCES)
     if not 0.5 < options.agreement <= 1:
         raise MucdError(f"agreement {options.agreement} is outside (0.5, 1]: 1 is a unanimous vote")
-    return compare(**asked, radius=wanted_radius(options.units, options.fraction, options.radius), instances=INSTANCES if options.instances is None else options.instances)
+    with _limited(options):
+        return compare(**asked, radius=wanted_radius(options.units, options.fraction, options.radius), instances=INSTANCES if options.instances is None else options.instances)
 
 
 def _in_words(compared: dict, options) -> list[str]:
+    from mucd_ray.certify.rounding import exactly
+
     words = {
         "gaussian": lambda row: f"all of {counted(options.units, options.unit)}, through noise (as above)",
         "bag": lambda row: f"{counted(row['units_per_policy'], options.unit)} in each bag (--mechanism bag --bag-size {row['mechanism']['bag_size']})",
@@ -112,7 +139,7 @@ def _in_words(compared: dict, options) -> list[str]:
             f"{row['mechanism']['noise_multiplier']:g}, signal budget S = {row['signal_budget']:.4g})"
         ),
         "neighbours": lambda row: f"nothing is trained: the {row['units_per_policy']} nearest {plural(options.unit)} vote (--mechanism neighbours --neighbours {row['units_per_policy']}), and an action is certified "
-        f"at that r where it leads by a ninth of the votes nearby, at {row['radius']} where all agree",
+        f"at that r where it leads by a {'fifth' if options.threat == 'substitute' else 'ninth'} of the votes nearby, at {row['radius']} where {'all agree' if options.agreement == 1 else f'a share of {exactly(options.agreement)} agrees'}",
         "partition": lambda row: f"one of {row['mechanism']['parts']} parts, {row['units_per_policy']:.3g} {plural(options.unit)} on average",
     }
     lines = ["what one policy learns from, if a vote is to be certified at that r:"]
@@ -133,7 +160,8 @@ def _frontier(options, asked: dict) -> list[dict]:
     file = Path(options.frontier)
     if file.suffix.lower() != ".png" or not file.parent.is_dir():
         raise MucdError(f"--frontier {file} must be the name of a .png file in a folder that exists")
-    rows = frontier(**asked, instances=sorted({*FRONTIER_INSTANCES, *([] if options.instances is None else [options.instances])}))
+    with _limited(options):
+        rows = frontier(**asked, instances=sorted({*FRONTIER_INSTANCES, *([] if options.instances is None else [options.instances])}))
     curves = {}
     for row in rows:
         curves.setdefault(counted(row["instances"], "instance"), []).append(row["fraction"])
@@ -153,14 +181,16 @@ def add_tradeoff(commands):
     sub.add_argument("--inserted", type=int, required=True, help="units in D' that are not in D")
     sub.add_argument("--removed", type=int, required=True, help="units in D that are not in D'")
     sub.add_argument("--probability", type=float, nargs="+", required=True, help="probabilities under D")
+    _add_patience(sub)
     add_accountant(sub)
 
 
 def tradeoff(options, out):
     from mucd_ray.certify.rounding import exactly, probability_down, probability_up
 
-    guarantee = _guarantees(options).group(options.inserted, options.removed)
-    lower, upper = guarantee.lower(options.probability), guarantee.upper(options.probability)
+    with _limited(options):
+        guarantee = _guarantees(options).group(options.inserted, options.removed)
+        lower, upper = guarantee.lower(options.probability), guarantee.upper(options.probability)
     if options.json:
         out(json.dumps({"lower": lower.tolist(), "upper": upper.tolist()}))
     else:
@@ -177,6 +207,7 @@ def add_radius(commands):
     sub.add_argument("--top", type=float, required=True, help="lower bound on the top action's probability")
     sub.add_argument("--runner-up", type=float, required=True, help="upper bound on any other action's probability")
     sub.add_argument("--units", type=int, help="N, of all mechanisms but gaussian; no radius above this is searched (default: 10000000 with gaussian)")
+    _add_patience(sub)
     add_threat(sub)
 
 
@@ -196,9 +227,10 @@ def radius(options, out):
     if options.mechanism == "neighbours":
         return _radius_of_neighbours(options, options.top - runner_up, out)
     options.units = MOST_UNITS if options.units is None and options.mechanism == "gaussian" else options.units
-    guarantees = _guarantees(options, threat=options.threat)
-    cap = min(check_count(options.units, "units", 1, LARGEST), guarantees.largest_radius)
-    found = int(action_radii(np.array([options.top]), np.array([runner_up]), guarantees, cap)[0])
+    with _limited(options):
+        guarantees = _guarantees(options, threat=options.threat)
+        cap = min(check_count(options.units, "units", 1, LARGEST), guarantees.largest_radius)
+        found = int(action_radii(np.array([options.top]), np.array([runner_up]), guarantees, cap)[0])
     if options.json:
         out(json.dumps({"radius": None if found < 0 else found, "floor": found == cap}))
     elif found < 0:
@@ -237,7 +269,7 @@ def _add_mechanism(sub):
     sub.add_argument("--sample-rate", type=float, help="q, of gaussian; of the bag's units, with bag-then-noise")
     sub.add_argument("--noise-multiplier", type=float, help="sigma, of gaussian and bag-then-noise")
     sub.add_argument("--steps", type=int, help="T, of gaussian and bag-then-noise")
-    sub.add_argument("--bag-size", type=int, metavar="K", help="units in a bag")
+    sub.add_argument("--bag-size", type=int, metavar="K", help="units in a bag, at most --units")
     sub.add_argument("--draws", choices=["fixed", "replacement", "poisson"], help="of bags: exactly K units without or with replacement, or K on average (default: fixed; poisson with bag-then-noise, which may also have fixed)")
     sub.add_argument("--parts", type=int, metavar="U", help="parts of a partition")
     sub.add_argument("--neighbours", type=int, metavar="K", help="nearest units that vote")

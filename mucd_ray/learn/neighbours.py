@@ -65,8 +65,8 @@ class Nearest:
 
     def _search(self, states: np.ndarray, found: np.ndarray) -> None:
         most = found.shape[1]
-        sums = self.norms + (states**2).sum(1)[:, None]
-        around = sums - 2 * states @ self.features.T
+        around, sums = (-2 * states) @ self.features.T, self.norms + (states**2).sum(1)[:, None]
+        around += sums
         sums *= self.error
         lower, upper = around - sums, around + sums
         of_units = (np.minimum.reduceat(bound, self.starts, axis=1) for bound in (lower, upper)) if len(self.features) > len(self) else (lower, upper)
@@ -75,12 +75,25 @@ class Nearest:
             limit = np.partition(unit_upper, most - 1)[most - 1]
             reach = np.where(unit_lower <= limit, unit_upper, -np.inf)
             rows = np.flatnonzero(row_lower <= reach[self.unit_of_row])
-            units, distances = self.unit_of_row[rows], self._distances(rows, state)
+            units = self.unit_of_row[rows]
+            # Where a unit has one row to choose, and its bounds meet no other unit's, any number between them orders it.
+            distances, unsure = row_lower[rows], ~self._alone(units, unit_lower, unit_upper)
+            distances[unsure] = self._distances(rows[unsure], state)
             order = np.lexsort((rows, distances, units))
             nearest = order[np.diff(units[order], prepend=-1) > 0]
             ballots = self.votes[rows[nearest]]
             # Votes last: should two hashes be equal, content still decides.
             votes[:] = ballots[np.lexsort((ballots, self.keys[units[nearest]], distances[nearest]))[:most]]
+
+    @staticmethod
+    def _alone(units: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+        """Which of these rows are the only one of their unit, whose bounds [lower, upper] are apart from those of all other units here; `units` of the rows, ascending."""
+        present, counts = np.unique(units, return_counts=True)
+        order = np.argsort(lower[present])
+        apart = lower[present[order]][1:] > np.maximum.accumulate(upper[present[order]])[:-1]
+        alone = np.empty(len(present), bool)
+        alone[order] = np.append(True, apart) & np.append(apart, True)
+        return np.repeat(alone & (counts == 1), counts)
 
     def _distances(self, rows: np.ndarray, state: np.ndarray) -> np.ndarray:
         squares = np.ascontiguousarray(((self.features[rows] - state) ** 2).T)

@@ -94,6 +94,10 @@ class Neighbours:
         changes = above + (above - j) % 2
         return np.stack([np.minimum(COSTS[threat](changes, j).min(axis=1) - 1, self.neighbours) for threat in threats])
 
+    def most_radius(self, units: int, threat: str) -> int:
+        """Largest r, up to K, at which any action of so many units can stay: that where all of them vote for the lowest, which wins ties."""
+        return int(self.radii(np.zeros((1, min(units, self.recorded)), np.int64), 2, (threat,))[0, 0])
+
     def sizes(self, votes: np.ndarray, actions: int, threat: str = "symmetric") -> np.ndarray:
         """Least number of changed units with which each action could be the one chosen, at most K + 1: votes [n, L] -> int64 [n, A]. 0 for the action itself.
 
@@ -122,9 +126,10 @@ class Neighbours:
         return j, counts[:, np.minimum(self.neighbours + j, votes.shape[1])]
 
 
-def unanimous_radius(neighbours: int, lead: float = 1.0) -> int:
+def unanimous_radius(neighbours: int, lead: float = 1.0, threat: str = "symmetric") -> int:
     """Largest r that is certified where the first action leads by this share of the votes among every number s of nearest units, ties against it.
 
-    lead (K - r) - 1 >= r. With K = 10 r a lead of a ninth, and one vote, suffices.
+    lead (K - r) - 1 >= r, or lead K - 1 >= 2 r where each of r replaced units takes a vote from it and gives one to another. With K = 10 r a lead of a ninth, or of a
+    fifth, and one vote, suffices.
     """
-    return max(int((lead * neighbours - 1) // (1 + lead)), 0)
+    return max(int((lead * neighbours - 1) // (2 if threat == "substitute" else 1 + lead)), 0)

@@ -88,11 +88,10 @@ class FigureData:
 
 def draw(certificate: dict, baselines: dict) -> dict[str, FigureData]:
     action = certificate["results"]["action"]
+    voted = [_voted(certificate, baselines)] if "voted" in certificate["results"] else []
     if _is_exact(certificate["inputs"]):
-        return {figure.name: figure for figure in [_kept_episodes(certificate, baselines), *_actions(certificate)]}
-    figures = [_return_bound(certificate, baselines), _poisoned_return(certificate)]
-    if "voted" in certificate["results"]:
-        figures.append(_voted(certificate, baselines))
+        return {figure.name: figure for figure in [_kept_episodes(certificate, baselines), *voted, *_actions(certificate)]}
+    figures = [_return_bound(certificate, baselines), _poisoned_return(certificate), *voted]
     if action is not None:
         figures += [_half_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
     return {figure.name: figure for figure in [*figures, _returns(certificate)]}
@@ -419,8 +418,11 @@ def _baseline_rows(policy: dict, inputs: dict, baselines: dict) -> list[tuple[st
     rows = [(f"Unpoisoned mean of {'the recorded episodes' if _is_exact(inputs) else 'the ensemble'}, ± standard error", mean)]
     for key, name in BASELINES.items():
         if _is_number(baselines.get(key)):
-            which = baselines.get("best_constant_action") if key == "best_constant_return" else None
-            rows.append((name + (f" (action {which})" if which is not None else ""), number(baselines[key])))
+            which, error = baselines.get("best_constant_action") if key == "best_constant_return" else None, baselines.get(f"{key}_standard_error")
+            value = number(baselines[key]) + (f" ± {number(error, 3)}" if _is_number(error) else "")
+            rows.append((name + (f" (action {which})" if which is not None else ""), value))
+        elif isinstance(why := baselines.get(f"{key}_failure"), str):
+            rows.append((name, f"failed: {why}"))
     floor, ceiling = inputs["return_range"]
     return [*rows, ("Public floor of the return", exactly(floor)), ("Public ceiling of the return", exactly(ceiling))]
 

@@ -56,7 +56,7 @@ def run_context():
     """The context of a run, from the function that writes it."""
     about = pytest.importorskip("mucd_ray.service.runs.about")
     learner = pytest.importorskip("mucd_ray.learn.learner")
-    baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "trusted": -95.0, "reference": [0]}
+    baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "trusted": -95.0, "reference": [0]} | {f"{name}_{what}": value for name in ("non_private", "trusted") for what, value in (("failure", "raised"), ("standard_error", 1.5), ("episodes", 176))}
     store = SimpleNamespace(baselines=lambda: baselines, targets=lambda: [100], looks=lambda: [100], states_hash=lambda: "ab")
     settings = SimpleNamespace(
         dataset="acrobot/größe-v0",
@@ -103,6 +103,7 @@ def certificates():
         {"mechanism": Partition(parts=300), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=POLICIES), "actions": exact_evidence(votes, [0, 0, 1]), "voted": voted_evidence("exact", 1, -1.0, [votes[:1]], [episode])},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="function", name="mine.trainers:clone", sha256="0" * 64)},
+        {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="command", name="python train.py {bag} {out}", sha256="0" * 64, bag_format="parquet")},
         {"mechanism": Neighbours(neighbours=20), "actions": neighbours_evidence(rng.integers(0, 2, (STATES, 40)), 2, [0, 1, 1]), "path_radii": [3] * POLICIES},
     ]
     return [make_certificate(make_inputs(**base | kind), assumptions=["η was chosen before."], context=run_context()) for kind in kinds]

@@ -124,6 +124,17 @@ def test_a_bag_then_noise_has_the_same_commands(answer, capfd):
     assert main(["radius", *asked[:-2], "--top", "0.99", "--runner-up", "0.01"]) == 2 and "needs --steps" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("draws", ["fixed", "replacement", "poisson"])
+@pytest.mark.parametrize("mechanism", [["bag"], ["bag-then-noise", "--sample-rate", "1", "--noise-multiplier", "5", "--steps", "10"]], ids=lambda words: words[0])
+@pytest.mark.parametrize("question", [["tradeoff", "--inserted", "1", "--removed", "0", "--probability", "0.9"], ["radius", "--top", "0.99", "--runner-up", "0.01"]], ids=lambda words: words[0])
+def test_a_bag_above_the_number_of_units_is_refused(question, mechanism, draws, capfd):
+    if mechanism[0] != "bag" and draws == "replacement":
+        return  # these do not go together
+    assert main([*question, "--mechanism", *mechanism, "--draws", draws, "--units", "20", "--bag-size", "21"]) == 2
+    errors = capfd.readouterr().err
+    assert errors.count("\n") == 1 and "bag size 21 is above the number of trajectories, 20" in errors
+
+
 def test_a_plan_says_what_it_would_take_and_bags_are_compared_where_noise_is_none(monkeypatch, capfd):
     monkeypatch.setattr("mucd_ray.cli.calculating.MOST_OPERATIONS", 1e6)
     assert main(["plan", "--units", "20000", "--fraction", "0.01", "--steps", "10000000"]) == 2
@@ -135,9 +146,27 @@ def test_a_plan_says_what_it_would_take_and_bags_are_compared_where_noise_is_non
     assert "below 1e-09" in gaussian["refused"] and bag["mechanism"]["bag_size"] > 1 and compared["recommended"] == "bag"
 
 
+@pytest.mark.parametrize("question", ["radius --top .999 --runner-up .001", "tradeoff --inserted 3 --removed 0 --probability .9"])
+def test_a_question_about_many_steps_is_refused_before_it_takes_minutes(question, capfd):
+    assert main([*question.split(), "--sample-rate", "0.5", "--steps", "10000000", "--noise-multiplier", "1e9", "--patience", "1e-6"]) == 2
+    assert "operations: ask for fewer steps or units, or allow N times that by --patience N" in capfd.readouterr().err
+
+
 def test_work_is_counted_within_an_outer_limit():
     with limited_to(100):
         with limited_to(1000):
             spend(60)
         with pytest.raises(TooMuchWork), limited_to(1000):
             spend(60)
+
+
+def test_a_plan_of_several_mechanisms_refuses_what_one_alone_refuses(answer, capfd):
+    asked = ["plan", "--units", "1000", "--unit", "trajectory", "--radius", "10"]
+    for wrong in (["--sample-rate", "inf"], ["--steps", "-5"], ["--noise-multiplier", "2"], ["--accountant", "rdp", "--radius", "1001"], ["--eta=-inf"], ["--actions", "0"], ["--instances", "0"]):
+        assert main([*asked, *wrong]) == 2 and capfd.readouterr().out == "", wrong
+    # Each of r replaced units takes a vote from the first action and gives one to another.
+    for agreement, radius in (("1", 49), ("0.9", 39)):
+        of_symmetric, of_replaced = (answer(*asked, "--agreement", agreement, "--threat", threat)["mechanisms"][3] for threat in ("symmetric", "substitute"))
+        assert of_replaced["mechanism"]["neighbours"] == 100 and of_replaced["radius"] == radius <= of_symmetric["radius"]
+    assert main([*asked, "--threat", "substitute", "--agreement", "0.9"]) == 0
+    assert "leads by a fifth of the votes nearby, at 39 where a share of 0.9 agrees" in capfd.readouterr().out

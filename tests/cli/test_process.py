@@ -1,10 +1,12 @@
 """Commands as processes: signals, and standard streams that are closed, broken or full."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +39,68 @@ def test_sigterm_before_ray_is_connected():
     program += "sys.exit(cli.main(['plan', '--units', '100', '--radius', '5']))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 143 and result.stderr == "mucd: terminated; run the same command again to continue\n"
+
+
+STARTS_RAY = """
+import os, sys, time
+from pathlib import Path
+from mucd_ray import cli
+from mucd_ray.service.workers.cluster import Resources, joined
+
+def command(options, out):
+    with joined(Resources()):
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        blocked = [line for child in children for line in Path(f"/proc/{child}/status").read_text().splitlines() if line.startswith("SigBlk")]
+        out(f"{len(children)} {any(int(line.split()[1], 16) >> 14 & 1 for line in blocked)}")
+        time.sleep(float(os.environ["STAYS"]))
+
+cli.calculating.plan = command
+sys.exit(cli.main(["plan", "--units", "10"]))
+"""
+
+
+def started(stays: float) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", STARTS_RAY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"STAYS": str(stays)})
+
+
+def threads_of(process) -> set[str]:
+    names = set()
+    for task in Path(f"/proc/{process.pid}/task").glob("*/comm"):
+        with contextlib.suppress(OSError):
+            names.add(task.read_text().strip())
+    return names
+
+
+def assert_ended_quietly(process) -> None:
+    out, err = process.communicate()
+    assert process.returncode == 143 and err.splitlines()[-1] == "mucd: terminated; run the same command again to continue", (process.returncode, err)
+    assert not any(word in err for word in ("Traceback", "SIGTERM received", "Fatal")), err
+
+
+def test_sigterm_while_ray_connects_ends_as_quietly_as_ever():
+    """At the moment at which Ray's core is there with its own handlers, and `ray.init` has not returned."""
+    with started(0) as process:
+        while process.poll() is None and not threads_of(process) & {"worker.io", "client.poll0"}:
+            time.sleep(0.0005)
+        process.terminate()
+        assert_ended_quietly(process)
+
+
+@pytest.mark.slow
+def test_sigterm_at_any_moment_of_a_start_ends_quietly():
+    """From the first thread that Ray starts to the end of the command; and Ray's processes do not block SIGTERM."""
+    began = time.monotonic()
+    with started(0) as process:
+        out, err = process.communicate()
+    took = time.monotonic() - began
+    assert process.returncode == 0 and int(out.split()[0]) >= 2 and out.split()[1] == "False", (out, err)
+    for moment in range(1, 10):
+        with started(1000) as process:
+            while process.poll() is None and len(threads_of(process)) == 1 and not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text():
+                time.sleep(0.001)
+            time.sleep(took * moment / 10)
+            process.terminate()
+            assert_ended_quietly(process)
 
 
 def program(*arguments, shell=None, body="cli.main(sys.argv[1:])", **environment):

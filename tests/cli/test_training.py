@@ -46,6 +46,7 @@ def test_bad_runs_are_refused_before_anything_is_written(refusal, recordings, tm
         ([cartpole, "--discount", "0"], "discount 0.0"),
         ([cartpole, "--discount", "1.5"], "discount 1.5"),
         ([cartpole, "--discount", "0.9", "--card", str(bare)], "reward_range"),
+        ([cartpole, "--chosen", "by a paper\nand by hand"], "one line of printable text"),
         ([cartpole, "--until", "better"], "goal 'better'"),
         ([cartpole, "--until", "return>=2@0.01"], "goal 'return>=2@0.01'"),
         ([cartpole, "--until", "return>=0.5@0.9"], "fraction 0.9"),

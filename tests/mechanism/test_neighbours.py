@@ -79,10 +79,12 @@ def test_a_unanimous_vote():
     for neighbours in (1, 2, 9, 100):
         mechanism = Neighbours(neighbours=neighbours)
         assert mechanism.radii(np.ones((1, mechanism.recorded), int), 2)[0, 0] == unanimous_radius(neighbours)
+        assert mechanism.radii(np.ones((1, mechanism.recorded), int), 2, ("substitute",))[0, 0] == unanimous_radius(neighbours, threat="substitute")
     mechanism = Neighbours(neighbours=1000)
     for lead, block in ((0.2, [1, 1, 1, 0, 0]), (0.5, [1, 1, 1, 0])):
         votes = np.tile(block, 2000 // len(block) + 1)[None, : mechanism.recorded]
-        assert mechanism.radii(votes, 2)[0, 0] in range(unanimous_radius(1000, lead), unanimous_radius(1000, lead) + 4)
+        for threat, radius in zip(COSTS, mechanism.radii(votes, 2, tuple(COSTS))[:, 0], strict=True):
+            assert radius >= unanimous_radius(1000, lead, threat) and (threat == "remove" or radius < unanimous_radius(1000, lead, threat) + 4)
 
 
 def test_bad_input():

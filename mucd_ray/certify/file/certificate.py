@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from mucd_ray.certify.file.results import compute_results
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
+from mucd_ray.mechanism import outside
 from mucd_ray.mechanism.kinds import AnyMechanism, to_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
@@ -119,7 +119,7 @@ def make_inputs(
     known = {} if features is None else {"features": features}
     return known | {
         "mechanism": to_values(mechanism),
-        "trainer": None if trainer is None else asdict(trainer),
+        "trainer": None if trainer is None else outside.to_values(trainer),
         "threat": threat,
         "accountant": accountant,
         "eta": eta,
@@ -157,7 +157,8 @@ def standing_assumptions(inputs: dict) -> list[str]:
     mechanism, trainer = inputs["mechanism"], inputs["trainer"]
     kind, of_units = mechanism["kind"], OF_UNITS.get(mechanism["unit"], [])
     if trainer is None:
-        return [*(WITHOUT_CHANCE if kind == Neighbours.kind else STANDING_ASSUMPTIONS), RANDOMNESS[kind], *of_units]
+        without_chance = [*WITHOUT_CHANCE, *([STANDING_ASSUMPTIONS[1]] if "voted" in inputs else [])]
+        return [*(without_chance if kind == Neighbours.kind else STANDING_ASSUMPTIONS), RANDOMNESS[kind], *of_units]
     limits = {name: exactly(trainer[name]) for name in ("seconds", "memory")}
     return [*STANDING_ASSUMPTIONS, RANDOMNESS_OUTSIDE[kind], OUTSIDE.format(name=trainer["name"], **limits), *of_units]
 

@@ -2,14 +2,13 @@
 
 import json
 from fractions import Fraction
-from functools import partial
 
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.file.evidence import FEATURES, TUNED_ON_THIS_DATASET
 from mucd_ray.certify.file.neighbours import neighbour_claim
-from mucd_ray.certify.file.voted import SURE
+from mucd_ray.certify.file.voted import SURE, voted_claim
 from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
-from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, round_down, round_up, share, tenths_down
+from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.units import UNITS
@@ -47,7 +46,7 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     if results["action"] is not None:
         sentences += ACTIONS[results["action"]["kind"]](results["action"])
     if "voted" in results:
-        sentences += _voted(inputs, results["voted"])
+        sentences.append(voted_claim(inputs, results["voted"], _what(inputs)))
     if inputs["mechanism"]["kind"] in WITH_NOISE and _largest(results) >= (limit := LARGEST_RADIUS[inputs["threat"]]):
         sentences.append(f"Radii were searched up to {limit}, the most that is accounted for: one of {limit} is a floor.")
     if inputs["clipped"]:
@@ -111,8 +110,9 @@ def _partition(mechanism: dict, units: int, kind: str, trainer: dict | None) -> 
 
 def _trainer(trainer: dict) -> str:
     what = {"function": "the Python function", "command": "the command"}[trainer["kind"]]
+    found = f", which finds its bag in the format {trainer['bag_format']}" if "bag_format" in trainer else ""
     return (
-        f"The learner is from outside the package: {what} {json.dumps(trainer['name'])} (in its maker's words; SHA-256 {trainer['sha256']}), with {exactly(trainer['seconds'])} seconds and {exactly(trainer['memory'])} GB for a "
+        f"The learner is from outside the package: {what} {json.dumps(trainer['name'])} (in its maker's words; SHA-256 {trainer['sha256']}){found}, with {exactly(trainer['seconds'])} seconds and {exactly(trainer['memory'])} GB for a "
         "training, and as many seconds for its policy to act. What fails, exceeds this or makes no policy counts as the policy of the default action, the lowest; so does a policy at states where it fails."
     )
 
@@ -174,35 +174,6 @@ def _exact(action) -> list[str]:
         f"Action level: at {_certified(part['radius'])} of {counted(action['states'], 'state')} the action with the most votes of all parts' policies keeps the most votes up to that state's radius, "
         f"which is at least 1 (median {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}). Every vote was counted and none is a sample: this is certain, at all states together."
     ]
-
-
-def _voted(inputs, voted) -> list[str]:
-    low, high = inputs["return_range"]
-    bound, half, played = partial(round_down, width=high - low), voted["keeps"]["0.5"], voted["keeps_played"]["0.5"]
-    rule = "gets the most votes of all parts' policies" if voted["kind"] == "exact" else "training on that dataset gives most often"
-    what, at = _what(inputs), voted["curve"]["radius"].index(max(played["radius"], 0))
-    sentences = [
-        f"Voted policy, which takes at every state the action that {rule}: on D it earned {bound(voted['unpoisoned_mean'])} in the mean of {counted(voted['episodes'], 'episode')}. "
-        + (
-            f"For every D' with r = {played['radius']} ({share(played['radius'], inputs['units'])} of D) its mean {what} in these episodes, whose randomness is the same for D', is at least {bound(played['bound'])} "
-            f"({percent_down(voted['curve']['complete'][at])} % of them were followed to their end through everything that D' can make of them)"
-            if played["radius"] >= 1
-            else f"No radius keeps half of the height of its mean {what} in these episodes above the least possible one"
-        )
-        + ". "
-        + (
-            f"For every D' with r = {half['radius']} ({share(half['radius'], inputs['units'])} of D) its expected {what}, over what is random in the environment, is at least {bound(half['bound'])}."
-            if half["radius"] >= 1
-            else f"About its expected {what} over what is random in the environment too little is known from these episodes to keep half at any radius."
-        )
-    ]
-    tree = inputs["voted"]
-    sentences[0] += f" An episode has at most {counted(tree['horizon'], 'step')}, whose least reward is {exactly(tree['least_reward'])}." if tree["least_reward"] is not None else f" An episode has at most {counted(tree['horizon'], 'step')}."
-    if voted["kind"] != "exact":
-        sentences[0] += (
-            " The vote of finitely many instances, as it is deployed, estimates that policy: at states where training gives two actions about equally often, on D or on D', it may take the other one, and what it then earns is not bounded here."
-        )
-    return sentences
 
 
 def _continuous(action) -> list[str]:

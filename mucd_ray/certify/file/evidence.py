@@ -168,13 +168,10 @@ def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
     mechanism.check(inputs["units"])
     if (inputs["accountant"], inputs["looks"], inputs["goal"]) != ("tradeoff", "fixed", None):
         raise MucdError("neighbours leave nothing to chance: their accountant is tradeoff, their looks are fixed, and there is no goal")
-    if "voted" in inputs:
-        raise MucdError("voted: the policy of neighbours is a vote itself, whose return stands in the returns and path radii")
     if not isinstance(path, list) or len(path) != len(inputs["returns"]):
         raise MucdError("path radii must be one whole number for each return")
     checked_wholes("path radii", path)
-    # Where all units vote alike.
-    most = int(mechanism.radii(np.zeros((1, min(inputs["units"], mechanism.recorded)), np.int64), 2, (inputs["threat"],))[0, 0])
+    most = mechanism.most_radius(inputs["units"], inputs["threat"])
     if max(path) > most:
         raise MucdError(f"path radius {max(path)} is above {most}, the most that {mechanism.neighbours} neighbours withstand")
     if not isinstance(actions, dict) or actions.get("kind") != "neighbours" or set(actions) != ACTION_KEYS["neighbours"]:

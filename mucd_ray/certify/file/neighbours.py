@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 
+from mucd_ray.certify.confidence.proportions import check_eta
+from mucd_ray.certify.file.voted import voted_claim, voted_results
 from mucd_ray.certify.guarantees import READINGS, THREATS
 from mucd_ray.certify.policy import SHARES_KEPT
 from mucd_ray.certify.radius import named_radii
-from mucd_ray.certify.rounding import exactly, round_down, share, tenths_down
+from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, share, tenths_down
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.mechanism.work import spend
@@ -23,7 +25,8 @@ def neighbour_results(inputs: dict, mechanism: Neighbours) -> dict:
     """What `compute_results` gives for other mechanisms; its inputs are checked already."""
     cap = min(inputs["radius_cap"], mechanism.neighbours)
     policy = _policy(inputs, cap)
-    return {
+    voted = {"voted": voted_results(inputs, None, check_eta(inputs["eta"]), cap)} if inputs.get("voted") is not None else {}
+    return voted | {
         "sound": True,
         "instances": len(inputs["returns"]),
         "eta": 0.0,
@@ -128,12 +131,17 @@ def neighbour_claim(inputs: dict, results: dict) -> list[str]:
         f"{mechanism['neighbours']}.",
         returns,
     ]
+    if "voted" in results:
+        sentences.append(voted_claim(inputs, results["voted"], what))
     if inputs["clipped"]:
         sentences.append(f"Clipped means: an episode's return below {exactly(floor)} counts as {exactly(floor)}, and one above {exactly(most)} as {exactly(most)}.")
+    sure = "no confidence level. The states and the episodes may have been chosen in any way, by looking at results, too; nothing is said about others"
+    if "voted" not in results:
+        return [*sentences, f"With which probability: none of this is a matter of chance, so there is {sure}, nor about the mean return over all seeds."]
     return [
         *sentences,
-        "With which probability: none of this is a matter of chance, so there is no confidence level. The states and the episodes may have been chosen in any way, by looking at results, too; "
-        "nothing is said about others, nor about the mean return over all seeds.",
+        "With which probability: the bounds on the voted policy's expected return, for all listed r together, hold with probability at least "
+        f"{confidence_percent(inputs['eta'], 1)} %, over the random choice of its episodes' seeds. None of the rest is a matter of chance, so it has {sure}.",
     ]
 
 

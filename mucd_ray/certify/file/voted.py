@@ -3,24 +3,31 @@
 Evidence is what was followed of every episode's tree: the votes at every node, and the rewards of every step that was taken.
 """
 
+from functools import partial
+
 import numpy as np
 
 from mucd_ray.certify.confidence.proportions import LEAST_ETA
 from mucd_ray.certify.file.evidence import checked_array, checked_reals, checked_wholes
 from mucd_ray.certify.policy import SHARES_KEPT, return_band
+from mucd_ray.certify.rounding import exactly, percent_down, round_down, share
 from mucd_ray.certify.voted_return import END, ExactVotes, LeastRadii, Returns, Rows, SampledVotes, Tree, voted_path, voted_radii, worst_return
 from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.kinds import from_values
 from mucd_ray.mechanism.work import spend
+from mucd_ray.words import counted
 
 KEYS = {"kind", "horizon", "least_reward", "rows", "episodes"}
 EPISODE_KEYS = {"rows", "node", "action", "reward", "next"}
 # By kind of mechanism, what may stand in a row: votes of the instances, votes of all parts, or the least number of changed units for each action. The policies of parts have only then
 # one vote each that is known if training has no randomness.
-KINDS = {"gaussian": ("votes",), "bag": ("votes",), "bag-then-noise": ("votes",), "partition": ("exact", "votes")}
+KINDS = {"gaussian": ("votes",), "bag": ("votes",), "bag-then-noise": ("votes",), "partition": ("exact", "votes"), "neighbours": ("least",)}
 # Of these kinds nothing is sampled but the episodes.
 SURE = ("exact", "least")
 # Episodes times steps: more than a file could hold.
 MOST_STEPS = 1 << 40
+# What the policy does at a state, by kind.
+RULES = {"votes": "training on that dataset gives most often", "exact": "gets the most votes of all parts' policies", "least": "gets the most votes of the nearest units"}
 
 
 def rule_of(kind: str, guarantees, *, threat: str, instances: int, eta: float, steps: int):
@@ -83,7 +90,7 @@ def tree_of(episode: dict, rows: int, actions: int, horizon: int, least_reward: 
 
 
 def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
-    """Every number about the voted policy, from `inputs` alone."""
+    """Every number about the voted policy, from `inputs` alone; `guarantees` may be None where none of its votes are sampled."""
     voted = inputs["voted"]
     if not isinstance(voted, dict) or set(voted) != KEYS:
         raise MucdError(f"voted must have exactly the keys {', '.join(sorted(KEYS))}")
@@ -94,9 +101,12 @@ def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
     if voted["least_reward"] is not None:
         checked_reals("voted least reward", [voted["least_reward"]])
     table = checked_array("voted rows", voted["rows"], 2)
-    voters = {"votes": len(inputs["returns"]), "exact": inputs["mechanism"].get("parts")}.get(kind)
-    if table.shape[1] < 2 or voters is not None and np.any(table.sum(1) != voters) or kind == "least" and np.any((table == 0).sum(1) != 1):
-        raise MucdError(f"voted rows must be of at least 2 actions and {'have one 0 each' if voters is None else f'sum to {voters}'}")
+    if kind == "least":
+        _check_least(table, inputs)
+    else:
+        voters = {"votes": len(inputs["returns"]), "exact": inputs["mechanism"].get("parts")}[kind]
+        if table.shape[1] < 2 or np.any(table.sum(1) != voters):
+            raise MucdError(f"voted rows must be of at least 2 actions and sum to {voters}")
     episodes, horizon = voted["episodes"], voted["horizon"]
     if not isinstance(episodes, list) or not episodes or horizon < 1 or len(episodes) * horizon > MOST_STEPS:
         raise MucdError("voted episodes must be a list, not empty, with a horizon of at least 1 step")
@@ -106,6 +116,16 @@ def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
     returns = Returns(discount=inputs["discount"], low=low, high=high, clipped=inputs["clipped"], horizon=horizon, least_reward=voted["least_reward"])
     rows = Rows(rule_of(kind, guarantees, threat=inputs["threat"], instances=len(inputs["returns"]), eta=eta, steps=len(trees) * horizon), table.shape[1], voted["rows"])
     return _numbers(inputs, trees, rows, returns, eta if kind in SURE else eta / 2, cap) | {"kind": kind}
+
+
+def _check_least(table: np.ndarray, inputs: dict) -> None:
+    """Raise MucdError where no votes of K neighbours need so many changed units."""
+    mechanism, actions = from_values(inputs["mechanism"]), inputs["actions"]["actions"]
+    if table.shape[1] != actions or np.any((table == 0).sum(1) != 1) or table.max() > mechanism.neighbours + 1:
+        raise MucdError(f"voted rows must be of {actions} actions, have one 0 each, and nothing above {mechanism.neighbours + 1}")
+    most = 1 + mechanism.most_radius(inputs["units"], inputs["threat"])
+    if (least := np.sort(table, axis=1)[:, 1].max()) > most:
+        raise MucdError(f"voted rows: {least} changed units for any other action are above {most}, the most that {mechanism.neighbours} neighbours need")
 
 
 def _numbers(inputs: dict, trees: list[Tree], rows: Rows, returns: Returns, eta: float, cap: int) -> dict:
@@ -142,12 +162,41 @@ def _numbers(inputs: dict, trees: list[Tree], rows: Rows, returns: Returns, eta:
     }
 
 
+def voted_claim(inputs: dict, voted: dict, what: str) -> str:
+    """The results of `voted_results` in words; `what`: the name of the return."""
+    low, high = inputs["return_range"]
+    bound, half, played = partial(round_down, width=high - low), voted["keeps"]["0.5"], voted["keeps_played"]["0.5"]
+    at, tree = voted["curve"]["radius"].index(max(played["radius"], 0)), inputs["voted"]
+    words = (
+        f"Voted policy, which takes at every state the action that {RULES[voted['kind']]}: on D it earned {bound(voted['unpoisoned_mean'])} in the mean of {counted(voted['episodes'], 'episode')}. "
+        + (
+            f"For every D' with r = {played['radius']} ({share(played['radius'], inputs['units'])} of D) its mean {what} in these episodes, whose randomness is the same for D', is at least {bound(played['bound'])} "
+            f"({percent_down(voted['curve']['complete'][at])} % of them were followed to their end through everything that D' can make of them)"
+            if played["radius"] >= 1
+            else f"No radius keeps half of the height of its mean {what} in these episodes above the least possible one"
+        )
+        + ". "
+        + (
+            f"For every D' with r = {half['radius']} ({share(half['radius'], inputs['units'])} of D) its expected {what}, over what is random in the environment, is at least {bound(half['bound'])}."
+            if half["radius"] >= 1
+            else f"About its expected {what} over what is random in the environment too little is known from these episodes to keep half at any radius."
+        )
+    )
+    least = "" if tree["least_reward"] is None else f", whose least reward is {exactly(tree['least_reward'])}"
+    words += f" An episode has at most {counted(tree['horizon'], 'step')}{least}."
+    if voted["kind"] not in SURE:
+        words += (
+            " The vote of finitely many instances, as it is deployed, estimates that policy: at states where training gives two actions about equally often, on D or on D', it may take the other one, and what it then earns is not bounded here."
+        )
+    return words
+
+
 def _keeps(mean: float, floor: float, radii: list[int], bounds: list[float], units: int) -> dict:
     """As `shares_kept`, at the listed radii alone."""
     keeps = {}
-    for share in SHARES_KEPT:
-        wanted = floor + share * (mean - floor)
+    for part in SHARES_KEPT:
+        wanted = floor + part * (mean - floor)
         kept = [k for k, bound in enumerate(bounds) if bound >= wanted and mean > floor]
         radius = radii[max(kept)] if kept else -1
-        keeps[f"{share:g}"] = {"radius": radius, "fraction": max(radius, 0) / units, "bound": bounds[max(kept, default=0)]}
+        keeps[f"{part:g}"] = {"radius": radius, "fraction": max(radius, 0) / units, "bound": bounds[max(kept, default=0)]}
     return keeps

@@ -18,6 +18,7 @@ from mucd_ray.mechanism.gaussian.mechanism import MOST_NOISE, Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, to_values
 from mucd_ray.mechanism.neighbours import Neighbours, unanimous_radius
 from mucd_ray.mechanism.partition import Partition
+from mucd_ray.mechanism.units import UNITS
 from mucd_ray.words import counted, plural
 
 # The bag is this many times as large as one that would withstand the wanted radius without noise: with much larger ones the noise that they need leaves less signal.
@@ -34,10 +35,11 @@ def certified_radius(mechanism: AnyMechanism, *, units: int, instances: int, eta
 
 
 def bag_of(size: int, *, unit: str, draws: str, units: int) -> Bag:
-    """A bag of `size` units, on average where draws are Poisson: their rate follows from the declared number `units`."""
+    """A bag of `size` units, on average where draws are Poisson: their rate follows from the declared number `units`. Raises MucdError where that is less than the size."""
     if draws == "poisson":
-        check_count(size, "bag size", 1, LARGEST)
-        return Bag(unit=unit, draws=draws, sample_rate=min(1.0, size / units))
+        if check_count(size, "bag size", 1, LARGEST) > units:
+            raise MucdError(f"bag size {size} is above the number of {UNITS[unit]}, {units}, from which the rate of Poisson draws follows: use at most that")
+        return Bag(unit=unit, draws=draws, sample_rate=size / units)
     return Bag(unit=unit, draws=draws, bag_size=size)
 
 
@@ -126,7 +128,7 @@ def fewest_parts(*, units: int, radius: int, instances: int, eta: float, actions
     return Partition(unit=unit, parts=most + 1)
 
 
-# Neighbours for each changed unit: an action is certified where it leads by a ninth of the votes among the nearest nine tenths.
+# Neighbours for each changed unit: an action is certified where it leads by a ninth of the votes among the nearest nine tenths, by a fifth of all where units are replaced.
 NEIGHBOURS_PER_UNIT = 10
 
 
@@ -169,7 +171,7 @@ def compare(*, units: int, radius: int, unit: str, instances: int, eta: float, a
     for kind, make in makers.items():
         try:
             mechanism, learned_from = make()
-            certified = unanimous_radius(mechanism.neighbours, 2 * agreement - 1) if kind == Neighbours.kind else certified_radius(mechanism, **of_vote)
+            certified = unanimous_radius(mechanism.neighbours, 2 * agreement - 1, threat) if kind == Neighbours.kind else certified_radius(mechanism, **of_vote)
             rows.append({"kind": kind, "mechanism": to_values(mechanism), "radius": certified, "units_per_policy": learned_from, "refused": None})
             rows[-1]["signal_budget"] = mechanism.signal_budget(units) if kind in WITH_NOISE else None
         except MucdError as error:

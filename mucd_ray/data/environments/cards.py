@@ -207,6 +207,22 @@ CARDS = (
         "declares no bounds, so they are clipped into a range a little wider than what the behaviour earns.",
     ),
     EnvironmentCard(
+        env_id="Hopper-v5",
+        observation_shape=(11,),
+        indices=tuple(range(11)),
+        center=(1.33, -0.03, -0.25, -0.24, 0.25, 1.54, -0.05, 0.0, -0.16, -0.02, -0.55),
+        scale=(0.17, 0.04, 0.25, 0.17, 0.61, 0.55, 1.4, 0.6, 1.7, 1.8, 5.7),
+        clip=3.0,
+        return_range=(0.0, 4000.0),
+        clip_returns=True,
+        max_episode_steps=1000,
+        reward_scale=3.0,
+        random_return=18.0,
+        expert_return=2466.0,
+        source=f"{_SCALES} Reference returns: uniformly random actions (400 episodes) and the noise-free behaviour (20), seeds from 910000. Returns: the "
+        "environment declares no bounds (a step earns its speed, and 1 for not falling), so they are clipped; Gymnasium registers 3800 as what solves it.",
+    ),
+    EnvironmentCard(
         env_id="ALE/Breakout-v5",
         make_kwargs={"obs_type": "ram", "max_num_frames_per_episode": 20_000},
         wrapper="breakout-serve",

@@ -89,6 +89,10 @@ BEHAVIOURS = {
             controller=halfcheetah.run, noise=(0.0, 0.1, 0.2, 0.4),
         ),
         Behaviour(
+            name="hopper-hop", env_id="Hopper-v5", description="linear feedback on all eleven entries, found by random search; about 2470 without noise",
+            controller=controllers.hop, noise=GAUSSIAN_LEVELS,
+        ),
+        Behaviour(
             name="freeway-lookahead", env_id="ALE/Freeway-v5", description="goes up unless the next cars would hit it; about 30 without noise",
             controller=freeway.lookahead,
         ),

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mucd_ray.data.environments.weights import shipped_weights
+
 
 def linear_switch(weights, low: int, high: int) -> Callable[[np.ndarray], int]:
     """The bang-bang controller: `high` where weights . observation > 0, else `low`."""
@@ -48,3 +50,9 @@ def swing_up(observation: np.ndarray) -> np.ndarray:
         return np.clip([-10 * sine - 2 * speed], -2, 2)
     energy = speed**2 / 6 + 5 * cosine  # a rod of length and mass 1, g = 10; 5 when at rest upright
     return np.clip([2 * (5.2 - energy) * np.sign(speed)], -2, 2) if speed else np.array([2.0])
+
+
+def hop(observation: np.ndarray) -> np.ndarray:
+    """Hopper-v5: observation [11] -> torques [3], each in [-1, 1]."""
+    found = shipped_weights("hopper")
+    return np.clip(found["weights"] @ observation + found["bias"], -1, 1)

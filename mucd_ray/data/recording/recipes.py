@@ -72,6 +72,10 @@ RECIPES = {
             checksum="0d8cb46d315e43982d2c35d0916219e4872876e658e81a88dfd5e303066e610f", mean_return=2954.72, seconds=11, megabytes=10.5,
         ),
         Recipe(
+            dataset="hopper/mixed-v0", behaviour="hopper-hop", transitions=50_000, size=50_903,
+            checksum="6ec3793c7bd46f3f1fd2b1419d8251e2a41f337b72134a73ca9019bcc828e95e", mean_return=1689.29, seconds=6, megabytes=7.1,
+        ),
+        Recipe(
             dataset="freeway/mixed-v0", behaviour="freeway-lookahead", transitions=50_000, size=51_200,
             checksum="93cc02737b012c59c86bce7faf4210e40ae5001c99dfb49fb9c98da864cdb5c3", mean_return=17.84, seconds=35, megabytes=7.8,
         ),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mucd_ray.errors import MucdError
+from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.algorithm import Algorithm
 from mucd_ray.learn.algorithms import bc
 from mucd_ray.learn.convolutional import channel_moments, image_shape, of_every_entry, on_raw_images
@@ -23,6 +24,7 @@ from mucd_ray.learn.engines.plain import module_shapes, module_views, train_plai
 from mucd_ray.learn.engines.precision import require_float32_products
 from mucd_ray.learn.engines.stacked import UnitsOnDevice, train_stacked
 from mucd_ray.learn.ensemble import GPU_BLOCK, acting_parameters, fused_trains, in_blocks
+from mucd_ray.learn.networks import stacked_layers
 from mucd_ray.learn.nonprivate import Unprotected
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
@@ -31,6 +33,8 @@ from mucd_ray.learn.units import Units
 
 # A feature whose deviation in a bag is below this share of its size is constant there, and ignored by the policy.
 CONSTANT = 1e-6
+# Rows of a bag at which it is found out which entries of an observation move a policy.
+PROBED = 1000
 # Modules that are stacked at a time on a GPU: their activations are large.
 MODULE_BLOCK = 64
 
@@ -46,6 +50,7 @@ class Fit:
             are trajectories or sources.
         graded: whether clones of discrete actions trust the bag's trajectories by the rank of their returns, all of them but the worst: see `noise_rates`. Not where
             units are transitions.
+        entries: how many entries of an observation a policy looks at, chosen bag by bag (`_chosen_entries`); None: all of them.
         mirrored: whether the mirror image of every trajectory is learned from, too: needs `Problem.mirror`.
         normalise: whether observations are centred and scaled by the bag's own statistics.
 
@@ -57,13 +62,15 @@ class Fit:
     batch: int = 128
     top_share: float = 1.0
     graded: bool = False
+    entries: int | None = None
     mirrored: bool = False
     normalise: bool = True
 
     def __post_init__(self):
-        for name in ("steps", "batch"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise MucdError(f"{name} {getattr(self, name)} of training on a bag must be a whole number, at least 1")
+        for name in ("steps", "batch", "entries"):
+            value = getattr(self, name)
+            if (type(value) is not int or value < 1) and (name, value) != ("entries", None):
+                raise MucdError(f"{name} {value} of training on a bag must be a whole number, at least 1")
         for name in ("graded", "mirrored", "normalise"):
             if type(getattr(self, name)) is not bool:
                 raise MucdError(f"{name} {getattr(self, name)!r} must be true or false")
@@ -120,7 +127,7 @@ def fit_stacked(
     bags, units = list(bags), _as_shown(units, problem, fit)
     problem, lessons = _as_asked(problem, fit), [_lesson(units, bag, fit) for bag in bags]
     rows = [rows for rows, _ in lessons]
-    moments = [_moments(problem, units.features, of_bag, fit.normalise) for of_bag in rows]
+    moments = [_view(problem, fit, units, of_bag, rewards, instance, streams) for (of_bag, rewards), instance in zip(lessons, instances)]
     of_entries = [tuple(of_every_entry(values, problem.shape) for values in pair) for pair in moments] if problem.learner.network == "convolutional" else moments
     data, flat = UnitsOnDevice(units, device, padded=True), torch.full((len(rows), problem.parameter_count), torch.nan)
 
@@ -134,18 +141,18 @@ def fit_stacked(
     if filled:
         block = (1 if device.type == "cpu" else MODULE_BLOCK) if is_module else GPU_BLOCK
         flat[filled] = in_blocks(train, filled, block, device)[:, : problem.parameter_count]
-    return _released(problem, flat, moments, [_target(problem, units, bag) for bag in bags])
+    trained = {name: part.contiguous() for name, part in module_views(module_shapes(problem), flat).items()} if is_module else acting_parameters(problem, flat)
+    return _released(problem, trained, moments, [_target(problem, units, bag) for bag in bags])
 
 
 def _fit(problem: Problem, fit: Fit, units: Units, bag: np.ndarray, instance: int, streams: Streams) -> dict[str, Tensor]:
     problem, (rows, rewards) = _as_asked(problem, fit), _lesson(units, bag, fit)
-    center, scale = _moments(problem, units.features, rows, fit.normalise)
-    flat = torch.full((1, problem.parameter_count), torch.nan)
+    center, scale = _view(problem, fit, units, rows, rewards, instance, streams)
     if len(rows):
-        size = min(fit.batch, len(rows))
-        mechanism = Unprotected(sample_rate=size / len(rows), steps=fit.steps, normaliser=size)
-        flat = torch.from_numpy(_train(problem, mechanism, _normalised(units, rows, rewards, center, scale), instance, streams))[None]
-    return {name: stacked[0] for name, stacked in _released(problem, flat, [(center, scale)], [_target(problem, units, bag)]).items()}
+        trained = _trained(problem, fit, fit.steps, _normalised(units, rows, rewards, center, scale), instance, streams)
+    else:
+        trained = acting_parameters(problem, torch.full((1, problem.parameter_count), torch.nan))
+    return {name: stacked[0] for name, stacked in _released(problem, trained, [(center, scale)], [_target(problem, units, bag)]).items()}
 
 
 def rows_of(units: Units, bag: np.ndarray, top_share: float = 1.0) -> np.ndarray:
@@ -269,12 +276,66 @@ def _moments(problem: Problem, features: np.ndarray, rows: np.ndarray, normalise
     return center, scale
 
 
+def _view(problem: Problem, fit: Fit, units: Units, rows: np.ndarray, rewards: np.ndarray, instance: int, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
+    """Center and scale as from `_moments`; entries that are not chosen have an infinite scale, as constant ones have."""
+    center, scale = _moments(problem, units.features, rows, fit.normalise)
+    if fit.entries is None or not len(rows):
+        return center, scale
+    if problem.module_factory is not None:
+        raise MucdError(f"{fit.entries} entries cannot be chosen for a {problem.learner.network} network, which looks at whole observations: leave them out")
+    return center, np.where(_chosen_entries(problem, fit, _normalised(units, rows, rewards, center, scale), instance, streams), scale, np.inf)
+
+
+def _chosen_entries(problem: Problem, fit: Fit, units: Units, instance: int, streams: Streams) -> np.ndarray:
+    """Which of the bag's normalised features are learned from, bool [d]: what says nothing is soon mistaken for a cause where demonstrations are few.
+
+    Recursive feature elimination (Guyon et al. 2002): a policy is trained for a fourth of the steps, and the half of its features that moves it least is left out,
+    until `entries` are left. How far one moves it is the mean squared change of what it prefers when the feature's values are permuted (Breiman 2001).
+    """
+    chosen, of_all = units.features.any(0), units
+    for elimination in range(len(chosen)):
+        count = int(chosen.sum())
+        if count <= fit.entries:
+            break
+        units = replace(of_all, **{name: np.where(chosen, getattr(of_all, name), np.float32(0)) for name in ("features", "next_features")})
+        trained = _trained(problem, fit, math.ceil(fit.steps / 4), units, instance, streams)
+        generator = streams.generator(instance, elimination, purposes.SUBSET)
+        x = units.features[generator.integers(len(units), size=min(PROBED, len(units)))]
+        moves = _moves(problem, trained, x, x[generator.permutation(len(x))])
+        best = np.argsort(np.where(chosen & ~np.isnan(moves), -moves, np.inf), kind="stable")
+        chosen = np.isin(np.arange(len(chosen)), best[: max(fit.entries, math.ceil(count / 2))])
+    return chosen
+
+
+def _moves(problem: Problem, policy: dict[str, Tensor], x: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Mean squared change, float64 [d], of a policy's outputs at x [n, d] when a feature has its value of other [n, d] instead; of scores, up to what all actions share."""
+    (first, bias), *later = [(weight[0].numpy(), bias[0].numpy()) for weight, bias in stacked_layers(problem.network, policy)]
+
+    def preferred(total: np.ndarray) -> np.ndarray:
+        for weight, bias in later:
+            total = np.maximum(total, 0.0) @ weight + bias
+        outputs = problem.preferences(total)
+        return outputs - outputs.mean(-1, keepdims=True) if problem.discrete else outputs
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = x @ first + bias
+        outputs = preferred(total)
+        return np.array([np.square(preferred(total + (new - old)[:, None] * weight) - outputs).mean(dtype=np.float64) for old, new, weight in zip(x.T, other.T, first)])
+
+
 def _normalised(units: Units, rows: np.ndarray, rewards: np.ndarray, center: np.ndarray, scale: np.ndarray) -> Units:
     """The bag's rows as units of their own, with normalised features."""
     with np.errstate(over="ignore", invalid="ignore"):
         x, next_x = (((part[rows] if len(part) else part) - center) / scale for part in (units.features, units.next_features))
         x, next_x = x.astype(np.float32), next_x.astype(np.float32)
     return Units.transitions(x, units.actions[rows], next_features=next_x, rewards=rewards, keeps=units.keeps[rows])
+
+
+def _trained(problem: Problem, fit: Fit, steps: int, units: Units, instance: int, streams: Streams) -> dict[str, Tensor]:
+    """A policy [1, ...] of normalised features after so many steps."""
+    size = min(fit.batch, len(units))
+    mechanism = Unprotected(sample_rate=size / len(units), steps=steps, normaliser=size)
+    return acting_parameters(problem, torch.from_numpy(_train(problem, mechanism, units, instance, streams))[None])
 
 
 def _train(problem: Problem, mechanism: Unprotected, units: Units, instance: int, streams: Streams) -> np.ndarray:
@@ -294,17 +355,16 @@ def _target(problem: Problem, units: Units, bag: np.ndarray) -> float:
     return float(np.quantile(returns, problem.constants["target"], method="higher")) if problem.told and len(returns) else math.nan
 
 
-def _released(problem: Problem, flat: Tensor, moments: Sequence[tuple[np.ndarray, np.ndarray]], targets: Sequence[float]) -> dict[str, Tensor]:
-    """Policies [P, ...] of raw observations, from parameters [P, parameter_count] of networks that have learned by these moments; what they are told is their target."""
+def _released(problem: Problem, trained: dict[str, Tensor], moments: Sequence[tuple[np.ndarray, np.ndarray]], targets: Sequence[float]) -> dict[str, Tensor]:
+    """The same policies [P, ...] of raw observations, which have learned from normalised ones by these moments; what they are told is their target."""
     centers, scales = (np.stack(values) for values in zip(*moments))
     if problem.told:
         with np.errstate(invalid="ignore"):
             centers[:, -1] -= targets  # what they are told is then 0
     if problem.module_factory is None:
-        policies = _on_raw_observations(acting_parameters(problem, flat), centers, scales)
+        policies = _on_raw_observations(trained, centers, scales)
         return policies | {"0.weight": policies["0.weight"][:, : policies["0.weight"].shape[1] - problem.told].contiguous()}
-    policies = {name: part.contiguous() for name, part in module_views(module_shapes(problem), flat).items()}
-    return (on_raw_images if problem.learner.network == "convolutional" else on_raw_steps)(policies, centers, scales)
+    return (on_raw_images if problem.learner.network == "convolutional" else on_raw_steps)(trained, centers, scales)
 
 
 def _on_raw_observations(policies: dict[str, Tensor], center: np.ndarray, scale: np.ndarray) -> dict[str, Tensor]:

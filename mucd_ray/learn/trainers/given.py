@@ -1,6 +1,6 @@
 """What a trainer from outside is given: the trajectories of one bag or part as numpy arrays, and nothing else.
 
-As a file, `bag.npz` holds the flat arrays of `GivenBag` by their names, with `starts`, and `observation_space`, `action_space` and `unit` as texts (spaces in Minari's JSON).
+As a file, `bag.npz` holds the flat arrays of `GivenBag` by their names, with `starts` and `units`, and `observation_space`, `action_space` and `unit` as texts (spaces in Minari's JSON).
 """
 
 import functools
@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from minari.serialization import deserialize_space, serialize_space
 
-ARRAYS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated", "starts")
+ARRAYS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated", "starts", "units")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +49,7 @@ class GivenBag:
         rewards: float64 [n].
         terminated, truncated: bool [n].
         starts: int64 [M + 1], first rows of the trajectories, and n.
+        units: int64 [M], of which of the bag's units each trajectory is, counted from 0 in their order.
     """
 
     unit: str
@@ -61,6 +62,7 @@ class GivenBag:
     terminated: np.ndarray
     truncated: np.ndarray
     starts: np.ndarray
+    units: np.ndarray
 
     def __post_init__(self):
         for name in ARRAYS:

@@ -31,7 +31,7 @@ def made_up_bag(environment: gymnasium.Env, unit: str) -> GivenBag:
         columns, starts = [column[order] for column in columns], np.arange(len(order) + 1)
     names = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
     spaces = {"observation_space": environment.observation_space, "action_space": environment.action_space}
-    return GivenBag(unit=unit, **spaces, **dict(zip(names, columns)), starts=starts)
+    return GivenBag(unit=unit, **spaces, **dict(zip(names, columns)), starts=starts, units=np.arange(len(starts) - 1))
 
 
 def made_up_observations(space: gymnasium.Space, count: int = 8) -> np.ndarray:

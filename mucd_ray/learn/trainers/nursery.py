@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from mucd_ray.learn.trainers.artifacts import from_bytes, given_dtype, policy_of
+from mucd_ray.learn.trainers.bag_files import WRITERS
 from mucd_ray.learn.trainers.given import GivenBag
 
 FRAME = struct.Struct("!IQ")
@@ -266,20 +267,22 @@ def _module(where: str):
 
 
 def command_trainer(command: str):
-    """A command with {bag}, {out} and maybe {seed} and {device}: a folder that holds bag.npz, and where to write the policy, {out} itself or with an ending."""
+    """A command with {bag}, {out} and maybe {seed} and {device}: a folder that holds the bag, and where to write the policy, {out} itself or with an ending."""
     words = shlex.split(command)
 
     def train(header: dict, body: bytes, folder: str) -> tuple:
         bag, out = Path(folder, "bag"), Path(folder, "out", "policy")
         bag.mkdir()
         out.parent.mkdir()
-        (bag / "bag.npz").write_bytes(body)
+        given_bag = GivenBag.from_npz(body)
+        WRITERS[header["bag_format"]](given_bag, bag)
         given = {"{bag}": bag, "{out}": out, "{seed}": header["seed"], "{device}": header["device"]}
+        os.environ["MINARI_DATASETS_PATH"] = str(bag)
         _run([_filled(word, given) for word in words])
         found = sorted(out.parent.glob("policy*"))
         if len(found) != 1:
             raise FileNotFoundError(f"the command wrote {len(found)} files at {{out}}: one is wanted")
-        return _trained(lambda *_: found[0], header, GivenBag.from_npz(body))
+        return _trained(lambda *_: found[0], header, given_bag)
 
     return train
 

@@ -38,7 +38,7 @@ EMPTY, RAISED, NO_POLICY, DIED, SLOW, MEMORY, NOWHERE = range(1, 8)
 
 
 def outside(kind: str, name: str, **limits) -> Outside:
-    """A trainer with the hash of its files, which nobody has imported yet.
+    """A trainer with the hash of its files, which nobody has imported yet; `limits` are further fields of `Outside`.
 
     Raises:
         MucdError: there is no such module or file, or a limit is outside its range.
@@ -264,7 +264,8 @@ class Learner:
         return 1
 
     def train(self, bag: GivenBag, seed: int, trial: bool) -> None:
-        request = frame({"seed": seed, "device": self.nursery.device, "tell_modules": trial}, bag.to_npz())
+        header = {"seed": seed, "device": self.nursery.device, "tell_modules": trial, "bag_format": self.nursery.trainer.bag_format}
+        request = frame(header, bag.to_npz())
         answer = self.line.ask(request, MOST_BYTES, time.monotonic() + self.nursery.trainer.seconds, self.nursery.progress)
         if isinstance(answer, int):
             self._fail(answer)

@@ -57,9 +57,11 @@ class Recorded:
     def bag(self, units: np.ndarray, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> GivenBag:
         """The bag of these units, in their order; nothing else of the data is in it."""
         rows = [np.arange(start, start + length) for start, length in zip(self.starts[units], self.lengths[units])]
+        of_row = np.repeat(np.arange(len(units)), self.lengths[units])
         rows = np.concatenate([np.zeros(0, np.int64), *rows])
+        last = np.flatnonzero(self.ends[rows])
         return GivenBag(
             unit=self.unit, observation_space=observation_space, action_space=action_space,
             observations=self.observations[rows], actions=self.actions[rows], rewards=self.rewards[rows], next_observations=self.next_observations[rows],
-            terminated=self.terminations[rows], truncated=self.truncations[rows], starts=np.append(0, np.flatnonzero(self.ends[rows]) + 1),
+            terminated=self.terminations[rows], truncated=self.truncations[rows], starts=np.append(0, last + 1), units=of_row[last],
         )

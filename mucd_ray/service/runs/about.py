@@ -7,7 +7,6 @@ from importlib.metadata import version
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.service.runs.choices import Choices
-from mucd_ray.service.runs.mechanisms import MANY_TRAJECTORIES
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
@@ -57,9 +56,8 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
 
 def _choice_note(settings: RunSettings) -> str:
     """Why unit and mechanism are what they are, where that followed from the number of trajectories."""
-    number = f"{'at least' if settings.mechanism.unit == 'trajectory' else 'fewer than'} {MANY_TRAJECTORIES} trajectories"
     margin = counted(settings.choice_margin, "trajectory")
-    note = f"Unit and mechanism are the package's defaults for {number}; {margin} more or fewer would not change that, and no larger radius is claimed"
+    note = f"Unit and mechanism are the package's defaults for so many trajectories; {margin} more or fewer would not change that, and no larger radius is claimed"
     return note + (": a changed transition adds or takes away at most two." if settings.mechanism.unit == "transition" else ".")
 
 

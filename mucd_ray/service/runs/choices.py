@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from mucd_ray.certify.confidence.proportions import check_eta
 from mucd_ray.certify.file.results import check_choices
-from mucd_ray.certify.file.voted import KINDS
 from mucd_ray.certify.planning.goal import Goal
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -60,7 +59,5 @@ class Choices:
             raise MucdError("neighbours leave nothing to chance: there is nothing to look at again, no goal to train for, and no scores; leave --until, --looks and --inference out")
         if self.inference == "scores" and not settings.actions:
             raise MucdError("inference 'scores' needs discrete actions, these are continuous: leave --inference out")
-        if self.policy == "vote" and settings.mechanism.kind not in KINDS:
-            raise MucdError(f"policy 'vote' is certified of {', '.join(KINDS)}, not of {settings.mechanism.kind}: leave --policy out")
         if self.goal is not None:
             Goal.parse(self.goal).check(settings.units, settings.radius_cap(self.threat), discrete=bool(settings.actions))

@@ -20,8 +20,9 @@ from mucd_ray.mechanism.outside import Outside, option_of
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
-from mucd_ray.service.runs.neighbours import certify_neighbours
+from mucd_ray.service.runs.neighbours import card_with_metric, certify_neighbours
 from mucd_ray.service.runs.session import Request, execute
+from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.tuned import read_tuned
@@ -30,14 +31,15 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "source_key", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "mirrored", "trainer_command", "train_seconds", "train_memory", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "entries", "mirrored", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
 
 def start_run(options, out) -> int:
     if options.tuned:
-        given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None]
+        trainer = options.algorithm is not None and ":" in options.algorithm
+        given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None and not (name == "algorithm" and trainer)]
         if given:
             raise MucdError(f"--tuned {options.tuned} sets {given[0]}: leave one of the two out")
     trainer = _trainer(options)
@@ -49,7 +51,7 @@ def start_run(options, out) -> int:
         given.setdefault("network", "transformer")
     if given.get("network", "dense") != "dense":
         given.setdefault("hidden", ())
-    fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share, "mirrored": options.mirrored}
+    fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share, "entries": options.entries, "mirrored": options.mirrored}
     fit = {name: value for name, value in fit.items() if value is not None}
     request = Request(
         dataset=options.dataset,
@@ -111,24 +113,30 @@ def grow_run(options, out) -> int:
 def _may_play(store: RunStore, options) -> None:
     """Raise MucdError unless environment and encoder of a run folder are the user's word; the encoder is ready then."""
     settings = store.settings()
-    _check_card(store, replace(settings.card.without_history(), encoder=None), options.card)
+    _check_card(store, settings, options.card)
     if settings.card.encoder is not None:
         content = check_encoder(store.location, settings.card, options.encoder)
         load_encoder(content, settings.card.observation_shape)
         store.write_encoder(content)
 
 
-def _check_card(store: RunStore, card: EnvironmentCard, path: str | None) -> None:
+def _check_card(store: RunStore, settings: RunSettings, path: str | None) -> None:
     """Raise MucdError unless the card of a run folder is a shipped one or the user's, in the file `path`.
 
     A card says which module is imported, and its arguments may name files or other environments: what a folder brings along is no reason to make it.
     """
-    if path is None and all(card not in (shipped, shipped.raw()) for shipped in CARDS):
+    card = replace(settings.card.without_history(), encoder=None)
+
+    def is_of(given: EnvironmentCard) -> bool:
+        metric = [card_with_metric(given, settings.mechanism.metric)] if settings.mechanism.kind == Neighbours.kind and given.env_id == card.env_id else []
+        return card in (given, given.raw(), *metric)
+
+    if path is None and not any(map(is_of, CARDS)):
         raise MucdError(
             f"{store.location} has no shipped card but one of its own, whose environment is {card.env_id!r:.100}, and which is made only on your word: give the file with "
             "which you began the run, --card FILE"
         )
-    if path is not None and card not in (load_card(path), load_card(path).raw()):
+    if path is not None and not is_of(load_card(path)):
         raise MucdError(f"card {path} is not that of {store.location}: give the one with which the run began")
 
 
@@ -144,10 +152,10 @@ def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:
 
 def certify_run(options, out) -> int:
     store, choices = RunStore.open(options.run), _choices(options)
-    if store.settings().mechanism.kind == Neighbours.kind:
-        return _print(finish(store, certify_neighbours(store, choices)), options, out)
     if choices.policy == "vote":
         _may_play(store, options)
+    if store.settings().mechanism.kind == Neighbours.kind:
+        return _print(finish(store, certify_neighbours(store, choices)), options, out)
     return _print(finish(store, certify(store, choices)), options, out)
 
 
@@ -166,7 +174,7 @@ def tune_constants(options, out) -> None:
 
     if options.actors < 1:
         raise MucdError(f"--trainers-per-trial {options.actors} must be at least 1")
-    results = study(options, _resources(options))
+    results = study(options, _resources(options), _trainer(options))
     with as_expected(f"{options.storage}/results.json", "delete it and run the same command again"):
         text = json.dumps(results) if options.json else describe_study(results)
     out(text)
@@ -238,8 +246,10 @@ def _trainer(options) -> Outside | None:
     command, name = options.trainer_command, options.algorithm
     if command is not None and name is not None:
         raise MucdError(f"--trainer {name} and --trainer-command are given: leave one of the two out")
-    limits = {"seconds": options.train_seconds, "memory": options.train_memory}
+    limits = {"seconds": options.train_seconds, "memory": options.train_memory, "bag_format": options.bag_format}
     limits = {field: value for field, value in limits.items() if value is not None}
+    if command is None and "bag_format" in limits:
+        raise MucdError(f"--bag-format {options.bag_format} is for --trainer-command: a function is given arrays, and the package's learners read none; leave it out")
     if command is None and (name is None or ":" not in name):
         if limits:
             raise MucdError(f"--train-{next(iter(limits))} is for a trainer of yours: give --trainer package.module:function or --trainer-command")

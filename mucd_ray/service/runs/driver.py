@@ -58,7 +58,7 @@ def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Re
     return units
 
 
-def trusted_units(settings: RunSettings) -> Units | None:
+def trusted_units(settings: RunSettings) -> Units | Recorded | None:
     """The trusted data as the learner reads it, or None without any.
 
     Raises:
@@ -70,7 +70,10 @@ def trusted_units(settings: RunSettings) -> Units | None:
     trusted = load_dataset(name)
     if trusted.fingerprint() != fingerprint:
         raise MucdError(f"the trusted dataset {name} has changed since the run began: restore it, or start a new run folder")
-    return make_units(trusted.with_history(settings.card.history), settings.card, settings.problem, settings.trusted_unit)
+    trusted = trusted.with_history(settings.card.history)
+    if settings.trainer is not None:
+        return Recorded.of(trusted, settings.trusted_unit)
+    return make_units(trusted, settings.card, settings.problem, settings.trusted_unit)
 
 
 def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Choices, resources: Resources, states=None) -> dict:

@@ -19,8 +19,9 @@ from mucd_ray.words import counted
 
 DEFAULT_CLIP_NORM = 0.1
 CONDITIONAL = "The claim is conditional on what the user gave: it holds as stated if it was not chosen by looking at this dataset."
-# Trajectories from which on they are what an attacker changes, where the user does not say: bags of them teach any learner on raw observations.
-MANY_TRAJECTORIES = 20
+# Trajectories from which on they are what an attacker changes, where the user does not say: bags of them teach any learner on raw observations. The border lies
+# between round numbers, as those of the public size do.
+MANY_TRAJECTORIES = 18
 DEFAULT_MECHANISMS = {"trajectory": Bag.kind, "source": Bag.kind, "transition": Mechanism.kind}
 # The same where only the mechanism is given: noise averages over many transitions, and bags of few trajectories still teach a lot.
 DEFAULT_UNITS = {Mechanism.kind: "transition", Bag.kind: "trajectory", BagThenNoise.kind: "trajectory", Partition.kind: "trajectory", Neighbours.kind: "trajectory"}
@@ -91,7 +92,7 @@ def check_options(request) -> None:
         raise MucdError(f"mechanism {request.mechanism!r} is unknown: use one of {', '.join(DEFAULT_UNITS)}")
     for name, kinds in ONLY.items():
         if request.mechanism not in kinds and getattr(request, name) is not None:
-            what = "train steps, batch size or top share" if name == "fit" else name.replace("_", " ")
+            what = "train steps, batch size, top share or entries" if name == "fit" else name.replace("_", " ")
             raise MucdError(f"{what} is for --mechanism {' or '.join(kinds)}, not for {request.mechanism}: leave it out")
 
 

@@ -16,6 +16,7 @@ from mucd_ray.certify.file.evidence import MOST_COUNTS, neighbours_evidence
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import EnvironmentCard
+from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.rollouts import rollout_returns
 from mucd_ray.files import as_expected
@@ -26,6 +27,7 @@ from mucd_ray.service.runs.about import context
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import behaviour_return
 from mucd_ray.service.runs.settings import RunSettings, check_code
+from mucd_ray.service.runs.voting import with_votes
 from mucd_ray.service.runs.work import baselines, check_returns, rollout_seeds
 from mucd_ray.service.storage.store import RunStore
 
@@ -71,10 +73,10 @@ class NeighbourPolicy:
         return np.eye(self.actions)[self.mechanism.actions(votes, self.actions)]
 
 
-def sizes_at(settings: RunSettings, units: Units, threat: str = "symmetric") -> Callable[[np.ndarray], np.ndarray]:
+def sizes_at(settings: RunSettings, nearest: Nearest, threat: str = "symmetric") -> Callable[[np.ndarray], np.ndarray]:
     """A function from states [n, *observation_shape] to the least number of changed units with which each action could be the one chosen, int [n, A]: 0 for the
     action itself, K + 1 where no K units suffice."""
-    nearest, mechanism = Nearest(units), settings.mechanism
+    mechanism = settings.mechanism
     return lambda states: mechanism.sizes(nearest.votes_at(settings.card.features(states), mechanism.recorded), settings.actions, threat)
 
 
@@ -88,12 +90,8 @@ def run_neighbours(store: RunStore, dataset: OfflineDataset, choices: Choices, s
     """
     settings = store.settings()
     choices.check(settings)
-    check_code(settings)
-    if dataset.fingerprint() != settings.fingerprint:
-        raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.location} began: restore it, or start a new run folder")
+    units, nearest = _units(store, settings, dataset)
     if store.read_json(FILE) is None:
-        units = make_units(dataset, settings.card, settings.problem, settings.mechanism.unit)
-        nearest = Nearest(units)
         if len(nearest) < settings.mechanism.neighbours:
             print(f"mucd: only {len(nearest)} units vote, fewer than {settings.mechanism.neighbours}: all of them do everywhere", file=sys.stderr)
         policy = NeighbourPolicy(nearest, settings.mechanism, settings.actions, settings.rollouts)
@@ -106,7 +104,22 @@ def run_neighbours(store: RunStore, dataset: OfflineDataset, choices: Choices, s
             store.write_json("baselines.json", baselines(settings, units, states) | behaviour_return(settings, dataset))
         radii = dict(zip(COSTS, policy.path_radii.tolist()))
         store.write_json(FILE, {"identity": store.identity, "states": store.states_hash(), "returns": returns.tolist(), "path_radii": radii, "votes": votes.tolist()})
-    return certify_neighbours(store, choices)
+    return certify_neighbours(store, choices, lambda: nearest)
+
+
+def _units(store: RunStore, settings: RunSettings, dataset: OfflineDataset) -> tuple[Units, Nearest]:
+    """Raises MucdError where dataset or code is not that with which the run began."""
+    check_code(settings)
+    if dataset.fingerprint() != settings.fingerprint:
+        raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.location} began: restore it, or start a new run folder")
+    units = make_units(dataset, settings.card, settings.problem, settings.mechanism.unit)
+    return units, Nearest(units)
+
+
+def recorded_units(store: RunStore) -> Nearest:
+    """The units of the run's dataset, read anew. Raises MucdError where it, or the code, is not that with which the run began."""
+    settings = store.settings()
+    return _units(store, settings, load_dataset(settings.dataset, source_key=settings.source_key))[1]
 
 
 def _play(policy: NeighbourPolicy, settings: RunSettings, secret: bytes, keep: bool, progress) -> tuple[np.ndarray, np.ndarray | None]:
@@ -120,11 +133,13 @@ def _play(policy: NeighbourPolicy, settings: RunSettings, secret: bytes, keep: b
     return returns, met.reshape(-1, *met.shape[2:])[: settings.states]
 
 
-def certify_neighbours(store: RunStore, choices: Choices) -> dict:
+def certify_neighbours(store: RunStore, choices: Choices, nearest: Callable[[], Nearest] | None = None) -> dict:
     """Certify what the run folder holds; write certificate.json.
 
+    Args:
+        nearest: gives the units of the data, for which only episodes of the voted policy that are not stored yet ask; by default they are read anew.
     Raises:
-        MucdError: it is not finished, or holds what another run did.
+        MucdError: it is not finished, or holds what another run did; or what `recorded_units` raises, with the certificate without the voted policy written.
     """
     settings, found = store.settings(), store.read_json(FILE)
     choices.check(settings)
@@ -136,11 +151,14 @@ def certify_neighbours(store: RunStore, choices: Choices) -> dict:
         inputs = make_inputs(
             mechanism=settings.mechanism, units=settings.units, returns=found["returns"], path_radii=found["path_radii"][choices.threat], return_range=settings.return_range,
             discount=settings.discount, clipped=settings.card.clip_returns, condition=settings.condition, threat=choices.threat, radius_cap=settings.radius_cap(choices.threat),
+            eta=choices.eta, band=choices.band,
             actions=neighbours_evidence(found["votes"], settings.actions, (store.baselines() or {}).get("reference")),
         )
     certificate = make_certificate(inputs, assumptions=_assumptions(settings, choices), context=_context(store, settings))
     store.write_json("certificate.json", certificate)
-    return certificate
+    if choices.policy == "instance":
+        return certificate
+    return with_votes(store, certificate, choices, lambda: sizes_at(settings, nearest() if nearest else recorded_units(store), choices.threat))
 
 
 def _assumptions(settings: RunSettings, choices: Choices) -> list[str]:

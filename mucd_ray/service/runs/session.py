@@ -23,6 +23,7 @@ from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
@@ -34,7 +35,7 @@ from mucd_ray.service.runs.settings import RunSettings, check_history, code_dige
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.runs.work import open_nursery
 from mucd_ray.service.storage.store import RunStore
-from mucd_ray.service.tuning.tuned import Tuned, TunedBag
+from mucd_ray.service.tuning.tuned import AnyTuned
 from mucd_ray.service.workers.cluster import Resources
 
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
@@ -49,6 +50,8 @@ HISTORY_NOTE = (
     f"This number was given by the user. {CONDITIONAL}"
 )
 WIDEST_BOUND = 1e18
+# Up to so many times the wanted radius half of a good return may be kept: of a claim that ends before that the user is told.
+FURTHER = 4
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
 
 
@@ -57,7 +60,7 @@ class Request:
     """What a run is asked for. `None` means: the package's default, which for mechanism and unit may follow from how many trajectories there are (`settled`), or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
     `encoder` the content of the encoder's file.
 
-    `tuned` takes the place of mechanism, unit, fraction, bag_size, parts, fit, sample_rate, noise_multiplier, steps, clip_norm and learner.
+    `tuned` takes the place of mechanism, unit, fraction, bag_size, parts, fit, sample_rate, noise_multiplier, steps, clip_norm and learner; a `trainer` and a `source_key` stand beside it.
     """
 
     dataset: str
@@ -80,7 +83,7 @@ class Request:
     fit: dict | None = None
     learner: Learner | None = None
     trainer: Outside | None = None
-    tuned: Tuned | TunedBag | None = None
+    tuned: AnyTuned | None = None
     chosen: str | None = None
     rollouts: int | None = None
     discount: float = 1.0
@@ -98,6 +101,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if tuned is not None:
         if request.mechanism not in (None, tuned.kind):
             raise MucdError(f"--tuned holds constants of the {tuned.kind} mechanism: leave it or --mechanism {request.mechanism} out")
+        if request.trainer != tuned.trainer:
+            raise MucdError(_other_trainer(tuned.trainer))
         request = replace(request, mechanism=tuned.kind, unit=tuned.unit, learner=tuned.learner, fit=tuned.fit and asdict(tuned.fit))
     chosen = settled(request, dataset.trajectories, choices.accountant)
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
@@ -127,8 +132,6 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
     if request.trainer is not None and (request.learner is not None or request.fit):
         raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
-    if request.trainer is not None and request.trusted is not None:
-        raise MucdError(f"--trusted {request.trusted} is a yardstick for the package's learners so far, not for {request.trainer.option}: leave it out")
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {exactly(request.fraction)} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.count(request.unit)
@@ -137,8 +140,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"units {request.units}: declare at least 2 and at most {LARGEST:,}, about the size of the dataset")
     declared, margin = declared_size(size) if request.units is None else (request.units, None)
     if tuned is not None:
-        mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset),), tuned.follows_size
-        if tuned.fit is not None:
+        mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset), *([USER_LEARNER_NOTE] if tuned.trainer else [])), tuned.follows_size
+        if tuned.kind != Mechanism.kind:
             mechanism.check(size)
         margin = margin if follows else None
     else:
@@ -189,13 +192,21 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
     from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and request.neighbours is None and tuned is None
-    if from_fraction and wanted > cap:
-        why = "the rounded size would change: ask for a smaller fraction, or declare a size with --units that does not depend on the data"
+    if cap < min(FURTHER * wanted, size):
+        why = "the rounded size would change: declare a size with --units that does not depend on the data, such as how many were planned before recording"
         if cap != replace(settings, choice_margin=None).radius_cap(choices.threat):
             why = f"trajectories could be so many, or so few, that the unit would be another: choose it yourself, --unit {settings.mechanism.unit}"
-        print(f"mucd: the wanted fraction {exactly(request.fraction)} is r = {wanted}, but no radius above {cap} will be claimed, where {why}", file=sys.stderr)
+        asked = f"the wanted fraction {exactly(request.fraction)} is r = {wanted}, but " if from_fraction and wanted > cap else ""
+        print(f"mucd: {asked}no radius above {cap} will be claimed, beyond which {why}", file=sys.stderr)
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
+
+
+def _other_trainer(tuned: Outside | None) -> str:
+    """What is named by a file alone is not run."""
+    if tuned is None:
+        return "--tuned holds constants of the package's learners: leave trainers of your own out"
+    return f"--tuned holds constants for {tuned.option} {tuned.name}, run only on your word: give it with the same files and limits as in the study"
 
 
 def _fit(request: Request, learner: Learner, card: EnvironmentCard, discrete: bool) -> Fit:

@@ -93,6 +93,10 @@ class RunSettings:
                 raise MucdError(f"{name.replace('_', ' ')} {value!r:.100} must be a whole number")
         if not all(isinstance(text, str) for text in (self.dataset, self.fingerprint, self.code, self.version, *self.assumptions)):
             raise MucdError("dataset, fingerprint, code, version and assumptions must be texts")
+        for text in self.assumptions:
+            # `verify` refuses a certificate with any other, when all is trained.
+            if not text.isprintable():
+                raise MucdError(f"assumption {text!r:.300} must be one line of printable text: write what you say by --chosen so")
         if self.trusted is not None and not (len(self.trusted) == 2 and all(isinstance(text, str) for text in self.trusted)):
             raise MucdError(f"trusted {self.trusted!r:.100} must be the name and the content hash of a dataset")
         if min(self.actions, self.dimensions) != 0 or max(self.actions, self.dimensions) < 1:
@@ -178,7 +182,7 @@ class RunSettings:
         return note + f"every dataset within {counted(self.size_margin, 'insertion', 'removal')} rounds to the same, and no larger radius is claimed."
 
     def to_dict(self) -> dict:
-        return json.loads(json.dumps(asdict(self) | {"card": self.card.to_dict(), "mechanism": to_values(self.mechanism)}))
+        return json.loads(json.dumps(asdict(self) | {"card": self.card.to_dict(), "mechanism": to_values(self.mechanism), "trainer": self.trainer and outside.to_values(self.trainer)}))
 
     @classmethod
     def from_dict(cls, values: dict) -> "RunSettings":

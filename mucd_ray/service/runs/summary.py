@@ -138,7 +138,7 @@ def describe(summary: dict) -> str:
     baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "episode" if without_chance else "instance")
     lines = [
         f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
-        + ("without chance" if without_chance else f"eta {exactly(summary['eta'])}")
+        + (f"eta {exactly(summary['eta'])}" if not without_chance else f"without chance but in the voted policy's expected return, eta {exactly(summary['eta'])}" if "voted" in summary else "without chance")
         + (", at all looks together" if summary["looks"] == "anytime" else "")
         + (f"; the last {summary['features']['history']} observations" if "history" in (summary["features"] or {}) else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
@@ -150,7 +150,7 @@ def describe(summary: dict) -> str:
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")
         lines += [f"  such as {words}" for words in summary["failure_words"].values()]
     names = {"non_private": "without privacy" if summary["mechanism"]["kind"] in WITH_NOISE else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
-    lines += [f"{names[key]:24s} {baselines[key]:10.2f}" for key in names if key in baselines]
+    lines += [f"{name:24s} {_baseline(key, baselines)}" for key, name in names.items() if key in baselines or f"{key}_failure" in baselines]
     if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
         lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
     for share, entry in summary["keeps"].items():
@@ -186,6 +186,13 @@ def describe(summary: dict) -> str:
     if summary["conditional"]:
         lines.append("on condition  that the number of instances was not chosen by looking at results; --looks anytime needs no such condition")
     return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
+
+
+def _baseline(name: str, baselines: dict) -> str:
+    if name not in baselines:
+        return f"failed: {baselines[f'{name}_failure']}"
+    error, episodes = (baselines.get(f"{name}_{what}") for what in ("standard_error", "episodes"))
+    return f"{baselines[name]:10.2f}" + ("" if None in (error, episodes) else f"  (± {error:.2f}, {counted(int(episodes), 'episode')})")
 
 
 def _mechanism(summary: dict) -> str:

@@ -1,11 +1,14 @@
-"""Episodes of the voted policy of a run, and what becomes of its certificate by them. Needs the stored policies and the environment, neither the data nor Ray."""
+"""Episodes of the voted policy of a run, and what becomes of its certificate by them. Needs the stored policies (of neighbours the data) and the environment, not Ray."""
 
 import hashlib
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import gymnasium
 import numpy as np
+from tqdm import tqdm
 
 from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.file.certificate import make_certificate, standing_assumptions
@@ -19,6 +22,7 @@ from mucd_ray.evaluate.search import Episode
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import printable
 from mucd_ray.learn.streams import ROLLOUT, Streams
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.settings import RunSettings
@@ -62,19 +66,30 @@ class VotePlan:
         return f"voted/{hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]}-{episode:06d}.json"
 
 
-class Voter:
-    """The voted policy of a run: plays its episodes and follows what poisoned votes could make of them."""
+# What decides at observations [n, *shape]: a row int [n, A] for each, in the sense of a `rule_of`.
+Look = Callable[[np.ndarray], np.ndarray]
 
-    def __init__(self, store: RunStore, plan: VotePlan):
-        self.store, self.settings, self.plan = store, store.settings(), plan
-        self.kind = kind_of(store, self.settings)
-        voters = (store.of_parts(), self.settings.mechanism.parts) if self.kind == "exact" else (store, plan.instances)
+
+class Voter:
+    """The voted policy of a run: plays its episodes and follows what poisoned votes could make of them.
+
+    Args:
+        least: of neighbours, whose run has no policies: the least number of changed units for each action (`sizes_at`).
+    """
+
+    def __init__(self, store: RunStore, plan: VotePlan, least: Look | None = None):
+        self.store, self.settings, self.plan, self.look = store, store.settings(), plan, least or self.votes
+        self.kind, self.streams = kind_of(store, self.settings), Streams(store.secret())
+        mechanism = self.settings.mechanism
+        if self.kind == "least":
+            self.rule, self.radii = rule_of(self.kind, None, threat=plan.threat, instances=0, eta=0.0, steps=0), voted_radii(min(plan.radius_cap, mechanism.neighbours))
+            return
+        voters = (store.of_parts(), mechanism.parts) if self.kind == "exact" else (store, plan.instances)
         self.policies = stored_policies(voters[0], range(voters[1]))
-        self.streams = Streams(store.secret())
         widest = max(outputs for _, outputs in self.settings.problem.network.layers)
         self._rows = max(1, FLOATS_AT_A_TIME // (voters[1] * widest))
         if self.settings.actions:
-            guarantees = guarantees_of(self.settings.mechanism, units=self.settings.units, threat=plan.threat, family=plan.accountant)
+            guarantees = guarantees_of(mechanism, units=self.settings.units, threat=plan.threat, family=plan.accountant)
             self.rule = rule_of(self.kind, guarantees, threat=plan.threat, instances=plan.instances, eta=plan.eta, steps=plan.episodes * horizon_of(self.settings))
             self.radii = voted_radii(min(plan.radius_cap, guarantees.largest_radius))
 
@@ -93,7 +108,7 @@ class Voter:
     def episode(self, number: int, progress: Progress | None = None) -> dict:
         """Play one and follow it: {"table": rows [K, A], "episode": as in the certificate}, plain values."""
         rows = Rows(self.rule, self.settings.actions)
-        episode = Episode(self.settings.card, self.seed(number), self.votes, rows, progress)
+        episode = Episode(self.settings.card, self.seed(number), self.look, rows, progress)
         try:
             episode.play()
             most = len(episode.rows) + self.plan.nodes
@@ -135,7 +150,9 @@ def missing_parts(store: RunStore, settings: RunSettings, size: int = 1 << 10) -
 
 
 def kind_of(store: RunStore, settings: RunSettings) -> str:
-    """Whether all parts vote, or the instances. A partition of an earlier version has no policies of parts stored."""
+    """Whether the nearest units vote, all parts, or the instances. A partition of an earlier version has no policies of parts stored."""
+    if settings.mechanism.kind == Neighbours.kind:
+        return "least"
     return "exact" if are_shared(settings) and not missing_parts(store, settings) else "votes"
 
 
@@ -143,9 +160,11 @@ def missing_episodes(store: RunStore, plan: VotePlan) -> list[int]:
     return [episode for episode in range(plan.episodes) if not store.storage.exists(plan.file(episode))]
 
 
-def with_votes(store: RunStore, certificate: dict, choices: Choices) -> dict:
+def with_votes(store: RunStore, certificate: dict, choices: Choices, least: Callable[[], Look] | None = None) -> dict:
     """The certificate with what is known of the voted policy; episodes that are not stored yet are played here and now. Writes certificate.json.
 
+    Args:
+        least: of neighbours, makes what `Voter` needs; called only where an episode is missing.
     Raises:
         MucdError: missing instances, or an environment that does not repeat itself: nothing else of the run is lost.
     """
@@ -157,8 +176,8 @@ def with_votes(store: RunStore, certificate: dict, choices: Choices) -> dict:
         context["median_action_return"] = Voter(store, plan).median_return()
         voted = None
     else:
-        for episode in missing_episodes(store, plan):
-            voter = voter or Voter(store, plan)
+        for episode in tqdm(missing_episodes(store, plan), unit="episode", desc="voted policy", file=sys.stderr, dynamic_ncols=True, disable=None):
+            voter = voter or Voter(store, plan, least and least())
             store.write_json(plan.file(episode), voter.episode(episode))
         horizon, least = horizon_of(settings), settings.card.reward_range and settings.card.reward_range[0]
         tables, episodes = zip(*(_read(store, plan.file(episode), horizon, least) for episode in range(plan.episodes)))

@@ -1,5 +1,6 @@
 """The work itself, without Ray: what one trainer does for a block of instances. Deterministic in (settings, secret, instance), but for trainers from outside."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import gymnasium
@@ -37,6 +38,8 @@ BASELINE_SEEDS = range(16)
 DISTRIBUTION_BASELINE_SEEDS = range(4)
 # Modules take minutes where dense networks take seconds.
 MODULE_BASELINE_SEEDS = range(2)
+# Steps of the environment that they may take in all, beyond one episode of each policy, and most episodes.
+BASELINE_STEPS, MODULE_BASELINE_STEPS, MOST_BASELINE_EPISODES = 1 << 16, 1 << 14, 256
 
 
 def train_and_evaluate(
@@ -161,37 +164,23 @@ def _met(settings: RunSettings, secret: bytes, policies: Policies, instances: ra
     return kept.reshape(-1, *kept.shape[2:])
 
 
-def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress: Progress | None = None, trusted: Units | None = None) -> dict:
-    """Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone, and of every constant action; and
+def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray, progress: Progress | None = None, trusted: Units | Recorded | None = None) -> dict:
+    """Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone (with NAME_standard_error and NAME_episodes), and of every constant action; and
     `reference`, the action that most of those on all data prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to
-    learn from, the former are missing."""
-    problem = settings.problem
-    if problem.module_factory is not None:
-        seeds, effort = list(MODULE_BASELINE_SEEDS), {"steps": 300, "batch": 64, "learning_rate": 0.001}
-    else:
-        distribution = problem.discrete and problem.network.outputs > problem.actions
-        seeds, effort = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS), {}
+    learn from, the former are missing; of a trainer from outside that fails on them there are words instead, NAME_failure."""
     found, reference = {}, None
-
-    def learned(name: str, from_units: Units) -> Policies:
-        if settings.fit is None:
-            parameters = train_nonprivate(problem=problem, units=from_units, seeds=seeds, progress=progress, **effort)
-        else:
-            everything = np.arange(len(from_units))
-            parameters = fit_policies(problem=problem, fit=settings.fit, units=from_units, bags=[everything] * len(seeds), instances=seeds, streams=PUBLIC, progress=progress)
-        policies = trained_policies(problem, parameters)
-        found[name] = float(rollout_returns(policies, settings.card, np.array(seeds), discount=settings.discount, progress=progress).mean())
-        return policies
-
-    if settings.trainer is not None:
-        found, reference = _of_all_data(settings, units, states, progress)
-    # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
-    elif units.lengths.any():
-        policies = learned("non_private", units)
-        if settings.actions:
-            reference = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist()
-    if trusted is not None and trusted.lengths.any():
-        learned("trusted", trusted)
+    for name, data in (("non_private", units), ("trusted", trusted)):
+        # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
+        if data is None or not data.lengths.any():
+            continue
+        with _of_all(settings, data, progress) as policies:
+            played = _played(settings, policies, progress)
+            voted = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist() if settings.actions and name == "non_private" else reference
+            if played is None:
+                found[f"{name}_failure"] = policies.why
+            else:
+                found |= {f"{name}{what}": value for what, value in played.items()}
+                reference = voted
     environment = settings.card.make()
     constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount, progress=progress)
     environment.close()
@@ -199,13 +188,68 @@ def baselines(settings: RunSettings, units: Units, states: np.ndarray, progress:
     return found | {"best_constant_action": best, "best_constant_return": constants[best], "reference": reference}
 
 
-def _of_all_data(settings: RunSettings, units: Recorded, states: np.ndarray, progress: Progress | None) -> tuple[dict, list[int] | None]:
-    """The same trainer on all data, with a public seed; nothing where it fails."""
-    nursery = open_nursery(settings, "cpu", progress)
-    with nursery.learner(units.bag(np.arange(len(units)), *nursery.spaces), 0) as learner:
-        returns = rollout_returns(learner, settings.card, np.array([list(BASELINE_SEEDS)]), discount=settings.discount, progress=progress)
-        voted = actions_at(learner, settings.card.features(states))[0].tolist() if settings.actions else None
-        return ({}, None) if learner.failure else ({"non_private": float(returns[0])}, voted)
+@contextlib.contextmanager
+def _of_all(settings: RunSettings, units: Units | Recorded, progress: Progress | None) -> Iterator[Policies]:
+    """Policies of the same learner from all of these units, with public seeds: of a trainer from outside one, which may have failed."""
+    everything = np.arange(len(units))
+    if settings.trainer is not None:
+        nursery = open_nursery(settings, "cpu", progress)
+        with nursery.learner(units.bag(everything, *nursery.spaces), 0) as learner:
+            yield learner
+        return
+    problem = settings.problem
+    if problem.module_factory is not None:
+        seeds, effort = list(MODULE_BASELINE_SEEDS), {"steps": 300, "batch": 64, "learning_rate": 0.001}
+    else:
+        distribution = problem.discrete and problem.network.outputs > problem.actions
+        seeds, effort = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS), {}
+    if settings.fit is None:
+        parameters = train_nonprivate(problem=problem, units=units, seeds=seeds, progress=progress, **effort)
+    else:
+        parameters = fit_policies(problem=problem, fit=settings.fit, units=units, bags=[everything] * len(seeds), instances=seeds, streams=PUBLIC, progress=progress)
+    yield trained_policies(problem, parameters)
+
+
+class _EachEpisode:
+    """`times` copies of each policy, one for each of its episodes, whose returns are then told one by one; counts the steps that they take."""
+
+    def __init__(self, policies: Policies, times: int):
+        self.policies, self.times, self.steps = policies, times, 0
+
+    def __len__(self) -> int:
+        return len(self.policies) * self.times
+
+    def outputs(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
+        self.steps += len(features)
+        return self.policies.outputs(features, index // self.times)
+
+
+def _played(settings: RunSettings, policies: Policies, progress: Progress | None) -> dict[str, float] | None:
+    """{"": mean return, "_standard_error": of it, "_episodes": how many}, of as many episodes of each policy as BASELINE_STEPS allow; None where a trainer from outside has failed.
+
+    The standard error is that of policies as draws, or that of episodes where it is larger.
+    """
+    number = len(policies)
+
+    def returns(rounds: range) -> tuple[np.ndarray, int]:
+        """([policies, rounds], steps taken)."""
+        each = _EachEpisode(policies, len(rounds))
+        seeds = np.arange(number)[:, None] + number * np.array(rounds)
+        return rollout_returns(each, settings.card, seeds.reshape(-1), discount=settings.discount, progress=progress).reshape(number, -1), each.steps
+
+    # One policy of a trainer from outside plays what others play together.
+    first = len(BASELINE_SEEDS) if number == 1 else 1
+    found, steps = returns(range(first))
+    if getattr(policies, "failure", 0):
+        return None
+    most = MODULE_BASELINE_STEPS if settings.problem.module_factory is not None else BASELINE_STEPS
+    rounds = min(MOST_BASELINE_EPISODES // number, first * most // max(1, steps))
+    if rounds > first:
+        more, _ = returns(range(first, rounds))
+        # Its time to act may be up meanwhile.
+        found = found if getattr(policies, "failure", 0) else np.concatenate([found, more], axis=1)
+    errors = [values.std(ddof=1) / len(values) ** 0.5 for values in (found.mean(1), found.reshape(-1)) if len(values) > 1]
+    return {"": float(found.mean()), "_standard_error": float(max(errors)), "_episodes": found.size}
 
 
 def _train(settings, secret, units, instances, device, progress, parts=None):

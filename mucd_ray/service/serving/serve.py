@@ -257,7 +257,7 @@ def _check_port(host: str, port: int) -> None:
     try:
         with socket.create_server((host, port)):
             pass
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # a host that is no name fails in its encoding
         raise MucdError(f"cannot listen at {host}:{port} ({os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error}): choose another --port or --host") from None
 
 

@@ -20,13 +20,14 @@ from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.card import EnvironmentCard
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
+from mucd_ray.mechanism.outside import Outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import GPU_BLOCK, Driver, trainers
 from mucd_ray.service.runs.session import SEED_NOTE, Request, make_settings
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.spaces import SPACES
-from mucd_ray.service.tuning.tuned import Origin, Tuned, TunedBag
+from mucd_ray.service.tuning.tuned import AnyTuned, Origin
 from mucd_ray.service.watching.live import Live
 from mucd_ray.service.workers.actors import Coordinator
 from mucd_ray.service.workers.cluster import Resources, Slot
@@ -48,7 +49,11 @@ class Question:
         units: size N of the dataset that will be certified.
         fraction: of these units; the bound on the return there decides which trial is best.
         signal_budget: S of every trial; None without noise.
-        certified_units: units in the largest bag or part with which a vote is certified there; None with noise.
+        certified_units: units in the largest bag or part with which a vote is certified there, of bag-then-noise in the usual bag; None with noise alone.
+        certified_noise: the least noise with which a vote on such bags is certified there; None without bags and noise.
+        discrete: whether actions are.
+        source_key: that tells the source of a trajectory, where units are sources.
+        trainer: from outside; None: the package's own.
         instances: P that the certificate will have.
         most_instances: that a trial trains.
         seed: of the search and of the trials' randomness.
@@ -65,6 +70,10 @@ class Question:
     fraction: float
     signal_budget: float | None
     certified_units: int | None
+    certified_noise: float | None
+    discrete: bool
+    source_key: str | None
+    trainer: Outside | None
     instances: int
     most_instances: int
     seed: int
@@ -72,6 +81,11 @@ class Question:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether learners see images of the trajectories in a mirror, as by default."""
+        return bool(self.card["mirror_actions"])
 
     @property
     def rungs(self) -> list[int]:
@@ -90,13 +104,13 @@ class Question:
         """A point of the search as it can be written down."""
         return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in point.items()}
 
-    def tuned(self, point: dict) -> Tuned | TunedBag:
+    def tuned(self, point: dict) -> AnyTuned:
         """A point of the search as constants of a run."""
         return SPACES[self.mechanism].tuned(self, self.rounded(point))
 
-    def settings(self, tuned: Tuned | TunedBag, dataset: OfflineDataset) -> RunSettings:
+    def settings(self, tuned: AnyTuned, dataset: OfflineDataset) -> RunSettings:
         """Of a trial. Its run is about the tuning data, whose certificate would be conditional."""
-        request = Request(dataset=dataset.name, card=EnvironmentCard.from_dict(self.card), units=self.how.units, tuned=tuned, states=1, held_out=1)
+        request = Request(dataset=dataset.name, card=EnvironmentCard.from_dict(self.card), units=self.how.units, tuned=tuned, trainer=self.trainer, source_key=self.source_key, states=1, held_out=1)
         settings = make_settings(request, dataset, Choices())[0]
         return replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
 

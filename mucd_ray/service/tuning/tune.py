@@ -22,6 +22,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from mucd_ray.certify.confidence.proportions import LARGEST
+from mucd_ray.certify.planning.calibration import MOST_INSTANCES
 from mucd_ray.certify.planning.plan import frontier, plan
 from mucd_ray.certify.rounding import exactly, percent_down
 from mucd_ray.data.dataset import OfflineDataset
@@ -32,14 +34,18 @@ from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.learn.problem import action_shape
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
+from mucd_ray.mechanism.outside import Outside
 from mucd_ray.report import plots
 from mucd_ray.service.runs.mechanisms import DEFAULT_UNITS
 from mucd_ray.service.runs.settings import code_digest
+from mucd_ray.service.runs.work import open_nursery
 from mucd_ray.service.storage.storage import open_storage
-from mucd_ray.service.tuning.spaces import SPACES, certified_units
+from mucd_ray.service.tuning.spaces import SPACES, certified_noise, certified_units
 from mucd_ray.service.tuning.trial import Question, begun_points, bundles, run_trial
-from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, Origin
+from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, Origin, content_of
 from mucd_ray.service.workers.cluster import Resources, joined, slot_for
 from mucd_ray.words import counted
 
@@ -47,13 +53,14 @@ QUESTION, DATA, RECORDING = "question.json", "data", "simulated-v0"
 METRIC = "bound_at_target"
 FRACTION = 0.01
 TRIAL_FAILURES = 2
+MOST_TRIALS = 1_000_000
 # The folder of a trial is not its working directory; Ctrl-C ends the study like any command.
 TUNE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
 OUTLOOK = ("instances", "mean_return", "fraction_keeping_half", METRIC)
 # Without --algorithm: with noise cloning, on bags every one of these. Those that need bounds of the actions are left out where there are none.
 ON_BAGS = {True: ("bc", "iql", "cql"), False: ("bc", "iql", "td3-bc")}
 # How the constants are headed in the table for people.
-HEADINGS = {"sample_rate": "q", "steps": "T", "clip_norm": "C", "bag_size": "units", "train_steps": "steps", "batch_size": "batch"}
+HEADINGS = {"sample_rate": "q", "steps": "T", "clip_norm": "C", "bag_size": "units", "noise_multiplier": "sigma", "train_steps": "steps", "batch_size": "batch"}
 
 
 def tuning_data(options, folder: Path) -> tuple[str, OfflineDataset]:
@@ -64,10 +71,12 @@ def tuning_data(options, folder: Path) -> tuple[str, OfflineDataset]:
     if (options.tune_on is None) == (options.simulate is None):
         raise MucdError("tune on data that you trust, --tune-on DATASET, or on the simulator, --simulate ENV_ID: exactly one of them")
     if options.tune_on is not None:
-        if options.behaviour or options.transitions:
+        if options.behaviour is not None or options.transitions is not None:
             raise MucdError("--behaviour and --transitions are about --simulate: leave them out with --tune-on")
-        return TRUSTED, load_dataset(options.tune_on)
-    behaviour, transitions = behaviour_for(options.simulate, options.behaviour), options.transitions or 20_000
+        return TRUSTED, load_dataset(options.tune_on, source_key=options.source_key)
+    if options.source_key is not None:
+        raise MucdError("a simulator records no sources: with --source-key tune on data that you trust, --tune-on DATASET")
+    behaviour, transitions = behaviour_for(options.simulate, options.behaviour), 20_000 if options.transitions is None else options.transitions
     # Far from the small seeds that people record with.
     digest = hashlib.sha256(f"mucd tuning {options.simulate} {behaviour.name} {transitions} {options.seed}".encode()).hexdigest()
     name = f"tuning/{options.simulate.split('/')[-1].lower()}-{digest[:8]}-v0"
@@ -85,24 +94,27 @@ def _recorded_before(folder: Path) -> OfflineDataset | None:
     question = folder / QUESTION
     if not question.exists() or not (folder / DATA / RECORDING).exists():
         return None
-    with contextlib.suppress(MucdError):
+    with contextlib.suppress(MucdError, AttributeError):
         dataset = load_dataset(RECORDING, folder / DATA)
         how = read_json(read_file(question, MOST_JSON_BYTES), question).get("how")
         return dataset if isinstance(how, dict) and how.get("fingerprint") == dataset.fingerprint() else None
     return None
 
 
-def make_question(options, kind: str, dataset: OfflineDataset) -> Question:
+def make_question(options, kind: str, dataset: OfflineDataset, trainer: Outside | None = None) -> Question:
     """Raises MucdError: the options do not fit each other or the data."""
-    for name, least in (("trials", 1), ("most_instances", 4), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise MucdError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {least}")
+    for name, least, most in (("trials", 1, MOST_TRIALS), ("most_instances", 4, MOST_INSTANCES), ("seed", 0, LARGEST), ("instances", 1, MOST_INSTANCES), ("units", 1, LARGEST)):
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise MucdError(f"--{name.replace('_', '-')} {value} must be at least {least}, and at most {most:,}")
     if dataset.env_id is None and not options.card:
         raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
     card = load_card(options.card) if options.card else card_for(dataset.env_id, dataset.observations.shape[1:], dataset.action_space)
     kind_of, noise = options.mechanism, options.mechanism == Mechanism.kind
-    unit = options.unit or DEFAULT_UNITS[kind_of]
-    size = dataset.trajectories if unit == "trajectory" else len(dataset)
+    unit = options.unit or ("source" if options.source_key is not None else DEFAULT_UNITS[kind_of])
+    if (unit == "source") != (options.source_key is not None):
+        raise MucdError(f"--unit {unit} and --source-key {options.source_key}: sources have a key, --source-key NAME, and nothing else has")
+    size = dataset.count(unit)
     units = size if options.units is None else options.units
     actions, discrete = action_shape(dataset.action_space)
     of_vote = actions if discrete else 2
@@ -110,17 +122,19 @@ def make_question(options, kind: str, dataset: OfflineDataset) -> Question:
         raise MucdError(f"--signal-budget {options.signal_budget:g} is about noise: give --fraction with --mechanism {kind_of}")
     fraction, budget = _target(options, units, of_vote) if noise else (FRACTION if options.fraction is None else options.fraction, None)
     certified = None if noise else certified_units(kind_of, units=units, fraction=fraction, unit=unit, instances=options.instances, actions=of_vote)
+    of_noise = {"units": units, "fraction": fraction, "unit": unit, "instances": options.instances, "actions": of_vote}
+    inside = float(f"{certified_noise(certified, **of_noise):.4g}") if kind_of == BagThenNoise.kind else None
     bounded = discrete or np.isfinite([dataset.action_space.low, dataset.action_space.high]).all()
-    algorithms = _algorithms(options, noise, ON_BAGS[discrete] if bounded else ("bc",))
+    algorithms = () if trainer else _algorithms(options, kind_of in WITH_NOISE, ON_BAGS[discrete] if bounded else ("bc",))
     question = Question(
         environment=card.env_id, mechanism=kind_of, unit=unit, algorithms=algorithms, card=card.to_dict(), units=units, fraction=fraction, signal_budget=budget,
-        certified_units=certified,
-        how=Origin(kind=kind, name=dataset.name, fingerprint=dataset.fingerprint(), units=size, trials=options.trials), instances=options.instances,
+        certified_units=certified, certified_noise=inside, discrete=discrete, source_key=options.source_key, trainer=trainer,
+        how=Origin(kind=kind, name=dataset.name, fingerprint=content_of(dataset), units=size, trials=options.trials), instances=options.instances,
         most_instances=options.most_instances, seed=options.seed, code=code_digest(),
     )
     # Whatever is wrong with all trials is said before one begins.
-    for algorithm in algorithms:
-        question.settings(question.tuned(question.start() | ({} if noise else {"algorithm": algorithm})), dataset)
+    for algorithm in algorithms or (None,):
+        question.settings(question.tuned(question.start() | ({"algorithm": algorithm} if kind_of not in WITH_NOISE and algorithm else {})), dataset)
     return question
 
 
@@ -148,13 +162,15 @@ def _target(options, units: int, actions: int) -> tuple[float, float]:
     return row["fraction"], options.signal_budget
 
 
-def study(options, resources: Resources) -> dict:
+def study(options, resources: Resources, trainer: Outside | None = None) -> dict:
     """The whole of `mucd tune`; returns the results as in results.json. A study that was killed goes on, a finished one is only told."""
     if "://" in options.storage:
         raise MucdError(f"--storage {options.storage}: a study needs a folder that every node reaches, not a URL")
     folder = Path(options.storage).absolute()
     kind, dataset = tuning_data(options, folder)
-    question = make_question(options, kind, dataset)
+    question = make_question(options, kind, dataset, trainer)
+    if trainer is not None and not (folder / QUESTION).exists():
+        open_nursery(question.settings(question.tuned(question.start()), dataset), "cpu")
     _check_same(folder, question)
     if (folder / "results.json").exists():
         return read_json(read_file(folder / "results.json", MOST_JSON_BYTES), folder / "results.json")
@@ -282,7 +298,7 @@ def describe_study(results: dict) -> str:
             continue
         rows.append((
             row["key"], str(row["instances"]), f"{row['mean_return']:.2f}", f"{percent_down(row['fraction_keeping_half'])} %", f"{row[METRIC]:.2f}",
-            *(row[name] if isinstance(row[name], str) else exactly(row[name]) for name in constants),
+            *(str(row[name]) if isinstance(row[name], (str, bool)) else exactly(row[name]) for name in constants),
         ))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]

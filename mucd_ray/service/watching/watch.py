@@ -49,7 +49,7 @@ def _is_certified(store: RunStore, instances: int) -> bool:
 def describe(store: RunStore, news: dict, at_work: list[dict], unit: str) -> list[str]:
     """Lines about a run; `news` is its live.json."""
     done, wanted, rate = news["instances_done"], news["instances_wanted"], news["instances_per_second"]
-    full = round(WIDTH * min(done / wanted, 1))
+    full = round(WIDTH * min(max(done / wanted, 0), 1))
     lines = [f"{store.location}: {done} of {wanted} instances  [{'#' * full}{'-' * (WIDTH - full)}]  {_pace(rate, news)}"]
     failures = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(news["failures"].items())) or "none"
     lines.append(f"trainers: {news['trainers']['alive']} at work, {news['trainers']['wanted']} wanted; failures: {failures}")

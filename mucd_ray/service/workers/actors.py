@@ -69,9 +69,10 @@ class Trainer(Watched):
         if self.settings.card.encoder is not None:
             # The driver has compared it with the user's own file, by the hash that the settings hold.
             load_encoder(self.store.encoder(), self.settings.card.observation_shape)
-        # Zero-copy views of the object store: an in-place write by anybody would change them for everybody.
         kind, names = (Units, ARRAYS) if self.settings.trainer is None else (Recorded, Recorded.ARRAYS)
-        self.units = kind(unit=self.settings.mechanism.unit, **dict(zip(names, self.arrays, strict=True)))
+        # Zero-copy views of the object store: an in-place write by anybody would change them for everybody.
+        self.units_of = lambda unit, arrays: kind(unit=unit, **dict(zip(names, arrays, strict=True)))
+        self.units = self.units_of(self.settings.mechanism.unit, self.arrays)
         self._check_data()
         forbid_coarse_products()
         self.device = "cuda" if ray.get_gpu_ids() else "cpu"
@@ -122,11 +123,9 @@ class Trainer(Watched):
 
     def baselines(self, *trusted: np.ndarray) -> dict:
         """`trusted`: the arrays of the trusted data's units, if there are any."""
-        from mucd_ray.learn.units import ARRAYS, Units
         from mucd_ray.service.runs.work import baselines
 
-        units = Units(unit=self.settings.trusted_unit, **dict(zip(ARRAYS, trusted, strict=True))) if trusted else None
-        return baselines(self.settings, self.units, self.store.states(), self._tick, units)
+        return baselines(self.settings, self.units, self.store.states(), self._tick, self.units_of(self.settings.trusted_unit, trusted) if trusted else None)
 
     def _tick(self) -> None:
         self.ticks += 1

@@ -132,12 +132,18 @@ def joined(resources: Resources) -> Iterator[None]:
         yield
 
 
+# Signals that are blocked while Ray starts; processes begin with what their parent blocks.
+_blocked: set[signal.Signals] = set()
+os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _blocked))
+
+
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[Callable[[], None]]:
     """SIGINT, SIGTERM and SIGHUP raise, unless somebody handles or ignores them: by default the latter two would leave processes of a local Ray behind.
 
     Yields a function to call once Ray is connected: the first signal until then is held back, since a Ray whose start was cut off crashes when Python ends. And Ray's own
-    handler prints a trace and aborts after three seconds, where Python's lets what is open be closed.
+    handler prints a trace and aborts after three seconds, where Python's lets what is open be closed. While it starts, Ray sets handlers of its own for SIGTERM: until then that is blocked,
+    in this thread and in those that Ray starts from it, but not in its processes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -157,14 +163,21 @@ def _signals_raise() -> Iterator[Callable[[], None]]:
 
     def connected() -> None:
         set_handlers(wanted)
+        unblock()
         if held:
             wanted[held[0]](held[0], None)
 
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _blocked)
+        _blocked.clear()
+
     set_handlers({number: hold for number, handler in wanted.items() if callable(handler)})
+    _blocked.update({signal.SIGTERM} - signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}))
     try:
         yield connected
     finally:
         set_handlers(before)
+        unblock()
 
 
 def _end(number: int, frame) -> None:

@@ -1,17 +1,18 @@
+import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mucd_ray.data.environments import halfcheetah
+from mucd_ray.data.environments import weights
 from mucd_ray.data.environments.breakout import ball_and_paddle, follow
 from mucd_ray.data.environments.cards import card_for
 from mucd_ray.data.environments.freeway import clear_steps
 from mucd_ray.data.environments.halfcheetah import run, running_components
 from mucd_ray.data.environments.highway import drive, gaps
 from mucd_ray.data.environments.make import make_environment
+from mucd_ray.data.environments.weights import shipped_weights
 from mucd_ray.data.recording import search
 from mucd_ray.data.recording.behaviours import BEHAVIOURS, behaviour_catalogue, behaviour_for
 from mucd_ray.errors import MucdError
@@ -21,8 +22,8 @@ from mucd_ray.errors import MucdError
     ("name", "episodes", "least"),
     [
         ("acrobot-swing", 30, -100), ("cartpole-balance", 10, 500), ("pendulum-swing", 20, -200), ("lunarlander-land", 30, 180),
-        ("lunarlander-continuous-land", 20, 250), ("invertedpendulum-balance", 2, 1000), ("halfcheetah-run", 1, 3400), ("freeway-lookahead", 1, 27),
-        ("breakout-follow", 2, 25), ("highway-drive", 3, 16),
+        ("lunarlander-continuous-land", 20, 250), ("invertedpendulum-balance", 2, 1000), ("halfcheetah-run", 1, 3400), ("hopper-hop", 1, 2400),
+        ("freeway-lookahead", 1, 27), ("breakout-follow", 2, 25), ("highway-drive", 3, 16),
     ],
 )
 def test_controllers_are_as_good_as_stated(name, episodes, least):
@@ -61,28 +62,43 @@ def test_gaussian_noise_has_the_stated_deviation_and_stays_within_the_bounds():
     assert np.abs([wild(observation) for _ in range(200)]).max() == 2.0
 
 
-def test_search_is_reproducible_and_its_weights_are_the_shipped_kind(monkeypatch):
-    monkeypatch.setattr(search, "HORIZON", 20)
+@pytest.mark.parametrize("env_id", search.SEARCHES)
+def test_search_is_reproducible_and_its_weights_are_the_shipped_kind(env_id, monkeypatch):
     monkeypatch.setattr(search, "STEPS", 30)
-    first, again = (search.linear_search(make_environment("HalfCheetah-v5"), 3, (1, 1)) for _ in range(2))
+    short = dataclasses.replace(search.SEARCHES[env_id], rounds=(1, 1), horizon=20)
+    first, again = (search.linear_search(short, make_environment(env_id)) for _ in range(2))
     assert first == again
-    text = Path(halfcheetah.__file__).with_suffix(".json").read_bytes()
-    assert hashlib.sha256(text).hexdigest() == search.SHA256
-    assert {name: np.shape(values) for name, values in json.loads(text).items()} == {name: np.shape(values) for name, values in first.items()}
+    name = env_id.partition("-")[0].lower()
+    assert hashlib.sha256(Path(weights.__file__).with_name(f"{name}.json").read_bytes()).hexdigest() == short.sha256
+    assert {key: values.shape for key, values in shipped_weights(name).items()} == {key: np.shape(values) for key, values in first.items()}
 
 
 @pytest.mark.slow
-def test_search_learns_to_run():
+@pytest.mark.parametrize(("env_id", "least"), [("HalfCheetah-v5", 100), ("Hopper-v5", 100)])
+def test_search_learns_to_run(env_id, least):
     """A short version of the recipe."""
     means = []
-    search.linear_search(make_environment("HalfCheetah-v5"), search.SEED, (20, 10), means.append)
-    assert np.mean(means[-3:]) > 100 > 20 > means[0]
+    search.linear_search(dataclasses.replace(search.SEARCHES[env_id], rounds=(20, 10)), make_environment(env_id), means.append)
+    assert np.mean(means[-3:]) > least > 20 > means[0]
+
+
+def test_hopping_is_no_standing():
+    """Which would earn 1 a step."""
+    behaviour, environment = BEHAVIOURS["hopper-hop"], make_environment("Hopper-v5")
+    for level in (0.0, 0.2):
+        policy, ended, speeds = behaviour.policy(level, environment.action_space, np.random.default_rng(0)), False, []
+        observation, _ = environment.reset(seed=1)
+        while not ended:
+            observation, _, terminated, truncated, info = environment.step(policy(observation))
+            speeds.append(info["x_velocity"])
+            ended = terminated or truncated
+        assert np.mean(speeds) > 1
 
 
 def test_running_components_are_the_shipped_linear_map():
     """In one batch or alone, bit for bit; the controller is linear in them until they or its actions are limited."""
-    found = json.loads(Path(halfcheetah.__file__).with_suffix(".json").read_text())
-    observations = np.array(found["center"]) + 0.1 * np.random.default_rng(0).standard_normal((3, 5, 17))
+    found = shipped_weights("halfcheetah")
+    observations = found["center"] + 0.1 * np.random.default_rng(0).standard_normal((3, 5, 17))
     features = running_components(observations)
     np.testing.assert_allclose(features, (observations - found["center"]) @ np.transpose(found["components"]), atol=1e-12)
     np.testing.assert_array_equal(features[1, 2], running_components(observations[1, 2]))

@@ -36,6 +36,9 @@ def test_a_policy_is_a_function_of_its_bag_and_its_number_alone(algorithm, discr
     for name, values in policy.items():
         assert values[0].tobytes() == beside[name][1].tobytes()
         assert np.isfinite(values).all()
+    chosen, beside = (fitted(asked, of, [[4, 1, 2]], Fit(steps=5, entries=2)) for of in (units, others))
+    assert all(values.tobytes() == beside[name].tobytes() for name, values in chosen.items())
+    assert np.count_nonzero(np.abs(chosen["0.weight"][0]).sum(1)) <= 2
     other = fitted(asked, units, [[4, 1, 2]], instances=[1])
     assert any(not np.array_equal(other[name], policy[name]) for name in policy)
 
@@ -96,6 +99,31 @@ def test_graded_trajectories_teach_what_the_best_demonstrator_does(train):
     assert agree[0] > 0.85 and agree[0] > agree[1] + 0.1
 
 
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("train", [fit_policies, functools.partial(fit_stacked, device="cpu")])
+def test_entries_that_say_nothing_are_left_out(train, discrete):
+    """Of 40 entries the difference of two matters, and two more are constant or nearly so; 120 demonstrations are too few to find out by training alone."""
+    rng = np.random.default_rng(3)
+    features = rng.standard_normal((520, 40)).astype(np.float32)
+    features[:, 5], features[:, 6] = 2.0, np.arange(520) == 3
+    truth = features[:, 11] - features[:, 30]
+    actions = (truth > 0).astype(np.int64) if discrete else np.clip(truth, -1, 1).astype(np.float32)[:, None]
+    asked, wrong = adam(discrete=discrete, inputs=40, actions=1 + discrete, hidden=(32,)), []
+    for entries in (2, None):
+        parameters = train(problem=asked, fit=Fit(steps=400, entries=entries), units=Units.transitions(features, actions), bags=[np.arange(120)], instances=[0], streams=STREAMS)
+        outputs = trained_policies(asked, parameters).outputs(features[120:], np.array([0]))
+        wrong.append((greedy_actions(outputs) != actions[120:]).mean() if discrete else np.abs(np.clip(outputs, -1, 1) - actions[120:]).mean())
+        if entries:
+            assert np.flatnonzero(np.abs(parameters["0.weight"][0].numpy()).sum(1)).tolist() == [11, 30]
+    assert wrong[0] < 0.6 * wrong[1]
+
+
+def test_entries_are_not_chosen_of_images():
+    asked = problem(network="convolutional", inputs=4 * 42 * 42)
+    with pytest.raises(MucdError, match="6 entries"):
+        fit_policies(problem=asked, fit=Fit(entries=6), units=transitions(asked, 3, np.random.default_rng(0)), bags=[np.arange(3)], instances=[0], streams=STREAMS)
+
+
 def test_grades_are_for_clones_of_discrete_actions():
     asked, bag = adam("dqn"), {"bags": [np.arange(3)], "instances": [0], "streams": STREAMS}
     with pytest.raises(MucdError, match="not for dqn"):
@@ -116,7 +144,7 @@ def test_an_empty_bag_and_one_that_breaks_the_learner_give_the_default_policy():
     assert len(set(greedy_actions(policies.outputs(observations, np.array([2]))))) > 1
 
 
-@pytest.mark.parametrize("values", [{"steps": 0}, {"batch": 1.5}, {"top_share": 0.0}, {"top_share": 1.1}, {"top_share": float("nan")}])
+@pytest.mark.parametrize("values", [{"steps": 0}, {"batch": 1.5}, {"entries": 0}, {"entries": True}, {"top_share": 0.0}, {"top_share": 1.1}, {"top_share": float("nan")}])
 def test_bad_fits_are_refused(values):
     with pytest.raises(MucdError, match=str(next(iter(values.values())))):
         Fit(**values)

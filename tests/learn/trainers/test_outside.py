@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import importlib.util
 import sys
+import textwrap
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
@@ -16,6 +18,7 @@ from mucd_ray.learn.trainers.given import GivenBag
 from mucd_ray.learn.trainers.made_up import made_up_bag
 from mucd_ray.learn.trainers.outside import FAILURES, Nursery, StoredPolicies, outside
 from mucd_ray.learn.trainers.recorded import Recorded
+from mucd_ray.mechanism.outside import from_values, to_values
 
 ROOT = Path(__file__).parents[3]
 FOREIGN = ROOT / "tests" / "foreign_trainers.py"
@@ -93,6 +96,7 @@ def test_a_bag_holds_its_own_units_as_recorded_in_their_order(cartpole, bag, uni
     assert np.array_equal(given.observations, units.observations[rows]) and given.observations.dtype == dataset.observations.dtype
     for ours, theirs in (("actions", "actions"), ("rewards", "rewards"), ("next_observations", "next_observations"), ("terminated", "terminations"), ("truncated", "truncations")):
         assert np.array_equal(getattr(given, ours), getattr(units, theirs)[rows])
+    assert given.units.tolist() == ([0, 0, 0, 1, 1, 2, 2, 2] if unit == "source" else [0, 1, 2])
     if unit == "source":
         # Trajectories stay whole, each time that their source is drawn.
         assert sorted(map(len, given.trajectories)) == sorted(np.diff(bag.starts)[[1, 3, 4, 0, 2, 1, 3, 4]])
@@ -142,6 +146,71 @@ def test_what_can_be_no_trainer_is_refused_before_any_bag(cartpole, kind, name, 
     with pytest.raises(MucdError, match=complaint) as caught:
         Nursery(outside(kind, name), cartpole, "trajectory").close()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
+
+
+READ = {
+    "npz": "bag = np.load(folder / 'bag.npz'); rows = [bag[name] for name in names]",
+    "minari": """
+        import minari
+        episodes = list(minari.load_dataset("bag-v0"))
+        rows = [np.concatenate([e.observations[:-1] for e in episodes]), np.concatenate([e.observations[1:] for e in episodes])]
+        rows += [np.concatenate([getattr(e, name) for e in episodes]) for name in ("actions", "rewards", "terminations", "truncations")]
+        bag = {"units": [e["unit"] for e in minari.load_dataset("bag-v0").storage.get_episode_metadata(range(len(episodes)))],
+               "starts": np.cumsum([0] + [len(e) for e in episodes])}""",
+    "parquet": """
+        import pyarrow.parquet
+        table = pyarrow.parquet.read_table(folder / "bag.parquet")
+        columns = ("observation", "next_observation", "action", "reward", "terminated", "truncated")
+        kinds = [table.schema.field(name).type for name in columns]
+        rows = [np.array(table[name].to_pylist(), getattr(kind, "value_type", kind).to_pandas_dtype()) for name, kind in zip(columns, kinds)]
+        episode, unit = (table[name].to_numpy() for name in ("episode", "unit"))
+        starts = np.flatnonzero(np.diff(episode, prepend=-1))
+        bag = {"units": unit[starts], "starts": np.append(starts, len(episode))}
+        assert b'"Discrete"' in table.schema.metadata[b"action_space"] or b'"Box"' in table.schema.metadata[b"action_space"]""",
+}
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_a_command_finds_the_same_bag_in_every_format(tmp_path, env_id):
+    environment = gymnasium.make(env_id)
+    made_up = made_up_bag(environment, "source")
+    bag = Recorded.of(recorded(made_up, ["a", "b", "a", "b", "b"]), "source").bag(np.array([1, 0]), environment.observation_space, environment.action_space)
+    names = ("observations", "next_observations", "actions", "rewards", "terminated", "truncated")
+    policy = tmp_path / "policy.pt"
+    torch.jit.script(torch.nn.Linear(*environment.observation_space.shape, 2 if env_id == "CartPole-v1" else 1)).save(policy)
+    for bag_format in READ if env_id == "CartPole-v1" else ("parquet",):
+        program, seen = tmp_path / f"read_{bag_format}.py", tmp_path / f"{bag_format}.npz"
+        program.write_text(textwrap.dedent(f"""
+            import shutil
+            import sys
+            from pathlib import Path
+            import numpy as np
+            folder, names = Path(sys.argv[1]), {names}
+        """) + textwrap.dedent(READ[bag_format]) + textwrap.dedent(f"""
+            np.savez({str(seen)!r}, *rows, units=bag["units"], starts=bag["starts"])
+            shutil.copy({str(policy)!r}, sys.argv[2])
+        """))
+        with Nursery(outside("command", f"{sys.executable} {program} {{bag}} {{out}}", bag_format=bag_format), environment, "source") as nursery:
+            with nursery.learner(bag, 0) as learner:
+                assert not learner.failure, learner.why
+                found = np.load(seen)
+                for k, name in enumerate(names):
+                    assert np.array_equal(found[f"arr_{k}"].reshape(getattr(bag, name).shape), getattr(bag, name)) and found[f"arr_{k}"].dtype == getattr(bag, name).dtype, (bag_format, name)
+                assert np.array_equal(found["units"], bag.units) and np.array_equal(found["starts"], bag.starts)
+            with nursery.learner(Recorded.of(recorded(bag), "trajectory").bag(np.zeros(0, int), *nursery.spaces), 0) as learner:
+                assert FAILURES[learner.failure] == "empty bag"
+
+
+def test_a_format_is_for_commands_and_the_usual_one_is_not_written_down():
+    with pytest.raises(MucdError, match="--bag-format 'csv'"):
+        outside("command", "true {bag} {out}", bag_format="csv")
+    with pytest.raises(MucdError, match="a function is given arrays"):
+        outside("function", f"{FOREIGN}:ridge", bag_format="minari")
+    usual, other = (outside("command", "true {bag} {out}", bag_format=name) for name in ("npz", "parquet"))
+    assert "bag_format" not in to_values(usual) and [from_values(to_values(trainer)) for trainer in (usual, other)] == [usual, other]
+    for values in (to_values(other) | {"bag_format": "npz"}, to_values(other) | {"bag_format": 3}, to_values(other) | {"format": "npz"}):
+        with pytest.raises(MucdError):
+            from_values(values)
 
 
 def test_a_file_that_has_changed_is_refused(cartpole, tmp_path):

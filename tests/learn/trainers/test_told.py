@@ -13,8 +13,6 @@ from mucd_ray.data.environments.mirror import Mirror
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import greedy_actions, outputs_of_all, trained_policies
-from mucd_ray.learn.engines.plain import module_shapes, module_views
-from mucd_ray.learn.ensemble import acting_parameters
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
@@ -72,7 +70,8 @@ def test_the_acting_policy_is_the_trained_network_told_its_target(algorithm, nor
     monkeypatch.setattr(built_in, "_released", lambda *arguments: kept.update(given=arguments) or released(*arguments))
     bag = np.arange(4, 17)
     policy = fit_policies(problem=asked, fit=Fit(steps=30, batch=32, normalise=normalise), units=units, bags=[bag], instances=[3], streams=STREAMS)
-    learned, flat, ((center, scale),), (target,) = kept["given"]
+    _, trained, ((center, scale),), (target,) = kept["given"]
+    trained = {name: part[0] for name, part in trained.items()}
     rows = np.concatenate([np.arange(start, start + 20) for start in units.starts[bag]])
     assert target == units.features[rows, -1].max() and (np.allclose(center[-1], units.features[rows, -1].mean()) or not normalise)
     features = units.features[:50].copy()
@@ -80,13 +79,11 @@ def test_the_acting_policy_is_the_trained_network_told_its_target(algorithm, nor
     x = torch.from_numpy(((features - center) / scale).astype(np.float32))
     if algorithm == "dt":
         module = transformer(2, HISTORY, WIDTH, told=True)(np.random.default_rng(0))
-        parameters = {name: part[0] for name, part in module_views(module_shapes(learned), flat).items()}
-        assert len(parameters) > 20 and not module.load_state_dict(parameters, strict=False).missing_keys
+        assert len(trained) > 20 and not module.load_state_dict(trained, strict=False).missing_keys
         expected = module(x)
     else:
-        layers = {name: part[0] for name, part in acting_parameters(learned, flat).items()}
-        assert layers["0.weight"].shape == (7, 16)
-        expected = torch.relu(x @ layers["0.weight"] + layers["0.bias"]) @ layers["1.weight"] + layers["1.bias"]
+        assert trained["0.weight"].shape == (7, 16)
+        expected = torch.relu(x @ trained["0.weight"] + trained["0.bias"]) @ trained["1.weight"] + trained["1.bias"]
     acts = trained_policies(asked, policy).outputs(features[:, :-1], np.array([0]))
     np.testing.assert_allclose(acts, expected.detach().numpy(), rtol=1e-3, atol=1e-3 if normalise else 1e-2)
     assert np.ptp(acts) > 0.01 and all("slope" not in name for name in policy)

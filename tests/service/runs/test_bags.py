@@ -105,9 +105,9 @@ def test_a_convolutional_network_on_frames_is_certified(recordings, tmp_path, lo
 @pytest.mark.parametrize("changes,complaint", [
     ({"bag_size": 10**6}, "bag size 1000000 is above"), ({"bag_size": 0}, "bag size 0"), ({"mechanism": "partition", "parts": 10**6, "bag_size": None}, "1000000 parts"),
     ({"mechanism": "forest"}, "mechanism 'forest'"), ({"parts": 3}, "parts is for --mechanism partition, not for bag"), ({"noise_multiplier": 3.0}, "noise multiplier is for --mechanism gaussian or bag-then-noise"),
-    ({"mechanism": "bag-then-noise"}, "train steps, batch size or top share is for"), ({"mechanism": "bag-then-noise", "fit": None, "noise_multiplier": 3.0}, "needs --bag-size, --sample-rate"),
+    ({"mechanism": "bag-then-noise"}, "train steps, batch size, top share or entries is for"), ({"mechanism": "bag-then-noise", "fit": None, "noise_multiplier": 3.0}, "needs --bag-size, --sample-rate"),
     ({"mechanism": "bag-then-noise", "fit": None, "draws": "replacement"}, "draws 'replacement' do not go with noise"),
-    ({"mechanism": "gaussian", "bag_size": None}, "train steps, batch size or top share is for"), ({"draws": "all"}, "draws 'all'"),
+    ({"mechanism": "gaussian", "bag_size": None}, "train steps, batch size, top share or entries is for"), ({"draws": "all"}, "draws 'all'"),
     ({"learner": Learner(learning_rate=0.1, network="convolutional")}, "wants images"),
     ({"learner": Learner(learning_rate=0.1, local=LocalUpdate(steps=3))}, "local steps"), ({"bag_size": None, "fraction": 0.9}, "not even bags of one trajectory"),
 ])  # fmt: skip
@@ -129,6 +129,9 @@ def test_a_policy_of_trusted_data_is_a_yardstick(recordings, tmp_path, local_ray
     trusted = load_dataset("cartpole/trusted-v0")
     assert certificate["context"]["trusted"] == {"name": "cartpole/trusted-v0", "sha256": trusted.fingerprint()} and verify(certificate) == []
     assert summary["yardsticks"]["trusted"]["return"] == summary["baselines"]["trusted"] == certificate["context"]["baselines"]["trusted"] > 0
+    # 16 policies play in turns, and the error is theirs.
+    assert all(summary["baselines"][f"{name}_episodes"] % 16 == 0 and summary["baselines"][f"{name}_episodes"] > 16 and summary["baselines"][f"{name}_standard_error"] >= 0 for name in ("non_private", "trusted"))
+    assert "(± " in next(line for line in describe(summary).splitlines() if line.startswith("trained on all data")) and "±" in (tmp_path / "run" / "report.html").read_text()
     assert "trusted data alone" in describe(summary) and "trusted data alone" in (tmp_path / "run" / "report.html").read_text()
     # Nothing else uses them.
     store = RunStore.open(tmp_path / "run")

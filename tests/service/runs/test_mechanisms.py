@@ -1,9 +1,12 @@
 """What a run is where the user leaves it open, and how far an attacker may go until that would be something else."""
 
+import dataclasses
+
 import gymnasium
 import numpy as np
 import pytest
 
+from mucd_ray.certify.planning.size import declared_size
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
@@ -16,9 +19,9 @@ from mucd_ray.service.runs.session import Request, make_settings
     "given,trajectories,expected",
     [
         ({}, MANY_TRAJECTORIES, ("bag", "trajectory", 0)),
-        ({}, 1000, ("bag", "trajectory", 980)),
+        ({}, 1000, ("bag", "trajectory", 1000 - MANY_TRAJECTORIES)),
         ({}, MANY_TRAJECTORIES - 1, ("gaussian", "transition", 0)),
-        ({}, 5, ("gaussian", "transition", 14)),
+        ({}, 5, ("gaussian", "transition", MANY_TRAJECTORIES - 6)),
         ({"unit": "trajectory"}, 5, ("bag", "trajectory", None)),
         ({"unit": "transition"}, 1000, ("gaussian", "transition", None)),
         ({"source_key": "operator"}, 1000, ("bag", "source", None)),
@@ -52,17 +55,56 @@ def cartpole(trajectories: int) -> OfflineDataset:
 def test_no_radius_is_claimed_at_which_the_default_would_be_another(capfd):
     few, _ = make_settings(Request(dataset="made-up"), cartpole(10), Choices())
     assert (few.mechanism.kind, few.mechanism.unit) == ("gaussian", "transition")
-    make_settings(Request(dataset="made-up", fraction=0.2), cartpole(16), Choices())
+    make_settings(Request(dataset="made-up", fraction=0.2), cartpole(15), Choices())
     assert "--unit transition" in capfd.readouterr().err
-    # Nine more trajectories leave the default; a transition in the middle of one makes three of it.
-    assert few.radius_cap("insert") == min(4, few.size_margin) and few.radius_cap("substitute") == 2
+    # Seven more trajectories leave the default; a transition in the middle of one makes three of it.
+    assert few.radius_cap("insert") == min(3, few.size_margin) and few.radius_cap("substitute") == 1
     with pytest.raises(MucdError, match="--unit"):
-        make_settings(Request(dataset="made-up", units=1000), cartpole(18), Choices())
+        make_settings(Request(dataset="made-up", units=1000), cartpole(16), Choices())
     many, _ = make_settings(Request(dataset="made-up", bag_size=3, unit="trajectory"), cartpole(26), Choices())
     assert many.choice_margin is None and many.radius_cap("insert") == 26
     many, _ = make_settings(Request(dataset="made-up"), cartpole(26), Choices())
-    assert many.mechanism.kind == "bag" and many.choice_margin == 6
-    assert many.radius_cap("remove") == min(6, many.size_margin) and many.radius_cap("substitute") == 26
+    assert many.mechanism.kind == "bag" and many.choice_margin == 8
+    assert many.radius_cap("remove") == min(8, many.size_margin) and many.radius_cap("substitute") == 26
+
+
+def test_every_dataset_within_the_claimed_radius_is_trained_alike():
+    """All that settings know of a dataset is how many units and trajectories it has, by way of these two functions."""
+    few, many = (make_settings(Request(dataset="made-up"), cartpole(trajectories), Choices())[0] for trajectories in (10, 26))
+
+    def known(units: int, trajectories: int) -> tuple:
+        answer = settled(Request(dataset="made-up"), trajectories)
+        return answer.mechanism, answer.unit, answer.usual, declared_size(units)[0]
+
+    def cap(settings, units: int, trajectories: int, threat: str) -> int:
+        margins = {"size_margin": declared_size(units)[1], "choice_margin": settled(Request(dataset="made-up"), trajectories).margin}
+        try:
+            return dataclasses.replace(settings, units=units, **margins).radius_cap(threat)
+        except MucdError:
+            return 0
+
+    for n in range(MANY_TRAJECTORIES, 5001):
+        r = cap(many, n, n, "symmetric")
+        assert all(known(other, other) == known(n, n) for other in {n - r, n - 1, n + 1, n + r} if abs(other - n) <= r)
+        assert r == 0 or n - r >= MANY_TRAJECTORIES
+    for trajectories in range(1, MANY_TRAJECTORIES):
+        for n in range(trajectories, 5001, 7):
+            r = cap(few, n, trajectories, "symmetric")
+            assert all(known(n + sign * r, max(1, trajectories + 2 * sign * r)) == known(n, trajectories) for sign in (-1, 1))
+            r = cap(few, n, trajectories, "substitute")
+            assert known(n, trajectories + 4 * r) == known(n, trajectories)
+
+
+def test_a_claim_that_ends_at_a_border_is_announced(capfd):
+    make_settings(Request(dataset="made-up"), cartpole(70), Choices())
+    assert capfd.readouterr().err == ""
+    # One below the border claims what lies within it; on the border nothing does, and the user has to say.
+    settings, _ = make_settings(Request(dataset="made-up"), cartpole(55), Choices())
+    assert settings.radius_cap("symmetric") == 1 and "no radius above 1 will be claimed" in capfd.readouterr().err
+    with pytest.raises(MucdError, match="56 trajectories lies on the border.*--units N"):
+        make_settings(Request(dataset="made-up"), cartpole(56), Choices())
+    settings, _ = make_settings(Request(dataset="made-up", units=50), cartpole(56), Choices())
+    assert settings.radius_cap("symmetric") == 56 - MANY_TRAJECTORIES and capfd.readouterr().err == ""
 
 
 def test_on_the_border_the_user_has_to_say():

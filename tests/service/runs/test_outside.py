@@ -12,6 +12,7 @@ import pytest
 from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.cli import main
 from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.trainers.bags import draw_bag
@@ -156,12 +157,27 @@ def test_what_does_not_fit_is_refused_in_one_line(recordings, tmp_path, capfd):
         (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--train-steps", "5"], "options of the package's learners"),
         (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--trainer-command", "x {bag} {out}"], "leave one of the two out"),
         (["--mechanism", "bag", "--trainer", "bc", "--train-seconds", "5"], "--train-seconds is for a trainer of yours"),
+        (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--bag-format", "minari"], "--bag-format minari is for --trainer-command"),
         (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--train-memory", "0"], "--train-memory 0.0"),
         (["--mechanism", "bag", "--trainer", f"{FOREIGN}:ridge", "--runtime-env", str(tmp_path / "no.yaml")], "no.yaml cannot be read"),
     ]:
         assert main(["run", cartpole, *arguments, "--storage", str(tmp_path / "run")]) == 2
         message = capfd.readouterr().err
         assert named in message and message.count("\n") == 1 and not (tmp_path / "run").exists(), (arguments, message)
+
+
+def test_the_same_trainer_on_trusted_data_is_a_yardstick_and_one_that_fails_is_said(recordings, tmp_path, capfd, local_ray):
+    trusted, folder = "cartpole/trusted-by-trainer-v0", tmp_path / "run"
+    record("CartPole-v1", None, 400, 92, trusted)
+    arguments = ["--mechanism", "bag", "--bag-size", "2", "--trainer", f"{FOREIGN}:of_little", "--trusted", trusted, "--instances", "11", "--held-out", "1", "--states", "5", "--storage", str(folder)]
+    assert main(["run", recordings["cartpole"], *arguments]) == 0
+    printed, certificate = capfd.readouterr().out, read_certificate(folder / "certificate.json")
+    baselines = certificate["context"]["baselines"]
+    assert verify(certificate) == [] and certificate["context"]["failures"] == 0 and certificate["context"]["trusted"]["name"] == trusted
+    # On all of D it fails, and on less it does not.
+    assert baselines["non_private_failure"] == "raised (ValueError: too much data)" and "non_private" not in baselines and baselines["trusted"] > 20
+    assert "trained on all data      failed: raised (ValueError: too much data)" in printed and "above the policy trained on the trusted data alone" in printed
+    assert "failed: raised (ValueError: too much data)" in (folder / "report.html").read_text()
 
 
 def test_one_command_certifies_a_trainer_of_ones_own(recordings, tmp_path, capfd, local_ray):

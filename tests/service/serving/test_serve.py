@@ -199,6 +199,7 @@ def test_bad_requests_name_the_value_and_the_fix(local_ray, run, tmp_path):
         (run.path, {"replicas": 0}, "--replicas 0 must be at least 1"),
         (run.path, {"replicas": 64}, "64 replicas need a CPU each, there are 2"),
         (run.path, {"port": 70_000}, "cannot listen at 127.0.0.1:70000.*choose another --port"),
+        (run.path, {"host": "ü" * 100}, "cannot listen at .*choose another --port or --host"),
         (run.path, {"host": "192.0.2.1"}, "cannot listen at 192.0.2.1.*choose another --port or --host"),
     ]:
         with pytest.raises(MucdError, match=message):

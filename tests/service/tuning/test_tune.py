@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import minari
 import numpy as np
@@ -19,12 +20,14 @@ from mucd_ray.cli import build_parser, main
 from mucd_ray.data.formats.minari import load_dataset, local_datasets
 from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.trainers.outside import outside
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.spaces import STEPS
 from mucd_ray.service.tuning.trial import begun_points
-from mucd_ray.service.tuning.tune import _check_same, make_question, tuning_data
+from mucd_ray.service.tuning.tune import OUTLOOK, _check_same, make_question, tuning_data
 from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, read_tuned
 
+FOREIGN = Path(__file__).parents[2] / "foreign_trainers.py"
 NOISE, BAGS, PARTS = ("--signal-budget", "150"), ("--mechanism", "bag", "--fraction", "0.05"), ("--mechanism", "partition", "--fraction", "0.05")
 
 
@@ -56,7 +59,8 @@ def test_every_point_of_the_search_on_bags_is_a_run_and_the_first_one_certifies_
     asked, dataset = question(recordings, *more, kind=kind), load_dataset(recordings["cartpole"])
     assert asked.algorithms == ("bc", "iql", "cql") and asked.signal_budget is None and asked.unit == (more[1] if more[0] == "--unit" else "trajectory")
     space, rng = asked.space(), np.random.default_rng(0)
-    assert ("top_share" in space) == (asked.unit == "trajectory")
+    assert ("top_share" in space) == ("graded" in space) == (asked.unit == "trajectory")
+    assert asked.tuned(asked.start()).fit.graded == (asked.unit == "trajectory")
     for config in (asked.start(), *({name: domain.sample(random_state=rng) for name, domain in space.items()} for _ in range(20))):
         assert all(space[name].is_valid(value) for name, value in config.items()) and list(config) == list(space)
         tuned = asked.tuned(config)
@@ -76,6 +80,54 @@ def test_every_point_of_the_search_on_bags_is_a_run_and_the_first_one_certifies_
         file.write_text(json.dumps({"began": 1.0, "point": asked.start() | foul}))
         with pytest.raises(MucdError, match="no point of the search"):
             begun_points(tmp_path, asked)
+
+
+def test_of_clones_grades_or_a_share_and_of_others_a_share(recordings):
+    asked = question(recordings, kind=BAGS)
+    for algorithm, graded in ((algorithm, graded) for algorithm in ("bc", "iql") for graded in (True, False)):
+        fit = asked.tuned(asked.start() | {"algorithm": algorithm, "graded": graded, "top_share": 0.3}).fit
+        assert (fit.graded, fit.top_share) == ((True, 1.0) if graded and algorithm == "bc" else (False, 0.3))
+    # Without clones of discrete actions there are no grades.
+    assert "graded" not in question(recordings, "--algorithm", "iql,cql", kind=BAGS).space()
+
+
+def test_of_bags_with_noise_every_point_is_a_run_and_the_first_one_certifies_the_target(recordings):
+    asked, dataset = question(recordings, "--mechanism", "bag-then-noise", "--units", "200", kind=("--fraction", "0.05")), load_dataset(recordings["cartpole"])
+    space, rng = asked.space(), np.random.default_rng(0)
+    first = asked.tuned(asked.start() | {"bag_size": asked.certified_units}).mechanism(asked.units)
+    assert certified_radius(first, units=200, instances=200, eta=0.001, actions=2, threat="symmetric") >= wanted_radius(200, 0.05)
+    for config in (asked.start(), *({name: domain.sample(random_state=rng) for name, domain in space.items()} for _ in range(5))):
+        assert all(space[name].is_valid(value) for name, value in config.items()) and list(config) == list(space)
+        settings = asked.settings(asked.tuned(config), dataset)
+        assert settings.mechanism.bag_size == config["bag_size"] <= dataset.trajectories and settings.mechanism.steps == config["steps"]
+
+
+def test_of_a_trainer_of_ones_own_the_size_alone_is_searched(recordings):
+    options = build_parser().parse_args(command(recordings, "unused", "--trainer", f"{FOREIGN}:ridge", kind=BAGS))
+    trainer = outside("function", f"{FOREIGN}:ridge")
+    asked, dataset = make_question(options, TRUSTED, load_dataset(recordings["cartpole"]), trainer), load_dataset(recordings["cartpole"])
+    assert list(asked.space()) == list(asked.start()) == ["bag_size"]
+    settings = asked.settings(asked.tuned(asked.start()), dataset)
+    assert settings.trainer == trainer and settings.fit is None and settings.mechanism.bag_size == asked.start()["bag_size"]
+
+
+@pytest.mark.slow
+def test_a_study_of_ones_own_trainer_over_sources_makes_a_run(recordings, tmp_path, capfd, local_ray):
+    """On a trusted recording of twenty operators, then a certified run on another one; both read the key. Before the answer, workers of the Ray in this process may print."""
+    for name, seed in (("tuning/operators-v0", 5), ("certify/operators-v0", 6)):
+        record("CartPole-v1", None, 3000, seed, name, operators=20)
+    limits = ["--trainer", f"{FOREIGN}:ridge", "--train-seconds", "300"]
+    asked = ["--mechanism", "bag", "--source-key", "operator", "--fraction", "0.1", "--trials", "2", "--most-instances", "4", "--instances", "100"]
+    assert main(["tune", "--tune-on", "tuning/operators-v0", "--storage", str(tmp_path / "study"), *asked, *limits, "--json"]) == 0
+    results = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert len(results["trials"]) == 2 and set(results["trials"][0]) == {"key", *OUTLOOK, "bag_size", "failure"}
+    tuned = read_tuned(results["tuned"])
+    assert tuned.unit == "source" and tuned.how.units == 20 and tuned.trainer.name == f"{FOREIGN}:ridge"
+    run = ["run", "certify/operators-v0", "--source-key", "operator", "--tuned", results["tuned"], "--instances", "12", "--held-out", "1", "--states", "4", "--storage", str(tmp_path / "run")]
+    assert main([*run, *limits, "--json"]) == 0
+    summary = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert summary["unit"] == "source" and summary["units"] == 20 and summary["mechanism"]["bag_size"] == tuned.bag_size and not summary["conditional"]
+    assert main(["verify", str(tmp_path / "run" / "certificate.json")]) == 0
 
 
 def test_the_outlook_is_that_of_the_wanted_number_of_instances(recordings):
@@ -105,6 +157,11 @@ def test_bad_input_is_one_line(recordings, tmp_path, capfd):
         ([*base, "--fraction", "0.01"], "give one"),
         ([*base, "--signal-budget", "20000"], "certify nothing"),
         ([*base, "--trials", "0"], "--trials 0 must be at least 1"),
+        ([*base, "--trials", "99999999999"], "--trials 99999999999 must be at least 1, and at most 1,000,000"),
+        ([*base, "--most-instances", "99999999999"], "at most 10,000,000"),
+        ([*command(recordings, study, kind=BAGS), "--instances", "99999999999"], "at most 10,000,000"),
+        ([*command(recordings, study, kind=BAGS), "--units", "9" * 23], "must be at least 1, and at most"),
+        ([base[0], "--simulate", "CartPole-v1", *base[3:], "--transitions", "0"], "transitions 0"),
         ([*base, "--trainers-per-trial", "0"], "--trainers-per-trial 0 must be"),
         ([*base, "--algorithm", "nonsense"], "'nonsense' is unknown"),
         ([*base, "--algorithm", "bc,iql"], "with noise a study is about one algorithm"),
@@ -113,6 +170,10 @@ def test_bad_input_is_one_line(recordings, tmp_path, capfd):
         ([*command(recordings, study, kind=BAGS), "--algorithm", "bc,bc"], "names one twice"),
         (command(recordings, study, kind=("--mechanism", "partition", "--fraction", "0.9")), "not even one part for each"),
         ([*base, "--behaviour", "cartpole-balance"], "are about --simulate"),
+        ([base[0], "--simulate", "CartPole-v1", *base[3:], "--source-key", "operator"], "a simulator records no sources"),
+        ([*base, "--unit", "source"], "sources have a key"),
+        ([*base, "--source-key", "operator"], "no episode has the source key"),
+        ([*base, "--trainer", f"{FOREIGN}:ridge"], "is not trained with noise"),
         (command(recordings, tmp_path / "full"), "is not empty and holds no study"),
         (command(recordings, "s3://bucket/study"), "not a URL"),
         ([*base, "--seed", "3"], "holds a study of another question (seed)"),

@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mucd_ray.certify.file.certificate import content_hash, verify
@@ -13,7 +15,9 @@ from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.learn.trainers.outside import outside
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.compare import compare_runs, side_by_side
 from mucd_ray.service.runs.driver import certify, training_units
@@ -21,8 +25,9 @@ from mucd_ray.service.runs.session import Request, make_settings
 from mucd_ray.service.runs.summary import describe, finish
 from mucd_ray.service.runs.work import choose_states, train_and_evaluate
 from mucd_ray.service.storage.store import RunStore
-from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, Origin, Tuned, TunedBag, read_tuned
+from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, Origin, Tuned, TunedBag, TunedNoisyBag, read_tuned
 
+FOREIGN = Path(__file__).parents[2] / "foreign_trainers.py"
 SECRET = b"s" * 32
 OTHER = Origin(kind=SIMULATOR, name="tuning/cartpole-v1-ab-v0", fingerprint="ab" * 32, units=3000, trials=4)
 
@@ -35,6 +40,11 @@ def tuned(**changes):
 def tuned_bag(**changes):
     learner = Learner(learning_rate=0.002, hidden=(8,), optimiser="adam")
     return TunedBag(**{"environment": "CartPole-v1", "unit": "trajectory", "learner": learner, "kind": "bag", "bag_size": 3, "fit": Fit(steps=40, batch=64, top_share=0.4), "how": OTHER} | changes)
+
+
+def tuned_noisy_bag(**changes):
+    learner = Learner(learning_rate=20.0, hidden=(4,), average=0.25)
+    return TunedNoisyBag(**{"environment": "CartPole-v1", "unit": "trajectory", "learner": learner, "bag_size": 3, "noise_multiplier": 2.5, "steps": 9, "clip_norm": 0.2, "how": OTHER} | changes)
 
 
 def of(dataset):
@@ -78,6 +88,43 @@ def test_of_bags_and_parts_everything_comes_from_the_file(recordings, tmp_path):
         make_settings(Request(dataset=dataset.name, tuned=tuned_bag(bag_size=10**6)), dataset, Choices())
     with pytest.raises(MucdError, match="constants of the bag mechanism"):
         make_settings(Request(dataset=dataset.name, tuned=tuned_bag(), mechanism="partition"), dataset, Choices())
+
+
+def test_of_bags_with_noise_nothing_follows_from_the_size(recordings, tmp_path):
+    dataset = load_dataset(recordings["cartpole"])
+    (tmp_path / "tuned.json").write_text(json.dumps(tuned_noisy_bag().to_dict()))
+    read = read_tuned(str(tmp_path / "tuned.json"))
+    assert read == tuned_noisy_bag()
+    settings, _ = make_settings(Request(dataset=dataset.name, tuned=read), dataset, Choices())
+    assert settings.mechanism == BagThenNoise(bag_size=3, draws="fixed", sample_rate=1.0, noise_multiplier=2.5, clip_norm=0.2, steps=9, normaliser=3.0)
+    assert settings.size_margin is None and settings.declared_size is None and settings.radius_cap("symmetric") == dataset.trajectories
+    assert any("Learner, bag size, noise multiplier, steps and clip norm were tuned in 4 trials" in text for text in settings.assumptions)
+    with pytest.raises(MucdError, match="bag size 1000000"):
+        make_settings(Request(dataset=dataset.name, tuned=tuned_noisy_bag(bag_size=10**6)), dataset, Choices())
+
+
+def test_a_trainer_of_ones_own_is_run_on_ones_word_alone(recordings, tmp_path, capfd):
+    dataset, trainer = load_dataset(recordings["cartpole"]), outside("function", f"{FOREIGN}:ridge")
+    file = tmp_path / "tuned.json"
+    file.write_text(json.dumps(tuned_bag(learner=None, fit=None, trainer=trainer).to_dict()))
+    read = read_tuned(str(file))
+    assert read.trainer == trainer and "trainer" not in tuned_bag().to_dict()
+    settings, _ = make_settings(Request(dataset=dataset.name, tuned=read, trainer=trainer), dataset, Choices())
+    assert settings.trainer == trainer and settings.fit is None and settings.mechanism == Bag(bag_size=3)
+    assert any(text.startswith("The bag size was tuned in 4 trials") for text in settings.assumptions)
+    for other in (None, dataclasses.replace(trainer, sha256="0" * 64), dataclasses.replace(trainer, seconds=5.0)):
+        with pytest.raises(MucdError, match="run only on your word"):
+            make_settings(Request(dataset=dataset.name, tuned=read, trainer=other), dataset, Choices())
+    with pytest.raises(MucdError, match="constants of the package's learners"):
+        make_settings(Request(dataset=dataset.name, tuned=tuned_bag(), trainer=trainer), dataset, Choices())
+    assert main(["run", dataset.name, "--storage", str(tmp_path / "run"), "--tuned", str(file)]) == 2
+    assert "run only on your word" in capfd.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_the_same_data_by_another_key_are_the_data_that_were_tuned_on(recordings):
+    dataset = load_dataset(recordings["cartpole"])
+    by_two = dataclasses.replace(dataset, name="another/name-v0", sources=np.arange(dataset.trajectories) % 2)
+    assert by_two.fingerprint() != dataset.fingerprint() and tuned(how=of(dataset)).condition(by_two) == "tuned-on-this-dataset"
 
 
 def test_the_dataset_that_was_tuned_on_makes_a_run_conditional_also_after_an_edit(recordings):
@@ -133,6 +180,14 @@ def test_a_conditional_claim_says_so_and_verifies_and_a_forged_one_does_not(reco
     (json.dumps(tuned_bag().to_dict() | {"kind": "forest"}), "mechanism 'forest' has no bags"),
     (json.dumps(tuned_bag().to_dict() | {"fit": {"steps": 0}}), "steps 0"),
     (json.dumps(tuned_bag().to_dict() | {"format": []}), "is not what"),
+    (json.dumps(tuned_bag().to_dict() | {"fit": None}), "one of the two must be there"),
+    (json.dumps(tuned_bag().to_dict() | {"learner": None}), "one of the two must be there"),
+    (json.dumps(tuned_bag().to_dict() | {"trainer": {"kind": "function"}}), "trainer must be"),
+    (json.dumps(tuned_noisy_bag().to_dict() | {"noise_multiplier": -1.0}), "noise multiplier -1"),
+    (json.dumps(tuned().to_dict() | {"sample_rate": "0.1"}), "sample rate '0.1' must be a number"),
+    (json.dumps(tuned().to_dict() | {"clip_norm": None}), "clip norm 'None' must be a number"),
+    (json.dumps(tuned().to_dict() | {"steps": -1}), "steps -1 must be a whole number"),
+    *((json.dumps(tuned().to_dict() | {"how": tuned().to_dict()["how"] | {name: wrong}}), f"{name} .* must be") for name, wrong in (("name", "a\nb"), ("fingerprint", 5), ("units", "x"), ("trials", 0))),
 ])
 def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
     (tmp_path / "tuned.json").write_text(content)

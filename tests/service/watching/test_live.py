@@ -74,6 +74,13 @@ def test_the_rate_and_what_is_shown(store, monkeypatch):
     assert "keeps 90 % at no r" in text and "keeps 50 % up to r = 1 transition (1 %), expected return at least 208.69" in text
 
 
+def test_a_bar_is_as_long_as_any_whatever_the_news_say(store):
+    live = Live(store, 400)
+    for done in (-(10**12), 10**12):
+        live.publish(done, {"alive": 2, "wanted": 2}, {})
+        assert len(watched(store).splitlines()[0]) < 200
+
+
 def test_watching_ends_with_the_certificate_of_a_driver_that_was_killed_before_it_said_so(store):
     live = Live(store, 400)
     live.publish(400, {"alive": 2, "wanted": 2}, {})
