@@ -322,8 +322,9 @@ class EnvironmentCard:
             )
 
     def to_dict(self) -> dict:
-        """Plain JSON values; `from_dict` inverts it. No history where there is none: runs of earlier versions have no such field."""
-        values = {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("history", 1)}
+        """Plain JSON values; `from_dict` inverts it. Neither history nor mirror where there is none: runs of earlier versions have no such fields."""
+        unknown_before = {"history": 1, "mirror_observation": (), "mirror_actions": ()}
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in unknown_before or value != unknown_before[name]}
         return json.loads(json.dumps(values, sort_keys=True))
 
     @classmethod
