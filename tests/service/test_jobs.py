@@ -61,3 +61,16 @@ def test_a_submitted_job_joins_the_cluster_and_its_certificate_verifies(recordin
     finally:
         head.terminate()
         head.wait(timeout=60)
+
+
+@pytest.mark.slow
+def test_the_table_on_raw_observations_is_made_and_goes_on(tmp_path):
+    environment = os.environ | {"MINARI_DATASETS_PATH": str(tmp_path / "data"), "PYTHONPATH": str(ROOT)}
+    job = [sys.executable, "jobs/raw_observations.py", "--smoke", "--instances", "20", "--out", str(tmp_path / "runs")]
+    for wanted in ("acrobot-trajectory-bag-3", "acrobot-transition-gaussian"):
+        done = subprocess.run([*job, "--only", wanted], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+    table = (tmp_path / "runs-smoke" / "results.md").read_text()
+    assert "### Acrobot-v1" in table and "| bags of 3 trajectories | bc | 20 |" in table and "| noise on all transitions | bc | 20 |" in table
+    refused = subprocess.run([*job, "--only", "nothing"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 2 and "fits no row" in refused.stderr
