@@ -53,6 +53,10 @@ class BaggedNoiseGuarantees:
         pairs = [self.group(inserted, min(removed, self.units)).pair for inserted, removed in [*PURE_GROUPS[self.threat](radius), *mixed]]
         return OutcomesGuarantee(worst(pairs))
 
+    def least(self, radius: int, value) -> float:
+        """As `ClosedFormGuarantees.least`, of the worst split at every probability."""
+        return value(self.at(radius).lower)
+
     @property
     def largest_radius(self) -> int:
         """Beyond it nothing is accounted for, and nothing is claimed."""

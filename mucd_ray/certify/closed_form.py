@@ -1,13 +1,17 @@
 """Outcomes guarantees of mechanisms that have them in closed form: bags and partitions, whatever the learner is."""
 
+import heapq
+from collections.abc import Callable
 from functools import lru_cache
+
+import numpy as np
 
 from mucd_ray.certify.bagged_noise import BaggedNoiseGuarantees
 from mucd_ray.certify.confidence.proportions import LARGEST, check_count
 from mucd_ray.certify.families import IDENTITY, mirrored, worst
 from mucd_ray.certify.guarantees import THREATS, Guarantees, OutcomesGuarantee, split_profile
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.bag import ROUNDING
+from mucd_ray.mechanism.bag import ROUNDING, Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import AnyMechanism
@@ -15,6 +19,8 @@ from mucd_ray.mechanism.work import spend
 
 # What any radius takes beside its logarithms: some tenths of a millisecond of Python.
 RADIUS_OPERATIONS = 30_000
+# Runs of splits that `least` looks at.
+RUNS = 64
 
 
 class ClosedFormGuarantees:
@@ -53,6 +59,29 @@ class ClosedFormGuarantees:
         radius = int(radius)
         spend(RADIUS_OPERATIONS)
         return OutcomesGuarantee(worst([self.group(*group).pair for group in PURE_GROUPS[self.threat](radius, min(radius, self.units))]))
+
+    def least(self, radius: int, value: Callable[[Callable[[np.ndarray], np.ndarray]], float]) -> float:
+        """A lower bound on value(lower) over the maps `lower` of every group within `radius`, each by itself; `value` must not fall where `lower` rises.
+
+        A dataset D' has one split, and `at` is the worst one at every probability anew: the least value over splits is no less than its value, and more where the
+        worst split of small probabilities is not that of large ones. A run of splits is bounded by the most inserted and the most removed units of any of them; the run
+        that looks worst is halved, until it is a single split or RUNS of them were looked at.
+        """
+        pointwise = value(self.at(radius).lower)
+        if self.threat != "symmetric" or self.mechanism.kind != Bag.kind or radius < 1:
+            return pointwise
+
+        def run(fewest: int, most: int) -> tuple[float, int, int]:
+            spend(RADIUS_OPERATIONS)
+            return value(self.group(most, radius - fewest).lower), fewest, most
+
+        runs = [run(radius - min(radius, self.units), radius)]
+        while runs[0][1] < runs[0][2] and len(runs) < RUNS:
+            _, fewest, most = heapq.heappop(runs)
+            middle = (fewest + most) // 2
+            heapq.heappush(runs, run(fewest, middle))
+            heapq.heappush(runs, run(middle + 1, most))
+        return max(pointwise, runs[0][0])
 
     @property
     def largest_radius(self) -> int:

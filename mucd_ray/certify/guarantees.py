@@ -134,6 +134,10 @@ class Guarantees:
             return self.group(radius, 0)
         return OutcomesGuarantee(worst([self._pair(radius, 0), self._pair(0, radius), *mixed(self, radius)]))
 
+    def least(self, radius: int, value) -> float:
+        """As `ClosedFormGuarantees.least`, of the worst split at every probability."""
+        return value(self.at(radius).lower)
+
     # What `discretisation_error` says, in words.
     errs = "safe side: an attack that can be run leaves at most this much more probability than the reported bound, at 1999 probabilities from 0.0005 to 0.9995"
 

@@ -65,7 +65,7 @@ def ceiling_band(returns: np.ndarray, return_range: tuple[float, float], *, eta:
 
 def expected_return_bound(band: ReturnBand, guarantees: Guarantees, radius: int) -> float:
     """Lower bound on E[return] of M(D') for every D' within `radius` of D."""
-    return band.expected_return(guarantees.at(radius).lower)
+    return guarantees.least(radius, band.expected_return)
 
 
 def mean_route_bound(mean: float, return_range: tuple[float, float], lower) -> float:

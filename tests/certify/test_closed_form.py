@@ -1,5 +1,7 @@
 """Bags and partitions as guarantees: the contract of all guarantees, simulated attackers that attain the bound, and votes of Jia et al."""
 
+from itertools import combinations, product
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -8,6 +10,7 @@ from mucd_ray.certify.action import certify_votes
 from mucd_ray.certify.closed_form import ClosedFormGuarantees, guarantees_of
 from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.planning.bags import bag_of
+from mucd_ray.certify.policy import ReturnBand
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.trainers.bags import draw_bag
@@ -42,6 +45,64 @@ def test_a_symmetric_difference_covers_every_split(mechanism):
         assert len(splits["bound"]) == radius + 1
         for removed in range(radius + 1):
             assert np.all(guarantees.at(radius).lower(P) <= guarantees.group(radius - removed, removed).lower(P) + 1e-11)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS, ids=str)
+def test_the_least_value_over_splits_is_that_of_one_of_them(mechanism):
+    """No more than any split's, no less than with the worst split at every probability, and exactly the worst one's where all of them are looked at."""
+    guarantees, rng = ClosedFormGuarantees(mechanism, units=100), np.random.default_rng(0)
+    gained = 0.0
+    for radius in (0, 1, 3, 12, 30, 90, 130):
+        for shape in (0.3, 1.0, 3.0):
+            # A band whose mass lies low, or high.
+            band = ReturnBand(threshold=np.sort(rng.uniform(0, 1, 50)), probability=np.sort(rng.uniform(0, 1, 50) ** shape)[::-1], floor=0.0)
+            splits = [band.expected_return(guarantees.group(radius - removed, removed).lower) for removed in range(min(radius, 100) + 1)]
+            found, pointwise = guarantees.least(radius, band.expected_return), band.expected_return(guarantees.at(radius).lower)
+            assert pointwise <= found <= min(splits) + 1e-12
+            if radius <= 12:
+                assert found >= min(splits) - 1e-12
+            gained = max(gained, found - pointwise)
+    # A part counts changes of either kind alike, and of a bag of everything removals leave nothing.
+    assert gained > 0.01 or mechanism in MECHANISMS[3:]
+    for threat in ("insert", "remove", "substitute"):
+        of_threat = ClosedFormGuarantees(mechanism, units=100, threat=threat)
+        assert of_threat.least(5, band.expected_return) == band.expected_return(of_threat.at(5).lower)
+
+
+@pytest.mark.parametrize("bag", [Bag(bag_size=2), Bag(bag_size=3), Bag(bag_size=2, draws="replacement"), Bag(draws="poisson", sample_rate=0.4)], ids=str)
+def test_the_expected_return_of_every_poisoning_of_a_tiny_dataset_is_covered(bag):
+    """All bags of all D' are enumerated; returns of bags are the attacker's, who also chooses which units are his."""
+    units, rng, closest = 5, np.random.default_rng(1), np.inf
+    everything = range(units + 3)
+
+    def law(numbers):
+        """(bag, its probability) for every bag."""
+        if bag.draws == "fixed":
+            bags = list(combinations(numbers, bag.bag_size))
+            return [(chosen, 1 / len(bags)) for chosen in bags]
+        if bag.draws == "replacement":
+            return [(chosen, len(numbers) ** -bag.bag_size) for chosen in product(numbers, repeat=bag.bag_size)]
+        q = bag.sample_rate
+        return [(chosen, q ** len(chosen) * (1 - q) ** (len(numbers) - len(chosen))) for size in range(len(numbers) + 1) for chosen in combinations(numbers, size)]
+
+    for attempt in range(6):
+        # From returns that are alike to a few that are all there is; zero as soon as one of the attacker's units is in the bag.
+        returns = {chosen: float(rng.uniform() ** (1, 1, 4, 4, 12, 12)[attempt]) for numbers in [range(units)] for chosen, _ in law(numbers)}
+
+        def mean(numbers):
+            return sum(returns.get(chosen, 0.0) * probability for chosen, probability in law(numbers))
+
+        values = np.array(sorted(set(returns.values())))
+        survival = np.array([sum(p for chosen, p in law(range(units)) if returns[chosen] >= value) for value in values])
+        band = ReturnBand(threshold=values, probability=np.minimum(survival, 1.0), floor=0.0)
+        guarantees = ClosedFormGuarantees(bag, units=units)
+        for size in range(bag.bag_size or 1, units + 3):
+            for numbers in combinations(everything, size):
+                radius = len(set(numbers) ^ set(range(units)))
+                bound = guarantees.least(radius, band.expected_return)
+                assert mean(numbers) >= bound - 1e-12
+                closest = min(closest, mean(numbers) - bound) if radius else closest
+    assert closest < 1e-6
 
 
 @pytest.mark.parametrize("bag", [Bag(bag_size=4), Bag(bag_size=4, draws="replacement"), Bag(draws="poisson", sample_rate=0.1)], ids=str)

@@ -25,7 +25,7 @@ from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.work import TooMuchWork, limited_to
 
-FORMAT = "mucd-certificate/6"
+FORMAT = "mucd-certificate/7"
 # What `verify` spends on a file from anybody, times its patience: bytes read, and operations (mechanism/work.py; up to some ten minutes of a core).
 MOST_BYTES = 64 << 20
 MOST_OPERATIONS = 1e11

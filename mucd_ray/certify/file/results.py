@@ -88,6 +88,7 @@ def _policy_results(inputs, returns, guarantees, eta) -> dict:
     radii = named_radii(last, [entry["radius"] for entry in keeps.values()], units, cap)
     points = np.unique(np.concatenate([*(b.probability for b in (*bands.values(), ceiling)), [(m - low) / (high - low) for m in means.values()]]))
     lowered = [_table(points, guarantees.at(int(r)).lower) for r in radii]
+    bounds = {name: [expected_return_bound(b, guarantees, int(r)) for r in radii] for name, b in bands.items()}
     return {
         "unpoisoned_mean": mean,
         "unpoisoned_standard_error": float(returns.std(ddof=1) / math.sqrt(len(returns))) if len(returns) > 1 else None,
@@ -96,10 +97,10 @@ def _policy_results(inputs, returns, guarantees, eta) -> dict:
         "curve": {
             "radius": radii.tolist(),
             "fraction": (radii / units).tolist(),
-            "bound": [band.expected_return(lower) for lower in lowered],
-            "ceiling": [-ceiling.expected_return(lower) for lower in lowered],
+            "bound": bounds[inputs["band"]],
+            "ceiling": [-expected_return_bound(ceiling, guarantees, int(r)) for r in radii],
             "quantiles": {f"{level:g}": [band.quantile(level, lower) for lower in lowered] for level in QUANTILES},
-            "bound_by_route": {name: [b.expected_return(lower) for lower in lowered] for name, b in bands.items()}
+            "bound_by_route": bounds
             | {name: [mean_route_bound(m, return_range, lower) for lower in lowered] for name, m in means.items()},
         },
     }
