@@ -62,7 +62,7 @@ DATA = {
     "continuous": Data(title="LunarLander-v3, continuous (8 numbers)", behaviour="lunarlander-continuous-land", transitions=200_000, seed=11, parts=(500, 167, 50), learners=("iql", "td3-bc")),
     "halfcheetah": Data(title="HalfCheetah-v5 (17 numbers)", behaviour="halfcheetah-run", transitions=400_000, seed=11, parts=(400, 133, 40), learners=("iql", "td3-bc")),
     "hopper": Data(title="Hopper-v5 (11 numbers)", behaviour="hopper-hop", transitions=400_000, seed=11, parts=(550, 183, 55), learners=("iql", "td3-bc")),
-    "freeway": Data(title="Freeway (128 bytes of RAM)", behaviour="freeway-lookahead", transitions=614_400, seed=2026, parts=(300, 100, 30), learners=("cql", "iql"), fit={"steps": 300}),
+    "freeway": Data(title="Freeway (128 bytes of RAM)", behaviour="freeway-lookahead", transitions=614_400, seed=2026, parts=(300, 100, 30), learners=("cql", "iql")),
     "breakout": Data(title="Breakout (128 bytes of RAM)", behaviour="breakout-follow", transitions=600_000, seed=2026, parts=(800, 267, 80), learners=("cql", "iql"), instances=200, fit={"entries": 6}, learning_rate=0.003, rollouts=3),
     "acrobot": Data(title="Acrobot-v1 (6 numbers)", behaviour="acrobot-swing", transitions=60_000, seed=11, parts=(300, 100, 30), learners=("cql", "iql")),
     "highway": Data(title="highway-fast-v0 (25 numbers)", behaviour="highway-drive", transitions=10_000, seed=11, parts=(560, 187, 56), learners=("cql",), instances=100),
@@ -104,7 +104,7 @@ def rows_of(name: str) -> list[Row]:
 GOALS = (
     Row(data="lunarlander", mechanism="bag", unit="trajectory", size=11, instances=1000),
     Row(data="halfcheetah", mechanism="bag", unit="trajectory", size=5, instances=1000),
-    Row(data="freeway", mechanism="bag", unit="trajectory", size=2, instances=1000),
+    Row(data="freeway", mechanism="bag", unit="trajectory", size=3, instances=1000),
     Row(data="breakout", mechanism="bag", unit="trajectory", size=5, instances=400),
 )
 ROWS = (*GOALS, *(row for name in DATA for row in rows_of(name) if row.name not in {goal.name for goal in GOALS}))

@@ -1,7 +1,7 @@
 """The offline dataset: flat arrays with trajectory boundaries."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gymnasium as gym
 import numpy as np
@@ -107,6 +107,21 @@ class OfflineDataset:
                 raise MucdError(f"dataset {self.name} was read without a source key, and has no sources: say which key tells the source of a trajectory")
             return int(self.sources.max()) + 1
         return self.trajectories if unit == "trajectory" else len(self)
+
+    def with_history(self, history: int) -> "OfflineDataset":
+        """The same transitions, where every (next) observation stands with those before it in its own trajectory: [N, history, *observation_shape], oldest first.
+
+        At a trajectory's beginning its first observation stands for those that are missing, as in Gymnasium's FrameStackObservation. A map of each trajectory by itself.
+        """
+        if history == 1:
+            return self
+        first = np.repeat(self.trajectory_starts[:-1], np.diff(self.trajectory_starts))
+        rows = np.maximum(np.arange(len(self))[:, None] + np.arange(1 - history, 1), first[:, None])
+        return replace(
+            self,
+            observations=self.observations[rows],
+            next_observations=np.concatenate([self.observations[rows[:, 1:]], self.next_observations[:, None]], axis=1),
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the dtype, shape and bytes of every array: equal for equal data, whatever the file it came from.

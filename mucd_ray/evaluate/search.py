@@ -104,7 +104,8 @@ class Episode:
             observation, reward, terminated, truncated, _ = environment.step(self.space.start + action)
             check_reward(self.card, reward)
             key = None if terminated or truncated else state_key(environment)
-            place = (self.depth[node] + 1, key)
+            # What follows is the same where the state is, and what policies see of the past.
+            place = (self.depth[node] + 1, key, np.asarray(observation).tobytes())
             if terminated or truncated or key is not None and place in self.merged:
                 after = 0 if terminated or truncated else self.merged[place]
                 self.idle.append(environment)

@@ -86,6 +86,7 @@ class Algorithm:
         context: the evaluations that the loss reads.
         constants: its public numbers by name, beside the learner's.
         policy: name of the tower that acts.
+        conditioned: whether networks are told, beside the observation, the return of the transition's whole trajectory; the policy is told a constant in its place.
         head: (outputs float [..., O] of that tower, actions, constants) -> what the policy prefers: one score per discrete action, or
             the action in [-1, 1] where bounds are known; row by row, so that no row depends on its neighbours.
         released: what is released in each step and why that is sound, in a sentence for the documentation.
@@ -97,6 +98,7 @@ class Algorithm:
     context: tuple[Evaluation, ...] = ()
     constants: Mapping[str, Constant] = field(default_factory=dict)
     policy: str
+    conditioned: bool = False
     head: Callable[[np.ndarray, int, Constants], np.ndarray] = lambda outputs, actions, constants: outputs
     released: str
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithms import NAMES
 
-NETWORKS = ("dense", "convolutional")
+NETWORKS = ("dense", "convolutional", "transformer")
 BETA1, BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 WIDEST = 1 << 16
 
@@ -54,7 +54,8 @@ class Learner:
     Attributes:
         algorithm: a name in the registry `algorithms`.
         constants: the algorithm's own public numbers by name (`Algorithm.constants`); defaults for those left out.
-        network: "dense", or "convolutional" for images (`convolutional`), trained by `engines/modules.py` with noise and by `engines/plain.py` without.
+        network: "dense", "convolutional" for images (`convolutional`), trained by `engines/modules.py` with noise and by `engines/plain.py` without, or "transformer" over
+            the last observations (`transformer`), trained by `engines/plain.py`.
         hidden: widths of the hidden layers of a dense network; () is a linear policy or a linear value function.
         random_features: number of public random Fourier features that replace the observation's features; 0 for none.
         bandwidth: distance of observations over which these features change.
@@ -89,8 +90,10 @@ class Learner:
             raise MucdError(f"optimiser {self.optimiser!r} is unknown: use one of {', '.join(OPTIMISERS)}")
         if self.network not in NETWORKS:
             raise MucdError(f"network {self.network!r} is unknown: use one of {', '.join(NETWORKS)}")
-        if self.network == "convolutional" and (self.hidden or self.random_features):
-            raise MucdError("a convolutional network has its own layers: leave out hidden layers and random features")
+        if self.network != "dense" and (self.hidden or self.random_features):
+            raise MucdError(f"a {self.network} network has its own layers: leave out hidden layers and random features")
+        if self.algorithm == "dt" and self.network != "transformer":
+            raise MucdError(f"algorithm 'dt' is a transformer, not a {self.network} network: leave --network out, or use rvs, which is told the return, too")
         if any(not 1 <= width <= WIDEST for width in self.hidden):
             raise MucdError(f"hidden layers {self.hidden} must all have at least 1 unit, and at most {WIDEST:,}")
         if self.random_features < 0 or not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):

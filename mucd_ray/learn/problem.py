@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -16,6 +17,7 @@ from mucd_ray.learn.algorithms import algorithm_for
 from mucd_ray.learn.convolutional import FRAMES, convolutional, image_shape
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.networks import Network, RandomFeatures
+from mucd_ray.learn.transformer import transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Problem:
         action_bounds: public (low [k], high [k]) of continuous actions; the learner sees them scaled to [-1, 1]. None if unbounded.
         mirror: a public symmetry of observations and actions, for learners that are shown both (`Fit.mirrored`).
         shape: of an image whose flattened entries the features are; read by convolutional networks.
+        history: how many observations, oldest first, the features are made of; read by transformers.
 
     Raises:
         MucdError: the algorithm does not fit the actions, or one of its constants is unknown, outside its range or missing.
@@ -41,16 +44,21 @@ class Problem:
     discrete: bool
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     shape: tuple[int, ...] = FRAMES
+    history: int = 1
     mirror: Mirror | None = None
+    # Numbers that networks are told while they learn, beside the features.
+    told: ClassVar[int] = 0
 
     def __post_init__(self):
         missing = [name for name, value in self.constants.items() if value is None]
         if missing:
             raise MucdError(f"algorithm {self.learner.algorithm!r} needs the constant {missing[0]}: {self.algorithm.constants[missing[0]].meaning}")
         takes_actions = any(tower.takes_action for tower, _ in self.networks)
+        if self.learner.network != "dense" and len(self.networks) > 1:
+            raise MucdError(f"algorithm {self.learner.algorithm!r} has several networks here: a {self.learner.network} one needs an algorithm of a single one, such as bc or dqn")
         if self.learner.network == "convolutional":
-            if len(self.networks) > 1:
-                raise MucdError(f"algorithm {self.learner.algorithm!r} has several networks here: a convolutional one needs an algorithm of a single one, such as bc or dqn")
+            if self.algorithm.conditioned:
+                raise MucdError(f"algorithm {self.learner.algorithm!r} is told a return, which a convolutional network has no place for: use bc, or a dense network")
             image_shape(self.shape)
             if self.inputs != math.prod(self.shape):
                 raise MucdError(f"a convolutional network wants images, here of shape {self.shape}; these observations have {self.inputs} features: record with --frames")
@@ -76,7 +84,7 @@ class Problem:
     @functools.cached_property
     def networks(self) -> tuple[tuple[Tower, Network], ...]:
         """Every tower and its network, in the order of their parameters."""
-        width = self.learner.random_features or self.inputs
+        width = (self.learner.random_features or self.inputs) + self.told
         return tuple(
             (tower, Network(inputs=width + self.actions * tower.takes_action, outputs=tower.outputs, hidden=self.learner.hidden))
             for tower in self.algorithm.towers(self.actions, self.constants)
@@ -90,7 +98,11 @@ class Problem:
     @functools.cached_property
     def module_factory(self) -> Callable[[np.random.Generator], nn.Module] | None:
         """Makes the only network from a generator, where it is not a dense one."""
-        return convolutional(self.network.outputs, self.shape) if self.learner.network == "convolutional" else None
+        makers = {
+            "convolutional": lambda: convolutional(self.network.outputs, self.shape),
+            "transformer": lambda: transformer(self.network.outputs, self.history, self.inputs // self.history, bool(self.told)),
+        }
+        return makers[self.learner.network]() if self.learner.network in makers else None
 
     @property
     def parameter_count(self) -> int:

@@ -20,7 +20,7 @@ class Units:
 
     Attributes:
         unit: "transition", "trajectory" or "source".
-        features: float32 [N, d], what networks take; a non-finite row makes its unit count as zero. Or uint8 [N, d]: images as they were recorded, for
+        features: float32 [N, d], what networks take, of algorithms that are told the return of a whole trajectory with that in the last column; a non-finite row makes its unit count as zero. Or uint8 [N, d]: images as they were recorded, for
             plain training alone.
         next_features: float32 [N, d], or [0, d] where the algorithm does not look ahead.
         actions: int64 [N] counted from 0, or float32 [N, k] as `Problem.scaled_actions` gives them.
@@ -129,12 +129,15 @@ def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem,
 
     def features_of(observations: np.ndarray) -> np.ndarray:
         # A byte for each entry instead of four, where images are taken as they are.
-        as_they_are = problem.module_factory is not None and observations.dtype == np.uint8 and card == card.raw() and card.encoder is None
+        as_they_are = problem.learner.network == "convolutional" and observations.dtype == np.uint8 and card == card.raw() and card.encoder is None
         return observations.reshape(len(observations), -1) if as_they_are else problem.embed(card.features(observations))
 
     features = features_of(dataset.observations)
     with np.errstate(over="ignore"):
         rewards = (dataset.rewards / card.reward_scale).astype(np.float32)
+        if problem.algorithm.conditioned:
+            returns = np.repeat(dataset.trajectory_returns / card.reward_scale, np.diff(starts))
+            features = np.column_stack([features, returns.astype(np.float32)])
     arrays = {
         "features": features,
         "next_features": features_of(dataset.next_observations) if problem.algorithm.looks_ahead else features[:0],

@@ -91,6 +91,27 @@ def test_equal_states_are_one_node_where_they_can_be_compared(monkeypatch):
     assert fewer
 
 
+def test_states_that_were_reached_by_other_ways_are_not_one_node_for_policies_that_see_them(monkeypatch):
+    stacked, fewer, more = card().raw().with_history(2), 0, 0
+
+    def places(seed):
+        """What policies could be made to see, after how many steps; and the number of nodes."""
+        rows = Rows(ExactVotes("symmetric"), ACTIONS)
+        episode = Episode(stacked, seed, lambda observations: np.tile([3, 2], (len(observations), 1)), rows)
+        episode.play()
+        assert episode.follow(2, 10**6)
+        episode.close()
+        return {(depth, seen.tobytes()) for depth, seen in zip(episode.depth, episode.seen)}, len(episode.rows), len({(depth, seen[-1].tobytes()) for depth, seen in zip(episode.depth, episode.seen)})
+
+    plain = [places(seed) for seed in range(8)]
+    monkeypatch.setitem(search.STATES, "tests.evaluate.tiny", lambda environment: environment.s)
+    for seed, (seen, nodes, states) in enumerate(plain):
+        merged = places(seed)
+        assert merged[0] == seen and merged[1] == len(seen)
+        fewer, more = fewer + (merged[1] < nodes), more + (merged[1] > states)
+    assert fewer and more
+
+
 def test_an_environment_that_does_not_repeat_itself_is_refused():
     with pytest.raises(MucdError, match="mucd/Forgetful-v0 does not repeat itself"):
         followed(np.tile([5, 0], (STATES, 1)), 0, [0], name="Forgetful-v0")

@@ -19,7 +19,8 @@ INPUTS, ACTIONS = 5, 3
 CPU = torch.device("cpu")
 # Compiling a kernel takes ten seconds: the quick tests keep to one algorithm of each kind.
 QUICK = {("bc", True), ("bc", False), ("dqn", True), ("iql", False), ("td3-bc", False)}
-LOSSES = [(name, True) for name in DISCRETE] + [(name, False) for name in CONTINUOUS]
+# Those that are told a return have the loss of cloning, and are not for noise (`trainers/test_told.py`).
+LOSSES = [(name, discrete) for registry, discrete in ((DISCRETE, True), (CONTINUOUS, False)) for name, algorithm in registry.items() if not algorithm.conditioned]
 
 
 def problem(algorithm="bc", discrete=True, *, inputs=INPUTS, actions=ACTIONS, cap=200, local_steps=1, local_rate=0.1, **learner) -> Problem:

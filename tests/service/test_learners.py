@@ -48,7 +48,7 @@ def mechanism(unit):
 
 @pytest.mark.slow
 @UNITS
-@pytest.mark.parametrize("algorithm,kind", [*((name, "discrete") for name in DISCRETE), *((name, "continuous") for name in CONTINUOUS)])
+@pytest.mark.parametrize("algorithm,kind", [(name, kind) for registry, kind in ((DISCRETE, "discrete"), (CONTINUOUS, "continuous")) for name, algorithm in registry.items() if not algorithm.conditioned])
 def test_every_algorithm_trains_and_certifies(algorithm, kind, unit, datasets, tmp_path):
     # Pendulum's rewards are all bounded and its episodes end after 200 steps, so that C51 and QR-DQN would find their range too.
     learner = Learner(algorithm=algorithm, learning_rate=3.0, average=0.5, local=LocalUpdate(cap=50, steps=2, learning_rate=0.05))

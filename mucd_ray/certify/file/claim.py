@@ -38,7 +38,7 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     )
     sentences += OF_UNITS.get(inputs["mechanism"]["unit"], [])
     if "features" in inputs:
-        sentences.append(f"Features: {FEATURES[inputs['features']['source']].format(**inputs['features'])}.")
+        sentences.append(_features(inputs["features"]))
     sentences += MECHANISMS[inputs["mechanism"]["kind"]](inputs["mechanism"], inputs["units"], kind, inputs["trainer"])
     if inputs["trainer"] is not None:
         sentences.append(_trainer(inputs["trainer"]))
@@ -55,6 +55,16 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     if results["goal"] is not None:
         sentences.append(_goal(inputs, results["goal"]))
     return [*sentences, *_confidence(inputs, results)]
+
+
+def _features(features: dict) -> str:
+    sentence = f"Features: {FEATURES[features['source']].format(**features)}"
+    if "history" in features:
+        sentence += (
+            f", the last {features['history']} of the episode, oldest first. At its beginning the first one stands for those that are missing. A state of this certificate is such a stack, and learners were "
+            "given each observation with those before it in its own trajectory"
+        )
+    return sentence + "."
 
 
 # What must be said of a unit whose name does not say it.

@@ -92,8 +92,10 @@ def continuous_evidence(counts: np.ndarray, low, high) -> dict:
 
 
 def _check_features(features) -> None:
-    if not isinstance(features, dict) or set(features) != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
+    if not isinstance(features, dict) or set(features) - {"history"} != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
         raise MucdError(f"features {_shown(features)} must have source (one of {', '.join(FEATURES)}), card and encoder")
+    if "history" in features and not (type(features["history"]) is int and 2 <= features["history"] <= MOST_COUNTS and features["source"] == "raw"):
+        raise MucdError(f"history {_shown(features['history'])} of the features must be a whole number of raw observations, at least 2, or left out")
     card, encoder = features["card"], features["encoder"]
     if not (isinstance(card, str) and NAME.fullmatch(card)):
         raise MucdError(f"card {_shown(card)} of the features must be the id of an environment")

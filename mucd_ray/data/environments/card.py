@@ -38,6 +38,7 @@ _ENTRIES_AT_A_TIME = 1 << 22
 MOST_CARD_BYTES = 1 << 24
 # Of one observation.
 MOST_ENTRIES = 1 << 24
+MOST_HISTORY = 1 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class EnvironmentCard:
     Attributes:
         env_id, make_kwargs: arguments of `gymnasium.make`.
         wrapper: name of a public wrapper in `WRAPPERS` that the environment is put into, or None.
-        observation_shape: shape of one observation.
+        observation_shape: shape of what policies see: one observation, or [history, *shape of one].
+        history: policies see so many of an episode's last observations, oldest first; at its beginning the first one stands for those that are missing.
         transform: name of a public function in `TRANSFORMS` that replaces each observation first, or None.
         encoder: (SHA-256 of its file, number of its outputs) of an encoder from outside whose outputs replace each observation first
             (`learn/encoders.py`), or None.
@@ -76,6 +78,7 @@ class EnvironmentCard:
     make_kwargs: dict = dataclasses.field(default_factory=dict)
     wrapper: str | None = None
     observation_shape: tuple[int, ...]
+    history: int = 1
     transform: str | None = None
     encoder: tuple[str, int] | None = None
     indices: tuple[int, ...]
@@ -99,6 +102,7 @@ class EnvironmentCard:
             raise MucdError(f"env_id {self.env_id!r:.100} of a card must be a Gymnasium id")
         if not isinstance(self.make_kwargs, dict) or not isinstance(self.source, str):
             raise MucdError(f"card of {self.env_id}: make_kwargs must be an object and source a sentence")
+        _check_history(self.history)
         for name in ("indices", "observation_shape"):
             if not all(type(value) is int and 0 <= value < 1 << 31 for value in getattr(self, name)):
                 raise MucdError(f"card of {self.env_id}: {name} {getattr(self, name)} must be whole numbers from 0 on")
@@ -108,6 +112,8 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
         if self.encoder is not None:
             self._check_encoder()
+        if self.history > 1 and (self.transform is not None or self.encoder is not None or self.indices or self.observation_shape[:1] != (self.history,)):
+            raise MucdError(f"history {self.history} is of raw observations: leave the transform, the encoder and the indices of the card of {self.env_id} out")
         if bool(self.mirror_observation) != bool(self.mirror_actions) or self.mirror and len(self.mirror.observation) != math.prod(self.observation_shape):
             raise MucdError(f"card of {self.env_id}: mirror_observation must have one number for each of the {math.prod(self.observation_shape)} entries of an observation, beside mirror_actions")
         if self.wrapper is not None and self.wrapper not in WRAPPERS:
@@ -207,10 +213,30 @@ class EnvironmentCard:
         everything = float(np.finfo(np.float32).max)
         return dataclasses.replace(self, transform=None, indices=(), center=(0.0,), scale=(1.0,), clip=everything, privileged=False)
 
+    def with_history(self, history: int) -> "EnvironmentCard":
+        """A raw card whose policies see the last `history` observations.
+
+        Raises:
+            MucdError: no whole number from 1 on, or too large a one; a card that is not raw.
+        """
+        one = self.without_history()
+        _check_history(history)
+        if history == 1:
+            return one
+        size = math.prod(one.observation_shape)
+        mirror = tuple(number + (size * step if number > 0 else -size * step) for step in range(history) for number in one.mirror_observation)
+        return dataclasses.replace(one, history=history, observation_shape=(history, *one.observation_shape), mirror_observation=mirror)
+
+    def without_history(self) -> "EnvironmentCard":
+        """The card of one observation."""
+        shape = self.observation_shape[1:]
+        return self if self.history == 1 else dataclasses.replace(self, history=1, observation_shape=shape, mirror_observation=self.mirror_observation[: math.prod(shape)])
+
     def features_source(self) -> dict:
         """What policies see, as a certificate says it (certify/file/evidence.py)."""
         source = "privileged" if self.privileged else "raw" if self == self.raw() else "card"
-        return {"source": "encoder" if self.encoder else source, "card": self.env_id, "encoder": self.encoder and self.encoder[0]}
+        stacked = {"history": self.history} if self.history > 1 else {}
+        return {"source": "encoder" if self.encoder else source, "card": self.env_id, "encoder": self.encoder and self.encoder[0]} | stacked
 
     def discounted_range(self, discount: float) -> tuple[float, float]:
         """Public bounds of sum_t discount^t r_t: over all lengths n in 1..max_episode_steps and all rewards in the reward range.
@@ -261,7 +287,8 @@ class EnvironmentCard:
                 f"{self.env_id} has no time limit, and a policy that never ends an episode would run for ever: give a card with max_episode_steps, after which "
                 "episodes are cut, with --card FILE"
             )
-        return environment if self.wrapper is None else WRAPPERS[self.wrapper](environment)
+        environment = environment if self.wrapper is None else WRAPPERS[self.wrapper](environment)
+        return environment if self.history == 1 else gym.wrappers.FrameStackObservation(environment, self.history, padding_type="reset")
 
     def _shortens(self, registered: int | None) -> bool:
         """Whether this card's limit is below the one with which Gymnasium makes the environment."""
@@ -270,10 +297,12 @@ class EnvironmentCard:
     @property
     def is_as_registered(self) -> bool:
         """Whether the environment is what Gymnasium makes of its id alone."""
-        return not self.make_kwargs and self.wrapper is None and not self._shortens(gym.spec(self.env_id).max_episode_steps)
+        return not self.make_kwargs and self.wrapper is None and self.history == 1 and not self._shortens(gym.spec(self.env_id).max_episode_steps)
 
     def check(self, dataset: OfflineDataset) -> None:
         """Raise MucdError unless the dataset was recorded in this environment: same id, arguments, wrappers and time limit (if known), observation shape, action space."""
+        if self.history > 1:
+            return self.without_history().check(dataset)
         check_environment_id(dataset, self.env_id)
         environment = self.make()
         action_space, spec = environment.action_space, environment.spec
@@ -293,8 +322,10 @@ class EnvironmentCard:
             )
 
     def to_dict(self) -> dict:
-        """Plain JSON values; `from_dict` inverts it."""
-        return json.loads(json.dumps(dataclasses.asdict(self), sort_keys=True))
+        """Plain JSON values; `from_dict` inverts it. Neither history nor mirror where there is none: runs of earlier versions have no such fields."""
+        unknown_before = {"history": 1, "mirror_observation": (), "mirror_actions": ()}
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in unknown_before or value != unknown_before[name]}
+        return json.loads(json.dumps(values, sort_keys=True))
 
     @classmethod
     def from_dict(cls, values: dict) -> "EnvironmentCard":
@@ -315,6 +346,11 @@ class EnvironmentCard:
             raise MucdError(f"a field of the card of {values.get('env_id')} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
 
 
+def _check_history(history: int) -> None:
+    if not (type(history) is int and 1 <= history <= MOST_HISTORY):
+        raise MucdError(f"history {history!r:.100} must be a whole number from 1 to {MOST_HISTORY}: how many of the last observations policies see")
+
+
 def check_discount(discount: float) -> float:
     if not 0 < discount <= 1:
         raise MucdError(f"discount {discount} is outside (0, 1]: 1 means the plain sum of rewards, 0.99 counts a reward after 100 steps about a third")
@@ -331,4 +367,7 @@ def load_card(path) -> EnvironmentCard:
         values = read_json(read_file(path, MOST_CARD_BYTES), f"card {path}", infinities=True)
     except (OSError, MucdError) as error:
         raise MucdError(f"card {path} cannot be read ({error}): give a JSON file with the fields of an environment card") from error
-    return EnvironmentCard.from_dict(values)
+    card = EnvironmentCard.from_dict(values)
+    if card.history > 1:
+        raise MucdError(f"card {path} has the history {card.history}: a card is about one observation; leave it out, and give --history {card.history}")
+    return card

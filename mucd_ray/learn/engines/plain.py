@@ -130,7 +130,8 @@ class _Stack:
         center, scale = (np.stack(values)[:, None] for values in zip(*moments))
         high = center.astype(np.float32)
         # Two floats hold a double's center: of features far from zero the first difference is exact.
-        self.moments = tuple(torch.from_numpy(part.astype(np.float32)).to(device) for part in (high, center - high, scale))
+        with np.errstate(invalid="ignore"):
+            self.moments = tuple(torch.from_numpy(part.astype(np.float32)).to(device) for part in (high, center - high, scale))
 
     def step(self, index: Tensor, counts: Tensor) -> None:
         """One step of every model on its rows index [P, B], of which counts [P] are rows."""

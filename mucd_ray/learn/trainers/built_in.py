@@ -7,8 +7,9 @@ be left out, or trusted less. The released policy takes raw observations: the no
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from mucd_ray.learn.networks import stacked_layers
 from mucd_ray.learn.nonprivate import Unprotected
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
+from mucd_ray.learn.transformer import alike, on_raw_steps
 from mucd_ray.learn.units import Units
 
 # A feature whose deviation in a bag is below this share of its size is constant there, and ignored by the policy.
@@ -93,6 +95,9 @@ def fit_policies(
 
     A bag without a transition gives a policy whose parameters are NaN, and so does training that overflows: it takes the default action everywhere
     (`evaluate/policies.py`). Nothing is drawn again.
+
+    Of algorithms that are told the return of a whole trajectory, the last feature of `units`, the policy is told a constant of its bag: networks are linear in it at their first
+    layer, so it becomes part of the parameters.
     """
     if torch.device(device).type != "cpu" or problem.module_factory is not None:
         return fit_stacked(problem=problem, fit=fit, units=units, bags=bags, instances=instances, streams=streams, device=device, progress=progress)
@@ -119,11 +124,11 @@ def fit_stacked(
     if device.type == "cpu":
         torch.set_num_threads(1)
     is_module = problem.module_factory is not None
-    units = _as_shown(units, problem, fit)
+    bags, units = list(bags), _as_shown(units, problem, fit)
     problem, lessons = _as_asked(problem, fit), [_lesson(units, bag, fit) for bag in bags]
     rows = [rows for rows, _ in lessons]
     moments = [_view(problem, fit, units, of_bag, rewards, instance, streams) for (of_bag, rewards), instance in zip(lessons, instances)]
-    of_entries = [tuple(of_every_entry(values, problem.shape) for values in pair) for pair in moments] if is_module else moments
+    of_entries = [tuple(of_every_entry(values, problem.shape) for values in pair) for pair in moments] if problem.learner.network == "convolutional" else moments
     data, flat = UnitsOnDevice(units, device, padded=True), torch.full((len(rows), problem.parameter_count), torch.nan)
 
     def train(part: list[int]) -> Tensor:
@@ -136,20 +141,18 @@ def fit_stacked(
     if filled:
         block = (1 if device.type == "cpu" else MODULE_BLOCK) if is_module else GPU_BLOCK
         flat[filled] = in_blocks(train, filled, block, device)[:, : problem.parameter_count]
-    centers, scales = (np.stack(values) for values in zip(*moments))
-    if is_module:
-        return on_raw_images({name: part.contiguous() for name, part in module_views(module_shapes(problem), flat).items()}, centers, scales)
-    return _on_raw_observations(acting_parameters(problem, flat), centers, scales)
+    trained = {name: part.contiguous() for name, part in module_views(module_shapes(problem), flat).items()} if is_module else acting_parameters(problem, flat)
+    return _released(problem, trained, moments, [_target(problem, units, bag) for bag in bags])
 
 
 def _fit(problem: Problem, fit: Fit, units: Units, bag: np.ndarray, instance: int, streams: Streams) -> dict[str, Tensor]:
     problem, (rows, rewards) = _as_asked(problem, fit), _lesson(units, bag, fit)
-    if not len(rows):
-        empty = acting_parameters(problem, torch.full((1, problem.parameter_count), torch.nan))
-        return {name: stacked[0] for name, stacked in empty.items()}
     center, scale = _view(problem, fit, units, rows, rewards, instance, streams)
-    trained = _trained(problem, fit, fit.steps, _normalised(units, rows, rewards, center, scale), instance, streams)
-    return {name: stacked[0] for name, stacked in _on_raw_observations(trained, center[None], scale[None]).items()}
+    if len(rows):
+        trained = _trained(problem, fit, fit.steps, _normalised(units, rows, rewards, center, scale), instance, streams)
+    else:
+        trained = acting_parameters(problem, torch.full((1, problem.parameter_count), torch.nan))
+    return {name: stacked[0] for name, stacked in _released(problem, trained, [(center, scale)], [_target(problem, units, bag)]).items()}
 
 
 def rows_of(units: Units, bag: np.ndarray, top_share: float = 1.0) -> np.ndarray:
@@ -181,7 +184,16 @@ class _OfMixedQuality(Problem):
         return bc.DISCRETE_MIXTURE
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Told(Problem):
+    """The same problem, where networks take the return of a whole trajectory, the last feature."""
+
+    told: ClassVar[int] = 1
+
+
 def _as_asked(problem: Problem, fit: Fit) -> Problem:
+    if problem.algorithm.conditioned and not fit.graded:
+        return _Told(**{field.name: getattr(problem, field.name) for field in fields(Problem)})
     if not fit.graded:
         return problem
     if problem.algorithm is not bc.DISCRETE:
@@ -195,7 +207,10 @@ def _as_shown(units: Units, problem: Problem, fit: Fit) -> Units:
         return units
     if problem.mirror is None:
         raise MucdError("mirrored trajectories need a mirror: give mirror_observation and mirror_actions in the environment's card")
-    images = {name: problem.mirror.observations(getattr(units, name)) for name in ("features", "next_features")}
+    width = len(problem.mirror.observation)
+    images = {name: (problem.mirror.observations(flat[:, :width]), flat[:, width:]) for name in ("features", "next_features") for flat in [getattr(units, name)]}
+    # Beside an observation's features a trajectory's return may stand, which its image has, too.
+    images = {name: np.concatenate(parts, axis=1) for name, parts in images.items()}
     images |= {"actions": problem.mirror.images_of_actions(units.actions), "rewards": units.rewards, "keeps": units.keeps, "ends": units.ends}
     both = {name: np.concatenate([getattr(units, name), of_image]) for name, of_image in images.items()}
     if units.unit == "transition":
@@ -245,7 +260,7 @@ def _trajectories(units: Units, bag: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _moments(problem: Problem, features: np.ndarray, rows: np.ndarray, normalise: bool) -> tuple[np.ndarray, np.ndarray]:
     """Center and scale, float64 [d] or of images [channels], of a bag's rows: (x - center) / scale is what is learned from."""
-    is_image = problem.module_factory is not None
+    is_image = problem.learner.network == "convolutional"
     width = image_shape(problem.shape)[0] if is_image else features.shape[1]
     center, scale = np.zeros(width), np.ones(width)
     if normalise and len(rows):
@@ -255,6 +270,8 @@ def _moments(problem: Problem, features: np.ndarray, rows: np.ndarray, normalise
             else:
                 of_bag = features[rows]
                 center, scale = of_bag.mean(0, dtype=np.float64), of_bag.std(0, dtype=np.float64)
+            if problem.learner.network == "transformer":
+                center, scale = alike(center, scale, problem.history, problem.told)
             scale = np.where(scale <= CONSTANT * np.abs(center), np.inf, scale)
     return center, scale
 
@@ -265,7 +282,7 @@ def _view(problem: Problem, fit: Fit, units: Units, rows: np.ndarray, rewards: n
     if fit.entries is None or not len(rows):
         return center, scale
     if problem.module_factory is not None:
-        raise MucdError(f"{fit.entries} entries cannot be chosen for a convolutional network, which looks at whole images: leave them out")
+        raise MucdError(f"{fit.entries} entries cannot be chosen for a {problem.learner.network} network, which looks at whole observations: leave them out")
     return center, np.where(_chosen_entries(problem, fit, _normalised(units, rows, rewards, center, scale), instance, streams), scale, np.inf)
 
 
@@ -329,6 +346,25 @@ def _train(problem: Problem, mechanism: Unprotected, units: Units, instance: int
 
         return FusedTrainer(problem, mechanism, units, streams).train(instance)
     return train_stacked(problem, mechanism, UnitsOnDevice(units, torch.device("cpu")), [instance], streams)[0].numpy()
+
+
+def _target(problem: Problem, units: Units, bag: np.ndarray) -> float:
+    """The return that a policy is asked for, one that a trajectory of its bag has earned; NaN where none is there, and where networks are told none."""
+    starts, lengths = _trajectories(units, bag)
+    returns = units.features[starts[lengths > 0], -1]
+    return float(np.quantile(returns, problem.constants["target"], method="higher")) if problem.told and len(returns) else math.nan
+
+
+def _released(problem: Problem, trained: dict[str, Tensor], moments: Sequence[tuple[np.ndarray, np.ndarray]], targets: Sequence[float]) -> dict[str, Tensor]:
+    """The same policies [P, ...] of raw observations, which have learned from normalised ones by these moments; what they are told is their target."""
+    centers, scales = (np.stack(values) for values in zip(*moments))
+    if problem.told:
+        with np.errstate(invalid="ignore"):
+            centers[:, -1] -= targets  # what they are told is then 0
+    if problem.module_factory is None:
+        policies = _on_raw_observations(trained, centers, scales)
+        return policies | {"0.weight": policies["0.weight"][:, : policies["0.weight"].shape[1] - problem.told].contiguous()}
+    return (on_raw_images if problem.learner.network == "convolutional" else on_raw_steps)(trained, centers, scales)
 
 
 def _on_raw_observations(policies: dict[str, Tensor], center: np.ndarray, scale: np.ndarray) -> dict[str, Tensor]:

@@ -47,6 +47,8 @@ def start_run(options, out) -> int:
     given = {name: getattr(options, name) for name in names if name != "algorithm" or trainer is None}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
     given = {name: value for name, value in given.items() if value is not None}
+    if given.get("algorithm") == "dt":
+        given.setdefault("network", "transformer")
     if given.get("network", "dense") != "dense":
         given.setdefault("hidden", ())
     fit = {"steps": options.train_steps, "batch": options.batch_size, "top_share": options.top_share, "entries": options.entries, "mirrored": options.mirrored}
@@ -79,6 +81,7 @@ def start_run(options, out) -> int:
         states_file=options.states_file,
         held_out=options.held_out,
         trusted=options.trusted,
+        history=options.history,
         encoder=read_encoder(options.encoder) if options.encoder else None,
     )
     dataset, choices = load_dataset(options.dataset, source_key=options.source_key), _choices(options)
@@ -122,7 +125,7 @@ def _check_card(store: RunStore, settings: RunSettings, path: str | None) -> Non
 
     A card says which module is imported, and its arguments may name files or other environments: what a folder brings along is no reason to make it.
     """
-    card = replace(settings.card, encoder=None)
+    card = replace(settings.card.without_history(), encoder=None)
 
     def is_of(given: EnvironmentCard) -> bool:
         metric = [card_with_metric(given, settings.mechanism.metric)] if settings.mechanism.kind == Neighbours.kind and given.env_id == card.env_id else []

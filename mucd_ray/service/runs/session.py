@@ -31,7 +31,7 @@ from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_fit, planned, settled
 from mucd_ray.service.runs.neighbours import EPISODES, card_with_metric, check_neighbours, run_neighbours
-from mucd_ray.service.runs.settings import RunSettings, code_digest, package_version
+from mucd_ray.service.runs.settings import RunSettings, check_history, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.runs.work import open_nursery
 from mucd_ray.service.storage.store import RunStore
@@ -44,6 +44,10 @@ LOCAL_NOTE = "Of a {unit} with more than {cap} transitions, {cap} evenly spaced 
 ENCODER_NOTE = (
     "Every observation is replaced by the outputs of an encoder from outside, which is given one observation at a time and must be a function of it alone. It was given by the user. "
     f"{CONDITIONAL}"
+)
+HISTORY_NOTE = (
+    "Policies see the last {history} observations of an episode, oldest first; learners, too, are given each with those before it in its own trajectory. "
+    f"This number was given by the user. {CONDITIONAL}"
 )
 WIDEST_BOUND = 1e18
 # Up to so many times the wanted radius half of a good return may be kept: of a claim that ends before that the user is told.
@@ -87,6 +91,7 @@ class Request:
     states_file: str | None = None
     held_out: int = 16
     trusted: str | None = None
+    history: int = 1
     encoder: bytes | None = None
 
 
@@ -102,6 +107,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     chosen = settled(request, dataset.trajectories, choices.accountant)
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
+    check_history(request.history, request.mechanism, request.unit)
     _check_source(request)
     if request.trainer is not None and request.encoder is not None:
         raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
@@ -115,7 +121,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if request.mechanism == Neighbours.kind:
         card = card_with_metric(card, request.metric or "declared")
     elif request.mechanism not in WITH_NOISE:
-        card = card.raw()
+        card = card.raw().with_history(request.history)
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
@@ -176,6 +182,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([] if request.encoder is None else [ENCODER_NOTE]),
+            *([] if request.history == 1 else [HISTORY_NOTE.format(history=request.history)]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
     )

@@ -19,11 +19,15 @@ from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.learn.units import check_unit
 from mucd_ray.mechanism import outside
+from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, from_values, to_values
 from mucd_ray.mechanism.outside import Outside
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.words import counted
 
 DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+# Mechanisms whose learners may be given several observations of a trajectory at a time.
+WITH_HISTORY = (Bag.kind, Partition.kind)
 # States, held-out instances, episodes of an instance: what a certificate or a trainer could still hold.
 MOST = 1 << 20
 DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_digest; print(code_digest())"'
@@ -120,15 +124,21 @@ class RunSettings:
         # No certificate could be made, when all is trained.
         if largest > LARGEST_VALUE or high - low < LEAST_WIDTH * largest:
             raise MucdError(f"card of {self.card.env_id}: returns in [{low}, {high}] must lie within +-{LARGEST_VALUE:g}, in a range wider than {LEAST_WIDTH:g} of its ends: shift or rescale it")
+        check_history(self.card.history, self.mechanism.kind, self.mechanism.unit)
         check_unit(self.learner, self.mechanism.unit)
-        self.problem
+        if (self.problem.algorithm.conditioned or self.learner.network == "transformer") and self.trainer is None and (self.fit is None or self.mechanism.unit == "transition"):
+            raise MucdError(
+                f"algorithm {self.learner.algorithm!r} with a {self.learner.network} network reads whole trajectories, and is for --mechanism {' or '.join(WITH_HISTORY)} with --unit trajectory "
+                f"or source, not for {self.mechanism.kind} with --unit {self.mechanism.unit}"
+            )
 
     @functools.cached_property
     def problem(self) -> Problem:
         """What is learned."""
         return Problem(
             learner=self.learner, inputs=self.card.width, actions=self.actions or self.dimensions, discrete=bool(self.actions),
-            action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape), mirror=self.card.mirror if self.fit and self.fit.mirrored else None,
+            action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape), history=self.card.history,
+            mirror=self.card.mirror if self.fit and self.fit.mirrored else None,
         )
 
     @property
@@ -233,6 +243,15 @@ def check_code(settings: RunSettings) -> None:
         raise MucdError(
             f"the run began with other code, of {version} ({settings.code or 'unknown'}, now {code_digest()}), whose instances may not be mixed with those of this one: go on with "
             f"the one where `{DIGEST_COMMAND}` prints {settings.code or 'the same'}, or start a new run folder; `mucd certify` still certifies what is there"
+        )
+
+
+def check_history(history: int, mechanism: str, unit: str) -> None:
+    """Raise MucdError unless what policies see follows from their bag or part alone: a stacked observation is made of several transitions of a trajectory."""
+    if history != 1 and (unit == "transition" or mechanism not in WITH_HISTORY):
+        raise MucdError(
+            f"history {history} makes each observation of several transitions, and is for --mechanism {' or '.join(WITH_HISTORY)} with --unit trajectory or source, not for {mechanism} "
+            f"with --unit {unit}: leave --history out"
         )
 
 

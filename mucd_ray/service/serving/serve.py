@@ -72,7 +72,9 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
     about, confidence = ensemble.about(), ensemble.confidence
     observation = observation_type(ensemble.settings.card.observation_shape, ensemble.states.dtype)
     strict = ConfigDict(extra="forbid")
-    One = create_model("Observation", __config__=strict, observation=(observation, Field(description="one raw observation of the environment")))
+    history = ensemble.settings.card.history
+    seen = "one raw observation of the environment" if history == 1 else f"the last {history} raw observations of the episode, oldest first; at its beginning the first one stands for those that are missing"
+    One = create_model("Observation", __config__=strict, observation=(observation, Field(description=seen)))
     many = Annotated[list[observation], Field(min_length=1, max_length=MOST_OBSERVATIONS)]
     Many = create_model("Observations", __config__=strict, observations=(many, Field(description="raw observations")))
     Answer = ANSWERS[ensemble.kind]
