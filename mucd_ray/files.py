@@ -50,7 +50,11 @@ def read_file(path, most_bytes: int, within: Path | None = None) -> bytes:
 
 def check_within(path, folder: Path) -> None:
     """Raise MucdError where `path` leads out of `folder`, by links or otherwise."""
-    if not Path(path).resolve().is_relative_to(Path(folder).resolve()):
+    try:
+        inside = Path(path).resolve().is_relative_to(Path(folder).resolve())
+    except RuntimeError:
+        raise MucdError(f"{path} is a link that leads back to itself: put the file itself there") from None
+    if not inside:
         raise MucdError(f"{path} leads out of {folder}: links out of a folder are not followed, put the file itself there")
 
 

@@ -36,6 +36,12 @@ def path(text: str) -> str:
     return os.path.expanduser(text)
 
 
+def key(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name the key, or leave it out")
+    return text
+
+
 def add_accountant(sub, default=lambda value: value):
     sub.add_argument("--accountant", default=default("tradeoff"), choices=["tradeoff", "rdp", "rdp-mirrored", "adp", "adp-group", "published"], help="outcomes guarantee; published is not sound")
 

@@ -55,7 +55,7 @@ def test_bad_input_is_one_line_and_exit_status_2(refusal, arguments, named):
         (["run", "x", "--out", "y", "--inference", "guess"], "guess"),
         (["run", "x", "--out", "y", "--rollouts", "2.5"], "2.5"),
         (["run", "x", "--out", "y", "--discount", "half"], "half"),
-        *((["run", "x", "--out", "y", option, ""], f"{option}: it is empty") for option in ("--card", "--encoder", "--tuned", "--states-file")),
+        *((["run", "x", "--out", "y", option, ""], f"{option}: it is empty") for option in ("--card", "--encoder", "--tuned", "--states-file", "--source-key")),
         (["certify", "x", "--looks", "often"], "often"),
         (["certify", "x", "--until", "return>=0.5@0.01"], "--until"),
         (["grow", "x", "--until", "return>=0.5@0.01"], "--instances"),

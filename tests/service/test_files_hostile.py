@@ -38,7 +38,7 @@ def store(tmp_path):
 
 SEARCH = Question(
     environment="CartPole-v1", mechanism="gaussian", unit="transition", algorithms=("bc",), how=None, card={}, units=1000, fraction=0.01, signal_budget=150.0, certified_units=None, instances=100,
-    most_instances=8, seed=0, code="",
+    most_instances=8, seed=0, code="", certified_noise=None, discrete=True, source_key=None, trainer=None,
 )
 
 
@@ -175,8 +175,19 @@ def test_files_that_lead_elsewhere_or_never_end(store, tmp_path, refusal):
     assert "is not a regular file" in refusal(store.settings)
     for read in (read_certificate, read_tuned):
         assert "is not a regular file" in refusal(read, "/dev/zero")
+    for name in ("live.json", "settings.json"):
+        (store.path / name).unlink(missing_ok=True)
+        (store.path / name).symlink_to(name)
+    assert "leads back to itself" in refusal(store.read_json, "live.json") and "leads back to itself" in refusal(store.settings)
+    (store.path / "plots").symlink_to("plots")
+    assert "leads back to itself" in refusal(store.write_json, "plots/x", 1)
     with open(tmp_path / "large.json", "wb") as file:
         file.truncate(1 << 40)
+    for name, read in (("live.json", lambda: store.read_json("live.json")), ("settings.json", store.settings), ("certificate.json", store.certificate)):
+        (store.path / name).unlink(missing_ok=True)
+        with open(store.path / name, "wb") as file:
+            file.truncate((1 << 26) + 1)
+        assert "has 67,108,865 bytes" in refusal(read)
     for read in (read_certificate, read_tuned):
         assert "at most 67,108,864 are read" in refusal(read, tmp_path / "large.json")
 

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import vector_to_parameters
+from torch.utils._pytree import tree_leaves
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn import streams as purposes
@@ -40,7 +41,8 @@ from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 # Rows that are looked at together, the last ones filled up: at most so many, and so many numbers in their gradients.
 # Multiples of what the processor computes at a time: no row lies in the rest of a loop, where some functions (sigmoid, pow) are computed in other ways.
 SLICES, GRADIENT_FLOATS = (64, 32), 20_000_000
-# What was found about records that were looked at, by their code: the first operation whose results depend on a row's place, or None.
+# What was found about records that were looked at, by their code and the shapes in it, of which it does not tell all: the first operation whose results
+# depend on a row's place, or None.
 _PLACES: dict[tuple, str | None] = {}
 
 
@@ -190,8 +192,9 @@ class RowGradients:
         flat = places.made_up((size,), 0)[0].to(torch.float32)
         named = self._named(flat)
         x, *transition = (torch.from_numpy(np.zeros((1, *array.shape[1:]), array.dtype)) for array in (self.units.features, self.units.actions, self.units.rewards, self.units.keeps))
+        shapes = tuple(tuple(part.shape) for node in self.graph.graph.nodes for part in tree_leaves(node.meta.get("val")) if isinstance(part, Tensor))
         while rows >= places.KINDS:
-            key = (self.graph.code, rows, size, torch.get_num_threads())
+            key = (self.graph.code, shapes, rows, torch.get_num_threads())
             if key not in _PLACES:
                 _PLACES[key] = places.first_difference(self.graph, (named, named, self.frozen), (x, x, tuple(transition)), rows)
             if _PLACES[key] is None:

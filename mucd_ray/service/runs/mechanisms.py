@@ -39,6 +39,8 @@ ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), 
     "bag_size": (Bag.kind, BagThenNoise.kind), "draws": (Bag.kind, BagThenNoise.kind), "parts": (Partition.kind,), "fit": (Bag.kind, Partition.kind),
     "neighbours": (Neighbours.kind,), "metric": (Neighbours.kind,),
 }
+# Fields of `Fit` whose options have other names.
+OF_FIT = {"steps": "train steps", "batch": "batch size"}
 
 
 def default_fit(unit: str, algorithm: str, discrete: bool) -> dict:
@@ -92,7 +94,7 @@ def check_options(request) -> None:
         raise MucdError(f"mechanism {request.mechanism!r} is unknown: use one of {', '.join(DEFAULT_UNITS)}")
     for name, kinds in ONLY.items():
         if request.mechanism not in kinds and getattr(request, name) is not None:
-            what = "train steps, batch size, top share or entries" if name == "fit" else name.replace("_", " ")
+            what = ", ".join(OF_FIT.get(field, field.replace("_", " ")) for field in request.fit) if name == "fit" else name.replace("_", " ")
             raise MucdError(f"{what} is for --mechanism {' or '.join(kinds)}, not for {request.mechanism}: leave it out")
 
 

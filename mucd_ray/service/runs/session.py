@@ -211,6 +211,8 @@ def _other_trainer(tuned: Outside | None) -> str:
 
 def _fit(request: Request, learner: Learner, card: EnvironmentCard, discrete: bool) -> Fit:
     asked = request.fit or {}
+    if asked.get("mirrored") and card.encoder is not None:
+        raise MucdError("mirrored trajectories are of raw observations, whose mirror says nothing of an encoder's outputs: leave --mirrored out")
     usual = {} if "top_share" in asked else default_fit(request.unit, learner.algorithm, discrete)
     mirrored = card.mirror is not None and card.encoder is None and request.mechanism != Neighbours.kind
     return Fit(**{"mirrored": mirrored} | usual | asked)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mucd_ray
+from mucd_ray.certify.file.evidence import LARGEST_VALUE, LEAST_WIDTH
 from mucd_ray.certify.planning.size import round_size
 from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.data.formats.metadata import MOST_TEXT
@@ -93,10 +94,12 @@ class RunSettings:
                 raise MucdError(f"{name.replace('_', ' ')} {value!r:.100} must be a whole number")
         if not all(isinstance(text, str) for text in (self.dataset, self.fingerprint, self.code, self.version, *self.assumptions)):
             raise MucdError("dataset, fingerprint, code, version and assumptions must be texts")
+        # `verify` refuses a certificate with any other, when all is trained.
         for text in self.assumptions:
-            # `verify` refuses a certificate with any other, when all is trained.
             if not text.isprintable():
                 raise MucdError(f"assumption {text!r:.300} must be one line of printable text: write what you say by --chosen so")
+        if not self.card.source.isprintable():
+            raise MucdError(f"card of {self.card.env_id}: source {self.card.source!r:.300} must be one line of printable text: it becomes an assumption of the certificate")
         if self.trusted is not None and not (len(self.trusted) == 2 and all(isinstance(text, str) for text in self.trusted)):
             raise MucdError(f"trusted {self.trusted!r:.100} must be the name and the content hash of a dataset")
         if min(self.actions, self.dimensions) != 0 or max(self.actions, self.dimensions) < 1:
@@ -116,7 +119,11 @@ class RunSettings:
             raise MucdError(f"source key {self.source_key!r:.100} does not go with units of one {self.mechanism.unit}: sources have one, and nothing else has")
         if self.source_key is not None and not (isinstance(self.source_key, str) and self.source_key.isprintable() and len(self.source_key) <= MOST_TEXT):
             raise MucdError(f"source key {self.source_key!r:.100} must be a printable text of at most {MOST_TEXT} characters")
-        self.card.discounted_range(self.discount)
+        low, high = self.card.discounted_range(self.discount)
+        largest = max(abs(low), abs(high))
+        # No certificate could be made, when all is trained.
+        if largest > LARGEST_VALUE or high - low < LEAST_WIDTH * largest:
+            raise MucdError(f"card of {self.card.env_id}: returns in [{low}, {high}] must lie within +-{LARGEST_VALUE:g}, in a range wider than {LEAST_WIDTH:g} of its ends: shift or rescale it")
         check_history(self.card.history, self.mechanism.kind, self.mechanism.unit)
         check_unit(self.learner, self.mechanism.unit)
         if (self.problem.algorithm.conditioned or self.learner.network == "transformer") and self.trainer is None and (self.fit is None or self.mechanism.unit == "transition"):

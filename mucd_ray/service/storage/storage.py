@@ -34,8 +34,8 @@ class Storage(Protocol):
     def replace(self, name: str, content: bytes) -> None:
         """Write a file, or write it anew, in one step."""
 
-    def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError, and MucdError for what is no file of this folder."""
+    def read(self, name: str, most_bytes: int = MOST_FILE_BYTES) -> bytes:
+        """Raises FileNotFoundError, and MucdError for what is no file of this folder or, in a local one, has more bytes: a sparse file costs its maker none."""
 
     def exists(self, name: str) -> bool: ...
 
@@ -105,8 +105,8 @@ class LocalStorage:
         with self._written(final, content, 0o644) as temporary:
             os.replace(temporary, final)
 
-    def read(self, name: str) -> bytes:
-        return read_file(self.path / name, MOST_FILE_BYTES, within=self.path)
+    def read(self, name: str, most_bytes: int = MOST_FILE_BYTES) -> bytes:
+        return read_file(self.path / name, most_bytes, within=self.path)
 
     def exists(self, name: str) -> bool:
         return (self.path / name).exists()
@@ -172,7 +172,7 @@ class ObjectStorage:
     def replace(self, name: str, content: bytes) -> None:
         self._call("pipe_file", name, content)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most_bytes: int = MOST_FILE_BYTES) -> bytes:
         return self._call("cat_file", name)
 
     def exists(self, name: str) -> bool:

@@ -37,7 +37,7 @@ from safetensors.numpy import load, save
 from mucd_ray.certify.file.certificate import parse_certificate
 from mucd_ray.certify.file.evidence import LEVELS
 from mucd_ray.errors import MucdError
-from mucd_ray.files import printable, read_json, read_npy
+from mucd_ray.files import MOST_JSON_BYTES, printable, read_json, read_npy
 from mucd_ray.learn.trainers.artifacts import MOST_BYTES
 from mucd_ray.learn.trainers.outside import FAILURES
 from mucd_ray.service.runs.settings import RunSettings
@@ -148,7 +148,7 @@ class RunStore:
     def settings(self) -> RunSettings:
         version = None
         try:
-            values = read_json(self.storage.read("settings.json"), "it")
+            values = read_json(self.storage.read("settings.json", MOST_JSON_BYTES), "it")
             version = values.get("version")
             return RunSettings.from_dict(values)
         except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MucdError) as error:
@@ -259,7 +259,7 @@ class RunStore:
     def certificate(self) -> dict | None:
         """The run's certificate as it stands, None if there is none. Raises MucdError if it cannot be one."""
         try:
-            return parse_certificate(self.storage.read("certificate.json"), self.file("certificate.json"))
+            return parse_certificate(self.storage.read("certificate.json", MOST_JSON_BYTES), self.file("certificate.json"))
         except FileNotFoundError:
             return None
 
@@ -269,7 +269,7 @@ class RunStore:
 
     def read_json(self, name: str):
         try:
-            return read_json(self.storage.read(name), "it")
+            return read_json(self.storage.read(name, MOST_JSON_BYTES), "it")
         except FileNotFoundError:
             return None
         except MucdError as error:

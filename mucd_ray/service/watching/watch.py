@@ -43,7 +43,8 @@ def watch_run(options, out) -> None:
 def _is_certified(store: RunStore, instances: int) -> bool:
     """Whether the run is finished although its last driver was killed before it could say so."""
     certificate = store.read_json("certificate.json")
-    return certificate is not None and certificate["results"]["instances"] >= instances
+    with as_expected(store.file("certificate.json"), "make it again with `mucd certify`"):
+        return certificate is not None and certificate["results"]["instances"] >= instances
 
 
 def describe(store: RunStore, news: dict, at_work: list[dict], unit: str) -> list[str]:

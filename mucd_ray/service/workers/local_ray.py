@@ -20,6 +20,8 @@ LONGEST_SOCKET = len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 # What Ray, or a library in its processes, reads and may fail on.
 SUSPECTS = ("TMPDIR", "HOME", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
+# What this process may be given, and its Ray does not start with, or its engines do not compile.
+OWN = ("PYTHONWARNINGS", "PYTHONOPTIMIZE", "NUMBA_DISABLE_JIT")
 HARMLESS = {"RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_grpc_client_keepalive_time_ms", "RAY_grpc_client_keepalive_timeout_ms"}
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -46,8 +48,8 @@ def local_ray(**options) -> Iterator[None]:
 
 
 def _start(folder: str | None, options: dict) -> None:
-    # Warnings that the user wants as errors are for this process: Ray's own do not start with them.
-    filters = os.environ.pop("PYTHONWARNINGS", None)
+    # Warnings as errors, no texts of documentation, nothing compiled: the user wants it of this process.
+    own = {name: os.environ.pop(name) for name in OWN if name in os.environ}
     # Ray may write a token file, which is nobody else's business.
     mask = os.umask(0o077)
     try:
@@ -57,8 +59,7 @@ def _start(folder: str | None, options: dict) -> None:
         raise MucdError(f"a local Ray does not start ({text}): {_remedy(text)}") from None
     finally:
         os.umask(mask)
-        if filters is not None:
-            os.environ["PYTHONWARNINGS"] = filters
+        os.environ.update(own)
 
 
 def _remedy(text: str) -> str:

@@ -91,6 +91,24 @@ def test_convolutions_on_frames_train_and_poisoned_units_stay_harmless(algorithm
         assert (module(torch.from_numpy(clean)).argmax(1).numpy() == best).mean() > 0.8
 
 
+class Projected(nn.Module):
+    """A frozen matrix takes rows of any width to as many numbers: nothing in the record's code tells how wide they were."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.frozen, self.head = nn.Parameter(torch.ones(width, 8), requires_grad=False), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(x @ self.frozen)
+
+
+def test_what_was_found_about_rows_of_one_width_is_not_taken_for_another(monkeypatch):
+    monkeypatch.setattr(modules, "_PLACES", {})
+    for width in (4, 100, 4):
+        modules.RowGradients(problem(width=width), Projected(width), dataset(width))
+    assert len({code for code, *_ in modules._PLACES}) == 1 and len(modules._PLACES) == 2
+
+
 def test_an_empty_batch_is_a_noise_only_step():
     p, plan = problem(learning_rate=1.0), Mechanism(sample_rate=1e-9, noise_multiplier=2.0, clip_norm=0.5, steps=1, normaliser=4.0)
     module = train_opacus(mlp(p), p, plan, dataset(), 2, STREAMS)

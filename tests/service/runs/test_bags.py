@@ -1,6 +1,7 @@
 """Runs whose instances learn from bags or parts, on a real Ray and in one process: certified, verified, grown, and what fails counts."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,9 +106,9 @@ def test_a_convolutional_network_on_frames_is_certified(recordings, tmp_path, lo
 @pytest.mark.parametrize("changes,complaint", [
     ({"bag_size": 10**6}, "bag size 1000000 is above"), ({"bag_size": 0}, "bag size 0"), ({"mechanism": "partition", "parts": 10**6, "bag_size": None}, "1000000 parts"),
     ({"mechanism": "forest"}, "mechanism 'forest'"), ({"parts": 3}, "parts is for --mechanism partition, not for bag"), ({"noise_multiplier": 3.0}, "noise multiplier is for --mechanism gaussian or bag-then-noise"),
-    ({"mechanism": "bag-then-noise"}, "train steps, batch size, top share or entries is for"), ({"mechanism": "bag-then-noise", "fit": None, "noise_multiplier": 3.0}, "needs --bag-size, --sample-rate"),
+    ({"mechanism": "bag-then-noise"}, "train steps, batch size is for"), ({"mechanism": "bag-then-noise", "fit": None, "noise_multiplier": 3.0}, "needs --bag-size, --sample-rate"),
     ({"mechanism": "bag-then-noise", "fit": None, "draws": "replacement"}, "draws 'replacement' do not go with noise"),
-    ({"mechanism": "gaussian", "bag_size": None}, "train steps, batch size, top share or entries is for"), ({"draws": "all"}, "draws 'all'"),
+    ({"mechanism": "gaussian", "bag_size": None, "fit": {"mirrored": True}}, "^mirrored is for --mechanism bag or partition"), ({"draws": "all"}, "draws 'all'"),
     ({"learner": Learner(learning_rate=0.1, network="convolutional")}, "wants images"),
     ({"learner": Learner(learning_rate=0.1, local=LocalUpdate(steps=3))}, "local steps"), ({"bag_size": None, "fraction": 0.9}, "not even bags of one trajectory"),
 ])  # fmt: skip
@@ -174,6 +175,8 @@ def test_an_encoder_takes_the_place_of_observations(recordings, tmp_path, local_
 def test_an_encoder_goes_with_noise_too(recordings):
     dataset = load_dataset(recordings["cartpole"])
     asked = Request(dataset=dataset.name, encoder=signs(), instances=40, steps=4, states=5, held_out=2, fraction=0.005)
+    with pytest.raises(MucdError, match="leave --mirrored out"):
+        make_settings(replace(asked, mechanism="bag", fraction=0.01, steps=None, fit={"mirrored": True}), dataset, Choices())
     settings, _ = make_settings(asked, dataset, Choices())
     units = training_units(settings, dataset)
     assert units.features.shape == (len(dataset), 3) and np.abs(units.features).max() <= 1

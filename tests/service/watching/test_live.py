@@ -86,6 +86,9 @@ def test_watching_ends_with_the_certificate_of_a_driver_that_was_killed_before_i
     live.publish(400, {"alive": 2, "wanted": 2}, {})
     store.write_json("certificate.json", {"results": {"instances": 400}})
     assert "400 of 400 instances" in watched(store, once=False)
+    store.write_json("certificate.json", [])
+    with pytest.raises(MucdError, match="certificate.json is not as this version writes it"):
+        watched(store, once=False)
 
 
 def test_looks_are_at_the_first_instances_whoever_stored_them_and_when(local_ray, store):
