@@ -33,6 +33,10 @@ MOST = 1 << 20
 DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_digest; print(code_digest())"'
 
 
+# Fields of `Fit` that runs of earlier versions do not have.
+FIT_AS_BEFORE = (("entries", None), ("mirrored", False))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Public settings of a run; two runs with equal settings and secret train bit-identical instances.
@@ -211,8 +215,11 @@ class RunSettings:
         return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
 
     def _deciding(self) -> dict:
-        """All but the version: two that train the same instances may share a run. Nor a source key where there is none: runs of earlier versions have no such field."""
-        return {name: value for name, value in self.to_dict().items() if name != "version" and (name, value) != ("source_key", None)}
+        """All but the version: two that train the same instances may share a run. Nor what earlier versions knew nothing of, where it is as they did it."""
+        values = {name: value for name, value in self.to_dict().items() if name != "version" and (name, value) != ("source_key", None)}
+        if self.fit is not None:
+            values["fit"] = {name: value for name, value in values["fit"].items() if (name, value) not in FIT_AS_BEFORE}
+        return values
 
     def differences(self, other: "RunSettings") -> list[str]:
         mine, theirs = _flat(self._deciding()), _flat(other._deciding())

@@ -98,10 +98,12 @@ def test_changed_keys_are_another_dataset(tmp_path):
 
 
 def test_runs_without_sources_are_what_they_were(recordings):
-    """Their blocks carry a hash of the settings, which knew no source key."""
-    settings, _ = make_settings(Request(dataset=recordings["cartpole"]), load_dataset(recordings["cartpole"]), Choices())
+    """Their blocks carry a hash of the settings, which knew no source key, no mirror and no choice of entries."""
+    request = Request(dataset=recordings["cartpole"], mechanism="bag", bag_size=3, fit={"mirrored": False})
+    settings, _ = make_settings(request, load_dataset(recordings["cartpole"]), Choices())
     values = json.loads(json.dumps(settings.to_dict()))
-    assert values.pop("source_key") is None and "source_key" not in settings._deciding()
+    assert values["fit"].pop("entries") is None and values["fit"].pop("mirrored") is False
+    assert values.pop("source_key") is None and "source_key" not in settings._deciding() and "entries" not in settings._deciding()["fit"]
     assert type(settings).from_dict(values).identity() == settings.identity()
 
 
@@ -112,7 +114,7 @@ def test_runs_without_sources_are_what_they_were(recordings):
     (["--source-key", "operator", "--unit", "trajectory"], "source key 'operator' is for --unit source, not for trajectory"),
     (["--source-key", "operator", "--mechanism", "bag", "--bag-size", "21"], "bag size 21 is above the number of sources, 20"),
     (["--source-key", "operator", "--mechanism", "partition", "--parts", "21"], "21 parts of 20 sources"),
-    (["--source-key", "operator", "--tuned", "tuned.json"], "sets --source-key"),
+    (["--source-key", "operator", "--tuned", "tuned.json"], "cannot read tuned.json"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_line(tmp_path, capfd, arguments, complaint):
     assert main(["run", DATASET, "--storage", str(tmp_path / "run"), *arguments]) == 2
