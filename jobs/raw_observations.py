@@ -17,6 +17,7 @@ os.environ.setdefault("MINARI_DATASETS_PATH", str(Path("runs/datasets").resolve(
 
 from gymnasium.spaces import Discrete
 
+from mucd_ray.certify.rounding import percent_down
 from mucd_ray.cli import progress_bar
 from mucd_ray.data.formats.minari import load_dataset, local_datasets
 from mucd_ray.data.recording.behaviours import BEHAVIOURS
@@ -187,7 +188,7 @@ def _line(row: dict) -> str:
 
 
 def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.3g} %"
+    return "-" if fraction is None else f"{percent_down(fraction)} %"
 
 
 def recording(name: str, smoke: bool) -> str:
