@@ -123,6 +123,7 @@ def test_it_is_a_function_of_its_bag_and_one_that_is_empty_or_poisoned_is_the_de
     assert not acts.any()
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("algorithm", ["rvs", "dt"])
 def test_a_stack_trains_what_single_ones_become(algorithm, monkeypatch):
     """As on a GPU: several modules at once."""
