@@ -215,7 +215,13 @@ def _fit(request: Request, learner: Learner, card: EnvironmentCard, discrete: bo
         raise MucdError("mirrored trajectories are of raw observations, whose mirror says nothing of an encoder's outputs: leave --mirrored out")
     usual = {} if "top_share" in asked else default_fit(request.unit, learner.algorithm, discrete)
     mirrored = card.mirror is not None and card.encoder is None and request.mechanism != Neighbours.kind
-    return Fit(**{"mirrored": mirrored} | usual | asked)
+    fit = Fit(**{"mirrored": mirrored} | usual | asked)
+    # A trainer would say so, too, but only after the run folder is made.
+    if fit.entries is not None and learner.network != "dense":
+        raise MucdError(f"{fit.entries} entries cannot be chosen for a {learner.network} network, which looks at whole observations: leave --entries out")
+    if fit.entries is not None and fit.entries > card.width:
+        raise MucdError(f"entries {fit.entries} is above the {card.width} of an observation: use fewer, or leave --entries out")
+    return fit
 
 
 def _check_source(request: Request) -> None:

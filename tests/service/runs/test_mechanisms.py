@@ -110,3 +110,13 @@ def test_a_claim_that_ends_at_a_border_is_announced(capfd):
 def test_on_the_border_the_user_has_to_say():
     with pytest.raises(MucdError, match="--unit"):
         make_settings(Request(dataset="made-up", units=25), cartpole(MANY_TRAJECTORIES), Choices())
+
+
+@pytest.mark.parametrize("asked,complaint", [
+    ({"fit": {"entries": 5}}, "entries 5 is above the 4 of an observation"),
+    ({"fit": {"entries": 2}, "history": 2, "learner": Learner(algorithm="dt", network="transformer", hidden=(), optimiser="adam", learning_rate=0.001)}, "for a transformer network"),
+])
+def test_entries_that_cannot_be_chosen_are_refused_before_a_run_folder_is_made(asked, complaint):
+    request = Request(dataset="made-up", mechanism="bag", bag_size=3, **asked)
+    with pytest.raises(MucdError, match=complaint):
+        make_settings(request, cartpole(10), Choices())
