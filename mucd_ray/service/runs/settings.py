@@ -14,6 +14,7 @@ from mucd_ray.certify.planning.size import round_size
 from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
+from mucd_ray.files import check_types
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
@@ -197,19 +198,20 @@ class RunSettings:
 
     @classmethod
     def from_dict(cls, values: dict) -> "RunSettings":
-        return cls(
-            **values
+        local = LocalUpdate(**check_types(LocalUpdate, values["learner"]["local"]))
+        made = (
+            values
             | {
                 "card": EnvironmentCard.from_dict(values["card"]),
                 "mechanism": from_values(values["mechanism"]),
-                "fit": values["fit"] and Fit(**values["fit"]),
+                "fit": values["fit"] and Fit(**check_types(Fit, values["fit"])),
                 "trainer": values.get("trainer") and outside.from_values(values["trainer"]),
-                "learner": Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])}),
-                "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),
+                "learner": Learner(**check_types(Learner, values["learner"] | {"local": local})),
+                "action_bounds": values["action_bounds"] and tuple(map(tuple, values["action_bounds"])),
                 "trusted": values.get("trusted") and tuple(values["trusted"]),
-                "assumptions": tuple(values["assumptions"]),
             }
         )
+        return cls(**check_types(cls, made) | {"assumptions": tuple(values["assumptions"])})
 
     def identity(self) -> str:
         return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
