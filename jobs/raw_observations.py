@@ -44,7 +44,7 @@ class Data:
         continuous: of continuous actions no neighbours vote, and learners of values train an actor beside critics, a hundred times as long: of them there are 100 instances.
         fit, learning_rate: of clones on bags and parts, where they are not the defaults: chosen on recordings with seed 101 (docs/results.md, "RAM: what was tried").
         rollouts: episodes of an instance, whose mean is its return.
-        scaling: (center, scale) of every entry for learners under noise, public constants, where the shipped card has features of its own in the place of observations.
+        scaling: where the shipped card has features of its own in the place of observations: (center, scale) of every entry for learners under noise, public constants.
     """
 
     title: str
@@ -124,6 +124,8 @@ def request_of(row: Row, dataset: str, instances: int) -> Request:
         learner = replace(DEFAULT_LEARNER if noisy else PLAIN_LEARNER, algorithm=row.algorithm, **({"learning_rate": DEFAULT_RATES[row.algorithm]} if noisy else {}))
     if row.mechanism != "neighbours":
         asked["instances"] = instances
+    if row.mechanism == "neighbours" and data.scaling is not None:
+        asked["metric"] = "bounds"  # of plain observations
     if noisy and data.scaling is not None:
         center, scale = data.scaling
         loaded = load_dataset(dataset)
