@@ -159,7 +159,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         learner=learner,
         trainer=request.trainer,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
-        first_action=int(action_space.start) if request.trainer and discrete else 0,
+        first_action=int(action_space.start) if discrete else 0,
         fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, card, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,

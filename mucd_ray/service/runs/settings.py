@@ -50,7 +50,8 @@ class RunSettings:
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
         mechanism, learner: how an instance is trained.
         fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
-        trainer: from outside; None: the package's own. Then also what its policies take and give: observation_dtype, and first_action, the number of the lowest one.
+        trainer: from outside; None: the package's own. Its policies take observation_dtype.
+        first_action: the number of the lowest discrete action; votes and outputs count from it.
         declared_size: the public size from which constants of the mechanism may follow; None if none does.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
         choice_margin: trajectories that may come or go and leave unit and mechanism the default ones, or None if the user said something about them.
