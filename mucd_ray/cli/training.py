@@ -34,7 +34,7 @@ def add_run(commands):
     group.add_argument("--bag-format", choices=["npz", "minari", "parquet"], help="with --trainer-command: {bag} holds bag.npz, the Minari dataset bag-v0, or bag.parquet with a row for each transition (default: npz)")
     group.add_argument("--train-seconds", type=float, metavar="S", help="a trainer of yours may take this long on each bag, and its policy as long to act; a public constant (default: 600)")
     group.add_argument("--train-memory", type=float, metavar="GB", help="it may take this much memory, with all that it starts; a public constant (default: 4)")
-    group.add_argument("--history", type=int, default=1, metavar="K", help="with bag or partition of trajectories or sources: policies see the last K observations of the episode, oldest first, at its beginning the first one in the place of those that are missing")
+    group.add_argument("--history", type=int, default=1, metavar="K", help="with bag or partition of trajectories or sources: policies see the last K observations of the episode, oldest first, at its beginning the first one in the place of those that are missing; with dt the last K steps, with actions and rewards")
     group.add_argument("--constant", action="append", metavar="NAME=NUMBER", help="a constant of the algorithm, such as alpha=2; may be repeated")
     group.add_argument("--network", help="dense, convolutional for images, or with bag or partition transformer over the observations of --history (default: dense; transformer for dt)")
     group.add_argument("--hidden", help="widths of hidden layers, such as 64,64 (default: none, a linear policy; 64,64 without noise)")
