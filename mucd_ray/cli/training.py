@@ -121,6 +121,8 @@ def add_tune(commands):
     sub.add_argument("--unit", choices=["transition", "trajectory", "source"], help="what an attacker changes (default: source with --source-key; else transition with gaussian, trajectory with the others)")
     sub.add_argument("--source-key", type=key, metavar="NAME", help="with --tune-on: key that tells the source of a trajectory, as of `mucd run`")
     sub.add_argument("--algorithm", "--trainer", metavar="NAME", help="offline learner, see docs/algorithms.md; on bags and parts several to choose from, with commas between (default: bc; on bags bc,iql,cql or bc,iql,td3-bc); or a function of yours as of `mucd run`, of whose bags or parts the size alone is searched")
+    sub.add_argument("--entries", metavar="LIST", help="with bag or partition: numbers of entries of an observation to choose from, such as all,6,12, the first one first (default: all entries, not searched)")
+    sub.add_argument("--history", metavar="LIST", help="with bag or partition of trajectories or sources: numbers of observations that policies see to choose from, such as 1,2,4 (default: 1, not searched)")
     sub.add_argument("--trainer-command", metavar="COMMAND", help="the same of a command")
     sub.add_argument("--bag-format", choices=["npz", "minari", "parquet"], help="as of `mucd run`")
     sub.add_argument("--train-seconds", type=float, metavar="S", help="as of `mucd run`")
