@@ -144,7 +144,8 @@ def describe(summary: dict) -> str:
         f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
         + (f"eta {exactly(summary['eta'])}" if not without_chance else f"without chance but in the voted policy's expected return, eta {exactly(summary['eta'])}" if "voted" in summary else "without chance")
         + (", at all looks together" if summary["looks"] == "anytime" else "")
-        + (f"; the last {summary['features']['history']} observations" if "history" in (summary["features"] or {}) else ""),
+        + (f"; the last {summary['features']['history']} observations" if "history" in (summary["features"] or {}) else "")
+        + (f"; the last {counted(summary['features']['steps'], 'step')} with actions and rewards" if "steps" in (summary["features"] or {}) else ""),
         f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
     if summary["features"] and summary["features"]["source"] == "privileged":

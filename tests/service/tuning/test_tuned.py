@@ -176,7 +176,7 @@ def test_a_conditional_claim_says_so_and_verifies_and_a_forged_one_does_not(reco
     ('{"format": "mucd-tuned/2"}', "its format is not mucd-tuned/1"),
     (json.dumps(tuned().to_dict() | {"signal_budget": 0}), "signal budget 0 must be"),
     (json.dumps(tuned().to_dict() | {"extra": 0}), "extra"),
-    (json.dumps(tuned_bag().to_dict() | {"bag_size": 2.5}), "bag size 2.5 must be a whole number"),
+    (json.dumps(tuned_bag().to_dict() | {"bag_size": 2.5}), "bag.size 2.5 must be a whole number"),
     (json.dumps(tuned_bag().to_dict() | {"kind": "forest"}), "mechanism 'forest' has no bags"),
     (json.dumps(tuned_bag().to_dict() | {"fit": {"steps": 0}}), "steps 0"),
     (json.dumps(tuned_bag().to_dict() | {"format": []}), "is not what"),
