@@ -184,8 +184,8 @@ def test_a_conditional_claim_says_so_and_verifies_and_a_forged_one_does_not(reco
     (json.dumps(tuned_bag().to_dict() | {"learner": None}), "one of the two must be there"),
     (json.dumps(tuned_bag().to_dict() | {"trainer": {"kind": "function"}}), "trainer must be"),
     (json.dumps(tuned_noisy_bag().to_dict() | {"noise_multiplier": -1.0}), "noise multiplier -1"),
-    (json.dumps(tuned().to_dict() | {"sample_rate": "0.1"}), "sample rate '0.1' must be a number"),
-    (json.dumps(tuned().to_dict() | {"clip_norm": None}), "clip norm 'None' must be a number"),
+    (json.dumps(tuned().to_dict() | {"sample_rate": "0.1"}), "sample_rate '0.1' must be a finite number"),
+    (json.dumps(tuned().to_dict() | {"clip_norm": None}), "clip_norm None must be a finite number"),
     (json.dumps(tuned().to_dict() | {"steps": -1}), "steps -1 must be a whole number"),
     *((json.dumps(tuned().to_dict() | {"how": tuned().to_dict()["how"] | {name: wrong}}), f"{name} .* must be") for name, wrong in (("name", "a\nb"), ("fingerprint", 5), ("units", "x"), ("trials", 0))),
 ])
