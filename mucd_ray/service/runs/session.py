@@ -124,8 +124,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         card = card.raw().with_history(request.history)
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
-    actions, discrete = action_shape(dataset.action_space)
     observation_space, action_space = _spaces(card)
+    actions, discrete = action_shape(action_space)
     action_bounds = _action_bounds(action_space)
     if request.mechanism not in (*WITH_NOISE, Neighbours.kind) and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")

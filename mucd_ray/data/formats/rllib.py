@@ -1,0 +1,66 @@
+"""RLlib's tabular parquet: eps_id, agent_id, obs, actions, rewards, new_obs, terminateds, truncateds, t, one row a step; one file or a folder of them.
+
+Traps: the order of rows means nothing, so rows are grouped by eps_id and sorted by t; an episode may be spread over files.
+"""
+
+import numpy as np
+
+from mucd_ray.data.formats.episodes import Recording, Rows, cut
+from mucd_ray.data.formats.source import Source
+from mucd_ray.errors import MucdError
+from mucd_ray.files import printable
+
+NEEDED = ("eps_id", "obs", "actions", "rewards", "t")
+OPTIONAL = ("new_obs", "terminateds", "truncateds", "agent_id")
+
+
+def _files(source: Source) -> list[str]:
+    return source.names("*.parquet") if source.is_folder else [""]
+
+
+def recognised(source: Source) -> bool:
+    if source.is_folder:
+        files = [] if source.has("meta/info.json") or source.has("data/metadata.json") else _files(source)
+        return bool(files) and {"eps_id", "obs", "actions"} <= set(source.parquet_schema(files[0])[0])
+    return source.head(4) == b"PAR1" and {"eps_id", "obs", "actions"} <= set(source.parquet_schema()[0])
+
+
+def read(source: Source, options) -> Recording:
+    parts = []
+    for name in _files(source):
+        schema, _ = source.parquet_schema(name)
+        missing = [column for column in NEEDED if column not in schema]
+        if missing:
+            raise MucdError(f"{name or source.name} lacks the column {missing[0]}, which RLlib's tabular files have")
+        for column in ("obs", "new_obs", "actions"):
+            if schema.get(column, "list") not in ("number", "list"):
+                raise MucdError(f"column {column} of {name or source.name} is packed: write it as lists of numbers (in RLlib: output_compress_columns=[])")
+        parts.append(source.parquet(name, [*NEEDED, *(column for column in OPTIONAL if column in schema)]))
+    if not parts:
+        raise MucdError(f"{source.path} holds no parquet files")
+    if len({frozenset(part) for part in parts}) > 1:
+        raise MucdError("its files have different columns")
+    try:
+        table = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
+    except ValueError as error:
+        raise MucdError(f"a column differs between its files ({printable(error)})") from None
+    agents = np.unique(table["agent_id"]) if "agent_id" in table else ()
+    if len(agents) > 1:
+        raise MucdError(f"it has {len(agents)} agents: only data of one agent are supported")
+    ids, times = table["eps_id"], np.asarray(table["t"])
+    if ids.dtype.kind == "f" and not np.isfinite(ids).all() or times.ndim != 1 or not np.isfinite(times).all():
+        raise MucdError("eps_id and t must be there in every row")
+    # Episodes in the order in which they first appear, so that ids, which are drawn at random, order nothing.
+    names, first, number = np.unique(ids, return_index=True, return_inverse=True)
+    place_of = np.argsort(np.argsort(first))
+    order = np.lexsort((times, place_of[number]))
+    sorted_ids = place_of[number][order]
+    stops = np.append(np.flatnonzero(np.diff(sorted_ids)) + 1, len(order))
+    rows = Rows(
+        observations=table["obs"][order], actions=table["actions"][order], rewards=table["rewards"][order],
+        next_observations=table["new_obs"][order] if "new_obs" in table else None, times=times[order],
+        **{ours: table[theirs][order] for ours, theirs in (("terminated", "terminateds"), ("truncated", "truncateds")) if theirs in table},
+    )
+    places = [f"episode {printable(ids[order[stop - 1]])[:60]}" for stop in stops.tolist()]
+    episodes, notes = cut(rows, stops.tolist(), places)
+    return Recording(episodes=episodes, notes=("rows are grouped by eps_id and sorted by t", *notes))
