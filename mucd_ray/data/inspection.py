@@ -98,8 +98,10 @@ def _findings(loaded, report: dict) -> list[str]:
 
 def _continued(dataset) -> int:
     starts = dataset.trajectory_starts[1:-1]
+    if not len(starts):
+        return 0
     first, last = dataset.observations[starts].reshape(len(starts), -1), dataset.next_observations[starts - 1].reshape(len(starts), -1)
-    return int((first == last).all(axis=1).sum()) if first.size else 0
+    return int((first == last).all(axis=1).sum())
 
 
 def told(report: dict, name: str) -> str:

@@ -139,10 +139,10 @@ class Source:
             members = archive.infolist()
             if len(members) > MOST_MEMBERS or len({member.filename for member in members}) < len(members):
                 raise MucdError(f"{self.path} has two members of one name, or more than {MOST_MEMBERS:,}: write it anew with numpy.savez")
+            self.take(sum(member.file_size for member in members), self.name)
             for member in members:
                 if not member.filename.endswith(".npy") or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise MucdError(f"{self.path} holds {printable(member.filename)}, which numpy.savez does not write")
-                self.take(member.file_size, printable(member.filename))
                 with archive.open(member) as file:
                     content = file.read(member.file_size)
                 arrays[member.filename.removesuffix(".npy")] = read_npy(content, f"{printable(member.filename)} in {self.path}", most_bytes=MOST_UNPACKED_BYTES)
