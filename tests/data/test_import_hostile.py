@@ -173,6 +173,25 @@ def test_mixed_shapes(tmp_path, refused):
     assert "column obs has lists of different lengths, or none, first in row 1" in refused(path)
 
 
+def test_one_demo_does_not_decide_for_the_others(tmp_path, refused):
+    """Not for what is read of them, nor in which type."""
+    path = foreign.robomimic(tmp_path, MADE)
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_0/obs/object"], file["data/demo_0/next_obs/object"]
+    assert "demo_1 has the observations object, robot0_eef_pos, demo_0 robot0_eef_pos" in refused(path)
+    path = foreign.lerobot(tmp_path / "a", MADE, "v2.1")
+    file = path / "data/chunk-000/episode_000000.parquet"
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(table.drop_columns("next.reward"), file)
+    assert "its files have different columns" in refused(path)
+    pyarrow.parquet.write_table(table.set_column(0, "observation.state", pa.array([[0.0] * 3] * 3, pa.list_(pa.float64()))), file)
+    assert "has other shapes or types in some files than in others: float32[3], float64[3]" in refused(path)
+    path = foreign.parquet_log(tmp_path, DISCRETE)
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table.set_column(table.column_names.index("act"), "act", pa.array([None, *table["act"].to_pylist()[1:]])), path)
+    assert "column act of type int64 has gaps" in refused(path, MAP)
+
+
 def bomb_zip(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(5):

@@ -175,16 +175,16 @@ def _table(content: bytes, question: dict) -> tuple[dict[str, np.ndarray], dict]
     for name in wanted:
         column, kind = table.column(name), _kind(schema.field(name).type)
         if kind == "text":
-            arrays[name], arrays[f"{name}-ends"] = _texts(name, column)
+            arrays[name], arrays[f"{name}-ends"] = _texts(name, column, question["left"])
         elif kind == "list":
             arrays[name] = _lists(name, column)
         elif kind == "number":
-            # A gap becomes NaN.
+            # A gap becomes NaN, and would make another type of whole numbers: one row must not change the others.
+            if column.null_count and not pyarrow.types.is_floating(column.type):
+                raise ValueError(f"column {name} of type {column.type} has gaps: fill them, or store it as floats")
             arrays[name] = np.ascontiguousarray(column.to_numpy())
         else:
             raise ValueError(f"column {name} of type {schema.field(name).type}: only numbers, lists of numbers and texts are read")
-        if kind == "number" and arrays[name].dtype.kind not in "biuf":
-            raise ValueError(f"column {name} has gaps among its truth values")
     return arrays, {"unpacked": unpacked}
 
 
@@ -203,19 +203,29 @@ def _kind(of) -> str:
 def _lists(name: str, column: pyarrow.ChunkedArray) -> np.ndarray:
     lengths = pyarrow.compute.list_value_length(column).to_numpy()
     values = pyarrow.compute.list_flatten(column)
+    if values.null_count and not pyarrow.types.is_floating(values.type):
+        raise ValueError(f"column {name} of type {column.type} has gaps: fill them, or store it as floats")
     if column.null_count or not len(lengths) or (lengths != lengths[0]).any() or lengths[0] < 1:
         wrong = next((row for row, length in enumerate(lengths) if not length == lengths[0] or length < 1), 0)
         raise ValueError(f"column {name} has lists of different lengths, or none, first in row {wrong}")
     return np.ascontiguousarray(values.to_numpy()).reshape(len(lengths), int(lengths[0]))
 
 
-def _texts(name: str, column: pyarrow.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def _texts(name: str, column: pyarrow.ChunkedArray, left: int) -> tuple[np.ndarray, np.ndarray]:
     if pyarrow.types.is_dictionary(column.type):
+        # One text may be meant by every row: the longest decides what all could take.
+        longest = max(((pyarrow.compute.max(pyarrow.compute.binary_length(chunk.dictionary)).as_py() or 0) for chunk in column.chunks), default=0)
+        if longest > MOST_TEXT_BYTES or longest * len(column) > left:
+            raise ValueError(f"column {name} holds texts of more than {MOST_TEXT_BYTES} bytes, or unpacks to more than {left:,}")
         column = column.cast(column.type.value_type)
     if (pyarrow.compute.max(pyarrow.compute.binary_length(column)).as_py() or 0) > MOST_TEXT_BYTES:
         raise ValueError(f"column {name} holds texts of more than {MOST_TEXT_BYTES} bytes")
-    texts = [(text or "").encode() for text in column.to_pylist()]
-    return np.frombuffer(b"".join(texts), np.uint8), np.cumsum([len(text) for text in texts], dtype=np.int64)
+    texts = column.cast(pyarrow.large_string()).fill_null("").combine_chunks()
+    texts = texts.combine_chunks() if hasattr(texts, "chunks") else texts
+    ends = np.cumsum(pyarrow.compute.binary_length(texts).to_numpy(zero_copy_only=False), dtype=np.int64)
+    _, offsets, content = texts.buffers()
+    start = int(np.frombuffer(offsets, np.int64)[texts.offset])
+    return np.frombuffer(content, np.uint8)[start : start + int(ends[-1])] if content and ends[-1] else np.empty(0, np.uint8), ends
 
 
 def _numbers(column: pyarrow.Array, space: str, entries: int | None) -> np.ndarray:

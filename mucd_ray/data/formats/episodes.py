@@ -13,6 +13,7 @@ import numpy as np
 
 from mucd_ray.data.formats.metadata import Recorded
 from mucd_ray.errors import MucdError
+from mucd_ray.files import printable
 
 # How far a recorded next observation may be from the next row's observation: some recorders write them in two precisions.
 ABSOLUTE, RELATIVE = 1e-6, 1e-5
@@ -194,3 +195,13 @@ def only(values) -> str | int | None:
 
 def with_fault(episode: Episode, fault: str) -> Episode:
     return replace(episode, faults=(*episode.faults, fault))
+
+
+def joined(parts: list, name: str):
+    """One column of what several files hold, an array or texts. Raises MucdError where its shape or type differs: one file must not change what the others hold."""
+    if all(isinstance(part, list) for part in parts):
+        return [text for part in parts for text in part]
+    kinds = sorted({"texts" if isinstance(part, list) else f"{part.dtype}{list(part.shape[1:])}" for part in parts})
+    if len(kinds) > 1:
+        raise MucdError(f"column {printable(name)} has other shapes or types in some files than in others: {', '.join(kinds)}")
+    return np.concatenate(parts)

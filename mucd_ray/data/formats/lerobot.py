@@ -7,7 +7,7 @@ is there); many datasets have no rewards. Normalisation statistics (meta/stats.j
 import numpy as np
 
 from mucd_ray.data.formats.column_map import USUAL, by_number, natural
-from mucd_ray.data.formats.episodes import Recording, Rows, cut, with_fault
+from mucd_ray.data.formats.episodes import Recording, Rows, cut, joined, with_fault
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable, read_json
@@ -34,7 +34,11 @@ def read(source: Source, options) -> Recording:
     parts, keys = [], None
     for name in files:
         schema, _ = source.parquet_schema(name)
-        keys = keys or _observation_keys(schema, options.observation_keys)
+        found = _observation_keys(schema, options.observation_keys)
+        # One file, in v2 one episode, must not decide what is read of the others.
+        if keys is not None and found != keys:
+            raise MucdError(f"{name} has the observations {', '.join(found)}, {files[0]} {', '.join(keys)}: name those to read with --observation-keys")
+        keys = found
         columns = [*keys, "action", "episode_index", "frame_index", *(column for column in (*PLAIN.values(), "next.success", "task_index", *USUAL["source"]) if column in schema)]
         missing = [column for column in columns if schema.get(column, "other") == "other"]
         if missing:
@@ -44,7 +48,7 @@ def read(source: Source, options) -> Recording:
             raise MucdError(f"{name} holds rows of another episode_index than its name says")
     if len({frozenset(part) for part in parts}) > 1:
         raise MucdError("its files have different columns")
-    table = {name: _joined([part[name] for part in parts], name) for name in parts[0]}
+    table = {name: joined([part[name] for part in parts], name) for name in parts[0]}
     recording = _episodes(table, keys)
     _check_counts(source, info, second, recording)
     return recording
@@ -62,14 +66,6 @@ def _observation_keys(schema: dict[str, str], wanted: tuple[str, ...] | None) ->
     if missing:
         raise MucdError(f"--observation-keys {printable(missing[0])}: its columns of numbers are {', '.join(printable(name)[:60] for name in there) or 'none'}")
     return named
-
-
-def _joined(parts: list, name: str):
-    if isinstance(parts[0], list):
-        return [text for part in parts for text in part]
-    if len({part.shape[1:] for part in parts}) > 1 or len({part.dtype for part in parts}) > 1:
-        raise MucdError(f"column {printable(name)} has other shapes or types in some files than in others: {', '.join(sorted({f'{part.dtype}{list(part.shape[1:])}' for part in parts}))}")
-    return np.concatenate(parts)
 
 
 def _episodes(table: dict, keys: tuple[str, ...]) -> Recording:

@@ -5,7 +5,7 @@ Traps: the order of rows means nothing, so rows are grouped by eps_id and sorted
 
 import numpy as np
 
-from mucd_ray.data.formats.episodes import Recording, Rows, cut
+from mucd_ray.data.formats.episodes import Recording, Rows, cut, joined
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
@@ -35,27 +35,23 @@ def read(source: Source, options) -> Recording:
         for column in ("obs", "new_obs", "actions"):
             if schema.get(column, "list") not in ("number", "list"):
                 raise MucdError(f"column {column} of {name or source.name} is packed: write it as lists of numbers (in RLlib: output_compress_columns=[])")
-        parts.append(source.parquet(name, [*NEEDED, *(column for column in OPTIONAL if column in schema)]))
+        parts.append(source.parquet(name, [*NEEDED, *(column for column in OPTIONAL if schema.get(column, "other") != "other")]))
     if not parts:
         raise MucdError(f"{source.path} holds no parquet files")
     if len({frozenset(part) for part in parts}) > 1:
         raise MucdError("its files have different columns")
-    try:
-        table = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
-    except ValueError as error:
-        raise MucdError(f"a column differs between its files ({printable(error)})") from None
-    agents = np.unique(table["agent_id"]) if "agent_id" in table else ()
+    table = {name: joined([part[name] for part in parts], name) for name in parts[0]}
+    agents = set(table.get("agent_id", ()))
     if len(agents) > 1:
         raise MucdError(f"it has {len(agents)} agents: only data of one agent are supported")
-    ids, times = table["eps_id"], np.asarray(table["t"])
-    if ids.dtype.kind == "f" and not np.isfinite(ids).all() or times.ndim != 1 or not np.isfinite(times).all():
-        raise MucdError("eps_id and t must be there in every row")
+    ids, times = table["eps_id"], table["t"]
+    if isinstance(times, list) or times.ndim != 1 or not np.isfinite(times).all() or not isinstance(ids, list) and (ids.ndim != 1 or not np.isfinite(ids).all()):
+        raise MucdError("eps_id and t must be there in every row, t as a number")
     # Episodes in the order in which they first appear, so that ids, which are drawn at random, order nothing.
-    names, first, number = np.unique(ids, return_index=True, return_inverse=True)
-    place_of = np.argsort(np.argsort(first))
-    order = np.lexsort((times, place_of[number]))
-    sorted_ids = place_of[number][order]
-    stops = np.append(np.flatnonzero(np.diff(sorted_ids)) + 1, len(order))
+    numbers = {}
+    number = np.array([numbers.setdefault(key, len(numbers)) for key in (ids if isinstance(ids, list) else ids.tolist())], np.int64)
+    order = np.lexsort((times, number))
+    stops = np.append(np.flatnonzero(np.diff(number[order])) + 1, len(order))
     rows = Rows(
         observations=table["obs"][order], actions=table["actions"][order], rewards=table["rewards"][order],
         next_observations=table["new_obs"][order] if "new_obs" in table else None, times=times[order],

@@ -33,14 +33,18 @@ def read(source: Source, options) -> Recording:
         masks, keys, episodes, notes = _masks(content, set(names)), None, [], []
         for name in names:
             demo = content.group(data, name)
-            keys = keys or _observation_keys(content, demo, options.observation_keys)
+            found = _observation_keys(content, demo, options.observation_keys)
+            # One demo must not decide what is read of the others.
+            if keys is not None and found != keys:
+                raise MucdError(f"{name} has the observations {', '.join(found)}, {names[0]} {', '.join(keys)}: name those to read with --observation-keys")
+            keys = found
             episodes.append(_episode(content, demo, name, keys, masks.get(name), notes))
         total = content.attribute(data, "total")
         rows = sum(map(len, episodes))
         if total is not None and total != rows:
             raise MucdError(f"data declares total {total}, its {len(names)} demos have {rows} rows: it is cut off, or was changed")
         environment = _environment(content.attribute(data, "env_args"))
-    actions = episodes[0].actions.shape[1:] if episodes else ()
+    actions = next((episode.actions.shape[1:] for episode in episodes if len(episode)), ())
     told = [f"observations are {', '.join(keys or ())}, side by side", *dict.fromkeys(notes)]
     if environment:
         told.append(f"the file says that it was recorded in {environment}")

@@ -181,8 +181,10 @@ class Source:
 
 
 def _texts(content: np.ndarray, ends: np.ndarray) -> list[str]:
-    whole, texts, start = content.tobytes(), [], 0
+    whole, texts, known, start = content.tobytes(), [], {}, 0
     for end in ends.tolist():
-        texts.append(whole[start:end].decode("utf-8", "replace"))
+        text = whole[start:end].decode("utf-8", "replace")
+        # Equal texts are one object.
+        texts.append(known.setdefault(text, text))
         start = end
     return texts

@@ -272,7 +272,7 @@ def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[flo
 
 def _environment_of(dataset: OfflineDataset) -> str:
     if dataset.env_id is None:
-        raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
+        raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE, or import it with --environment ID")
     return dataset.env_id
 
 
