@@ -16,7 +16,8 @@ from mucd_ray.data.environments.cards import card_for
 from mucd_ray.data.environments.recorded_in import same_environment
 from mucd_ray.data.formats.column_map import parse
 from mucd_ray.data.formats.episodes import Episode, Recording, with_fault
-from mucd_ray.data.formats.metadata import IMPORTED, UNDECLARED
+from mucd_ray.data.formats.keys import OWN
+from mucd_ray.data.formats.metadata import IMPORTED, MOST_TEXT, UNDECLARED
 from mucd_ray.data.formats.minari import check_is_local
 from mucd_ray.data.formats.registry import ReadOptions, read_source
 from mucd_ray.data.formats.source import Source
@@ -24,10 +25,13 @@ from mucd_ray.data.formats.writing import target_folder, write_dataset
 from mucd_ray.data.inspection import inspect
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
+from mucd_ray.words import harmless
 
 # Of whole numbers that may be numbers of actions.
 MOST_ACTIONS = 1 << 16
 MOST_TOLD = 3
+# Of what a file may make its dataset's metadata hold.
+MOST_NOTES, MOST_NOTE, MOST_KEYS = 100, 1000, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +111,7 @@ def import_dataset(source, dataset_id: str, options: ImportOptions = ImportOptio
     path = target_folder(dataset_id, overwrite, root or get_dataset_path())
     loaded = load_source(source, options)
     if loaded.invalid and not options.drop_invalid:
-        told = "; ".join(f"{episode.place}: {episode.faults[0]}" for episode in loaded.invalid[:MOST_TOLD])
+        told = harmless("; ".join(f"{episode.place}: {episode.faults[0]}" for episode in loaded.invalid[:MOST_TOLD]))
         raise MucdError(
             f"{source}: {len(loaded.invalid)} of {len(loaded.invalid) + len(loaded.episodes)} trajectories are invalid ({told}{'; ...' if len(loaded.invalid) > MOST_TOLD else ''}): "
             "mend them, or leave out every invalid trajectory, whole, with --drop-invalid (`mucd inspect` lists them)"
@@ -117,7 +121,7 @@ def import_dataset(source, dataset_id: str, options: ImportOptions = ImportOptio
     report = inspect(loaded)
     write_dataset(
         dataset_id, path, [_buffer(episode) for episode in loaded.episodes], observation_space=loaded.observation_space, action_space=loaded.action_space,
-        metadata=_metadata(loaded, options), episode_metadata=[{name: value for name, value in episode.keys.items()} for episode in loaded.episodes], overwrite=overwrite,
+        metadata=_metadata(loaded, options), episode_metadata=[episode.keys for episode in loaded.episodes], overwrite=overwrite,
     )
     return {"dataset_id": dataset_id, "path": str(path)} | report
 
@@ -132,7 +136,7 @@ def load_source(source, options: ImportOptions = ImportOptions()) -> Loaded:
     try:
         return _settled(recording, options, name, sha256, files)
     except MucdError as error:
-        raise MucdError(f"{source}: {error}") from None
+        raise MucdError(f"{source}: {harmless(str(error))}") from None
 
 
 def load_dataset_folder(dataset_id: str, options: ImportOptions = ImportOptions()) -> Loaded:
@@ -162,14 +166,21 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
         notes.append(f"the action space {action_space} follows from the rows: declare it with --environment ID, --card FILE or --actions (a run compares it with its environment's, and takes that)")
     sound, invalid = [], []
     for episode in recording.episodes:
+        episode = replace(episode, keys=_keys(episode.keys))
         checked = _checked(episode, observation_space, cast, action_space) if len(episode) else with_fault(episode, "it has no transition")
         (invalid if checked.faults else sound).append(checked)
     if options.drop_invalid and invalid:
         notes.append(f"--drop-invalid left out {len(invalid)} of {len(recording.episodes)} trajectories, each for a fault of its own")
     return Loaded(
-        dataset=_dataset(sound, observation_space, action_space, spec, declared is not None) if sound else None, episodes=sound, invalid=invalid, notes=tuple(notes), declared=declared is not None,
+        dataset=_dataset(sound, observation_space, action_space, spec, declared is not None) if sound else None, episodes=sound, invalid=invalid, notes=tuple(harmless(note)[:MOST_NOTE] for note in notes[:MOST_NOTES]), declared=declared is not None,
         spec=spec, format=name, sha256=sha256, files=files, observation_space=observation_space, action_space=action_space,
     )
+
+
+def _keys(keys: dict) -> dict:
+    """Those that may be attributes of an episode beside Minari's own: short printable names of short printable texts and whole numbers."""
+    sound = {name: value for name, value in sorted(keys.items()) if 0 < len(name) <= MOST_TEXT and name.isprintable() and (not isinstance(value, str) or 0 < len(value) <= MOST_TEXT and value.isprintable())}
+    return {f"source_{name}" if name in OWN else name: value for name, value in list(sound.items())[:MOST_KEYS]}
 
 
 def _of_one_kind(episodes: list[Episode], what: str) -> tuple[np.dtype, tuple[int, ...]]:

@@ -1,5 +1,7 @@
 """What is in a dataset or file, for people: counts, and whatever looks wrong. Nothing else uses it: no constant of a run follows from a report."""
 
+from collections import Counter
+
 import numpy as np
 
 from mucd_ray.files import printable
@@ -54,9 +56,8 @@ def _duplicates(dataset) -> dict:
     """Trajectories whose content another one before them has, and of how many different ones they are copies."""
     if dataset is None:
         return {"trajectories": 0, "of": 0}
-    digests = dataset.trajectory_digests()
-    copies = len(digests) - len(set(digests))
-    return {"trajectories": copies, "of": len({digest for digest in set(digests) if digests.count(digest) > 1}) if copies else 0}
+    counts = Counter(dataset.trajectory_digests())
+    return {"trajectories": sum(counts.values()) - len(counts), "of": sum(count > 1 for count in counts.values())}
 
 
 def _constant_columns(dataset) -> list[str]:
@@ -83,16 +84,16 @@ def _findings(loaded, report: dict) -> list[str]:
     if loaded.dataset is None:
         return found
     if report["duplicates"]["trajectories"]:
-        found.append(f"{counted(report['duplicates']['trajectories'], 'trajectory')} repeat others, {report['duplicates']['of']} in all, number for number: copies are units of their own, whose maker counts once for each")
+        found.append(f"copies, number for number: {counted(report['duplicates']['trajectories'], 'trajectory')} of {report['duplicates']['of']} others; each is a unit of its own, and its maker counts once for each")
     if report["constant_columns"]:
         columns = report["constant_columns"]
         found.append(f"the same in every row: {', '.join(columns[:MOST_TOLD])}{', ...' if len(columns) > MOST_TOLD else ''}")
     silent = len(loaded.episodes) - report["terminated"] - report["truncated"]
     if silent > 0:
-        found.append(f"{counted(silent, 'trajectory')} neither terminated nor truncated: they end where their record does")
+        found.append(f"neither terminated nor truncated: {counted(silent, 'trajectory')}, which end where their record does")
     joined = _continued(loaded.dataset)
     if joined:
-        found.append(f"{counted(joined, 'trajectory')} begin with the observation with which the one before ends: perhaps one trajectory was cut in several, which then counts as several units")
+        found.append(f"where the one before ends there begins {counted(joined, 'trajectory')}, with the same observation: perhaps one was cut in several, which then counts as several units")
     return found
 
 

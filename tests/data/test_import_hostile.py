@@ -161,6 +161,20 @@ def test_episodes_that_interleave(tmp_path, refused):
     assert "rows of episode 1 are not together" in refused(path)
 
 
+def test_rows_that_are_missing(tmp_path, refused):
+    path = foreign.rllib(tmp_path, MADE)
+    file = path / "run-1.parquet"
+    table = pyarrow.parquet.read_table(file)
+    inside = next(row for row, t in enumerate(table["t"].to_pylist()) if t == 1)
+    pyarrow.parquet.write_table(pa.concat_tables([table.slice(0, inside), table.slice(inside + 1)]), file)
+    assert "1 of 3 trajectories are invalid" in (text := refused(path)) and "rows are missing after t = 0" in text or "is not the observation of the step after" in text
+    path = foreign.lerobot(tmp_path / "l", MADE)
+    file = path / "data/chunk-000/file-000.parquet"
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(table.set_column(table.column_names.index("frame_index"), "frame_index", pa.array([0, 2, 3])), file)
+    assert "frame_index is 2 in its row 1: frames are missing" in refused(path)
+
+
 def test_mixed_shapes(tmp_path, refused):
     path = foreign.robomimic(tmp_path, MADE)
     with h5py.File(path, "r+") as file:
@@ -339,6 +353,35 @@ def test_time_that_goes_back_and_ends_inside(tmp_path, refused):
     assert "has no trajectory that is valid" in refused(path, ImportOptions(columns=foreign.COLUMNS, drop_invalid=True))
 
 
+def test_trajectories_without_a_transition(tmp_path, refused):
+    path = foreign.robomimic(tmp_path, MADE, mask=False)
+    with h5py.File(path, "r+") as file:
+        demo = file["data"].create_group("demo_7")
+        demo["actions"] = np.empty((0, 2), np.float32)
+        for group in ("obs", "next_obs"):
+            demo[f"{group}/object"], demo[f"{group}/robot0_eef_pos"] = np.empty((0, 1), np.float32), np.empty((0, 2), np.float32)
+    assert "1 of 4 trajectories are invalid (demo_7: it has no transition)" in refused(path)
+    report = import_dataset(path, "mine/a-v0", ImportOptions(drop_invalid=True))
+    assert report["trajectories"] == 3 and report["invalid"] == [{"place": "demo_7", "faults": ["it has no transition"]}]
+
+
+def test_names_of_a_file_reach_no_terminal_and_no_attribute_of_minaris(tmp_path, minari_root):
+    """A column named as Minari names its own attributes, and one with an escape sequence."""
+    names, values = foreign.log(tmp_path, MADE)
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(",".join(map(str, row)) for row in [[{"who": "id", "t": "\x1b[2Jt"}.get(name, name) for name in names], *values]))
+    options = ImportOptions(columns="obs=f*,action=act*,episode=ep,time=*t,source=id:\x1b[2Jt")
+    import mucd_ray.errors
+
+    with pytest.raises(mucd_ray.errors.MucdError) as caught:
+        import_dataset(path, "mine/a-v0", options)
+    assert str(caught.value).isprintable()
+    report = import_dataset(path, "mine/a-v0", ImportOptions(columns="obs=f*,action=act*,episode=ep,source=id:\x1b[2Jt"))
+    assert report["sources"] == {"source_id": 2} and all(text.isprintable() for text in report["findings"])
+    with h5py.File(minari_root / "mine/a-v0/data/main_data.hdf5") as file:
+        assert file["episode_1"].attrs["id"] == 1 and set(file["episode_1"].attrs) == {"id", "total_steps", "source_id"}
+
+
 def test_dropping_commutes_with_poisoning(tmp_path, minari_root):
     """What is kept of a trajectory does not depend on the others: of every set of trajectories, sound and not, exactly the sound ones of it stay, bit for bit."""
     made = foreign.episodes(5)
@@ -386,4 +429,4 @@ def test_the_report_finds_copies_and_constants(tmp_path, minari_root):
         episode["rewards"][:] = 1
     report = inspect(load_source(foreign.npz(tmp_path, made)))
     assert report["duplicates"] == {"trajectories": 1, "of": 1} and report["constant_columns"] == ["observations[1]", "rewards"]
-    assert any("1 trajectory begin" in text for text in report["findings"]) and any("copies are units of their own" in text for text in report["findings"])
+    assert any("there begins 1 trajectory" in text for text in report["findings"]) and any("1 trajectory of 1 others" in text for text in report["findings"])

@@ -188,9 +188,9 @@ def only(values) -> str | int | None:
     first = values[0]
     if any(value != first for value in values):
         return None
-    if isinstance(first, (np.integer, np.bool_)):
-        return int(first)
-    return first if isinstance(first, (str, int)) else int(first) if isinstance(first, np.floating) and float(first).is_integer() else None
+    if isinstance(first, np.floating):
+        return int(first) if float(first).is_integer() and abs(first) < 1 << 53 else None
+    return int(first) if isinstance(first, (np.integer, np.bool_)) else first
 
 
 def with_fault(episode: Episode, fault: str) -> Episode:

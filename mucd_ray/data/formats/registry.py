@@ -8,6 +8,9 @@ from mucd_ray.data.formats.episodes import Recording
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
+from mucd_ray.words import harmless
+
+MOST_WORDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,8 @@ def read_source(source: Source, name: str | None, options: ReadOptions) -> tuple
                 raise MucdError(f"--{option.replace('_', '-')} says nothing to the format {format.name}: leave it out, or name another one with --format")
         return format.name, format.read(source, options)
     except MucdError as error:
-        text = str(error)
+        # Names of columns and keys are the file's.
+        text = harmless(" ".join(str(error).split()))[:MOST_WORDS]
         raise MucdError(text if text.startswith(str(source.path)) else f"{source.path}: {text}") from None
     except MemoryError:
         raise

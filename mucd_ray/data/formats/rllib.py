@@ -5,7 +5,7 @@ Traps: the order of rows means nothing, so rows are grouped by eps_id and sorted
 
 import numpy as np
 
-from mucd_ray.data.formats.episodes import Recording, Rows, cut, joined
+from mucd_ray.data.formats.episodes import Recording, Rows, cut, joined, with_fault
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
@@ -59,4 +59,9 @@ def read(source: Source, options) -> Recording:
     )
     places = [f"episode {printable(ids[order[stop - 1]])[:60]}" for stop in stops.tolist()]
     episodes, notes = cut(rows, stops.tolist(), places)
+    starts = [0, *stops[:-1].tolist()]
+    for index, (start, stop) in enumerate(zip(starts, stops.tolist())):
+        jumps = np.flatnonzero(np.diff(rows.times[start:stop]) > 1)
+        if len(jumps):
+            episodes[index] = with_fault(episodes[index], f"rows are missing after t = {rows.times[start + jumps[0]]}")
     return Recording(episodes=episodes, notes=("rows are grouped by eps_id and sorted by t", *notes))

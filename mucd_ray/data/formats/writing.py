@@ -64,8 +64,8 @@ def write_dataset(
                 os.rename(path, tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
             os.chmod(aside, 0o777 & ~_umask())
             os.rename(aside, path)
-    except (OSError, RuntimeError) as error:  # h5py raises both
-        reason = str(error).splitlines()[0]
+    except (OSError, RuntimeError, ValueError) as error:  # h5py raises all of them
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MucdError(f"dataset {dataset_id!r} cannot be written ({reason}): set MINARI_DATASETS_PATH to a writable folder with free space") from error
 
 

@@ -238,3 +238,10 @@ def test_a_declared_environment_gives_the_spaces(minari_root, tmp_path):
     undeclared = imported(path, name="mine/b-v0")
     assert undeclared["spaces"]["actions"] == "Discrete(2)" and not undeclared["spaces"]["actions_declared"]
     card_for("CartPole-v1").check(load_dataset("mine/b-v0"))
+    flat["actions"][0] = 2
+    np.savez(path, **{name: flat[name] for name in ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")})
+    imported(path, name="mine/c-v0")
+    with pytest.raises(MucdError, match="1 of 12 actions are outside Discrete"):
+        card_for("CartPole-v1").check(load_dataset("mine/c-v0"))
+    with pytest.raises(MucdError, match="1 of 3 trajectories are invalid"):
+        imported(path, ImportOptions(environment="CartPole-v1"), "mine/d-v0")
