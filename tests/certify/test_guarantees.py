@@ -102,7 +102,8 @@ def test_the_largest_radius_that_is_searched_is_accounted_for(family):
     radius = guarantees.largest_radius
     found, split = guarantees.at(radius), guarantees.group(radius // 2, radius // 2)
     for p in (0.01, 0.5, 0.99):
-        assert 0 < found.lower(p) <= split.lower(p) and split.upper(p) <= found.upper(p) < 1
+        assert 0 < found.lower(p) <= split.lower(p) and split.upper(p) <= found.upper(p) <= 1
+    assert found.upper(0.5) < 1
     with pytest.raises(MucdError, match="above 100000000"):
         guarantees.group(10**8, 1)
 
