@@ -77,7 +77,7 @@ def lerobot(folder, made, version="v3.0", *, reward=True, done=True, stats=True)
     pattern = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet" if second else "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
     (folder / "meta/info.json").write_text(json.dumps({
         "codebase_version": version, "robot_type": "arm", "fps": 10, "total_episodes": len(made), "total_frames": len(flat["t"]), "total_tasks": 1, "chunks_size": 1000, "data_path": pattern,
-        "splits": {"train": f"0:{len(made)}"}, "features": {"observation.state": {"dtype": "float32", "shape": [3], "names": None}, "action": {"dtype": "float32", "shape": [2], "names": None}},
+        "splits": {"train": f"0:{len(made)}"}, "features": {"observation.state": {"dtype": "float32", "shape": [3], "names": None}, "action": {"dtype": "float32", "shape": [made[0]["actions"].shape[1]], "names": None}},
     }))
     return folder
 
@@ -152,7 +152,7 @@ def ogbench(folder, made, *, rewards=False):
     path = folder / "cube-single-play-v0.npz"
     arrays = {
         "observations": np.concatenate([episode["observations"] for episode in made]),
-        "actions": np.concatenate([np.concatenate([episode["actions"], np.full((1, 2), 9, np.float32)]) for episode in made]),
+        "actions": np.concatenate([np.concatenate([episode["actions"], np.full((1, episode["actions"].shape[1]), 9, np.float32)]) for episode in made]),
         "terminals": np.concatenate([np.arange(len(episode["rewards"]) + 1) == len(episode["rewards"]) for episode in made]).astype(np.float32),
         "qpos": np.zeros((sum(len(episode["rewards"]) + 1 for episode in made), 2)),
     }
@@ -232,11 +232,11 @@ def rlds(folder, made, *, count=None, change=lambda features, number: features):
     def group(**features):
         return {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict", "featuresDict": {"features": features}}
 
-    out = folder / "arm/1.0.0"
+    out, width = folder / "arm/1.0.0", made[0]["actions"].shape[1]
     out.mkdir(parents=True)
     flags = {name: tensor("bool") for name in ("is_first", "is_last", "is_terminal")}
     image = {"pythonClassName": "tensorflow_datasets.core.features.image_feature.Image", "image": {"shape": {"dimensions": ["4", "4", "3"]}, "dtype": "uint8", "encodingFormat": "jpeg"}}
-    step = group(observation=group(image=image, state=tensor("float32", 2), effort=tensor("float32")), action=tensor("float32", 2), reward=tensor("float32"), discount=tensor("float32"), **flags)
+    step = group(observation=group(image=image, state=tensor("float32", 2), effort=tensor("float32")), action=tensor("float32", width), reward=tensor("float32"), discount=tensor("float32"), **flags)
     features = group(steps={"pythonClassName": "tensorflow_datasets.core.features.dataset_feature.Dataset", "sequence": {"feature": step, "length": "-1"}}, episode_metadata=group(operator={"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}}))
     (out / "features.json").write_text(json.dumps(features))
     shards = [count if count is not None else len(made)]
@@ -246,7 +246,7 @@ def rlds(folder, made, *, count=None, change=lambda features, number: features):
         length = len(episode["rewards"]) + 1
         seen = episode["observations"]
         records.append(example(change({
-            "steps/observation/effort": seen[:, 0], "steps/observation/state": seen[:, 1:].reshape(-1), "steps/action": np.append(episode["actions"], np.full((1, 2), 9.0)).astype(np.float32),
+            "steps/observation/effort": seen[:, 0], "steps/observation/state": seen[:, 1:].reshape(-1), "steps/action": np.append(episode["actions"], np.full((1, width), 9.0)).astype(np.float32),
             "steps/reward": np.append(episode["rewards"], 99).astype(np.float32), "steps/discount": np.ones(length, np.float32), "steps/is_first": np.arange(length) == 0,
             "steps/is_last": np.arange(length) == length - 1, "steps/is_terminal": (np.arange(length) == length - 1) & episode["terminated"], "episode_metadata/operator": f"op-{number % 2}".encode(),
         }, number)))
@@ -284,7 +284,7 @@ def log(folder, made):
     """(names, rows) of a table with final observations in columns of their own."""
     flat = rows(made)
     wide = flat["actions"].reshape(len(flat["t"]), -1)
-    names = ["ep", "t", "f1", "f2", "f3", "g1", "g2", "g3", *(["act"] if flat["actions"].ndim == 1 else ["act_x", "act_y"]), "r", "done", "cut", "who"]
+    names = ["ep", "t", "f1", "f2", "f3", "g1", "g2", "g3", *(["act"] if wide.shape[1] == 1 else ["act_x", "act_y"]), "r", "done", "cut", "who"]
     values = zip(flat["episode"], flat["t"], *flat["observations"].T, *flat["next_observations"].T, *wide.T, flat["rewards"], flat["terminals"].astype(int), flat["timeouts"].astype(int), strict=True)
     return names, [[*(value.item() for value in row), f"op-{row[0] % 2}"] for row in values]
 
