@@ -52,7 +52,7 @@ def largest_data(path):
     return path if path.is_file() else max((file for file in path.rglob("*") if file.suffix != ".json" and file.is_file()), key=lambda file: file.stat().st_size)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name == "rllib" else []) for name in MAKERS])
 def test_truncated_and_of_another_magic(tmp_path, refused, name):
     path = MAKERS[name](tmp_path)
     options = ImportOptions(format=name, columns=foreign.COLUMNS if name in ("csv", "parquet") else None)
@@ -68,7 +68,7 @@ def test_truncated_and_of_another_magic(tmp_path, refused, name):
     assert str(path) in refused(path, options)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("lerobot", "rllib") else []) for name in MAKERS if name != "csv"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("lerobot", "rllib", "parquet") else []) for name in MAKERS if name != "csv"])
 def test_every_byte_may_be_wrong(tmp_path, minari_root, name):
     """Read or refused in a line, and nothing else."""
     from mucd_ray.errors import MucdError

@@ -63,9 +63,9 @@ def test_from_a_file_to_a_certificate(tmp_path, monkeypatch, capfd):
     """In two commands; the mechanism that needs no Ray."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     path = tmp_path / "cart.npz"
-    flat = foreign.rows(played("CartPole-v1", 40, 500))
+    flat = foreign.rows(played("CartPole-v1", 24, 500))
     np.savez(path, **{name: flat[name] for name in ("observations", "actions", "rewards", "terminals", "timeouts")})
     assert main(["import", str(path), "--dataset", "mine/cart-v0", "--environment", "CartPole-v1"]) == 0
     run = tmp_path / "run"
-    assert main(["run", "mine/cart-v0", "--storage", str(run), "--mechanism", "neighbours", "--neighbours", "9", "--rollouts", "3", "--states", "8"]) == 0, capfd.readouterr().err
+    assert main(["run", "mine/cart-v0", "--storage", str(run), "--mechanism", "neighbours", "--neighbours", "9", "--rollouts", "2", "--states", "4"]) == 0, capfd.readouterr().err
     assert verify(read_certificate(run / "certificate.json")) == []
