@@ -174,7 +174,7 @@ class Source:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise MucdError(f"{self._located(name)} is not a regular file: give one")
-            for start in range(0, math.ceil(status.st_size / BYTES_AT_A_TIME)):
+            for _ in range(math.ceil(status.st_size / BYTES_AT_A_TIME)):
                 digest.update(file.read(BYTES_AT_A_TIME))
         self._hashes[name] = digest.hexdigest()
         return self._hashes[name]
