@@ -150,7 +150,7 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
     if not filled:
         raise MucdError(f"none of its {len(recording.episodes)} episodes has a transition")
     observations, actions = _of_one_kind(filled, "observations"), _of_one_kind(filled, "actions")
-    notes, card = list(recording.notes), _card(options, observations[1])
+    notes, card = list(recording.notes[:MOST_NOTES]), _card(options, observations[1])
     environment = None if card is None else card.make()
     try:
         declared = environment.action_space if environment else _declared(options.actions, actions[1]) or recording.action_space
@@ -172,7 +172,7 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
     if options.drop_invalid and invalid:
         notes.append(f"--drop-invalid left out {len(invalid)} of {len(recording.episodes)} trajectories, each for a fault of its own")
     return Loaded(
-        dataset=_dataset(sound, observation_space, action_space, spec, declared is not None) if sound else None, episodes=sound, invalid=invalid, notes=tuple(harmless(note)[:MOST_NOTE] for note in notes[:MOST_NOTES]), declared=declared is not None,
+        dataset=_dataset(sound, observation_space, action_space, spec, declared is not None) if sound else None, episodes=sound, invalid=invalid, notes=tuple(harmless(note)[:MOST_NOTE] for note in notes), declared=declared is not None,
         spec=spec, format=name, sha256=sha256, files=files, observation_space=observation_space, action_space=action_space,
     )
 

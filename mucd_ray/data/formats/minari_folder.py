@@ -45,4 +45,6 @@ def read(source: Source, options) -> Recording:
         ))
     if steps != metadata.steps or len(episodes) != metadata.episodes:
         raise MucdError(f"metadata.json declares {metadata.episodes} episodes of {metadata.steps} steps, its files hold {len(episodes)} of {steps}")
-    return Recording(episodes=episodes, observation_space=metadata.observation_space, action_space=metadata.action_space, recorded=metadata.recorded)
+    # What followed from the rows once is no declaration.
+    action_space = metadata.action_space if metadata.actions_declared else None
+    return Recording(episodes=episodes, observation_space=metadata.observation_space, action_space=action_space, recorded=metadata.recorded)

@@ -192,6 +192,7 @@ def test_what_was_chosen_is_in_the_metadata(minari_root, tmp_path):
     values = json.loads((minari_root / "mine/a-v0/data/metadata.json").read_text())["mucd_import"]
     assert values["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and values["options"] == {"columns": foreign.COLUMNS} and values["format"] == "csv"
     assert minari.load_dataset("mine/a-v0").total_steps == 12 and not load_dataset("mine/a-v0").actions_declared
+    assert not imported(minari_root / "mine/a-v0", name="mine/b-v0")["spaces"]["actions_declared"] and not load_dataset("mine/b-v0").actions_declared
 
 
 def test_every_format_is_recognised_by_itself_alone(tmp_path):
