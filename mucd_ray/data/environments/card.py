@@ -366,7 +366,7 @@ class EnvironmentCard:
                 f"dataset {dataset.name} has observations of shape {dataset.observations.shape[1:]}, the card of {self.env_id} expects "
                 f"{tuple(self.observation_shape)}: use the card that fits the recording"
             )
-        if dataset.action_space != action_space:
+        if not dataset.fits_actions(action_space):
             raise MucdError(
                 f"dataset {dataset.name} declares actions in {dataset.action_space}, {self.env_id} has {action_space}: use the environment that was recorded"
             )

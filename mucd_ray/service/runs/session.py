@@ -133,6 +133,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     observation_space, action_space = _spaces(card)
+    actions, discrete = action_shape(action_space)
     action_bounds = _action_bounds(action_space)
     if request.mechanism not in (*WITH_NOISE, Neighbours.kind) and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
@@ -296,7 +297,7 @@ def usual_learner(request: Request, card: EnvironmentCard, network: str = "dense
 
 def _environment_of(dataset: OfflineDataset) -> str:
     if dataset.env_id is None:
-        raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
+        raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE, or import it with --environment ID")
     return dataset.env_id
 
 
