@@ -89,12 +89,13 @@ class FigureData:
 def draw(certificate: dict, baselines: dict) -> dict[str, FigureData]:
     action = certificate["results"]["action"]
     voted = [_voted(certificate, baselines)] if "voted" in certificate["results"] else []
+    played = certificate["results"]["policy"] is not None
     if _is_exact(certificate["inputs"]):
-        return {figure.name: figure for figure in [_kept_episodes(certificate, baselines), *voted, *_actions(certificate)]}
-    figures = [_return_bound(certificate, baselines), _poisoned_return(certificate), *voted]
+        return {figure.name: figure for figure in [*([_kept_episodes(certificate, baselines)] if played else []), *voted, *_actions(certificate)]}
+    figures = [_return_bound(certificate, baselines), _poisoned_return(certificate), *voted] if played else []
     if action is not None:
         figures += [_half_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
-    return {figure.name: figure for figure in [*figures, _returns(certificate)]}
+    return {figure.name: figure for figure in [*figures, *([_returns(certificate)] if played else [])]}
 
 
 def _is_exact(inputs: dict) -> bool:
@@ -336,9 +337,9 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         action=results["action"],
         voted=results.get("voted"),
         goal=results["goal"],
-        kept=_kept_rows(results["policy"]),
+        kept=_kept_rows(results["policy"]) if results["policy"] else [],
         exact=_is_exact(inputs),
-        routes=[] if _is_exact(inputs) else _route_rows(results["policy"], inputs),
+        routes=[] if _is_exact(inputs) or not results["policy"] else _route_rows(results["policy"], inputs),
         splits=_splits(results["accounting"]["splits"]),
         accuracy=_accuracy(inputs, results["action"]),
         rule=RULES[results["action"]["kind"]][0] if results["action"] else None,
@@ -351,7 +352,7 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         environment=dataset.get("environment"),
         threat=THREATS[inputs["threat"]].format(units=UNITS[inputs["mechanism"]["unit"]]),
         accountant=ACCOUNTANTS[inputs["accountant"]],
-        baselines=_baseline_rows(results["policy"], inputs, baselines),
+        baselines=_baseline_rows(results["policy"], inputs, baselines) if results["policy"] else [],
         figures=figures,
         evidence=_flat({key: value for key, value in context.items() if key not in ("baselines", "software")}),
         software=_flat(context.get("software") or {}),
@@ -360,7 +361,7 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
 
 def _of_returns(inputs: dict):
     """How lower and upper bounds on returns are written: with the digits that matter in their range."""
-    width = inputs["return_range"][1] - inputs["return_range"][0]
+    width = inputs["return_range"][1] - inputs["return_range"][0] if inputs["rollouts"] else None
     return partial(round_down, width=width), partial(round_up, width=width)
 
 

@@ -73,6 +73,8 @@ def run_context():
         code="ef",
         held_out=16,
         states_sha256=None,
+        states_from=None,
+        plays=True,
     )
     return about.context(store, settings) | {"failures": 3, "failures_by_cause": {"died": 3}, "median_action_return": -90.0}
 
@@ -105,6 +107,10 @@ def certificates():
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="function", name="mine.trainers:clone", sha256="0" * 64)},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="command", name="python train.py {bag} {out}", sha256="0" * 64, bag_format="parquet")},
         {"mechanism": Neighbours(neighbours=20), "actions": neighbours_evidence(rng.integers(0, 2, (STATES, 40)), 2, [0, 1, 1]), "path_radii": [3] * POLICIES},
+        {
+            "mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "returns": [], "return_range": None, "rollouts": 0, "instances": POLICIES,
+            "declared": {"observation_shape": [6], "actions": 2, "dimensions": 0, "sha256": "0f" * 32},
+        },
     ]
     return [make_certificate(make_inputs(**base | kind), assumptions=["η was chosen before."], context=run_context()) for kind in kinds]
 

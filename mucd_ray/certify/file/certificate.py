@@ -81,7 +81,7 @@ def make_inputs(
     mechanism: AnyMechanism,
     units: int,
     returns: np.ndarray,
-    return_range: tuple[float, float],
+    return_range: tuple[float, float] | None,
     actions: dict | None = None,
     voted: dict | None = None,
     eta: float = 0.001,
@@ -98,13 +98,15 @@ def make_inputs(
     trainer: Outside | None = None,
     features: dict | None = None,
     path_radii: list[int] | None = None,
+    instances: int | None = None,
+    declared: dict | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
 
     Args:
         units: N, the number of units of the dataset; radii are also reported as fractions of it.
         returns: per instance, in their order, the mean return of its `rollouts` episodes, discounted by `discount` per step, [P].
-        return_range: public least and greatest return.
+        return_range: public least and greatest return; None where `rollouts` is 0 and nothing is certified but actions: then there are no returns.
         clipped: whether every episode's return was clipped into that range.
         actions: evidence at states, made by one of the functions of `evidence.py`; None for the policy level alone.
         looks: "fixed" if P was chosen before training; "anytime" if training may have stopped, or may go on, depending on results.
@@ -115,8 +117,10 @@ def make_inputs(
         trainer: from outside; None: the package's own learner.
         features: what policies see: {"source": one of FEATURES in `evidence.py`, "card": name of the environment, "encoder": SHA-256 or None}.
         path_radii: of neighbours alone, per return of one episode: the largest r at which every action of the episode is certified, [P].
+        instances: P, where there are no returns that tell it.
+        declared: of a dataset without an environment, what it declares of observations and actions: {"observation_shape", "actions", "dimensions", "sha256"}.
     """
-    known = {} if features is None else {"features": features}
+    known = {name: value for name, value in (("features", features), ("instances", instances), ("declared", declared)) if value is not None}
     return known | {
         "mechanism": to_values(mechanism),
         "trainer": None if trainer is None else outside.to_values(trainer),
@@ -129,7 +133,7 @@ def make_inputs(
         "units": int(units),
         "radius_cap": int(units if radius_cap is None else radius_cap),
         "returns": np.asarray(returns, dtype=float).tolist(),
-        "return_range": [float(x) for x in return_range],
+        "return_range": return_range and [float(x) for x in return_range],
         "rollouts": int(rollouts),
         "discount": float(discount),
         "clipped": bool(clipped),
@@ -157,7 +161,7 @@ def standing_assumptions(inputs: dict) -> list[str]:
     mechanism, trainer = inputs["mechanism"], inputs["trainer"]
     kind, of_units = mechanism["kind"], OF_UNITS.get(mechanism["unit"], [])
     if trainer is None:
-        without_chance = [*WITHOUT_CHANCE, *([STANDING_ASSUMPTIONS[1]] if "voted" in inputs else [])]
+        without_chance = [*(WITHOUT_CHANCE if inputs["rollouts"] else WITHOUT_CHANCE[::2]), *([STANDING_ASSUMPTIONS[1]] if "voted" in inputs else [])]
         return [*(without_chance if kind == Neighbours.kind else STANDING_ASSUMPTIONS), RANDOMNESS[kind], *of_units]
     limits = {name: exactly(trainer[name]) for name in ("seconds", "memory")}
     return [*STANDING_ASSUMPTIONS, RANDOMNESS_OUTSIDE[kind], OUTSIDE.format(name=trainer["name"], **limits), *of_units]
@@ -224,7 +228,7 @@ def verify(certificate: dict, patience: float = 1.0) -> list[str]:
     except (MucdError, KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
         return [f"inputs: {type(error).__name__}: {str(error)[:1000]}"]
     tolerance = TOLERANCE + TOLERANCE_PER_STEP * inputs["mechanism"].get("steps", 1)
-    width = inputs["return_range"][1] - inputs["return_range"][0]
+    width = inputs["return_range"][1] - inputs["return_range"][0] if inputs["rollouts"] else 0.0
     tolerances = {RETURNS: tolerance * width, PROBABILITIES: tolerance, GOAL: tolerance * _goal_scale(inputs, results, width)}
     mismatches = _differences(results, certificate["results"], "results", tolerances)
     # Numbers that agree but for their last digits may be written differently: the words follow from the certificate's own.
@@ -242,8 +246,10 @@ def verify(certificate: dict, patience: float = 1.0) -> list[str]:
 def _goal_scale(inputs: dict, results: dict, width: float) -> float:
     """How far the goal's value moves if the bound on the return moves by the return range."""
     name = results["goal"]["name"] if results["goal"] else None
+    if name in (None, "actions"):
+        return 0.0
     above = results["policy"]["unpoisoned_mean"] - inputs["return_range"][0]
-    return {"absolute-return": width, "return": width / above if above > 0 else 0.0}.get(name, 0.0)
+    return width if name == "absolute-return" else width / above if above > 0 else 0.0
 
 
 def _differences(expected, found, path: str, tolerances: dict[re.Pattern, float]) -> list[str]:

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.file.evidence import FEATURES, TUNED_ON_THIS_DATASET
-from mucd_ray.certify.file.neighbours import neighbour_claim
+from mucd_ray.certify.file.neighbours import declared_claim, neighbour_claim
 from mucd_ray.certify.file.voted import SURE, voted_claim
 from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
 from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
@@ -38,11 +38,15 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     )
     sentences += OF_UNITS.get(inputs["mechanism"]["unit"], [])
     if "features" in inputs:
-        sentences.append(_features(inputs["features"]))
+        # There is no environment whose id could be named.
+        sentences.append(_features(inputs["features"] | ({"card": "the declared space"} if "declared" in inputs else {})))
+    if "declared" in inputs:
+        sentences += declared_claim(inputs, results)
     sentences += MECHANISMS[inputs["mechanism"]["kind"]](inputs["mechanism"], inputs["units"], kind, inputs["trainer"])
     if inputs["trainer"] is not None:
         sentences.append(_trainer(inputs["trainer"]))
-    sentences += _policy(inputs, results, kind)
+    if results["policy"] is not None:
+        sentences += _policy(inputs, results, kind)
     if results["action"] is not None:
         sentences += ACTIONS[results["action"]["kind"]](results["action"])
     if "voted" in results:
@@ -123,7 +127,7 @@ MECHANISMS = {"gaussian": lambda mechanism, units, kind, trainer: [], "bag": _ba
 
 def _largest(results) -> int:
     """The largest radius of which these results speak."""
-    largest = [results["policy"]["curve"]["radius"][-1]]
+    largest = [] if results["policy"] is None else [results["policy"]["curve"]["radius"][-1]]
     if results["action"] is not None:
         for scope in SCOPES:
             part = results["action"][scope]
@@ -202,18 +206,24 @@ def _goal(inputs, goal) -> str:
 
 
 def _width(inputs, goal) -> float | None:
+    if goal["name"] != "absolute-return":
+        return None
     low, high = inputs["return_range"]
-    return high - low if goal["name"] == "absolute-return" else None
+    return high - low
 
 
 def _confidence(inputs, results) -> list[str]:
     def confidence(statements):
         return f"{confidence_percent(inputs['eta'], statements)} %"
 
-    parts = ["the lower bounds on returns for all r", "the upper bounds on returns for all r"]
+    parts = ["the lower bounds on returns for all r", "the upper bounds on returns for all r"] if inputs["rollouts"] else []
     together = [f"both together with probability at least {confidence(2)}"]
     sampled = results["action"] is not None and results["action"]["kind"] != "exact"
-    if sampled:
+    if not (parts or sampled):
+        return ["With which probability: none of this is a sample, so there is no confidence level."]
+    if sampled and not parts:
+        parts += ["the actions at any one state", "the actions at all states"]
+    elif sampled:
         parts += ["the actions at any one state", "the actions at all states"]
         together = [
             f"both bounds on returns together with probability at least {confidence(2)}",

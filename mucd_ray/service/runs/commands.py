@@ -79,6 +79,8 @@ def start_run(options, out) -> int:
         discount=options.discount,
         states=options.states,
         states_file=options.states_file,
+        trusted_states=options.trusted_states,
+        no_environment=options.no_environment,
         held_out=options.held_out,
         trusted=options.trusted,
         history=options.history,
@@ -113,7 +115,8 @@ def grow_run(options, out) -> int:
 def _may_play(store: RunStore, options) -> None:
     """Raise MucdError unless environment and encoder of a run folder are the user's word; the encoder is ready then."""
     settings = store.settings()
-    _check_card(store, settings, options.card)
+    if settings.plays:
+        _check_card(store, settings, options.card)
     if settings.card.encoder is not None:
         content = check_encoder(store.location, settings.card, options.encoder)
         load_encoder(content, settings.card.observation_shape)

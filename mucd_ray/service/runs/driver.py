@@ -426,7 +426,9 @@ def discounted_returns(dataset: OfflineDataset, discount: float) -> np.ndarray:
 
 
 def behaviour_return(settings: RunSettings, dataset: OfflineDataset) -> dict[str, float]:
-    """{"behaviour": the recorded trajectories' mean return, clipped where returns are}; {} if poisoned rewards make it infinite."""
+    """{"behaviour": the recorded trajectories' mean return, clipped where returns are}; {} if poisoned rewards make it infinite, or nothing is played."""
+    if not settings.rollouts:
+        return {}
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(settings.card.clipped(discounted_returns(dataset, settings.discount)).mean())
     return {"behaviour": mean} if np.isfinite(mean) else {}

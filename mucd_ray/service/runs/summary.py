@@ -54,21 +54,14 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "sound": results["sound"],
         "eta": inputs["eta"],
         "signal_budget": results["signal_budget"],
-        "unpoisoned_mean": policy["unpoisoned_mean"],
-        "rollouts": inputs["rollouts"],
-        "discount": inputs["discount"],
-        "clipped": inputs["return_range"] if inputs["clipped"] else None,
-        "return_range": inputs["return_range"],
-        "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
-        "baselines": certificate["context"]["baselines"],
-        "yardsticks": _yardsticks(policy["curve"], certificate["context"]["baselines"] or {}),
-        "normalised": normalised_score(policy["unpoisoned_mean"], certificate["context"]["normalised"]),
         "looks": inputs["looks"],
         # A number of instances beside which others were asked for or looked at may have been chosen by results.
         "conditional": inputs["looks"] == "fixed" and inputs["mechanism"]["kind"] != Neighbours.kind and bool(set(store.targets()) - {results["instances"]} or store.looks()),
         "condition": inputs["condition"],
         "goal": results["goal"] and results["goal"] | {"text": inputs["goal"]},
     }
+    if policy:
+        summary |= _of_returns(inputs, policy, certificate["context"])
     if "voted" in results:
         summary["voted"] = _voted(results["voted"], certificate["context"])
     elif (median := certificate["context"].get("median_action_return")) is not None:
@@ -76,6 +69,21 @@ def summarise(store: RunStore, certificate: dict) -> dict:
     if action:
         summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
     return summary
+
+
+def _of_returns(inputs: dict, policy: dict, context: dict) -> dict:
+    """What the summary says of returns, where there are any."""
+    return {
+        "unpoisoned_mean": policy["unpoisoned_mean"],
+        "rollouts": inputs["rollouts"],
+        "discount": inputs["discount"],
+        "clipped": inputs["return_range"] if inputs["clipped"] else None,
+        "return_range": inputs["return_range"],
+        "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
+        "baselines": context["baselines"],
+        "yardsticks": _yardsticks(policy["curve"], context["baselines"] or {}),
+        "normalised": normalised_score(policy["unpoisoned_mean"], context["normalised"]),
+    }
 
 
 def _voted(voted: dict, context: dict) -> dict:
@@ -132,25 +140,48 @@ def _action_summary(part: dict) -> dict:
 
 def describe(summary: dict) -> str:
     """The summary for people."""
-    low, high = summary["return_range"]
-    bound = partial(round_down, digits=5, width=high - low)
     without_chance = summary["mechanism"]["kind"] == Neighbours.kind
-    baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "episode" if without_chance else "instance")
+    voters = "" if without_chance and not summary["instances"] else counted(summary["instances"], "episode" if without_chance else "instance") + " of "
     lines = [
-        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
+        f"{voters}{summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
         + (f"eta {exactly(summary['eta'])}" if not without_chance else f"without chance but in the voted policy's expected return, eta {exactly(summary['eta'])}" if "voted" in summary else "without chance")
         + (", at all looks together" if summary["looks"] == "anytime" else "")
         + (f"; the last {summary['features']['history']} observations" if "history" in (summary["features"] or {}) else ""),
-        f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
     ]
+    if "unpoisoned_mean" in summary:
+        lines.append(f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary))
     if summary["features"] and summary["features"]["source"] == "privileged":
         lines.append("privileged features: out of the controller, or the model of the environment, that made the data")
     if summary["failures"]:
         causes = ", ".join(f"{number} {cause}" for cause, number in summary["failures_by_cause"].items())
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")
         lines += [f"  such as {words}" for words in summary["failure_words"].values()]
+    if "unpoisoned_mean" in summary:
+        lines += _describe_returns(summary, without_chance)
+    if "action" in summary:
+        scopes = {"per_state": "every state"} if without_chance else SCOPES
+        of_scopes = [line for scope, name in scopes.items() for line in _describe_actions(summary["action"][scope], name)]
+        lines += of_scopes or ["certified actions: at no state"]
+    if summary["goal"]:
+        goal = summary["goal"]
+        lines.append(
+            f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {counted(summary['instances'], 'instance')}; certified at r = {goal['radius']} is "
+            f"{round_down(goal['certified'], 4)}, wanted {exactly(goal['wanted'])}"
+        )
+    if not summary["sound"]:
+        lines.insert(0, "NOT SOUND: published accounting, for comparison only")
+    if summary["condition"]:
+        lines.insert(0, f"CONDITIONAL: {CONDITIONS[summary['condition']]}")
+    if summary["conditional"]:
+        lines.append("on condition  that the number of instances was not chosen by looking at results; --looks anytime needs no such condition")
+    return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
+
+
+def _describe_returns(summary: dict, without_chance: bool) -> list[str]:
+    low, high = summary["return_range"]
+    bound, baselines = partial(round_down, digits=5, width=high - low), summary["baselines"] or {}
     names = {"non_private": "without privacy" if summary["mechanism"]["kind"] in WITH_NOISE else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
-    lines += [f"{name:24s} {_baseline(key, baselines)}" for key, name in names.items() if key in baselines or f"{key}_failure" in baselines]
+    lines = [f"{name:24s} {_baseline(key, baselines)}" for key, name in names.items() if key in baselines or f"{key}_failure" in baselines]
     if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
         lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
     for share, entry in summary["keeps"].items():
@@ -167,25 +198,7 @@ def describe(summary: dict) -> str:
             lines.append(f"certified: not above {YARDSTICKS[name]} at any r")
         else:
             lines.append(f"certified: above {YARDSTICKS[name]} up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['radius'] / summary['units'])} %)")
-    if "voted" in summary:
-        lines += _describe_voted(summary["voted"], summary, bound)
-    if "action" in summary:
-        scopes = {"per_state": "every state"} if without_chance else SCOPES
-        of_scopes = [line for scope, name in scopes.items() for line in _describe_actions(summary["action"][scope], name)]
-        lines += of_scopes or ["certified actions: at no state"]
-    if summary["goal"]:
-        goal = summary["goal"]
-        lines.append(
-            f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {instances}; certified at r = {goal['radius']} is "
-            f"{round_down(goal['certified'], 4)}, wanted {exactly(goal['wanted'])}"
-        )
-    if not summary["sound"]:
-        lines.insert(0, "NOT SOUND: published accounting, for comparison only")
-    if summary["condition"]:
-        lines.insert(0, f"CONDITIONAL: {CONDITIONS[summary['condition']]}")
-    if summary["conditional"]:
-        lines.append("on condition  that the number of instances was not chosen by looking at results; --looks anytime needs no such condition")
-    return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
+    return lines + (_describe_voted(summary["voted"], summary, bound) if "voted" in summary else [])
 
 
 def _baseline(name: str, baselines: dict) -> str:

@@ -66,9 +66,14 @@ def train_parts(settings: RunSettings, units: Units, states: np.ndarray, parts: 
 
 
 def _evaluated(settings: RunSettings, secret: bytes, policies: Policies, states: np.ndarray, instances: range, progress: Progress | None) -> dict[str, np.ndarray]:
+    returns = _returns(settings, secret, policies, instances, progress) if settings.rollouts else np.zeros(len(instances))
+    return {"returns": returns} | _at_states(settings, policies, states)
+
+
+def _returns(settings: RunSettings, secret: bytes, policies: Policies, instances: range, progress: Progress | None) -> np.ndarray:
     returns = rollout_returns(policies, settings.card, rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount, progress=progress)
     check_returns(settings, returns)
-    return {"returns": returns} | _at_states(settings, policies, states)
+    return returns
 
 
 def _at_states(settings: RunSettings, policies: Policies, states: np.ndarray) -> dict[str, np.ndarray]:
@@ -165,17 +170,21 @@ def _met(settings: RunSettings, secret: bytes, policies: Policies, instances: ra
 
 
 def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray, progress: Progress | None = None, trusted: Units | Recorded | None = None) -> dict:
-    """Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone (with NAME_standard_error and NAME_episodes), and of every constant action; and
+    """What is compared with: where nothing is played `reference` alone, of discrete actions.
+
+    Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone (with NAME_standard_error and NAME_episodes), and of every constant action; and
     `reference`, the action that most of those on all data prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to
     learn from, the former are missing; of a trainer from outside that fails on them there are words instead, NAME_failure."""
     found, reference = {}, None
+    if not settings.rollouts:
+        return {"reference": _reference(settings, units, states, progress) if settings.actions and units.lengths.any() else None}
     for name, data in (("non_private", units), ("trusted", trusted)):
         # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
         if data is None or not data.lengths.any():
             continue
         with _of_all(settings, data, progress) as policies:
             played = _played(settings, policies, progress)
-            voted = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist() if settings.actions and name == "non_private" else reference
+            voted = _preferred(settings, policies, states) if settings.actions and name == "non_private" else reference
             if played is None:
                 found[f"{name}_failure"] = policies.why
             else:
@@ -186,6 +195,17 @@ def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray
     environment.close()
     best = max(constants, key=constants.get)
     return found | {"best_constant_action": best, "best_constant_return": constants[best], "reference": reference}
+
+
+def _reference(settings: RunSettings, units: Units | Recorded, states: np.ndarray, progress: Progress | None) -> list[int] | None:
+    with _of_all(settings, units, progress) as policies:
+        preferred = _preferred(settings, policies, states)
+        return None if getattr(policies, "failure", 0) else preferred
+
+
+def _preferred(settings: RunSettings, policies: Policies, states: np.ndarray) -> list[int]:
+    """The action that most of the policies prefer at each state [S]."""
+    return counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist()
 
 
 @contextlib.contextmanager

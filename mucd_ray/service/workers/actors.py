@@ -199,6 +199,8 @@ class Certifier(Watched):
         from mucd_ray.certify.policy import return_band, shares_kept
 
         self._read_run()
+        if not self.settings.rollouts:
+            return None
         eta = effective_eta(self.choices["eta"], "anytime", len(returns))
         band = return_band(returns, self.settings.return_range, eta=eta, method=self.choices["band"])
         mean, cap = float(returns.mean()), self.settings.radius_cap(self.choices["threat"])
@@ -222,7 +224,9 @@ def certificate_of(settings, evidence: "Evidence", choices: dict, reference: lis
     inputs = make_inputs(
         mechanism=settings.mechanism,
         units=settings.units,
-        returns=evidence.returns,
+        returns=evidence.returns if settings.rollouts else [],
+        instances=None if settings.rollouts else len(evidence.returns),
+        declared=None if settings.plays else settings.card.declared,
         return_range=settings.return_range,
         rollouts=settings.rollouts,
         discount=settings.discount,
