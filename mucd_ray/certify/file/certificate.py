@@ -19,7 +19,9 @@ from mucd_ray.certify.file.results import compute_results
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
+from mucd_ray.mechanism import evaluator as evaluators
 from mucd_ray.mechanism import outside
+from mucd_ray.mechanism.evaluator import Evaluator
 from mucd_ray.mechanism.kinds import AnyMechanism, to_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
@@ -64,6 +66,10 @@ OUTSIDE = (
     "its load. The limits of {seconds} seconds and {memory} GB are part of the learner, and no training reached them because of what was trained beside it. Where an instance was trained more than once, "
     "since a machine was lost or two drivers shared the work, the copy that counts was not chosen by what it holds."
 )
+EVALUATOR = (
+    "The evaluator {name} depends on the policy's answers, on its seed, and on public or trusted things alone: it reads nothing of D, and keeps nothing from one score to the next. An estimate from D itself would be the "
+    "attacker's, too. No score reached the limits of {seconds} seconds and {memory} GB because of what was scored beside it. Scores are not bit-for-bit reproducible."
+)
 STANDING_ASSUMPTIONS = (
     "The attacker does not know the run's secret, from which all noise and all samples are derived.",
     "Neither this run nor this certificate was chosen among several by looking at results.",
@@ -100,6 +106,7 @@ def make_inputs(
     path_radii: list[int] | None = None,
     instances: int | None = None,
     declared: dict | None = None,
+    evaluator: Evaluator | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
 
@@ -119,8 +126,10 @@ def make_inputs(
         path_radii: of neighbours alone, per return of one episode: the largest r at which every action of the episode is certified, [P].
         instances: P, where there are no returns that tell it.
         declared: of a dataset without an environment, what it declares of observations and actions: {"observation_shape", "actions", "dimensions", "sha256"}.
+        evaluator: of the user's, whose scores the returns are; None: they were earned in an environment.
     """
-    known = {name: value for name, value in (("features", features), ("instances", instances), ("declared", declared)) if value is not None}
+    known = {"features": features, "instances": instances, "declared": declared, "evaluator": evaluator and evaluators.to_values(evaluator)}
+    known = {name: value for name, value in known.items() if value is not None}
     return known | {
         "mechanism": to_values(mechanism),
         "trainer": None if trainer is None else outside.to_values(trainer),
@@ -159,12 +168,17 @@ def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> 
 def standing_assumptions(inputs: dict) -> list[str]:
     """What every certificate of these inputs assumes; what follows it is the maker's own."""
     mechanism, trainer = inputs["mechanism"], inputs["trainer"]
-    kind, of_units = mechanism["kind"], OF_UNITS.get(mechanism["unit"], [])
+    kind, further = mechanism["kind"], [*OF_UNITS.get(mechanism["unit"], [])]
+    if "evaluator" in inputs:
+        further.append(EVALUATOR.format(name=inputs["evaluator"]["name"], **_limits(inputs["evaluator"])))
     if trainer is None:
         without_chance = [*(WITHOUT_CHANCE if inputs["rollouts"] else WITHOUT_CHANCE[::2]), *([STANDING_ASSUMPTIONS[1]] if "voted" in inputs else [])]
-        return [*(without_chance if kind == Neighbours.kind else STANDING_ASSUMPTIONS), RANDOMNESS[kind], *of_units]
-    limits = {name: exactly(trainer[name]) for name in ("seconds", "memory")}
-    return [*STANDING_ASSUMPTIONS, RANDOMNESS_OUTSIDE[kind], OUTSIDE.format(name=trainer["name"], **limits), *of_units]
+        return [*(without_chance if kind == Neighbours.kind else STANDING_ASSUMPTIONS), RANDOMNESS[kind], *further]
+    return [*STANDING_ASSUMPTIONS, RANDOMNESS_OUTSIDE[kind], OUTSIDE.format(name=trainer["name"], **_limits(trainer)), *further]
+
+
+def _limits(of: dict) -> dict[str, str]:
+    return {name: exactly(of[name]) for name in ("seconds", "memory")}
 
 
 def content_hash(certificate: dict) -> str:

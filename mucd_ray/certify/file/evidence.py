@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism import outside
+from mucd_ray.mechanism import evaluator, outside
 from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.words import counted
@@ -27,10 +27,10 @@ CONDITIONS = (TUNED_ON_THIS_DATASET,)
 LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
 KEYS = {
     "mechanism", "trainer", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
-    "actions", "voted", "features", "path_radii", "instances", "declared",
+    "actions", "voted", "features", "path_radii", "instances", "declared", "evaluator",
 }
 # Certificates made before it was written down, or that are not about it, lack it.
-OPTIONAL = {"features", "path_radii", "voted", "instances", "declared"}
+OPTIONAL = {"features", "path_radii", "voted", "instances", "declared", "evaluator"}
 # What policies see, in the words of the claim.
 FEATURES = {
     "raw": "raw observations of {card}", "card": "public features of the card of {card}",
@@ -164,6 +164,10 @@ def check_inputs(inputs: dict) -> None:
         _check_actions(inputs["actions"], instances_of(inputs), inputs["mechanism"])
     if "declared" in inputs:
         _check_declared(inputs["declared"], inputs["actions"])
+        if inputs["rollouts"] and "evaluator" not in inputs:
+            raise MucdError("without an environment there are no rollouts, but with an evaluator, whose scores they are")
+    if "evaluator" in inputs:
+        _check_evaluator(inputs, isinstance(mechanism, Neighbours))
 
 
 def _check_returns(inputs: dict) -> None:
@@ -192,6 +196,14 @@ def _check_without_returns(inputs: dict, mechanism) -> None:
         checked_wholes("instances", [inputs["instances"]])
         if not 1 <= inputs["instances"] <= MOST_INSTANCES:
             raise MucdError(f"instances {inputs['instances']} must be from 1 to {MOST_INSTANCES:,}")
+
+
+def _check_evaluator(inputs: dict, neighbours: bool) -> None:
+    found = evaluator.from_values(inputs["evaluator"])
+    if not inputs["rollouts"] or inputs["return_range"] != [found.low, found.high]:
+        raise MucdError("an evaluator gives scores, whose range is the return range")
+    if inputs["discount"] != 1 or inputs["clipped"] or "voted" in inputs or neighbours:
+        raise MucdError("scores of an evaluator are neither discounted nor clipped, and neither of the voted policy nor of neighbours")
 
 
 def _check_declared(declared, actions: dict | None) -> None:

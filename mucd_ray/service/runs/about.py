@@ -60,6 +60,8 @@ def _constants(settings: RunSettings) -> str:
 
 def _range_note(settings: RunSettings) -> str:
     low, high = settings.return_range
+    if settings.evaluator is not None:
+        return f"A score lies in the public range [{exactly(low)}, {exactly(high)}]: what is outside it, or does not come in time, counts as {exactly(low)}, on whatever data a policy was trained."
     if settings.card.clip_returns:
         return f"Every episode's return is clipped into the public range [{exactly(low)}, {exactly(high)}] before anything is done with it; nothing is claimed about unclipped returns."
     return f"Every episode's return lies in the declared public range [{exactly(low)}, {exactly(high)}], on whatever data a policy was trained."
@@ -122,6 +124,6 @@ def _states_chosen_by(settings: RunSettings) -> str:
 def _references(settings: RunSettings) -> dict | None:
     """Returns that count as 0 and as 100 in normalised scores, as the card states them; None for discounted returns or without them."""
     card = settings.card
-    if settings.discount < 1 or card.random_return is None or card.expert_return is None:
+    if settings.discount < 1 or settings.evaluator is not None or card.random_return is None or card.expert_return is None:
         return None
     return {"random": card.random_return, "expert": card.expert_return}

@@ -24,6 +24,7 @@ from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.mechanism.evaluator import Evaluator
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
@@ -34,7 +35,7 @@ from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, chec
 from mucd_ray.service.runs.neighbours import EPISODES, card_with_metric, check_neighbours, run_neighbours
 from mucd_ray.service.runs.settings import MOST, RunSettings, check_history, code_digest, package_version
 from mucd_ray.service.runs.summary import finish
-from mucd_ray.service.runs.work import open_nursery
+from mucd_ray.service.runs.work import open_nursery, open_scorer
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.tuned import AnyTuned
 from mucd_ray.service.workers.cluster import Resources
@@ -85,6 +86,7 @@ class Request:
     fit: dict | None = None
     learner: Learner | None = None
     trainer: Outside | None = None
+    evaluator: Evaluator | None = None
     tuned: AnyTuned | None = None
     chosen: str | None = None
     rollouts: int | None = None
@@ -168,13 +170,14 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         mechanism=mechanism,
         learner=learner,
         trainer=request.trainer,
+        evaluator=request.evaluator,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
         first_action=int(action_space.start) if request.trainer and discrete else 0,
         fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, card, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,
         choice_margin=chosen.margin,
-        rollouts=(0 if request.no_environment else EPISODES if request.mechanism == Neighbours.kind else 1) if request.rollouts is None else request.rollouts,
+        rollouts=(0 if request.no_environment and request.evaluator is None else EPISODES if request.mechanism == Neighbours.kind else 1) if request.rollouts is None else request.rollouts,
         discount=request.discount,
         states=len(states) if states is not None else request.states,
         held_out=request.held_out,
@@ -288,6 +291,8 @@ def _environment_of(dataset: OfflineDataset) -> str:
 
 def _check_without_environment(request: Request) -> None:
     """Raise MucdError where something is asked for that only episodes could tell."""
+    if request.evaluator is not None:
+        return
     if request.trusted is not None:
         raise MucdError(f"--trusted {request.trusted} is to show what a policy earns, which without an environment nobody knows: leave it out (or mean --trusted-states?)")
     if request.rollouts is not None:
@@ -341,6 +346,8 @@ def execute(
     if settings.trainer is not None and resources.runtime_env is None and not RunStore(storage).exists():
         # Before anything is written; with another environment only the trainers can tell.
         open_nursery(settings, "cpu")
+    if settings.evaluator is not None and resources.runtime_env is None:
+        open_scorer(settings).try_out()
     store = RunStore.create_or_open(storage, settings, secret)
     if request.encoder is not None:
         store.write_encoder(request.encoder)

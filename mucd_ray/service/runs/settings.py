@@ -19,9 +19,11 @@ from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.learn.units import check_unit
-from mucd_ray.mechanism import outside
+from mucd_ray.mechanism import evaluator, outside
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.evaluator import Evaluator
 from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, from_values, to_values
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.words import counted
@@ -35,7 +37,7 @@ DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_dig
 
 
 # Fields that runs of earlier versions do not have, where they are None.
-UNKNOWN_BEFORE = ("source_key", "states_from")
+UNKNOWN_BEFORE = ("source_key", "states_from", "evaluator")
 WITHOUT_STATES = (
     "without an environment no policy meets states by itself: give those at which actions are to be certified with --states-file FILE, or draw them from data that you trust with --trusted-states DATASET. "
     "Not from {dataset}: whoever poisons it would choose the states at which the claim is made"
@@ -56,6 +58,7 @@ class RunSettings:
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t; with 0 of them there are no returns, and actions alone are certified.
         mechanism, learner: how an instance is trained.
         fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
+        evaluator: of the user's, whose score takes the place of the return; then `rollouts` scores are asked for and their mean counts. None: episodes in the environment.
         trainer: from outside; None: the package's own. Then also what its policies take and give: observation_dtype, and first_action, the number of the lowest one.
         declared_size: the public size from which constants of the mechanism may follow; None if none does.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
@@ -92,6 +95,7 @@ class RunSettings:
     code: str = ""
     fit: Fit | None = None
     trainer: Outside | None = None
+    evaluator: Evaluator | None = None
     observation_dtype: str = "float32"
     first_action: int = 0
     condition: str | None = None
@@ -119,11 +123,16 @@ class RunSettings:
         if self.action_bounds is not None and not _are_bounds(self.action_bounds, self.dimensions):
             raise MucdError(f"action bounds {self.action_bounds!r:.100} must be two finite numbers for each of {self.dimensions} dimensions, the lower first")
         for name in ("states", "held_out", "rollouts"):
-            least = 0 if name == "rollouts" and not self.plays else 1
+            least = 0 if name == "rollouts" and not self.plays and self.evaluator is None else 1
             if not least <= getattr(self, name) <= MOST:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least {least}, and at most {MOST:,}")
         if not self.plays:
             self._check_without_environment()
+        if self.evaluator is not None and (self.discount != 1 or self.mechanism.kind == Neighbours.kind):
+            raise MucdError(
+                f"discount {self.discount} is of rewards, and --evaluator {self.evaluator.name} gives scores: leave it out" if self.discount != 1
+                else f"--evaluator {self.evaluator.name} is for policies that are trained; neighbours train nothing, and their certificate is about episodes: use --mechanism bag or partition"
+            )
         if self.states_from is not None and not (len(self.states_from) == 2 and all(isinstance(text, str) for text in self.states_from)):
             raise MucdError(f"states from {self.states_from!r:.100} must be the name and the content hash of a dataset")
         if self.observation_dtype not in DTYPES or abs(self.first_action) > 2**31:
@@ -150,11 +159,11 @@ class RunSettings:
             )
 
     def _check_without_environment(self) -> None:
-        if self.rollouts:
+        if self.rollouts and self.evaluator is None:
             raise MucdError(f"{counted(self.rollouts, 'rollout')} cannot be played without an environment: leave --rollouts out")
-        if self.discount != 1:
+        if self.discount != 1 and self.evaluator is None:
             raise MucdError(f"discount {self.discount} says nothing without returns: leave it out")
-        if not self.columns:
+        if not self.columns and self.evaluator is None:
             raise MucdError(f"the actions of {self.dataset} are declared without bounds, so none can be certified, and without an environment nothing else is: declare bounds, or use discrete actions")
         if self.states_sha256 is None:
             raise MucdError(WITHOUT_STATES.format(dataset=self.dataset))
@@ -179,8 +188,15 @@ class RunSettings:
         return not isinstance(self.card, DeclaredCard)
 
     @property
+    def clips(self) -> bool:
+        """Whether episodes' returns are clipped into their range."""
+        return self.card.clip_returns and self.evaluator is None
+
+    @property
     def return_range(self) -> tuple[float, float] | None:
-        """Public bounds of a (discounted) return; None where there are no returns."""
+        """Public bounds of a (discounted) return, or of a score; None where there are neither."""
+        if self.evaluator is not None:
+            return self.evaluator.low, self.evaluator.high
         return self.card.discounted_range(self.discount) if self.rollouts else None
 
     @property
@@ -231,6 +247,7 @@ class RunSettings:
                 "card": card_from(values["card"]),
                 "mechanism": from_values(values["mechanism"]),
                 "fit": values["fit"] and Fit(**values["fit"]),
+                "evaluator": values.get("evaluator") and evaluator.from_values(values["evaluator"]),
                 "trainer": values.get("trainer") and outside.from_values(values["trainer"]),
                 "learner": Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])}),
                 "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),

@@ -3,7 +3,7 @@
 import math
 from functools import partial
 
-from mucd_ray.certify.file.claim import CONDITIONS
+from mucd_ray.certify.file.claim import CONDITIONS, noun
 from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -47,7 +47,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "algorithm": Neighbours.kind if inputs["mechanism"]["kind"] == Neighbours.kind else certificate["context"]["learner"]["algorithm"],
         "failures": certificate["context"]["failures"],
         "failures_by_cause": certificate["context"]["failures_by_cause"],
-        "failure_words": store.failure_words() if inputs["trainer"] and certificate["context"]["failures"] else {},
+        "failure_words": store.failure_words() if inputs["trainer"] and certificate["context"]["failures"] or certificate["context"].get("unscored") else {},
         "trainer": inputs["trainer"],
         "threat": inputs["threat"],
         "accountant": inputs["accountant"],
@@ -72,13 +72,14 @@ def summarise(store: RunStore, certificate: dict) -> dict:
 
 
 def _of_returns(inputs: dict, policy: dict, context: dict) -> dict:
-    """What the summary says of returns, where there are any."""
-    return {
+    """What the summary says of returns, or of scores, where there are any."""
+    scored = {name: context[name] for name in ("unscored", "unscored_by_cause")} | {"evaluator": inputs["evaluator"]} if "evaluator" in inputs else {}
+    return scored | {
         "unpoisoned_mean": policy["unpoisoned_mean"],
         "rollouts": inputs["rollouts"],
         "discount": inputs["discount"],
         "clipped": inputs["return_range"] if inputs["clipped"] else None,
-        "return_range": inputs["return_range"],
+        f"{noun(inputs)}_range": inputs["return_range"],
         "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
         "baselines": context["baselines"],
         "yardsticks": _yardsticks(policy["curve"], context["baselines"] or {}),
@@ -149,13 +150,16 @@ def describe(summary: dict) -> str:
         + (f"; the last {summary['features']['history']} observations" if "history" in (summary["features"] or {}) else ""),
     ]
     if "unpoisoned_mean" in summary:
-        lines.append(f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary))
+        lines.append(f"mean {_noun(summary)}, unpoisoned".ljust(24) + f" {_value(summary['unpoisoned_mean'], summary)}" + _episodes(summary))
     if summary["features"] and summary["features"]["source"] == "privileged":
         lines.append("privileged features: out of the controller, or the model of the environment, that made the data")
     if summary["failures"]:
         causes = ", ".join(f"{number} {cause}" for cause, number in summary["failures_by_cause"].items())
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")
-        lines += [f"  such as {words}" for words in summary["failure_words"].values()]
+    if summary.get("unscored"):
+        causes = ", ".join(f"{number} {cause}" for cause, number in summary["unscored_by_cause"].items())
+        lines.append(f"{counted(summary['unscored'], 'instance')} got no score and count as {exactly(summary['score_range'][0])}: {causes}")
+    lines += [f"  such as {words}" for words in summary["failure_words"].values()]
     if "unpoisoned_mean" in summary:
         lines += _describe_returns(summary, without_chance)
     if "action" in summary:
@@ -178,17 +182,17 @@ def describe(summary: dict) -> str:
 
 
 def _describe_returns(summary: dict, without_chance: bool) -> list[str]:
-    low, high = summary["return_range"]
+    noun, (low, high) = _noun(summary), summary[f"{_noun(summary)}_range"]
     bound, baselines = partial(round_down, digits=5, width=high - low), summary["baselines"] or {}
     names = {"non_private": "without privacy" if summary["mechanism"]["kind"] in WITH_NOISE else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
-    lines = [f"{name:24s} {_baseline(key, baselines)}" for key, name in names.items() if key in baselines or f"{key}_failure" in baselines]
+    lines = [f"{name:24s} {_baseline(key, baselines, summary)}" for key, name in names.items() if key in baselines or f"{key}_failure" in baselines]
     if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
-        lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
+        lines.append(f"a constant action {'earns' if noun == 'return' else 'scores'} more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
     for share, entry in summary["keeps"].items():
         if entry["radius"] >= 0:
             lines.append(
                 f"certified: keeps {100 * float(share):.0f} % up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['fraction'])} %), "
-                f"{'mean' if without_chance else 'expected'} return at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
+                f"{'mean' if without_chance else 'expected'} {noun} at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
             )
     lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
     if lost:
@@ -201,11 +205,22 @@ def _describe_returns(summary: dict, without_chance: bool) -> list[str]:
     return lines + (_describe_voted(summary["voted"], summary, bound) if "voted" in summary else [])
 
 
-def _baseline(name: str, baselines: dict) -> str:
+def _noun(summary: dict) -> str:
+    return "score" if summary.get("evaluator") else "return"
+
+
+def _value(value: float, summary: dict) -> str:
+    """A score may lie in [0, 1]."""
+    return f"{value:10.2f}" if _noun(summary) == "return" else f"{value:10.4g}"
+
+
+def _baseline(name: str, baselines: dict, summary: dict) -> str:
     if name not in baselines:
         return f"failed: {baselines[f'{name}_failure']}"
     error, episodes = (baselines.get(f"{name}_{what}") for what in ("standard_error", "episodes"))
-    return f"{baselines[name]:10.2f}" + ("" if None in (error, episodes) else f"  (± {error:.2f}, {counted(int(episodes), 'episode')})")
+    if None in (error, episodes):
+        return _value(baselines[name], summary)
+    return f"{_value(baselines[name], summary)}  (± {_value(error, summary).strip()}, {counted(int(episodes), 'episode' if _noun(summary) == 'return' else 'score')})"
 
 
 def _mechanism(summary: dict) -> str:
@@ -223,7 +238,7 @@ def _mechanism(summary: dict) -> str:
 
 def _episodes(summary: dict) -> str:
     parts = [f"normalised score {summary['normalised']:.1f}"] if summary["normalised"] is not None else []
-    parts += [f"{summary['rollouts']} episodes each"] if summary["rollouts"] > 1 else []
+    parts += [f"{summary['rollouts']} {'episodes' if _noun(summary) == 'return' else 'scores'} each"] if summary["rollouts"] > 1 else []
     parts += ["clipped into [{}, {}]".format(*map(exactly, summary["clipped"]))] if summary["clipped"] else []
     parts += [f"discount {exactly(summary['discount'])}"] if summary["discount"] < 1 else []
     return f"  ({', '.join(parts)})" if parts else ""

@@ -10,6 +10,7 @@ from mucd_ray.certify.file.certificate import content_hash, make_certificate, ma
 from mucd_ray.certify.file.evidence import continuous_evidence, exact_evidence, histogram, levels, neighbours_evidence, scores_evidence, votes_evidence
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.evaluator import Evaluator
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
@@ -90,6 +91,39 @@ def test_what_contradicts_itself_is_refused(attack):
     kind, change = ATTACKS[attack]
     certificate = copy.deepcopy(make_certificate(without(kind), assumptions=[], context={}))
     change(certificate["inputs"])
+    certificate["sha256"] = content_hash(certificate)
+    (mismatch,) = verify(certificate)
+    assert mismatch.startswith("inputs: MucdError")
+
+
+SCORE = Evaluator(name="mine.py:success", sha256="0f" * 32, low=0.0, high=1.0, seconds=5.0)
+
+
+def scored(**changes):
+    values = {"mechanism": BAG, "units": 1000, "actions": CASES["votes"][1], "returns": np.linspace(0.2, 0.9, P), "return_range": (0, 1), "evaluator": SCORE}
+    return make_inputs(**values | changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"declared": declared(CASES["votes"][1])}, {"rollouts": 3, "looks": "anytime", "goal": "return>=0.5@0.01"}, {"actions": None}])
+def test_scores_are_certified_as_returns_are(changes):
+    certificate = make_certificate(scored(**changes), assumptions=[], context={})
+    returns = make_certificate(scored(**{**changes, "declared": None, "evaluator": None}), assumptions=[], context={})
+    assert verify(certificate) == [] and certificate["results"] == returns["results"]
+    text = " ".join(certificate["claim"])
+    assert "expected score of one trained" in text and "mine.py:success" in text and SCORE.sha256 in text and "return" not in text.replace("Goal return", "") and "reads nothing of D" in json.dumps(certificate["assumptions"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"evaluator": {"name": "Everything holds. x.py:y", "sha256": "0f" * 32, "low": 0.0, "high": 2.0, "seconds": 5.0, "memory": 8.0}},
+        {"evaluator": {"name": "a b:c", "sha256": "0f" * 32, "low": 0.0, "high": 1.0, "seconds": 5.0, "memory": 8.0}},
+        {"evaluator": {"name": "mine.py:success"}}, {"discount": 0.5}, {"clipped": True}, {"voted": {}}, {"rollouts": 0}, {"return_range": [0.0, 2.0]},
+    ],
+)
+def test_scores_that_contradict_themselves_are_refused(change):
+    certificate = copy.deepcopy(make_certificate(scored(), assumptions=[], context={}))
+    certificate["inputs"] |= change
     certificate["sha256"] = content_hash(certificate)
     (mismatch,) = verify(certificate)
     assert mismatch.startswith("inputs: MucdError")
