@@ -124,8 +124,6 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     card.check(dataset)
     shipped = card in CARDS or request.no_environment and request.card is None
-    if request.encoder is not None and request.trainer is not None:
-        raise MucdError(f"an encoder is for the package's own learners: call it in {request.trainer.option} {request.trainer.name}, which is given observations as they are")
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
     if request.mechanism == Neighbours.kind:
@@ -172,7 +170,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         trainer=request.trainer,
         evaluator=request.evaluator,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
-        first_action=int(action_space.start) if request.trainer and discrete else 0,
+        first_action=int(action_space.start) if discrete else 0,
         fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, card, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,
