@@ -50,7 +50,8 @@ class Scorer:
     """
 
     def __init__(self, evaluator: Evaluator, spaces: tuple[gymnasium.Space, gymnasium.Space], progress: Callable[[], None] | None = None):
-        self.evaluator, self.spaces, self.progress, self.words = evaluator, spaces, progress, {}
+        self.evaluator, self.spaces, self.progress = evaluator, spaces, progress
+        self.words: dict[str, str] = {}
         self._header = dict(zip(("observation_space", "action_space"), map(serialize_space, spaces)))
         self._process = self._start()
 
@@ -117,7 +118,7 @@ class Scorer:
     def _read(self, answer: tuple[dict, bytes] | int, line: Line) -> tuple[float, int, str]:
         low, high = self.evaluator.low, self.evaluator.high
         if isinstance(answer, int):
-            ended = line.ended or {}
+            ended: dict = line.ended or {}
             return low, OF_LINE.get(answer, NO_NUMBER), f"signal {ended['signal']}" if "signal" in ended else ""
         if answer[0].get("error") is not None:
             return low, RAISED, str(answer[0]["error"])
