@@ -68,7 +68,8 @@ OUTSIDE = (
 )
 EVALUATOR = (
     "The evaluator {name} depends on the policy's answers, on its seed, and on public or trusted things alone: it reads nothing of D, and keeps nothing from one score to the next. An estimate from D itself would be the "
-    "attacker's, too. No score reached the limits of {seconds} seconds and {memory} GB because of what was scored beside it. Scores are not bit-for-bit reproducible."
+    "attacker's, too. No score reached the limits of {seconds} seconds and {memory} GB because of what was scored beside it. Scores may differ from one machine to the next: where an instance was scored more than "
+    "once, since a machine was lost or two drivers shared the work, the copy that counts was not chosen by what it holds."
 )
 STANDING_ASSUMPTIONS = (
     "The attacker does not know the run's secret, from which all noise and all samples are derived.",
