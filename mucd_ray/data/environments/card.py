@@ -67,6 +67,8 @@ class EnvironmentCard:
             mechanism, not what others would get.
         mirror_observation, mirror_actions: a public symmetry of the environment, as in `Mirror`; none where they are empty. Learners on raw observations see the mirror image
             of every trajectory, too.
+        entries, learning_rate: public constants for learners on bags and parts with dense networks on raw observations, used where the user gives none: how many entries of
+            an observation a policy looks at (`learn/trainers/built_in.py: Fit`), and the optimiser's learning rate. None: the package's defaults.
         random_return, expert_return: reference returns for normalised scores, if known.
         source: where the constants come from.
 
@@ -93,6 +95,8 @@ class EnvironmentCard:
     privileged: bool = False
     mirror_observation: tuple[int, ...] = ()
     mirror_actions: tuple[int, ...] = ()
+    entries: int | None = None
+    learning_rate: float | None = None
     random_return: float | None = None
     expert_return: float | None = None
     source: str
@@ -142,6 +146,11 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: random_return and expert_return {references} must be two different finite numbers, or left out")
         if self.max_episode_steps is not None and not (type(self.max_episode_steps) is int and self.max_episode_steps >= 1):
             raise MucdError(f"card of {self.env_id}: max_episode_steps {self.max_episode_steps!r} must be a whole number, at least 1")
+        most = math.prod(self.observation_shape)
+        if self.entries is not None and not (type(self.entries) is int and 1 <= self.entries <= most):
+            raise MucdError(f"card of {self.env_id}: entries {self.entries!r:.100} must be a whole number from 1 to {most}, the entries of an observation, or left out")
+        if self.learning_rate is not None and not (type(self.learning_rate) in (int, float) and 0 < self.learning_rate < math.inf):
+            raise MucdError(f"card of {self.env_id}: learning_rate {self.learning_rate!r:.100} must be a finite number above 0, or left out")
 
     def _check_encoder(self) -> None:
         sha256, outputs = self.encoder if len(self.encoder) == 2 else (None, None)
@@ -207,6 +216,10 @@ class EnvironmentCard:
             finite = np.isfinite(observations).all(axis=tuple(range(len(lead), observations.ndim)))
             entries = np.where(finite[..., None], entries, np.nan)
         return entries
+
+    def without_learning(self) -> "EnvironmentCard":
+        """The same environment without what learners alone are told, which may differ from one version of a shipped card to the next."""
+        return dataclasses.replace(self, mirror_observation=(), mirror_actions=(), entries=None, learning_rate=None, source="")
 
     def raw(self) -> "EnvironmentCard":
         """The same environment with observations (or what the encoder makes of them) as they are: flattened, neither chosen from, nor transformed, centred or scaled."""
@@ -322,8 +335,8 @@ class EnvironmentCard:
             )
 
     def to_dict(self) -> dict:
-        """Plain JSON values; `from_dict` inverts it. Neither history nor mirror where there is none: runs of earlier versions have no such fields."""
-        unknown_before = {"history": 1, "mirror_observation": (), "mirror_actions": ()}
+        """Plain JSON values; `from_dict` inverts it. Fields that cards of earlier versions' runs do not have are left out where they say nothing."""
+        unknown_before = {"history": 1, "mirror_observation": (), "mirror_actions": (), "entries": None, "learning_rate": None}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in unknown_before or value != unknown_before[name]}
         return json.loads(json.dumps(values, sort_keys=True))
 

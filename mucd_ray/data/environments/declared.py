@@ -17,7 +17,7 @@ from mucd_ray.errors import MucdError
 NO_ENVIRONMENT = "no-environment"
 SOURCE = "Observations are taken as they were recorded: nothing is known of an environment."
 # What is taken of a card that the user gives: all that is about observations, and nothing about episodes.
-KEPT = ("observation_shape", "transform", "indices", "center", "scale", "clip", "reward_scale", "privileged", "mirror_observation", "mirror_actions", "source")
+KEPT = ("observation_shape", "transform", "indices", "center", "scale", "clip", "reward_scale", "privileged", "mirror_observation", "mirror_actions", "entries", "learning_rate", "source")
 
 
 class DeclaredSpaces(gym.Env):

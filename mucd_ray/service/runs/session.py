@@ -33,7 +33,7 @@ from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_fit, planned, settled
 from mucd_ray.service.runs.neighbours import EPISODES, card_with_metric, check_neighbours, run_neighbours
-from mucd_ray.service.runs.settings import MOST, RunSettings, check_history, code_digest, package_version
+from mucd_ray.service.runs.settings import MOST, RunSettings, check_history, code_digest, constants_of, package_version
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.runs.work import open_nursery, open_scorer
 from mucd_ray.service.storage.store import RunStore
@@ -41,6 +41,7 @@ from mucd_ray.service.tuning.tuned import AnyTuned
 from mucd_ray.service.workers.cluster import Resources
 
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
+CARD_LEARNER_NOTE = "But these of the learner's settings are what the environment's card declares: {constants}."
 SEED_NOTE = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
 LOCAL_NOTE = "Of a {unit} with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
 ENCODER_NOTE = (
@@ -117,11 +118,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     _check_source(request)
     if request.trainer is not None and request.encoder is not None:
         raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
-    if request.no_environment:
-        _check_without_environment(request)
-        card = DeclaredCard.of(dataset, request.card)
-    else:
-        card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
+    card = card_of(request, dataset)
     card.check(dataset)
     shipped = card in CARDS or request.no_environment and request.card is None
     if request.encoder is not None:
@@ -137,7 +134,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     action_bounds = _action_bounds(action_space)
     if request.mechanism not in (*WITH_NOISE, Neighbours.kind) and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
-    learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
+    learner = with_public_constants(request.learner or usual_learner(request, card), card, discrete, action_bounds is not None)
     if request.trainer is not None and (request.learner is not None or request.fit):
         raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
     if not 0 < request.fraction < 1:
@@ -197,6 +194,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
     )
+    if settings.card_note:
+        settings = replace(settings, assumptions=(*settings.assumptions, CARD_LEARNER_NOTE.format(constants=settings.card_note)))
     settings.radius_cap(choices.threat)
     if request.mechanism == Neighbours.kind:
         check_neighbours(settings)
@@ -226,7 +225,8 @@ def _fit(request: Request, learner: Learner, card: EnvironmentCard, discrete: bo
         raise MucdError("mirrored trajectories are of raw observations, whose mirror says nothing of an encoder's outputs: leave --mirrored out")
     usual = {} if "top_share" in asked else default_fit(request.unit, learner.algorithm, discrete)
     mirrored = card.mirror is not None and card.encoder is None and request.mechanism != Neighbours.kind
-    fit = Fit(**{"mirrored": mirrored} | usual | asked)
+    entries = constants_of(card, request.mechanism, learner.network).get("entries")
+    fit = Fit(**{"mirrored": mirrored, "entries": entries} | usual | asked)
     # A trainer would say so, too, but only after the run folder is made.
     if fit.entries is not None and learner.network != "dense":
         raise MucdError(f"{fit.entries} entries cannot be chosen for a {learner.network} network, which looks at whole observations: leave --entries out")
@@ -279,6 +279,20 @@ def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[flo
     if not ((low < high).all() and (np.abs(np.array([low, high])) <= WIDEST_BOUND).all()):
         return None
     return tuple(low.tolist()), tuple(high.tolist())
+
+
+def card_of(request: Request, dataset: OfflineDataset) -> EnvironmentCard:
+    """The user's card, or else the shipped one; without an environment what the dataset declares. Raises MucdError: there is none."""
+    if request.no_environment:
+        _check_without_environment(request)
+        return DeclaredCard.of(dataset, request.card)
+    return request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
+
+
+def usual_learner(request: Request, card: EnvironmentCard, network: str = "dense") -> Learner:
+    """The learner where the user says nothing but perhaps the network; `request` knows its mechanism."""
+    learner, own = DEFAULT_LEARNERS[request.mechanism], request.trainer is None and request.encoder is None
+    return replace(learner, learning_rate=constants_of(card, request.mechanism, network).get("learning_rate", learner.learning_rate)) if own else learner
 
 
 def _environment_of(dataset: OfflineDataset) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import mucd_ray
 from mucd_ray.certify.file.evidence import LARGEST_VALUE, LEAST_WIDTH
 from mucd_ray.certify.planning.size import round_size
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.data.environments.declared import DeclaredCard, card_from
 from mucd_ray.data.formats.metadata import MOST_TEXT
@@ -180,6 +181,17 @@ class RunSettings:
         )
 
     @property
+    def declared_by_card(self) -> dict[str, int | float]:
+        """Those of the learner's settings that the environment's card declares, by name."""
+        used = {} if self.fit is None else {"entries": self.fit.entries, "learning_rate": self.learner.learning_rate}
+        return {name: value for name, value in constants_of(self.card, self.mechanism.kind, self.learner.network).items() if used.get(name) == value}
+
+    @property
+    def card_note(self) -> str:
+        """These settings in words; "" where there are none."""
+        return ", ".join(f"{name.replace('_', ' ')} {exactly(value)}" for name, value in self.declared_by_card.items())
+
+    @property
     def trusted_unit(self) -> str:
         """As what trusted data are read: nobody's key is asked of them."""
         return "trajectory" if self.mechanism.unit == "source" else self.mechanism.unit
@@ -309,6 +321,13 @@ def check_history(history: int, mechanism: str, unit: str) -> None:
             f"history {history} makes each observation of several transitions, and is for --mechanism {' or '.join(WITH_HISTORY)} with --unit trajectory or source, not for {mechanism} "
             f"with --unit {unit}: leave --history out"
         )
+
+
+def constants_of(card: EnvironmentCard, mechanism: str, network: str) -> dict[str, int | float]:
+    """What a card declares for learners on bags and parts, by name: for dense networks on what was recorded, not for others or on what an encoder makes of it."""
+    if mechanism not in (Bag.kind, Partition.kind) or network != "dense" or card.encoder is not None:
+        return {}
+    return {name: getattr(card, name) for name in ("entries", "learning_rate") if getattr(card, name) is not None}
 
 
 def _are_bounds(bounds: tuple, dimensions: int) -> bool:

@@ -51,6 +51,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "failures_by_cause": certificate["context"]["failures_by_cause"],
         "failure_words": store.failure_words() if inputs["trainer"] and certificate["context"]["failures"] or certificate["context"].get("unscored") else {},
         "trainer": inputs["trainer"],
+        "of_card": store.settings().card_note,
         "threat": inputs["threat"],
         "accountant": inputs["accountant"],
         "sound": results["sound"],
@@ -156,6 +157,8 @@ def describe(summary: dict) -> str:
         lines.append(f"mean {_noun(summary)}, unpoisoned".ljust(24) + f" {_value(summary['unpoisoned_mean'], summary)}" + _episodes(summary))
     if summary["features"] and summary["features"]["source"] == "privileged":
         lines.append("privileged features: out of the controller, or the model of the environment, that made the data")
+    if summary["of_card"]:
+        lines.append(f"of the environment's card: {summary['of_card']}")
     if summary["failures"]:
         causes = ", ".join(f"{number} {cause}" for cause, number in summary["failures_by_cause"].items())
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")
