@@ -152,6 +152,11 @@ def _recorded(spec: dict, path) -> Recorded:
     )
 
 
+def read_space(text: str, name: str, path) -> gym.Space:
+    """A space from `minari.serialization.serialize_space`'s text, by anybody. Raises MucdError, which names `name` and `path`."""
+    return _space({name: text}, name, path)
+
+
 def _space(values: dict, name: str, path) -> gym.Space:
     """A space as `minari.serialization.serialize_space` writes it."""
     space = _inner(values, name, path)

@@ -406,7 +406,7 @@ def _halve(call: Call) -> list[Call]:
 def _bounds_in_short(bounds: dict | None) -> str:
     if bounds is None:
         return ""
-    return f"at {bounds['instances']}: mean return {round_down(bounds['mean_return'], 4)}, half kept up to r = {bounds['keeps']['0.5']['radius']}"
+    return f"at {bounds['instances']}: mean {bounds['what']} {round_down(bounds['mean_return'], 4)}, half kept up to r = {bounds['keeps']['0.5']['radius']}"
 
 
 def _tell_look(certificate: dict) -> None:
@@ -426,7 +426,9 @@ def discounted_returns(dataset: OfflineDataset, discount: float) -> np.ndarray:
 
 
 def behaviour_return(settings: RunSettings, dataset: OfflineDataset) -> dict[str, float]:
-    """{"behaviour": the recorded trajectories' mean return, clipped where returns are}; {} if poisoned rewards make it infinite."""
+    """{"behaviour": the recorded trajectories' mean return, clipped where returns are}; {} if poisoned rewards make it infinite, or nothing is played."""
+    if not settings.rollouts or settings.evaluator is not None:
+        return {}
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(settings.card.clipped(discounted_returns(dataset, settings.discount)).mean())
     return {"behaviour": mean} if np.isfinite(mean) else {}
