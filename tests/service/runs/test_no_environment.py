@@ -6,15 +6,18 @@ import os
 import shutil
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
 from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.cli import main
+from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import card_for
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.trainers.outside import outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import certify, training_units
 from mucd_ray.service.runs.neighbours import run_neighbours
@@ -24,6 +27,7 @@ from mucd_ray.service.runs.work import train_and_evaluate
 from mucd_ray.service.serving.ensemble import Ensemble
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.workers.cluster import Resources
+from tests import foreign_trainers
 
 P, SECRET = 40, bytes(range(32))
 
@@ -164,3 +168,36 @@ def test_claims_about_returns_are_refused(logs, choices, words):
 def test_without_the_word_a_log_is_refused_in_one_line(logs, tmp_path, capfd):
     assert main(["run", logs[0], "--storage", str(tmp_path / "run")]) == 2
     assert "--no-environment" in capfd.readouterr().err and not (tmp_path / "run").exists()
+
+
+def logged(action_space, actions):
+    """Forty logged steps of three numbers in eight trajectories, from arrays alone."""
+    observations = np.random.default_rng(2).normal(size=(41, 3)).astype(np.float32)
+    ends = np.arange(40) % 5 == 4
+    return OfflineDataset.from_arrays(
+        observations=observations[:-1], next_observations=observations[1:], actions=actions, rewards=np.zeros(40), terminations=np.zeros(40, bool), truncations=ends,
+        action_space=action_space, observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (3,)),
+    )
+
+
+def test_intervals_of_continuous_actions(tmp_path):
+    actions = np.random.default_rng(3).uniform(0, 1, (40, 2))
+    dataset = logged(gymnasium.spaces.Box(np.float32([-1, 0]), np.float32([2, 1])), actions)
+    np.save(tmp_path / "states.npy", dataset.observations[:4])
+    asked = request("arrays", str(tmp_path / "states.npy"))
+    settings, states = make_settings(asked, dataset, Choices())
+    store = RunStore.create_or_open(tmp_path / "run", settings, SECRET)
+    store.commit(train_and_evaluate(settings, SECRET, training_units(settings, dataset), store.write_states(states), range(P), "cpu"))
+    store.add_target(P)
+    certificate = certify(store, Choices())
+    assert verify(certificate) == [] and certificate["results"]["action"]["kind"] == "continuous" and certificate["inputs"]["declared"]["dimensions"] == 2
+    assert certificate["inputs"]["actions"]["low"] == [-1, 0] and "return" not in describe(finish(store, certificate))
+    with pytest.raises(MucdError, match="declared without bounds"):
+        make_settings(asked, logged(gymnasium.spaces.Box(-np.inf, np.inf, (2,)), actions), Choices())
+
+
+def test_a_trainer_from_outside_is_tried_on_what_is_declared(logs, tmp_path):
+    trainer = outside("function", f"{foreign_trainers.__file__}:ridge")
+    store = trained(request(*logs, trainer=trainer, fit=None, instances=25), tmp_path / "run")
+    certificate = certify(store, Choices())
+    assert verify(certificate) == [] and certificate["context"]["failures"] == 0
