@@ -70,6 +70,12 @@ def _features(features: dict) -> str:
             f", the last {features['history']} of the episode, oldest first. At its beginning the first one stands for those that are missing. A state of this certificate is such a stack, and learners were "
             "given each observation with those before it in its own trajectory"
         )
+    if "steps" in features:
+        sentence += (
+            f", those of the last {features['steps']} steps of the episode, oldest first, each with the action before it and the sum of all rewards before it; a step that the episode has not had yet is "
+            "all zeros. A policy lowers the return that it aims at by what was earned. A state of this certificate is such a history as a whole: nothing is certified at another one "
+            "that ends in the same observation. Learners were given the same of every trajectory by itself, and its whole return"
+        )
     return sentence + "."
 
 

@@ -95,10 +95,12 @@ def continuous_evidence(counts: np.ndarray, low, high) -> dict:
 
 
 def _check_features(features) -> None:
-    if not isinstance(features, dict) or set(features) - {"history"} != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
+    if not isinstance(features, dict) or set(features) - {"history", "steps"} != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
         raise MucdError(f"features {_shown(features)} must have source (one of {', '.join(FEATURES)}), card and encoder")
     if "history" in features and not (type(features["history"]) is int and 2 <= features["history"] <= MOST_COUNTS and features["source"] == "raw"):
         raise MucdError(f"history {_shown(features['history'])} of the features must be a whole number of raw observations, at least 2, or left out")
+    if "steps" in features and not (type(features["steps"]) is int and 1 <= features["steps"] <= MOST_COUNTS and features["source"] == "raw" and "history" not in features):
+        raise MucdError(f"steps {_shown(features['steps'])} of the features must be a whole number of recalled ones, at least 1, of raw observations without a history, or left out")
     card, encoder = features["card"], features["encoder"]
     if not (isinstance(card, str) and NAME.fullmatch(card)):
         raise MucdError(f"card {_shown(card)} of the features must be the id of an environment")

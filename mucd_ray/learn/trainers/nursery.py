@@ -43,6 +43,8 @@ WEIGH_EVERY = 0.5
 MOST_QUESTION = 1 << 28
 # Of what a command prints, the end that is kept.
 TAIL = 2000
+# Characters of it that are told. The exception comes last, and whoever tells it keeps the first 200 of all (`files.printable`).
+LAST_WORDS = 160
 
 
 # Messages between a learner and outside.py: a JSON header and bytes.
@@ -326,7 +328,7 @@ def _run(words: list[str]) -> None:
         reader.join(timeout=1.0)
         if status:
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
-            raise RuntimeError(f"{how}: {' '.join(bytes(tail).decode(errors='replace').split())[-MOST_TEXT + 60:]}")
+            raise RuntimeError(f"{how}: {' '.join(bytes(tail).decode(errors='replace').split())[-LAST_WORDS:]}")
 
 
 def stored_policies(name: str):

@@ -1,6 +1,7 @@
 """The bodies of the commands `run`, `grow`, `certify` and `report`: from options to a run folder and what is printed."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import yaml
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
-from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.data.formats.minari import load_dataset, local_datasets
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.evaluators import evaluator
 from mucd_ray.files import MOST_JSON_BYTES, as_expected, printable, read_file
@@ -39,7 +40,14 @@ CONSTANTS = (
 )
 
 
+def _check_no_file(name: str) -> None:
+    """Raise MucdError where what should be a dataset's id is a path."""
+    if os.path.exists(os.path.expanduser(name)) and name not in local_datasets():
+        raise MucdError(f"{printable(name)} is a file: mucd import {printable(name)} --dataset NAME first, such as --dataset mine/log-v0, and run that")
+
+
 def start_run(options, out) -> int:
+    _check_no_file(options.dataset)
     if options.tuned:
         trainer = options.algorithm is not None and ":" in options.algorithm
         given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None and not (name == "algorithm" and trainer)]

@@ -41,7 +41,7 @@ LOOK_EVERY = 10.0
 
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Recorded:
     """The data as the learner reads it; says on standard error how many units are longer than the cap."""
-    dataset = dataset.with_history(settings.card.history)
+    dataset = settings.card.as_seen(dataset)
     if settings.trainer is not None:
         return Recorded.of(dataset, settings.mechanism.unit)
     cap, unit = settings.learner.local.cap, settings.mechanism.unit
@@ -70,7 +70,7 @@ def trusted_units(settings: RunSettings) -> Units | Recorded | None:
     trusted = load_dataset(name)
     if trusted.fingerprint() != fingerprint:
         raise MucdError(f"the trusted dataset {name} has changed since the run began: restore it, or start a new run folder")
-    trusted = trusted.with_history(settings.card.history)
+    trusted = settings.card.as_seen(trusted)
     if settings.trainer is not None:
         return Recorded.of(trusted, settings.trusted_unit)
     return make_units(trusted, settings.card, settings.problem, settings.trusted_unit)

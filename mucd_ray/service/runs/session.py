@@ -50,7 +50,12 @@ ENCODER_NOTE = (
 )
 HISTORY_NOTE = (
     "Policies see the last {history} observations of an episode, oldest first; learners, too, are given each with those before it in its own trajectory. "
-    f"This number was given by the user. {CONDITIONAL}"
+    "{how}"
+)
+GIVEN_NOTE = f"This number was given by the user. {CONDITIONAL}"
+PAST_NOTE = (
+    "Policies see the last {history} steps of an episode, oldest first, each with the action and the sum of all rewards before it; learners are given the same of every trajectory by itself, and "
+    "its whole return. {how}"
 )
 STATES_NOTE = "The states were drawn at random, by a public generator, from the dataset {name} (SHA-256 of its content {sha256}), which the user trusts."
 WIDEST_BOUND = 1e18
@@ -110,7 +115,9 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             raise MucdError(f"--tuned holds constants of the {tuned.kind} mechanism: leave it or --mechanism {request.mechanism} out")
         if request.trainer != tuned.trainer:
             raise MucdError(_other_trainer(tuned.trainer))
-        request = replace(request, mechanism=tuned.kind, unit=tuned.unit, learner=tuned.learner, fit=tuned.fit and asdict(tuned.fit))
+        if request.history not in (1, tuned.history):
+            raise MucdError(f"--tuned sets the history {tuned.history}: leave --history {request.history} out")
+        request = replace(request, mechanism=tuned.kind, unit=tuned.unit, learner=tuned.learner, fit=tuned.fit and asdict(tuned.fit), history=tuned.history)
     chosen = settled(request, dataset.trajectories, choices.accountant)
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
@@ -123,14 +130,16 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     shipped = card in CARDS or request.no_environment and request.card is None
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
+    actions, discrete = action_shape(dataset.action_space)
     if request.mechanism == Neighbours.kind:
         card = card_with_metric(card, request.metric or "declared")
     elif request.mechanism not in WITH_NOISE:
-        card = card.raw().with_history(request.history)
+        recalls = request.learner is not None and request.trainer is None and algorithm_for(request.learner.algorithm, discrete).recalls
+        card = card.raw().with_past(request.history, actions) if recalls else card.raw().with_history(request.history)
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
-    actions, discrete = action_shape(dataset.action_space)
     observation_space, action_space = _spaces(card)
+    actions, discrete = action_shape(action_space)
     action_bounds = _action_bounds(action_space)
     if request.mechanism not in (*WITH_NOISE, Neighbours.kind) and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
@@ -189,7 +198,10 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([] if request.encoder is None else [ENCODER_NOTE]),
-            *([] if request.history == 1 else [HISTORY_NOTE.format(history=request.history)]),
+            *(
+                [(PAST_NOTE if card.recalled else HISTORY_NOTE).format(history=request.history, how="This number was tuned with the other constants." if tuned else GIVEN_NOTE)]
+                if card.recalled or request.history > 1 else []
+            ),
             *([STATES_NOTE.format(name=states_from[0], sha256=states_from[1])] if states_from else []),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
@@ -297,7 +309,7 @@ def usual_learner(request: Request, card: EnvironmentCard, network: str = "dense
 
 def _environment_of(dataset: OfflineDataset) -> str:
     if dataset.env_id is None:
-        raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE, or certify actions without one (--no-environment)")
+        raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE, import it with --environment ID, or certify actions without one (--no-environment)")
     return dataset.env_id
 
 

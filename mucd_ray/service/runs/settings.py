@@ -17,6 +17,7 @@ from mucd_ray.data.environments.declared import DeclaredCard, card_from
 from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_types
+from mucd_ray.learn.algorithms import algorithm_for
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
@@ -155,7 +156,7 @@ class RunSettings:
             raise MucdError(f"card of {self.card.env_id}: returns in [{low}, {high}] must lie within +-{LARGEST_VALUE:g}, in a range wider than {LEAST_WIDTH:g} of its ends: shift or rescale it")
         check_history(self.card.history, self.mechanism.kind, self.mechanism.unit)
         check_unit(self.learner, self.mechanism.unit)
-        if (self.problem.algorithm.conditioned or self.learner.network == "transformer") and self.trainer is None and (self.fit is None or self.mechanism.unit == "transition"):
+        if (algorithm_for(self.learner.algorithm, bool(self.actions)).conditioned or self.learner.network == "transformer") and self.trainer is None and (self.fit is None or self.mechanism.unit == "transition"):
             raise MucdError(
                 f"algorithm {self.learner.algorithm!r} with a {self.learner.network} network reads whole trajectories, and is for --mechanism {' or '.join(WITH_HISTORY)} with --unit trajectory "
                 f"or source, not for {self.mechanism.kind} with --unit {self.mechanism.unit}"

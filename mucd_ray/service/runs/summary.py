@@ -151,7 +151,8 @@ def describe(summary: dict) -> str:
         f"{voters}{summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
         + (f"eta {exactly(summary['eta'])}" if not without_chance else f"without chance but in the voted policy's expected return, eta {exactly(summary['eta'])}" if "voted" in summary else "without chance")
         + (", at all looks together" if summary["looks"] == "anytime" else "")
-        + (f"; the last {summary['features']['history']} observations" if "history" in (summary["features"] or {}) else ""),
+        + (f"; the last {summary['features']['history']} observations" if "history" in (summary["features"] or {}) else "")
+        + (f"; the last {counted(summary['features']['steps'], 'step')} with actions and rewards" if "steps" in (summary["features"] or {}) else ""),
     ]
     if "unpoisoned_mean" in summary:
         lines.append(f"mean {_noun(summary)}, unpoisoned".ljust(24) + f" {_value(summary['unpoisoned_mean'], summary)}" + _episodes(summary))
