@@ -29,6 +29,7 @@ DESCRIPTION = "Certified defence of offline reinforcement learning against poiso
 # In the order in which --help lists them.
 COMMANDS = (
     recording.add_record,
+    recording.add_card,
     training.add_run,
     training.add_grow,
     training.add_certify,

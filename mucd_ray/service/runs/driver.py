@@ -20,7 +20,7 @@ from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units, make_units
 from mucd_ray.service.runs.about import assumptions, context
 from mucd_ray.service.runs.choices import Choices
-from mucd_ray.service.runs.settings import RunSettings, check_code
+from mucd_ray.service.runs.settings import RunSettings, check_code, check_imports
 from mucd_ray.service.runs.tally import Evidence, Tally
 from mucd_ray.service.runs.voting import VotePlan, kind_of, missing_episodes, missing_parts, with_votes
 from mucd_ray.service.storage.store import MOST_INSTANCES, RunStore, instances_of
@@ -90,6 +90,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     """
     settings = store.settings()
     store.secret()
+    check_imports(store, settings, resources.imports)
     choices.check(settings)
     needed = least_instances(max(settings.actions, 2), effective_eta(choices.eta, choices.looks, instances))
     if instances < needed:
@@ -211,7 +212,7 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     for other in others:
         print(f"mucd: driver {other['process']} on {other['host']} works on this run, too: sharing its work", file=sys.stderr)
     live.renew()
-    pool = trainers(store, settings, dataset, lambda: resources.actors or slot.count(), resources.lease, slot.options)
+    pool = trainers(store, settings, dataset, lambda: resources.actors or slot.count(), resources, slot.options)
     # Only where they will be read.
     trusted = trusted_units(settings) if store.baselines() is None else None
     refs = () if trusted is None else tuple(ray.put(array) for array in trusted.arrays().values())
@@ -236,11 +237,11 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     return certificate
 
 
-def trainers(store: RunStore, settings: RunSettings, dataset: OfflineDataset, slots: Callable[[], int], lease: float, options: dict) -> Pool:
+def trainers(store: RunStore, settings: RunSettings, dataset: OfflineDataset, slots: Callable[[], int], resources: Resources, options: dict) -> Pool:
     """A pool of trainers of this run; `options` are Ray's, of each. The data live as long as the calling process: what a worker puts dies with it."""
     arrays = training_units(settings, dataset).arrays().values()
     run, expected, references = store.storage.absolute, data_hash(arrays), [ray.put(array) for array in arrays]
-    return Pool(lambda: Trainer.options(**options).remote(run, expected, *references), slots, lease)
+    return Pool(lambda: Trainer.options(**options).remote(run, resources.imports, expected, *references), slots, resources.lease)
 
 
 class Driver:

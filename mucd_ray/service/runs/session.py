@@ -14,7 +14,9 @@ from mucd_ray.certify.confidence.proportions import LARGEST
 from mucd_ray.certify.planning.size import declared_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_for
+from mucd_ray.data.environments.cards import CARDS, EnvironmentCard
+from mucd_ray.data.environments.declared import UserEnvironment, card_of
+from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.formats.minari import load_dataset, source_keys
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
@@ -27,6 +29,7 @@ from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
+from mucd_ray.modules import import_modules
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_fit, planned, settled
@@ -49,6 +52,8 @@ HISTORY_NOTE = (
     "Policies see the last {history} observations of an episode, oldest first; learners, too, are given each with those before it in its own trajectory. "
     f"This number was given by the user. {CONDITIONAL}"
 )
+RANGE_NOTE = f"The range into which returns are clipped was given by the user. {CONDITIONAL}"
+STEPS_NOTE = f"Episodes are cut after {{steps}} steps, a number that was given by the user. {CONDITIONAL}"
 WIDEST_BOUND = 1e18
 # Up to so many times the wanted radius half of a good return may be kept: of a claim that ends before that the user is told.
 FURTHER = 4
@@ -66,6 +71,7 @@ class Request:
     dataset: str
     instances: int = 1000
     card: EnvironmentCard | None = None
+    environment: UserEnvironment = UserEnvironment()
     mechanism: str | None = None
     unit: str | None = None
     source_key: str | None = None
@@ -97,7 +103,8 @@ class Request:
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
     """(settings, the user's states or None). Nothing but how many units and trajectories there are is read from the dataset."""
-    tuned = request.tuned
+    tuned, said = request.tuned, request.environment
+    import_modules(said.imports)
     if tuned is not None:
         if request.mechanism not in (None, tuned.kind):
             raise MucdError(f"--tuned holds constants of the {tuned.kind} mechanism: leave it or --mechanism {request.mechanism} out")
@@ -111,9 +118,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     _check_source(request)
     if request.trainer is not None and request.encoder is not None:
         raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
-    card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
+    card = request_card(request, dataset)
     card.check(dataset)
-    shipped = card in CARDS
     if request.encoder is not None and request.trainer is not None:
         raise MucdError(f"an encoder is for the package's own learners: call it in {request.trainer.option} {request.trainer.name}, which is given observations as they are")
     if request.encoder is not None:
@@ -122,7 +128,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         card = card_with_metric(card, request.metric or "declared")
     elif request.mechanism not in WITH_NOISE:
         card = card.raw().with_history(request.history)
-    if tuned is not None and tuned.environment != card.env_id:
+    if tuned is not None and name_of(tuned.environment) != name_of(card.env_id):
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
     observation_space, action_space = _spaces(card)
@@ -173,6 +179,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         states_sha256=hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest() if states is not None else None,
         source_key=request.source_key,
         code=code_digest(),
+        imports=said.imports,
         version=package_version(),
         condition=tuned.condition(dataset) if tuned is not None else None,
         trusted=None if request.trusted is None else _trusted(request.trusted, dataset, card),
@@ -180,7 +187,9 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *notes,
             *([LOCAL_NOTE.format(unit=request.unit, cap=learner.local.cap)] if request.unit != "transition" and request.mechanism in WITH_NOISE else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
-            *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
+            *([] if request.card is None or request.card in CARDS else [f"The environment card was given by the user. {CONDITIONAL}"]),
+            *([] if said.return_range is None else [RANGE_NOTE]),
+            *([] if said.max_episode_steps is None else [STEPS_NOTE.format(steps=said.max_episode_steps)]),
             *([] if request.encoder is None else [ENCODER_NOTE]),
             *([] if request.history == 1 else [HISTORY_NOTE.format(history=request.history)]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
@@ -270,6 +279,13 @@ def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[flo
     return tuple(low.tolist()), tuple(high.tolist())
 
 
+def request_card(request: Request, dataset: OfflineDataset) -> EnvironmentCard:
+    """The card of a `Request` that knows its mechanism, before anything is taken from it or added. Raises MucdError as `card_of`."""
+    scaled = request.mechanism in WITH_NOISE or request.mechanism == Neighbours.kind and request.metric in (None, "declared")
+    env_id = request.card.env_id if request.card else _environment_of(dataset)
+    return card_of(env_id, request.environment, request.card, scaled=scaled, observation_shape=dataset.observations.shape[1:], action_space=dataset.action_space)
+
+
 def _environment_of(dataset: OfflineDataset) -> str:
     if dataset.env_id is None:
         raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
@@ -308,4 +324,4 @@ def execute(
         store.write_encoder(request.encoder)
     if request.mechanism == Neighbours.kind:
         return finish(store, run_neighbours(store, dataset, choices, states))
-    return finish(store, train(store, dataset, request.instances, choices, resources, states))
+    return finish(store, train(store, dataset, request.instances, choices, replace(resources, imports=request.environment.imports), states))

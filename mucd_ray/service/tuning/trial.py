@@ -166,7 +166,7 @@ def run_trial(config: dict, *, question: Question, folder: str, slot: Slot, reso
     group = {"scheduling_strategy": PlacementGroupSchedulingStrategy(ray.util.get_current_placement_group(), placement_group_capture_child_tasks=True)}
     block = resources.block or (GPU_BLOCK if slot.gpus else -(-question.rungs[0] // resources.actors))
     live = Live(store, question.most_instances)
-    pool = trainers(store, settings, dataset, lambda: resources.actors, resources.lease, slot.options | group)
+    pool = trainers(store, settings, dataset, lambda: resources.actors, resources, slot.options | group)
     coordinator = Coordinator.options(**group).remote(store.storage.absolute, 0)
     driver = Driver(store, pool, live, None, coordinator, block, backwards=False, lease=resources.lease)
     try:
