@@ -118,6 +118,7 @@ def add_tune(commands):
     sub.add_argument("--tune-on", metavar="DATASET", help="Minari dataset that you trust: no attacker can change it")
     sub.add_argument("--simulate", metavar="ENV_ID", help="record fresh data in this environment instead")
     sub.add_argument("--behaviour", help="behaviour policy of --simulate (default: the environment's first)")
+    sub.add_argument("--policy", metavar="POLICY", help="a policy of yours instead, as of `mucd record`")
     sub.add_argument("--transitions", type=int, help="of --simulate (default: 20000)")
     sub.add_argument("--card", type=path, help="JSON file with the environment's public facts (default: the shipped card)")
     sub.add_argument("--mechanism", default="gaussian", choices=["gaussian", "bag", "bag-then-noise", "partition"], help="as of `mucd run`; of bags and parts their size, the algorithm and how it is trained are searched, of bag-then-noise the size of bags, the noise and the steps")

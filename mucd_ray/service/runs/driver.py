@@ -5,6 +5,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import ray
@@ -37,6 +38,9 @@ LIST_EVERY = 15.0
 ASK_EVERY = 2.0
 # Seconds between two looks: each takes a second of a core.
 LOOK_EVERY = 10.0
+# From here on a clip cuts nothing, as that of raw observations.
+WIDEST_CLIP = 1e30
+ROWS_AT_A_TIME, ROUNDING = 1 << 16, 1e-6
 
 
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Recorded:
@@ -221,7 +225,7 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
         driver.choose_states(upcoming=numbers[0])
         driver.train_parts(settings)
         for instances in numbers:
-            evidence = driver.train(instances, behaviour_return(settings, dataset))
+            evidence = driver.train(instances, recorded_values(settings, dataset) if store.baselines() is None else {})
             about = _about(store, settings, choices, instances)
             certificate = driver.ask(driver.certifier, lambda actor: actor.certificate.remote(evidence, *about))
             _tell_look(certificate)
@@ -282,7 +286,7 @@ class Driver:
         """The evidence of instances 0..instances-1: what is missing is trained, and beside it the baselines if they are missing, too.
 
         Args:
-            behaviour: the data's part of the baselines, see `behaviour_return`; None: no baselines.
+            behaviour: the data's part of the baselines, see `recorded_values`; None: no baselines.
         """
         # First, since no block takes as long.
         aside = [Call("baselines", self.trusted)] if behaviour is not None and self.store.baselines() is None else []
@@ -431,3 +435,28 @@ def behaviour_return(settings: RunSettings, dataset: OfflineDataset) -> dict[str
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(settings.card.clipped(discounted_returns(dataset, settings.discount)).mean())
     return {"behaviour": mean} if np.isfinite(mean) else {}
+
+
+def recorded_values(settings: RunSettings, dataset: OfflineDataset) -> dict[str, float]:
+    """What reports tell of the recording, and nothing else uses, since an attacker may have written it: `behaviour_return`, and how much of it the environment's card does not cover."""
+    return behaviour_return(settings, dataset) | recorded_outside(settings, dataset)
+
+
+def recorded_outside(settings: RunSettings, dataset: OfflineDataset) -> dict[str, float]:
+    """How much of the recording lies outside what the card declares (report/warnings.py).
+
+    Returns:
+        returns_recorded, and returns_outside of these; and where features are scaled observations_outside, the largest share of the observations in which a feature is beyond
+        the clip, and observations_outside_feature, that feature.
+    """
+    low, high = settings.return_range
+    returns = discounted_returns(dataset, settings.discount)
+    found = {"returns_recorded": len(returns), "returns_outside": int((~((returns >= low) & (returns <= high))).sum())}
+    card = settings.card
+    if card.clip >= WIDEST_CLIP:
+        return found
+    unclipped, outside = replace(card, clip=WIDEST_CLIP), np.zeros(card.width)
+    for start in range(0, len(dataset), ROWS_AT_A_TIME):
+        outside += (np.abs(unclipped.features(dataset.observations[start : start + ROWS_AT_A_TIME])) > card.clip * (1 + ROUNDING)).sum(0)
+    feature = int(outside.argmax())
+    return found | {"observations_outside": float(outside[feature] / len(dataset)), "observations_outside_feature": feature}

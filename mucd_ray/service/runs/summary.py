@@ -1,6 +1,5 @@
 """What a user sees of a certified run: the summary as data and as text."""
 
-import math
 from functools import partial
 
 from mucd_ray.certify.file.claim import CONDITIONS
@@ -11,6 +10,7 @@ from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.report.report import report_files
+from mucd_ray.report.warnings import warnings_of
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
 
@@ -61,6 +61,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "return_range": inputs["return_range"],
         "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
         "baselines": certificate["context"]["baselines"],
+        "warnings": warnings_of(certificate, certificate["context"]["baselines"] or {}),
         "yardsticks": _yardsticks(policy["curve"], certificate["context"]["baselines"] or {}),
         "normalised": normalised_score(policy["unpoisoned_mean"], certificate["context"]["normalised"]),
         "looks": inputs["looks"],
@@ -151,8 +152,7 @@ def describe(summary: dict) -> str:
         lines += [f"  such as {words}" for words in summary["failure_words"].values()]
     names = {"non_private": "without privacy" if summary["mechanism"]["kind"] in WITH_NOISE else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
     lines += [f"{name:24s} {_baseline(key, baselines)}" for key, name in names.items() if key in baselines or f"{key}_failure" in baselines]
-    if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
-        lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
+    lines += [f"warning: {text}" for text in summary["warnings"]]
     for share, entry in summary["keeps"].items():
         if entry["radius"] >= 0:
             lines.append(

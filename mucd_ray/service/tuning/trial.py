@@ -18,6 +18,7 @@ from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.policy import expected_return_bound, radius_keeping, return_band
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.card import EnvironmentCard
+from mucd_ray.data.environments.declared import UserEnvironment
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.mechanism.outside import Outside
@@ -58,6 +59,7 @@ class Question:
         most_instances: that a trial trains.
         seed: of the search and of the trials' randomness.
         code: digest of the code that trains.
+        imports: modules that the user names, which every trial imports first.
     """
 
     environment: str
@@ -78,6 +80,7 @@ class Question:
     most_instances: int
     seed: int
     code: str
+    imports: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -110,7 +113,8 @@ class Question:
 
     def settings(self, tuned: AnyTuned, dataset: OfflineDataset) -> RunSettings:
         """Of a trial. Its run is about the tuning data, whose certificate would be conditional."""
-        request = Request(dataset=dataset.name, card=EnvironmentCard.from_dict(self.card), units=self.how.units, tuned=tuned, trainer=self.trainer, source_key=self.source_key, states=1, held_out=1)
+        said = UserEnvironment(imports=self.imports)
+        request = Request(dataset=dataset.name, card=EnvironmentCard.from_dict(self.card), environment=said, units=self.how.units, tuned=tuned, trainer=self.trainer, source_key=self.source_key, states=1, held_out=1)
         settings = make_settings(request, dataset, Choices())[0]
         return replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
 
