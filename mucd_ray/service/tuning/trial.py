@@ -88,7 +88,7 @@ class Question:
     @property
     def mirrored(self) -> bool:
         """Whether learners see images of the trajectories in a mirror, as by default."""
-        return bool(self.card["mirror_actions"])
+        return bool(self.card.get("mirror_actions"))
 
     @property
     def rungs(self) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mucd_ray.certify.file.certificate import read_certificate, verify
-from mucd_ray.cli import main
+from mucd_ray.cli import build_parser, main
 from mucd_ray.data.environments.declared import UserEnvironment
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
@@ -17,6 +17,7 @@ from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import recorded_outside
 from mucd_ray.service.runs.session import Request, make_settings
 from mucd_ray.service.storage.store import RunStore
+from mucd_ray.service.tuning.tune import make_question, tuning_data
 
 OWN = str(Path(__file__).parents[2] / "own_environment.py")
 SMALL = ["--instances", "12", "--held-out", "2", "--states", "6", "--train-steps", "50", "--hidden", "8"]
@@ -95,3 +96,34 @@ def test_how_much_of_a_recording_the_card_does_not_cover(recordings):
     raw, _ = make_settings(Request(dataset=dataset.name, mechanism="bag", bag_size=3), dataset, Choices())
     assert set(recorded_outside(raw, dataset)) == {"returns_recorded", "returns_outside"}
     assert np.isfinite(list(found.values())).all()
+
+
+@pytest.mark.slow
+def test_a_module_that_only_the_driver_finds_is_one_line(corridor, tmp_path, capfd, local_ray, monkeypatch):
+    (tmp_path / "only_here.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["--import", "only_here", "--return-range", "-40,10", "--mechanism", "bag", "--bag-size", "3", *SMALL, "--storage", str(tmp_path / "run")]
+    capfd.readouterr()
+    assert main(["run", corridor, *arguments]) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("mucd: error: ") and "--import only_here cannot be imported (ModuleNotFoundError" in error
+
+
+def test_a_study_simulates_ones_own_environment_with_ones_own_policy(minari_aside, tmp_path):
+    def asked(*more):
+        arguments = ["tune", "--simulate", "Corridor-v0", "--import", OWN, "--return-range", "-40,10", "--mechanism", "bag", "--transitions", "700", "--fraction", "0.05", *more]
+        options = build_parser().parse_args([*arguments, "--storage", str(tmp_path / "study")])
+        return options, *tuning_data(options, tmp_path / "study")
+
+    options, kind, dataset = asked("--policy", f"{OWN}:Hesitant")
+    question = make_question(options, kind, dataset)
+    settings = question.settings(question.tuned(question.start()), dataset)
+    assert question.imports == settings.imports == (OWN,) and settings.card.clip_returns and settings.card.return_range == (-40.0, 10.0) and question.environment == "Corridor-v0"
+    assert dataset.name.startswith("tuning/corridor-v0-") and dataset.name != asked("--policy", f"{OWN}:right")[2].name
+    with pytest.raises(MucdError, match="no behaviour for 'Corridor-v0'"):
+        asked()
+
+
+@pytest.fixture
+def minari_aside(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
