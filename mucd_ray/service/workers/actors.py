@@ -59,9 +59,9 @@ class Trainer(Watched):
         from mucd_ray.learn.engines.precision import forbid_coarse_products
         from mucd_ray.learn.trainers.recorded import Recorded
         from mucd_ray.learn.units import ARRAYS, Units
+        from mucd_ray.modules import import_modules
         from mucd_ray.service.runs import work  # noqa: F401  what `train` needs, too
         from mucd_ray.service.runs.settings import check_code
-        from mucd_ray.modules import import_modules
         from mucd_ray.service.storage.store import RunStore
 
         # What the driver was told on its command line, whatever the run folder says.
