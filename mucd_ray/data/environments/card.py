@@ -17,7 +17,7 @@ from mucd_ray.data.environments.make import limited, make_environment, shortens
 from mucd_ray.data.environments.mirror import Mirror
 from mucd_ray.data.environments.recorded_in import check_arguments, check_environment_id, check_time_limit, name_of
 from mucd_ray.errors import MucdError
-from mucd_ray.files import read_file, read_json
+from mucd_ray.files import check_types, read_file, read_json
 
 # Public functions of one observation that a card may name: [..., *observation_shape] -> [..., *any shape].
 TRANSFORMS = {
@@ -332,10 +332,10 @@ class EnvironmentCard:
             given = ", ".join(sorted(values)) if isinstance(values, dict) else type(values).__name__
             raise MucdError(f"a card needs the fields {', '.join(sorted(required))} (optional: {', '.join(sorted(set(fields) - required))}), got {given}")
         try:
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in check_types(cls, values).items()}
             return cls(**values)
         except (TypeError, ValueError, IndexError) as error:
-            raise MucdError(f"a field of the card of {values.get('env_id')} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
+            raise MucdError(f"a field of the card of {str(values.get('env_id'))[:60]} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
 
 
 def _check_history(history: int) -> None:

@@ -120,8 +120,6 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
     card = request_card(request, dataset)
     card.check(dataset)
-    if request.encoder is not None and request.trainer is not None:
-        raise MucdError(f"an encoder is for the package's own learners: call it in {request.trainer.option} {request.trainer.name}, which is given observations as they are")
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
     if request.mechanism == Neighbours.kind:
@@ -167,7 +165,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         learner=learner,
         trainer=request.trainer,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
-        first_action=int(action_space.start) if request.trainer and discrete else 0,
+        first_action=int(action_space.start) if discrete else 0,
         fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, card, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,

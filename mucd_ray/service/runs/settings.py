@@ -14,7 +14,7 @@ from mucd_ray.certify.planning.size import round_size
 from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
-from mucd_ray.files import printable
+from mucd_ray.files import check_types, printable
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
@@ -50,7 +50,8 @@ class RunSettings:
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
         mechanism, learner: how an instance is trained.
         fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
-        trainer: from outside; None: the package's own. Then also what its policies take and give: observation_dtype, and first_action, the number of the lowest one.
+        trainer: from outside; None: the package's own. Its policies take observation_dtype.
+        first_action: the number of the lowest discrete action; votes and outputs count from it.
         declared_size: the public size from which constants of the mechanism may follow; None if none does.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
         choice_margin: trajectories that may come or go and leave unit and mechanism the default ones, or None if the user said something about them.
@@ -200,20 +201,21 @@ class RunSettings:
 
     @classmethod
     def from_dict(cls, values: dict) -> "RunSettings":
-        return cls(
-            **values
+        local = LocalUpdate(**check_types(LocalUpdate, values["learner"]["local"]))
+        made = (
+            values
             | {
                 "card": EnvironmentCard.from_dict(values["card"]),
                 "mechanism": from_values(values["mechanism"]),
-                "fit": values["fit"] and Fit(**values["fit"]),
+                "fit": values["fit"] and Fit(**check_types(Fit, values["fit"])),
                 "trainer": values.get("trainer") and outside.from_values(values["trainer"]),
-                "learner": Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])}),
-                "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),
+                "learner": Learner(**check_types(Learner, values["learner"] | {"local": local})),
+                "action_bounds": values["action_bounds"] and tuple(map(tuple, values["action_bounds"])),
                 "trusted": values.get("trusted") and tuple(values["trusted"]),
                 "imports": tuple(values.get("imports") or ()),
-                "assumptions": tuple(values["assumptions"]),
             }
         )
+        return cls(**check_types(cls, made) | {"assumptions": tuple(values["assumptions"])})
 
     def identity(self) -> str:
         return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()

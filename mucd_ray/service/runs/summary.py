@@ -3,6 +3,7 @@
 from functools import partial
 
 from mucd_ray.certify.file.claim import CONDITIONS
+from mucd_ray.certify.file.plain import plain_words
 from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -39,6 +40,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "run": store.location,
         "certificate": store.file("certificate.json"),
         "report": store.file("report.html"),
+        "in_plain_words": plain_words(certificate),
         "instances": results["instances"],
         "units": inputs["units"],
         "unit": inputs["mechanism"]["unit"],
@@ -138,6 +140,7 @@ def describe(summary: dict) -> str:
     without_chance = summary["mechanism"]["kind"] == Neighbours.kind
     baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "episode" if without_chance else "instance")
     lines = [
+        *summary["in_plain_words"],
         f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
         + (f"eta {exactly(summary['eta'])}" if not without_chance else f"without chance but in the voted policy's expected return, eta {exactly(summary['eta'])}" if "voted" in summary else "without chance")
         + (", at all looks together" if summary["looks"] == "anytime" else "")
