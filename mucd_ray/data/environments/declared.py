@@ -64,8 +64,9 @@ class UserEnvironment:
 
     def of_card(self, card: EnvironmentCard) -> EnvironmentCard:
         """The card with what the user says instead."""
-        said = {} if self.max_episode_steps is None else {"max_episode_steps": self.max_episode_steps}
-        return dataclasses.replace(card, **said, **({} if self.return_range is None else {"return_range": self.return_range, "clip_returns": True}))
+        if self.max_episode_steps is not None:
+            card = dataclasses.replace(card, max_episode_steps=self.max_episode_steps)
+        return card if self.return_range is None else dataclasses.replace(card, return_range=self.return_range, clip_returns=True)
 
 
 def card_of(

@@ -88,7 +88,7 @@ def limited(environment: gym.Env, env_id: str, max_episode_steps: int | None) ->
 
 def shortens(limit: int | None, registered: int | None) -> bool:
     """Whether `limit` is below the one with which Gymnasium makes the environment."""
-    return limit is not None and ((registered or 0) < 1 or limit < registered)
+    return limit is not None and (registered is None or registered < 1 or limit < registered)
 
 
 def _register(env_id: str, module: str, package: str) -> None:
