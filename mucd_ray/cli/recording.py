@@ -38,7 +38,7 @@ def record(options, out):
                 raise MucdError(f"--recipe {options.recipe} names a whole dataset: leave out the environment and all that would make another one")
             summary = make(options.recipe, overwrite=options.overwrite, progress=progress)
         else:
-            from mucd_ray.data.environments.declared import UserEnvironment
+            from mucd_ray.data.environments.own import UserEnvironment
             from mucd_ray.data.recording.given import given_policy
             from mucd_ray.data.recording.record import record as record_dataset
             from mucd_ray.modules import import_modules
@@ -103,7 +103,7 @@ def add_card(commands):
 
 def card(options, out):
     from mucd_ray.data.environments.cards import shipped_card
-    from mucd_ray.data.environments.declared import ASKED_FOR, UserEnvironment, card_file, declared
+    from mucd_ray.data.environments.own import ASKED_FOR, UserEnvironment, card_file, declared
     from mucd_ray.data.environments.recorded_in import name_of
     from mucd_ray.data.formats.minari import recorded_environment
     from mucd_ray.modules import import_modules

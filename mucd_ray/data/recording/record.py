@@ -19,7 +19,7 @@ from minari.namespace import NAMESPACE_METADATA_FILENAME
 from minari.storage import get_dataset_path
 
 from mucd_ray.data.environments.cards import shipped_card
-from mucd_ray.data.environments.declared import UserEnvironment
+from mucd_ray.data.environments.own import UserEnvironment
 from mucd_ray.data.environments.frames import SIDE, STACK, AtariFrames
 from mucd_ray.data.environments.make import limited, make_environment
 from mucd_ray.data.formats.metadata import MOST_TEXT

@@ -7,7 +7,7 @@ from dataclasses import replace
 import yaml
 
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
-from mucd_ray.data.environments.declared import UserEnvironment, declared_card
+from mucd_ray.data.environments.own import UserEnvironment, declared_card
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, as_expected, printable, read_file

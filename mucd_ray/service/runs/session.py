@@ -15,7 +15,7 @@ from mucd_ray.certify.planning.size import declared_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard
-from mucd_ray.data.environments.declared import UserEnvironment, card_of
+from mucd_ray.data.environments.own import UserEnvironment, card_of
 from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.formats.minari import load_dataset, source_keys
 from mucd_ray.errors import MucdError

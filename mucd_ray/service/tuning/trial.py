@@ -18,7 +18,7 @@ from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.policy import expected_return_bound, radius_keeping, return_band
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.card import EnvironmentCard
-from mucd_ray.data.environments.declared import UserEnvironment
+from mucd_ray.data.environments.own import UserEnvironment
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.mechanism.outside import Outside

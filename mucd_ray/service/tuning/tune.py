@@ -28,7 +28,7 @@ from mucd_ray.certify.planning.plan import frontier, plan
 from mucd_ray.certify.rounding import exactly, percent_down
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import load_card
-from mucd_ray.data.environments.declared import UserEnvironment, card_of
+from mucd_ray.data.environments.own import UserEnvironment, card_of
 from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.data.recording.behaviours import behaviour_for

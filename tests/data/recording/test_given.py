@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mucd_ray.cli import main
-from mucd_ray.data.environments.declared import UserEnvironment
+from mucd_ray.data.environments.own import UserEnvironment
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.data.recording.given import Given, given_policy
 from mucd_ray.data.recording.record import record

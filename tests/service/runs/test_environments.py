@@ -10,7 +10,7 @@ import pytest
 
 from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.cli import build_parser, main
-from mucd_ray.data.environments.declared import UserEnvironment
+from mucd_ray.data.environments.own import UserEnvironment
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.service.runs.choices import Choices

@@ -9,7 +9,7 @@ import pytest
 
 from mucd_ray.data.environments.card import load_card
 from mucd_ray.data.environments.cards import card_for
-from mucd_ray.data.environments.declared import UserEnvironment, card_file, card_of, declared, declared_card
+from mucd_ray.data.environments.own import UserEnvironment, card_file, card_of, declared, declared_card
 from mucd_ray.data.environments.make import REGISTERING, make_environment
 from mucd_ray.errors import MucdError
 from mucd_ray.modules import import_modules
@@ -49,7 +49,7 @@ def test_a_list_of_missing_fields_may_be_anything(tmp_path, missing, refusal):
 
 
 def test_every_kind_of_numbers_is_scaled_by_its_bounds():
-    from mucd_ray.data.environments.declared import _scales
+    from mucd_ray.data.environments.own import _scales
 
     spaces = gym.spaces
     assert _scales(spaces.Box(0, 255, (4, 4), np.uint8)) == ((127.5,), (127.5,))
