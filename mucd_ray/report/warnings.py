@@ -19,18 +19,20 @@ def warnings_of(certificate: dict, baselines: dict) -> list[str]:
     """
     inputs = certificate["inputs"]
     found = {name: value for name, value in baselines.items() if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)}
-    (low, high), warnings = inputs["return_range"], []
+    (low, high), warnings = inputs.get("return_range") or (0.0, 0.0), []
+    scored = inputs.get("evaluator") is not None
     outside, recorded = found.get("returns_outside", 0), found.get("returns_recorded", 0)
-    if outside > (MANY_RETURNS * recorded if inputs["clipped"] else 0):
+    if outside > (MANY_RETURNS * recorded if inputs.get("clipped") else 0):
         warnings.append(
             f"{outside:,.0f} of {recorded:,.0f} recorded trajectories earn less or more than the range [{exactly(low)}, {exactly(high)}] of the environment's card"
-            + (", into which returns are clipped" if inputs["clipped"] else "") + ": look whether that is its range, and whether these data are what they should be"
+            + (", into which returns are clipped" if inputs.get("clipped") else "") + ": look whether that is its range, and whether these data are what they should be"
         )
     if found.get("observations_outside", 0) > MANY_OBSERVATIONS:
         warnings.append(
             f"feature {found.get('observations_outside_feature', 0):.0f} is beyond the scales of the environment's card in {100 * found['observations_outside']:.0f} % of the recorded "
             "observations, and cut there: look at its center, scale and clip"
         )
-    if found.get("best_constant_return", -math.inf) > certificate["results"]["policy"]["unpoisoned_mean"]:
-        warnings.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
+    policy = certificate["results"].get("policy")
+    if policy and found.get("best_constant_return", -math.inf) > policy["unpoisoned_mean"]:
+        warnings.append(f"a constant action {'scores' if scored else 'earns'} more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
     return warnings

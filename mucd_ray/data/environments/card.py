@@ -15,6 +15,7 @@ from mucd_ray.data.environments import breakout, frames, freeway, halfcheetah, h
 from mucd_ray.data.environments.encoding import encoded
 from mucd_ray.data.environments.make import limited, make_environment, shortens
 from mucd_ray.data.environments.mirror import Mirror
+from mucd_ray.data.environments.past import ACTION, Past, with_past
 from mucd_ray.data.environments.recorded_in import check_arguments, check_environment_id, check_time_limit, name_of
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_types, read_file, read_json
@@ -48,8 +49,9 @@ class EnvironmentCard:
     Attributes:
         env_id, make_kwargs: arguments of `gymnasium.make`.
         wrapper: name of a public wrapper in `WRAPPERS` that the environment is put into, or None.
-        observation_shape: shape of what policies see: one observation, or [history, *shape of one].
+        observation_shape: shape of what policies see: one observation, or [history, *shape of one], or [history, numbers of a step].
         history: policies see so many of an episode's last observations, oldest first; at its beginning the first one stands for those that are missing.
+        recalled: (numbers of an action, *shape of an observation) where policies see an episode's last steps as `past.Past` gives them; else none.
         transform: name of a public function in `TRANSFORMS` that replaces each observation first, or None.
         encoder: (SHA-256 of its file, number of its outputs) of an encoder from outside whose outputs replace each observation first
             (`learn/encoders.py`), or None.
@@ -67,6 +69,8 @@ class EnvironmentCard:
             mechanism, not what others would get.
         mirror_observation, mirror_actions: a public symmetry of the environment, as in `Mirror`; none where they are empty. Learners on raw observations see the mirror image
             of every trajectory, too.
+        entries, learning_rate: public constants for learners on bags and parts with dense networks on raw observations, used where the user gives none: how many entries of
+            an observation a policy looks at (`learn/trainers/built_in.py: Fit`), and the optimiser's learning rate. None: the package's defaults.
         random_return, expert_return: reference returns for normalised scores, if known.
         source: where the constants come from.
 
@@ -79,6 +83,7 @@ class EnvironmentCard:
     wrapper: str | None = None
     observation_shape: tuple[int, ...]
     history: int = 1
+    recalled: tuple[int, ...] = ()
     transform: str | None = None
     encoder: tuple[str, int] | None = None
     indices: tuple[int, ...]
@@ -93,6 +98,8 @@ class EnvironmentCard:
     privileged: bool = False
     mirror_observation: tuple[int, ...] = ()
     mirror_actions: tuple[int, ...] = ()
+    entries: int | None = None
+    learning_rate: float | None = None
     random_return: float | None = None
     expert_return: float | None = None
     source: str
@@ -103,7 +110,7 @@ class EnvironmentCard:
         if not isinstance(self.make_kwargs, dict) or not isinstance(self.source, str):
             raise MucdError(f"card of {self.env_id}: make_kwargs must be an object and source a sentence")
         _check_history(self.history)
-        for name in ("indices", "observation_shape"):
+        for name in ("indices", "observation_shape", "recalled"):
             if not all(type(value) is int and 0 <= value < 1 << 31 for value in getattr(self, name)):
                 raise MucdError(f"card of {self.env_id}: {name} {getattr(self, name)} must be whole numbers from 0 on")
         if math.prod(self.observation_shape) > MOST_ENTRIES:
@@ -112,8 +119,10 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
         if self.encoder is not None:
             self._check_encoder()
-        if self.history > 1 and (self.transform is not None or self.encoder is not None or self.indices or self.observation_shape[:1] != (self.history,)):
+        if (self.history > 1 or self.recalled) and (self.transform is not None or self.encoder is not None or self.indices or self.observation_shape[:1] != (self.history,)):
             raise MucdError(f"history {self.history} is of raw observations: leave the transform, the encoder and the indices of the card of {self.env_id} out")
+        if self.recalled and tuple(self.observation_shape[1:]) != (ACTION + self.recalled[0] + math.prod(self.recalled[1:]),):
+            raise MucdError(f"card of {self.env_id}: steps of shape {self.observation_shape[1:]} do not hold what is recalled, {self.recalled}: leave it out, it follows from the learner")
         if bool(self.mirror_observation) != bool(self.mirror_actions) or self.mirror and len(self.mirror.observation) != math.prod(self.observation_shape):
             raise MucdError(f"card of {self.env_id}: mirror_observation must have one number for each of the {math.prod(self.observation_shape)} entries of an observation, beside mirror_actions")
         if self.wrapper is not None and self.wrapper not in WRAPPERS:
@@ -142,6 +151,11 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: random_return and expert_return {references} must be two different finite numbers, or left out")
         if self.max_episode_steps is not None and not (type(self.max_episode_steps) is int and self.max_episode_steps >= 1):
             raise MucdError(f"card of {self.env_id}: max_episode_steps {self.max_episode_steps!r} must be a whole number, at least 1")
+        most = math.prod(self.observation_shape)
+        if self.entries is not None and not (type(self.entries) is int and 1 <= self.entries <= most):
+            raise MucdError(f"card of {self.env_id}: entries {self.entries!r:.100} must be a whole number from 1 to {most}, the entries of an observation, or left out")
+        if self.learning_rate is not None and not (type(self.learning_rate) in (int, float) and 0 < self.learning_rate < math.inf):
+            raise MucdError(f"card of {self.env_id}: learning_rate {self.learning_rate!r:.100} must be a finite number above 0, or left out")
 
     def _check_encoder(self) -> None:
         sha256, outputs = self.encoder if len(self.encoder) == 2 else (None, None)
@@ -208,6 +222,10 @@ class EnvironmentCard:
             entries = np.where(finite[..., None], entries, np.nan)
         return entries
 
+    def without_learning(self) -> "EnvironmentCard":
+        """The same environment without what learners alone are told, which may differ from one version of a shipped card to the next."""
+        return dataclasses.replace(self, mirror_observation=(), mirror_actions=(), entries=None, learning_rate=None, source="")
+
     def raw(self) -> "EnvironmentCard":
         """The same environment with observations (or what the encoder makes of them) as they are: flattened, neither chosen from, nor transformed, centred or scaled."""
         everything = float(np.finfo(np.float32).max)
@@ -227,15 +245,45 @@ class EnvironmentCard:
         mirror = tuple(number + (size * step if number > 0 else -size * step) for step in range(history) for number in one.mirror_observation)
         return dataclasses.replace(one, history=history, observation_shape=(history, *one.observation_shape), mirror_observation=mirror)
 
+    def with_past(self, history: int, actions: int) -> "EnvironmentCard":
+        """A raw card whose policies see the last `history` steps of an episode, each with the action before it, `actions` numbers, and the rewards before it.
+
+        Raises:
+            MucdError: as of `with_history`, or an encoder, which sees single observations.
+        """
+        one = self.without_history()
+        _check_history(history)
+        if one.encoder is not None:
+            raise MucdError("an encoder is given one observation at a time, and dt sees the last steps of an episode: leave --encoder out, or use another learner")
+        width = ACTION + actions + math.prod(one.observation_shape)
+        mirror = ()
+        if one.mirror is not None:
+            # The image of the action before a step stands in its place, too; one of several is undone by itself.
+            of_actions = [(1, number + 1) if one.mirror.of_discrete else (1 if number > 0 else -1, abs(number)) for number in one.mirror_actions]
+            numbers = [*range(1, ACTION + 1), *(sign * (ACTION + place) for sign, place in of_actions)]
+            numbers += [number + (ACTION + actions if number > 0 else -ACTION - actions) for number in one.mirror_observation]
+            mirror = tuple(number + (width * step if number > 0 else -width * step) for step in range(history) for number in numbers)
+        return dataclasses.replace(one, history=history, recalled=(actions, *one.observation_shape), observation_shape=(history, width), mirror_observation=mirror)
+
     def without_history(self) -> "EnvironmentCard":
         """The card of one observation."""
-        shape = self.observation_shape[1:]
-        return self if self.history == 1 else dataclasses.replace(self, history=1, observation_shape=shape, mirror_observation=self.mirror_observation[: math.prod(shape)])
+        if self.history == 1 and not self.recalled:
+            return self
+        shape = self.recalled[1:] if self.recalled else self.observation_shape[1:]
+        mirror = self.mirror_observation[: math.prod(shape)]
+        if self.recalled and self.mirror_observation:
+            before = ACTION + self.recalled[0]
+            mirror = tuple(number - before if number > 0 else number + before for number in self.mirror_observation[before : before + math.prod(shape)])
+        return dataclasses.replace(self, history=1, recalled=(), observation_shape=shape, mirror_observation=mirror)
+
+    def as_seen(self, dataset: OfflineDataset) -> OfflineDataset:
+        """The transitions of a dataset with (next) observations as policies see them: a map of each trajectory by itself."""
+        return with_past(dataset, self.history) if self.recalled else dataset.with_history(self.history)
 
     def features_source(self) -> dict:
         """What policies see, as a certificate says it (certify/file/evidence.py)."""
         source = "privileged" if self.privileged else "raw" if self == self.raw() else "card"
-        stacked = {"history": self.history} if self.history > 1 else {}
+        stacked = {"steps": self.history} if self.recalled else {"history": self.history} if self.history > 1 else {}
         return {"source": "encoder" if self.encoder else source, "card": self.env_id, "encoder": self.encoder and self.encoder[0]} | stacked
 
     def discounted_range(self, discount: float) -> tuple[float, float]:
@@ -280,6 +328,8 @@ class EnvironmentCard:
         """
         environment = limited(make_environment(self.env_id, **self.make_kwargs), self.env_id, self.max_episode_steps)
         environment = environment if self.wrapper is None else WRAPPERS[self.wrapper](environment)
+        if self.recalled:
+            return Past(environment, self.history)
         return environment if self.history == 1 else gym.wrappers.FrameStackObservation(environment, self.history, padding_type="reset")
 
     def _shortens(self, registered: int | None) -> bool:
@@ -289,11 +339,11 @@ class EnvironmentCard:
     @property
     def is_as_registered(self) -> bool:
         """Whether the environment is what Gymnasium makes of its id alone."""
-        return not self.make_kwargs and self.wrapper is None and self.history == 1 and not self._shortens(gym.spec(self.env_id).max_episode_steps)
+        return not self.make_kwargs and self.wrapper is None and self.history == 1 and not self.recalled and not self._shortens(gym.spec(self.env_id).max_episode_steps)
 
     def check(self, dataset: OfflineDataset) -> None:
         """Raise MucdError unless the dataset was recorded in this environment: same id, arguments, wrappers and time limit (if known), observation shape, action space."""
-        if self.history > 1:
+        if self.history > 1 or self.recalled:
             return self.without_history().check(dataset)
         check_environment_id(dataset, self.env_id)
         environment = self.make()
@@ -308,14 +358,14 @@ class EnvironmentCard:
                 f"dataset {dataset.name} has observations of shape {dataset.observations.shape[1:]}, the card of {self.env_id} expects "
                 f"{tuple(self.observation_shape)}: use the card that fits the recording"
             )
-        if dataset.action_space != action_space:
+        if not dataset.fits_actions(action_space):
             raise MucdError(
                 f"dataset {dataset.name} declares actions in {dataset.action_space}, {self.env_id} has {action_space}: use the environment that was recorded"
             )
 
     def to_dict(self) -> dict:
-        """Plain JSON values; `from_dict` inverts it. Neither history nor mirror where there is none: runs of earlier versions have no such fields."""
-        unknown_before = {"history": 1, "mirror_observation": (), "mirror_actions": ()}
+        """Plain JSON values; `from_dict` inverts it. Fields that cards of earlier versions' runs do not have are left out where they say nothing."""
+        unknown_before = {"history": 1, "recalled": (), "mirror_observation": (), "mirror_actions": (), "entries": None, "learning_rate": None}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in unknown_before or value != unknown_before[name]}
         return json.loads(json.dumps(values, sort_keys=True))
 
@@ -367,6 +417,6 @@ def load_card(path) -> EnvironmentCard:
         if lacking:
             raise MucdError(f"card {path} is not complete: {', '.join(lacking)} must be filled in by you, and not from the data to be certified (`mucd card` says what they are)")
     card = EnvironmentCard.from_dict(values)
-    if card.history > 1:
+    if card.history > 1 or card.recalled:
         raise MucdError(f"card {path} has the history {card.history}: a card is about one observation; leave it out, and give --history {card.history}")
     return card

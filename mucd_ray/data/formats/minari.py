@@ -13,7 +13,7 @@ from minari.storage import get_dataset_path
 
 from mucd_ray.data.dataset import OfflineDataset, as_column
 from mucd_ray.data.formats.hdf5 import Hdf5File
-from mucd_ray.data.formats.keys import MOST_LOOKED_AT, only_key, told
+from mucd_ray.data.formats.keys import MOST_LOOKED_AT, OWN, only_key, told
 from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
 from mucd_ray.data.formats.tables import FORMATS, Tables, episode_metadata
 from mucd_ray.errors import MucdError
@@ -94,6 +94,7 @@ def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | No
         truncations=joined("truncations"),
         trajectory_starts=np.cumsum([0] + [len(episode["rewards"]) for episode in episodes]),
         action_space=metadata.action_space,
+        actions_declared=metadata.actions_declared,
         observation_space=metadata.observation_space,
         source_keys=None if source_key is None else [episode["key"] for episode in episodes],
     )
@@ -119,9 +120,8 @@ def source_keys(dataset_id: str, root: Path | None = None) -> str:
         return told(_key_names(folder, metadata))
 
 
-@contextlib.contextmanager
-def _opened(dataset_id: str, root: Path | None):
-    """(folder of the data, metadata) of a dataset, once it is known to be one; what fails inside is one line about it."""
+def check_is_local(dataset_id: str, root: Path | None = None) -> Path:
+    """The folder of a local dataset. Raises MucdError for an id that is malformed, or of none."""
     if len(dataset_id) > MOST_TEXT or not DATASET_ID_RE.fullmatch(dataset_id):
         raise MucdError(f"dataset id {dataset_id[:MOST_TEXT]!r} is malformed: use (namespace/)name-v0, the name of a folder under MINARI_DATASETS_PATH")
     path = get_dataset_path(dataset_id) if root is None else root / dataset_id
@@ -131,6 +131,13 @@ def _opened(dataset_id: str, root: Path | None):
             f"dataset {dataset_id!r} is not among the local Minari datasets ({known}) in {get_dataset_path()}: "
             "set MINARI_DATASETS_PATH to its folder, or make one with `mucd record`"
         )
+    return path
+
+
+@contextlib.contextmanager
+def _opened(dataset_id: str, root: Path | None):
+    """(folder of the data, metadata) of a dataset, once it is known to be one; what fails inside is one line about it."""
+    path = check_is_local(dataset_id, root)
     try:
         check_within(path / "data", path)
         metadata = read_metadata(path / "data")
@@ -150,7 +157,7 @@ def _opened(dataset_id: str, root: Path | None):
 def _episodes(folder: Path, metadata: Metadata, source_key: str | None) -> list[dict]:
     """The arrays of every episode, their lengths checked against each other and the totals, and its `key`, None without one."""
     episodes, steps = [], 0
-    for number, episode in enumerate(_stored(folder, metadata, source_key)):
+    for number, episode in enumerate(_stored(folder, metadata, _one_key(folder, source_key))):
         for name in ("rewards", "terminations", "truncations"):
             episode[name] = as_column(episode[name], name)
         for name in ("observations", "actions"):
@@ -169,15 +176,44 @@ def _episodes(folder: Path, metadata: Metadata, source_key: str | None) -> list[
     return episodes
 
 
-def _stored(folder: Path, metadata: Metadata, source_key: str | None):
-    """Yields the arrays of each episode as they are stored, and its key."""
+def stored_with_keys(folder: Path, metadata: Metadata):
+    """Yields the arrays of each episode, their lengths unchecked, with "key": {name: key} of all that may tell its source.
+
+    Raises:
+        MucdError, ValueError, OSError or whatever a parser raises: files that are damaged or not what they should be.
+    """
+    def keys(number, content=None, group=None):
+        if content is None:
+            return {name: key for name, value in episode_metadata(folder, number).items() if name not in OWN and isinstance(value, (str, int)) and (key := only_key([value], name, number))}
+        found = {}
+        for name in sorted(content.key_names(group) - set(OWN)):
+            with contextlib.suppress(MucdError):
+                found[name] = only_key(content.keys(group, name), name, number)
+        return {name: key for name, key in found.items() if key}
+
+    yield from _stored(folder, metadata, keys)
+
+
+def _one_key(folder: Path, source_key: str | None):
+    """A function that gives an episode's key of this name; None without one."""
+    def key(number, content=None, group=None):
+        if source_key is None:
+            return None
+        values = [episode_metadata(folder, number).get(source_key)] if content is None else content.keys(group, source_key)
+        return only_key(values, source_key, number)
+
+    return key
+
+
+def _stored(folder: Path, metadata: Metadata, key_of):
+    """Yields the arrays of each episode as they are stored, and its `key`: key_of(number) of a table, key_of(number, file, group) of HDF5."""
     image = metadata.jpeg and is_image_space(metadata.observation_space)
     if metadata.jpeg and is_image_space(metadata.action_space):
         raise MucdError("its actions are images: only Discrete and one-dimensional Box actions are supported")
     if metadata.data_format in FORMATS:
         with Tables(folder, metadata, image) as tables:
             for number in range(metadata.episodes):
-                yield tables.episode(number) | {"key": None if source_key is None else only_key([episode_metadata(folder, number).get(source_key)], source_key, number)}
+                yield tables.episode(number) | {"key": key_of(number)}
         return
     with _hdf5(folder, metadata) as content:
         for number in range(metadata.episodes):
@@ -185,7 +221,7 @@ def _stored(folder: Path, metadata: Metadata, source_key: str | None):
             episode = {name: content.array(group, name) for name in ("actions", "rewards", "terminations", "truncations")}
             shape = metadata.observation_space.shape
             episode["observations"] = content.images(group, "observations", shape) if image else content.array(group, "observations")
-            yield episode | {"key": None if source_key is None else only_key(content.keys(group, source_key), source_key, number)}
+            yield episode | {"key": key_of(number, content, group)}
 
 
 def _key_names(folder: Path, metadata: Metadata) -> set[str]:

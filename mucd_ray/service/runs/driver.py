@@ -45,7 +45,7 @@ ROWS_AT_A_TIME, ROUNDING = 1 << 16, 1e-6
 
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Recorded:
     """The data as the learner reads it; says on standard error how many units are longer than the cap."""
-    dataset = dataset.with_history(settings.card.history)
+    dataset = settings.card.as_seen(dataset)
     if settings.trainer is not None:
         return Recorded.of(dataset, settings.mechanism.unit)
     cap, unit = settings.learner.local.cap, settings.mechanism.unit
@@ -74,7 +74,7 @@ def trusted_units(settings: RunSettings) -> Units | Recorded | None:
     trusted = load_dataset(name)
     if trusted.fingerprint() != fingerprint:
         raise MucdError(f"the trusted dataset {name} has changed since the run began: restore it, or start a new run folder")
-    trusted = trusted.with_history(settings.card.history)
+    trusted = settings.card.as_seen(trusted)
     if settings.trainer is not None:
         return Recorded.of(trusted, settings.trusted_unit)
     return make_units(trusted, settings.card, settings.problem, settings.trusted_unit)
@@ -411,7 +411,7 @@ def _halve(call: Call) -> list[Call]:
 def _bounds_in_short(bounds: dict | None) -> str:
     if bounds is None:
         return ""
-    return f"at {bounds['instances']}: mean return {round_down(bounds['mean_return'], 4)}, half kept up to r = {bounds['keeps']['0.5']['radius']}"
+    return f"at {bounds['instances']}: mean {bounds['what']} {round_down(bounds['mean_return'], 4)}, half kept up to r = {bounds['keeps']['0.5']['radius']}"
 
 
 def _tell_look(certificate: dict) -> None:
@@ -431,7 +431,9 @@ def discounted_returns(dataset: OfflineDataset, discount: float) -> np.ndarray:
 
 
 def behaviour_return(settings: RunSettings, dataset: OfflineDataset) -> dict[str, float]:
-    """{"behaviour": the recorded trajectories' mean return, clipped where returns are}; {} if poisoned rewards make it infinite."""
+    """{"behaviour": the recorded trajectories' mean return, clipped where returns are}; {} if poisoned rewards make it infinite, or nothing is played."""
+    if not settings.rollouts or settings.evaluator is not None:
+        return {}
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(settings.card.clipped(discounted_returns(dataset, settings.discount)).mean())
     return {"behaviour": mean} if np.isfinite(mean) else {}
@@ -449,10 +451,11 @@ def recorded_outside(settings: RunSettings, dataset: OfflineDataset) -> dict[str
         returns_recorded, and returns_outside of these; and where features are scaled observations_outside, the largest share of the observations in which a feature is beyond
         the clip, and observations_outside_feature, that feature.
     """
-    low, high = settings.return_range
-    returns = discounted_returns(dataset, settings.discount)
-    found = {"returns_recorded": len(returns), "returns_outside": int((~((returns >= low) & (returns <= high))).sum())}
-    card = settings.card
+    card, found = settings.card, {}
+    if settings.plays and settings.evaluator is None:
+        low, high = settings.return_range
+        returns = discounted_returns(dataset, settings.discount)
+        found = {"returns_recorded": len(returns), "returns_outside": int((~((returns >= low) & (returns <= high))).sum())}
     if card.clip >= WIDEST_CLIP:
         return found
     unclipped, outside = replace(card, clip=WIDEST_CLIP), np.zeros(card.width)

@@ -9,8 +9,8 @@ import pytest
 
 from mucd_ray.data.environments.card import load_card
 from mucd_ray.data.environments.cards import card_for
-from mucd_ray.data.environments.own import UserEnvironment, card_file, card_of, declared, declared_card
 from mucd_ray.data.environments.make import REGISTERING, make_environment
+from mucd_ray.data.environments.own import UserEnvironment, card_file, card_of, declared, declared_card
 from mucd_ray.errors import MucdError
 from mucd_ray.modules import import_modules
 
