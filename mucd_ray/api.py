@@ -38,7 +38,7 @@ ELSEWHERE = (
 )
 
 
-def run(dataset: str, *, storage: str, trainer: Callable | str | None = None, environment: "EnvironmentCard | str | None" = None, **options) -> dict:
+def run(dataset: str, *, storage: str, trainer: Callable | str | None = None, environment: "EnvironmentCard | str | None" = None, imports: str | tuple[str, ...] = (), **options) -> dict:
     """Train an ensemble on a dataset, certify it and write a run folder: `mucd run`, whose options are the keyword arguments.
 
     Args:
@@ -46,6 +46,7 @@ def run(dataset: str, *, storage: str, trainer: Callable | str | None = None, en
         storage: run folder; an unfinished run there is continued.
         trainer: a learner's name (docs/algorithms.md), "package.module:function", "path/to/file.py:function", or a function at the top of a file.
         environment: the environment's public facts, as a card or the path of its JSON file; by default the shipped card of the environment that the dataset names.
+        imports: modules that register the environment, imported by every process that makes it: --import. With return_range=(lo, hi) no card is needed.
         options: of `mucd run --help`, with _ in the place of -, such as mechanism="bag", bag_size=10, instances=300; `constant={"alpha": 2.0}`, `mirrored=False`.
 
     Returns:
@@ -61,7 +62,8 @@ def run(dataset: str, *, storage: str, trainer: Callable | str | None = None, en
             options["trainer"] = _name_of(trainer) if callable(trainer) else trainer
         if environment is not None:
             options["card"] = environment if isinstance(environment, (str, Path)) else _written(environment, stack)
-        return _called(start_run, ["run", dataset], {"storage": storage} | options)
+        named = [f"--import={name}" for name in ([imports] if isinstance(imports, str) else imports)]
+        return _called(start_run, ["run", dataset, *named], {"storage": storage} | options)
 
 
 def load(run: str, *, encoder: str | None = None) -> "Ensemble":
@@ -176,6 +178,8 @@ def _words(option: str, value) -> list[str]:
         return []
     if isinstance(value, bool):
         return [option if value else option.replace("--", "--no-", 1)]
+    if option == "--make-kwargs":
+        return [f"{option}={json.dumps(value)}"]
     if isinstance(value, dict):
         return [f"{option}={key}={number}" for key, number in value.items()]
     return [f"{option}={','.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"]

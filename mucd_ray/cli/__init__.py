@@ -30,6 +30,7 @@ DESCRIPTION = "Certified defence of offline reinforcement learning against poiso
 # In the order in which --help lists them.
 COMMANDS = (
     recording.add_record,
+    recording.add_card,
     importing.add_import,
     importing.add_inspect,
     training.add_run,

@@ -1,9 +1,14 @@
 """How a command is declared, and the options that several commands share."""
 
 import argparse
+import json
 import os
+import re
 
 from mucd_ray.words import harmless
+
+# A negative number that begins a list, which argparse takes for an option.
+NEGATIVE_LIST = re.compile(r"-[\d.][\d.eE+-]*,[\d.eE+-]*")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -16,6 +21,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 class Parser(argparse.ArgumentParser):
     """Bad arguments are one line, like all other bad input."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        if args is not None:
+            args = list(args)
+            for place in range(len(args) - 1, 0, -1):
+                if NEGATIVE_LIST.fullmatch(args[place]) and re.fullmatch("--[a-z-]+", args[place - 1]):
+                    args[place - 1 : place + 1] = [f"{args[place - 1]}={args[place]}"]
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         self.exit(2, harmless(f"mucd: error: {' '.join(message.split())}; see `{self.prog} --help`") + "\n")
@@ -40,6 +53,35 @@ def key(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it is empty: name the key, or leave it out")
     return text
+
+
+def bounds(text: str) -> tuple[float, float]:
+    """"LO,HI"."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r:.100} must be two numbers with a comma between, such as -500,330") from None
+    return low, high
+
+
+def json_object(text: str) -> dict:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise argparse.ArgumentTypeError(f"{text!r:.100} must be a JSON object, such as '{{\"continuous\": true}}'")
+    return values
+
+
+def add_environment(sub, returns=True, again=False, when=""):
+    """How an environment is made without a card; with `returns` also the range of returns. `again`: what a run began with is to be said again. See `UserEnvironment`."""
+    group = sub.add_argument_group("environment" + (f" ({when}each as the run began with it: a run folder alone imports and makes nothing)" if again else ""))
+    group.add_argument("--import", dest="imports", action="append", metavar="MODULE", help="import package.module or path/to/file.py, which registers the environment, in every process that makes it; may be repeated")
+    group.add_argument("--make-kwargs", type=json_object, metavar="JSON", help="arguments of the environment, such as '{\"continuous\": true}' (default: those of its card)")
+    group.add_argument("--max-episode-steps", type=int, metavar="N", help="cut episodes after N steps; needed where the environment has no time limit (default: as registered, or that of its card)")
+    if returns:
+        group.add_argument("--return-range", type=bounds, metavar="LO,HI", help="clip the return of every episode into this range, which must not follow from the data; with it bags, parts and trainers of yours need no card (default: the card's)")
 
 
 def add_accountant(sub, default=lambda value: value):

@@ -1,9 +1,9 @@
-"""`mucd record`: datasets of one's own."""
+"""`mucd record` and `mucd card`: datasets of one's own, and what is public about their environments."""
 
 import json
 import sys
 
-from mucd_ray.cli.options import add_command
+from mucd_ray.cli.options import add_command, add_environment, path
 from mucd_ray.cli.process import progress_bar
 from mucd_ray.errors import MucdError
 from mucd_ray.words import counted
@@ -11,17 +11,19 @@ from mucd_ray.words import counted
 
 def add_record(commands):
     sub = add_command(commands, "record", record, "Record a real Minari dataset with a named behaviour policy.", "mucd record Acrobot-v1 --dataset acrobot/mixed-v0")
-    sub.add_argument("environment", nargs="?", help="Gymnasium id")
+    sub.add_argument("environment", nargs="?", help="Gymnasium id; with --policy of any environment")
     sub.add_argument("--list", action="store_true", help="list the recipes (with size, mean return and time to make) and the behaviours")
     sub.add_argument("--recipe", metavar="ID", help="make this listed dataset, exactly")
     sub.add_argument("--dataset", help="Minari id to write, such as acrobot/mixed-v0")
     sub.add_argument("--behaviour", help="behaviour policy (default: the environment's first)")
+    sub.add_argument("--policy", metavar="POLICY", help="record a policy of yours instead: path/to/file.py:function or package.module:function from an observation to an action (or an object with act, and perhaps reset), model.zip of Stable-Baselines3 (executed, like any pickle), or random")
     sub.add_argument("--transitions", type=int, help="at least this many, in whole episodes (default: 20000)")
     sub.add_argument("--noise", type=float, nargs="+", help="noise levels, one drawn per episode: probability of a random action or, for continuous actions, standard deviation in half ranges (default: the behaviour's)")
     sub.add_argument("--seed", type=int, help="seed of behaviour and environment (default: 0)")
     sub.add_argument("--operators", type=int, metavar="K", help="K operators take turns, each with one of the noise levels; episodes have the key `operator`, for `mucd run --source-key operator`")
     sub.add_argument("--frames", action="store_true", help="of an Atari game, store small grey frames instead of RAM")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing dataset of this id")
+    add_environment(sub, returns=False)
 
 
 def record(options, out):
@@ -31,18 +33,24 @@ def record(options, out):
         if options.recipe:
             from mucd_ray.data.recording.recipes import make
 
-            others = ("environment", "dataset", "behaviour", "transitions", "noise", "seed", "operators", "frames")
+            others = ("environment", "dataset", "behaviour", "transitions", "noise", "seed", "operators", "frames", "policy", "imports", "make_kwargs", "max_episode_steps")
             if any(getattr(options, name) not in (None, False) for name in others):
                 raise MucdError(f"--recipe {options.recipe} names a whole dataset: leave out the environment and all that would make another one")
             summary = make(options.recipe, overwrite=options.overwrite, progress=progress)
         else:
+            from mucd_ray.data.environments.own import UserEnvironment
+            from mucd_ray.data.recording.given import given_policy
             from mucd_ray.data.recording.record import record as record_dataset
+            from mucd_ray.modules import import_modules
 
             if not options.environment or not options.dataset:
                 raise MucdError("record needs an environment and --dataset ID, for example: mucd record Acrobot-v1 --dataset acrobot/mixed-v0, or --recipe ID")
+            said = UserEnvironment.of(options)
+            import_modules(said.imports)
             summary = record_dataset(
                 options.environment, options.behaviour, 20_000 if options.transitions is None else options.transitions, options.seed or 0, options.dataset,
                 tuple(options.noise) if options.noise else None, frames=options.frames, operators=options.operators, overwrite=options.overwrite, progress=progress,
+                policy=given_policy(options.policy, options.environment) if options.policy else None, said=said,
             )
     text = (
         f"{summary['dataset_id']}: {counted(summary['transitions'], 'transition')} in {counted(summary['trajectories'], 'trajectory')} of {summary['env_id']}, "
@@ -84,3 +92,32 @@ def _list_recordings(options, out):
 def _environment(row: dict) -> str:
     arguments = ", ".join(f"{name}={value}" for name, value in row["make_kwargs"].items())
     return row["env_id"] + (f" ({arguments})" if arguments else "")
+
+
+def add_card(commands):
+    sub = add_command(commands, "card", card, "Write an environment's card of what the environment itself declares, and mark what is to be filled in.", "mucd card Acrobot-v1 --out acrobot.json")
+    sub.add_argument("subject", metavar="ENV|DATASET", help="Gymnasium id, or a dataset, of which nothing is read but the id of its environment")
+    sub.add_argument("--out", type=path, metavar="FILE", help="write it there (default: standard output)")
+    add_environment(sub)
+
+
+def card(options, out):
+    from mucd_ray.data.environments.cards import shipped_card
+    from mucd_ray.data.environments.own import ASKED_FOR, UserEnvironment, card_file, declared
+    from mucd_ray.data.environments.recorded_in import name_of
+    from mucd_ray.data.formats.minari import recorded_environment
+    from mucd_ray.modules import import_modules
+
+    said = UserEnvironment.of(options)
+    import_modules(said.imports)
+    recorded = recorded_environment(options.subject)
+    # What a dataset names is looked up in what is registered, and nothing that it names is imported.
+    text, missing = card_file(declared(options.subject if recorded is None else name_of(recorded), said))
+    if options.out:
+        with open(options.out, "x", encoding="utf-8") as file:
+            file.write(text + "\n")
+    out(text if not options.out else json.dumps({"card": options.out, "missing": missing}) if options.json else options.out)
+    for name in missing:
+        print(f"mucd: {name} is not declared and to be filled in, never from the data to be certified: {ASKED_FOR[name]}", file=sys.stderr)
+    if shipped_card(recorded or options.subject) is not None:
+        print("mucd: a card is shipped for this environment, and used where no other is given", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mucd_ray.cli.options import add_choices, add_command, add_resources, add_until, key, path
+from mucd_ray.cli.options import add_choices, add_command, add_environment, add_resources, add_until, key, path
 
 
 def add_run(commands):
@@ -10,7 +10,7 @@ def add_run(commands):
     sub.add_argument("dataset", help="Minari dataset id (local, or under MINARI_DATASETS_PATH)")
     sub.add_argument("--storage", "--out", type=path, required=True, help="run folder, a local path or an fsspec URL such as s3://bucket/run; an unfinished run there is continued")
     sub.add_argument("--instances", type=int, default=1000, help="P, the number of instances")
-    sub.add_argument("--card", type=path, help="JSON file with the environment's public facts (default: the shipped card)")
+    sub.add_argument("--card", type=path, help="JSON file with the environment's public facts, see `mucd card` (default: the shipped card; without one --return-range is enough for bags, parts and trainers of yours)")
     sub.add_argument("--no-environment", action="store_true", help="the dataset's environment is unknown, not installed or does not exist: nothing is played, and actions alone are certified, at the states of --states-file or --trusted-states; of --card what is about observations is taken")
     sub.add_argument("--encoder", type=path, metavar="FILE", help="ONNX or TorchScript file whose outputs replace observations, for every mechanism; it must not depend on this dataset, and is run in this process")
     sub.add_argument("--unit", choices=["transition", "trajectory", "source"], help="what an attacker changes, and what the certificate counts (default: source with --source-key; otherwise trajectory where there are at least 18 of them, transition where there are fewer; with a mechanism given, transition for gaussian and trajectory for all others)")
@@ -68,6 +68,7 @@ def add_run(commands):
     group.add_argument("--trusted-states", metavar="DATASET", help="draw the states at random from this Minari dataset, which you trust and which declares the same spaces; the certificate names it by its content")
     group.add_argument("--held-out", type=int, default=16, help="instances that choose the states and do not vote")
     group.add_argument("--seed", type=int, help="reproducible randomness, for tests: the certificate holds only if no attacker knows it (default: a secret)")
+    add_environment(sub)
     add_choices(sub)
     add_resources(sub, of_run=True)
 
@@ -86,6 +87,7 @@ def add_grow(commands):
     sub.add_argument("--encoder", type=path, metavar="FILE", help="the file with which the run began, if it has one")
     sub.add_argument("--evaluator", metavar="NAME", help="the evaluator with which the run began, if it has one: a run folder alone calls none")
     add_until(sub)
+    add_environment(sub, again=True)
     add_choices(sub, of_run=True)
     add_resources(sub, of_run=True)
 
@@ -102,6 +104,7 @@ def add_certify(commands):
     sub.add_argument("--card", type=path, help="with --policy vote: the file with which the run began, if that was no shipped card: a run folder alone makes no environment")
     sub.add_argument("--encoder", type=path, metavar="FILE", help="with --policy vote: the file with which the run began, if it has one")
     sub.add_argument("--looks", default="fixed", choices=["fixed", "anytime"], help="anytime certifies the largest complete number of the public series 100, 160, 250, ...; fixed one that was asked for")
+    add_environment(sub, again=True, when="with --policy vote ")
     add_choices(sub)
 
 
@@ -121,6 +124,7 @@ def add_tune(commands):
     sub.add_argument("--tune-on", metavar="DATASET", help="Minari dataset that you trust: no attacker can change it")
     sub.add_argument("--simulate", metavar="ENV_ID", help="record fresh data in this environment instead")
     sub.add_argument("--behaviour", help="behaviour policy of --simulate (default: the environment's first)")
+    sub.add_argument("--policy", metavar="POLICY", help="a policy of yours instead, as of `mucd record`")
     sub.add_argument("--transitions", type=int, help="of --simulate (default: 20000)")
     sub.add_argument("--card", type=path, help="JSON file with the environment's public facts (default: the shipped card)")
     sub.add_argument("--mechanism", default="gaussian", choices=["gaussian", "bag", "bag-then-noise", "partition"], help="as of `mucd run`; of bags and parts their size, the algorithm and how it is trained are searched, of bag-then-noise the size of bags, the noise and the steps")
@@ -140,6 +144,7 @@ def add_tune(commands):
     sub.add_argument("--trials", type=int, default=32, help="configurations to try, the package's defaults first")
     sub.add_argument("--most-instances", type=int, default=64, help="of a trial; half of the trials end at an eighth, a quarter and a half of them")
     sub.add_argument("--seed", type=int, default=0, help="of the search")
+    add_environment(sub)
     add_resources(sub, per_trial=True)
 
 

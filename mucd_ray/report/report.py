@@ -24,6 +24,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.report import plots
+from mucd_ray.report.warnings import warnings_of
 from mucd_ray.words import counted
 
 BASELINES = {
@@ -358,6 +359,7 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         threat=THREATS[inputs["threat"]].format(units=UNITS[inputs["mechanism"]["unit"]]),
         accountant=ACCOUNTANTS[inputs["accountant"]],
         baselines=_baseline_rows(results["policy"], inputs, baselines) if results["policy"] else [],
+        warnings=warnings_of(certificate, baselines),
         figures=figures,
         evidence=_flat({key: value for key, value in context.items() if key not in ("baselines", "software")}),
         software=_flat(context.get("software") or {}),

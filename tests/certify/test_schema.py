@@ -58,6 +58,7 @@ def run_context():
     about = pytest.importorskip("mucd_ray.service.runs.about")
     learner = pytest.importorskip("mucd_ray.learn.learner")
     baselines = {"non_private": -80.0, "behaviour": -90.0, "best_constant_action": "1", "best_constant_return": -500.0, "trusted": -95.0, "reference": [0]} | {f"{name}_{what}": value for name in ("non_private", "trusted") for what, value in (("failure", "raised"), ("standard_error", 1.5), ("episodes", 176))}
+    baselines |= {"returns_recorded": 110, "returns_outside": 3, "observations_outside": 0.2, "observations_outside_feature": 2}
     store = SimpleNamespace(baselines=lambda: baselines, targets=lambda: [100], looks=lambda: [100], states_hash=lambda: "ab")
     settings = SimpleNamespace(
         dataset="acrobot/größe-v0",
@@ -72,6 +73,7 @@ def run_context():
         to_dict=lambda: {"card": {}, "fit": {"steps": 5}, "learner": asdict(learner.Learner(learning_rate=0.1, algorithm="dqn", constants={"discount": 0.9}))},
         problem=SimpleNamespace(parameter_count=18),
         code="ef",
+        imports=("my_envs",),
         held_out=16,
         states_sha256=None,
         states_from=None,

@@ -72,7 +72,7 @@ def test_arguments_that_do_not_parse_are_one_line_and_exit_status_2(capsys, argu
 
 
 def test_help_shows_defaults_and_an_example_and_needs_no_heavy_import():
-    for command in ("record", "run", "grow", "certify", "verify", "report", "plan", "tradeoff", "radius"):
+    for command in ("record", "card", "run", "grow", "certify", "verify", "report", "plan", "tradeoff", "radius"):
         result = subprocess.run([sys.executable, "-X", "importtime", "-m", "mucd_ray.cli", command, "--help"], capture_output=True, text=True)
         assert result.returncode == 0 and f"example: mucd {command}" in " ".join(result.stdout.split())
         assert "default:" in result.stdout or command in ("verify", "report")

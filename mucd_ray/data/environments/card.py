@@ -13,7 +13,7 @@ import numpy as np
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments import breakout, frames, freeway, halfcheetah, highway
 from mucd_ray.data.environments.encoding import encoded
-from mucd_ray.data.environments.make import StepLimit, make_environment
+from mucd_ray.data.environments.make import limited, make_environment, shortens
 from mucd_ray.data.environments.mirror import Mirror
 from mucd_ray.data.environments.past import ACTION, Past, with_past
 from mucd_ray.data.environments.recorded_in import check_arguments, check_environment_id, check_time_limit, name_of
@@ -326,15 +326,7 @@ class EnvironmentCard:
         Raises:
             MucdError: it cannot be made, or nothing limits its episodes: a policy may keep one going for ever.
         """
-        environment = make_environment(self.env_id, **self.make_kwargs)
-        if self._shortens(environment.spec.max_episode_steps):
-            environment = StepLimit(environment, self.max_episode_steps)
-        if (environment.spec.max_episode_steps or 0) < 1:  # -1 takes the registered one away
-            environment.close()
-            raise MucdError(
-                f"{self.env_id} has no time limit, and a policy that never ends an episode would run for ever: give a card with max_episode_steps, after which "
-                "episodes are cut, with --card FILE"
-            )
+        environment = limited(make_environment(self.env_id, **self.make_kwargs), self.env_id, self.max_episode_steps)
         environment = environment if self.wrapper is None else WRAPPERS[self.wrapper](environment)
         if self.recalled:
             return Past(environment, self.history)
@@ -342,7 +334,7 @@ class EnvironmentCard:
 
     def _shortens(self, registered: int | None) -> bool:
         """Whether this card's limit is below the one with which Gymnasium makes the environment."""
-        return self.max_episode_steps is not None and (registered is None or self.max_episode_steps < registered)
+        return shortens(self.max_episode_steps, registered)
 
     @property
     def is_as_registered(self) -> bool:
@@ -417,6 +409,13 @@ def load_card(path) -> EnvironmentCard:
         values = read_json(read_file(path, MOST_CARD_BYTES), f"card {path}", infinities=True)
     except (OSError, MucdError) as error:
         raise MucdError(f"card {path} cannot be read ({error}): give a JSON file with the fields of an environment card") from error
+    if isinstance(values, dict):
+        # As `mucd card` writes them: null stands for what the environment does not declare.
+        named = values.pop("missing", [])
+        asked = {"center", "scale", "return_range", *(named if isinstance(named, list) and all(isinstance(name, str) for name in named) else [])}
+        lacking = [name for name, value in values.items() if name in asked and (value is None or isinstance(value, list) and None in value)]
+        if lacking:
+            raise MucdError(f"card {path} is not complete: {', '.join(lacking)} must be filled in by you, and not from the data to be certified (`mucd card` says what they are)")
     card = EnvironmentCard.from_dict(values)
     if card.history > 1 or card.recalled:
         raise MucdError(f"card {path} has the history {card.history}: a card is about one observation; leave it out, and give --history {card.history}")

@@ -16,25 +16,34 @@ def card_for(
     env_id: str, observation_shape: tuple[int, ...] | None = None, action_space: gym.Space | None = None, make_kwargs: dict | None = None,
     wrapper: str | None = None,
 ) -> EnvironmentCard:
+    """`shipped_card`, or MucdError: none is shipped."""
+    card = shipped_card(env_id, observation_shape, action_space, make_kwargs, wrapper)
+    if card is None:
+        raise MucdError(f"{no_card(env_id)}: write one as JSON (`mucd card ID --out FILE` begins it) and pass it with --card FILE")
+    return card
+
+
+def no_card(env_id: str) -> str:
+    """That none is shipped, in words."""
+    shipped = ", ".join(dict.fromkeys(card.env_id for card in CARDS))
+    version = next((f"; the shipped {card.env_id} is another version, with other dynamics or rewards" for card in CARDS if other_version(card.env_id, env_id)), "")
+    return f"no environment card is shipped for {env_id!r} (shipped: {shipped}{version})"
+
+
+def shipped_card(
+    env_id: str, observation_shape: tuple[int, ...] | None = None, action_space: gym.Space | None = None, make_kwargs: dict | None = None,
+    wrapper: str | None = None,
+) -> EnvironmentCard | None:
     """The shipped card of an environment; where it has several, the first that fits what else is given (or the first of all, if none does).
 
     Args:
         env_id: Gymnasium id, with or without its module, or another registered id of the same environment and arguments.
         observation_shape, action_space: of the dataset, say.
         make_kwargs, wrapper: the card's.
-    Raises:
-        MucdError: none is shipped.
     """
     cards = [card for card in CARDS if card.env_id == name_of(env_id)] or [card for card in CARDS if is_alias(env_id, card.env_id, card.make_kwargs)]
-    if not cards:
-        shipped = ", ".join(dict.fromkeys(card.env_id for card in CARDS))
-        version = next((f"; the shipped {card.env_id} is another version, with other dynamics or rewards" for card in CARDS if other_version(card.env_id, env_id)), "")
-        raise MucdError(
-            f"no environment card is shipped for {env_id!r} (shipped: {shipped}{version}): write one as JSON "
-            "(fields as in mucd_ray.data.environments.card.EnvironmentCard) and pass it with --card FILE"
-        )
-    if len(cards) == 1:
-        return cards[0]
+    if len(cards) <= 1:
+        return next(iter(cards), None)
 
     def fits(card):
         return (

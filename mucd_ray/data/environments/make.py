@@ -7,6 +7,7 @@ import gymnasium as gym
 
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
+from mucd_ray.modules import look_in_working_folder
 
 # What an environment's id starts with: (the module it needs, the extra of this package that installs it).
 EXTRAS = {
@@ -16,6 +17,21 @@ EXTRAS = {
         ("Ant-", "HalfCheetah-", "Hopper-", "Humanoid", "Inverted", "Pusher-", "Reacher-", "Swimmer-", "Walker2d-"), ("mujoco", "mujoco")
     ),
     "highway-": ("highway_env", "highway"),
+}
+# Other packages that register environments, by what their ids start with, and how pip calls them. An id that somebody has registered already needs none.
+REGISTERING = {
+    **dict.fromkeys(("MiniGrid-", "BabyAI-"), ("minigrid", "minigrid")),
+    "MiniWorld-": ("miniworld", "miniworld"),
+    "MiniHack-": ("minihack", "minihack"),
+    **dict.fromkeys(
+        ("Fetch", "HandReach", "HandManipulate", "AdroitHand", "PointMaze_", "AntMaze_", "FrankaKitchen"), ("gymnasium_robotics", "gymnasium-robotics")
+    ),
+    "Panda": ("panda_gym", "panda-gym"),
+    "Meta-World/": ("metaworld", "metaworld"),
+    "dm_control/": ("shimmy", "'shimmy[dm-control]'"),
+    "FlappyBird-": ("flappy_bird_gymnasium", "flappy-bird-gymnasium"),
+    "PyFlyt/": ("PyFlyt.gym_envs", "pyflyt"),
+    **dict.fromkeys(("antmaze-", "humanoidmaze-", "pointmaze-", "antsoccer-", "cube-", "scene-", "puzzle-", "powderworld-"), ("ogbench", "ogbench")),
 }
 
 
@@ -34,13 +50,54 @@ def make_environment(env_id: str, **kwargs) -> gym.Env:
     Raises:
         MucdError: the package is not installed, Gymnasium does not know the id, or the environment's code refuses the arguments.
     """
+    name = env_id.rpartition(":")[2]
     for prefix, (module, extra) in EXTRAS.items():
-        if env_id.rpartition(":")[2].startswith(prefix):
+        if name.startswith(prefix):
             _set_up(env_id, module, extra)
+    for prefix, (module, package) in REGISTERING.items():
+        if name.startswith(prefix) and name not in gym.registry and ":" not in env_id:
+            _register(env_id, module, package)
+    if ":" in env_id:
+        look_in_working_folder()
     try:
         return gym.make(env_id, disable_env_checker=True, **kwargs)
-    except Exception as error:  # the code of any environment, and what it imports
+    except gym.error.UnregisteredEnv as error:
+        raise MucdError(
+            f"environment {env_id!r} cannot be made ({printable(error)}): give an installed Gymnasium id, and with --import MODULE the package that registers it, if that is not Gymnasium's own"
+        ) from None
+    except (Exception, SystemExit) as error:  # the code of any environment, and what it imports
         raise MucdError(f"environment {env_id!r} cannot be made ({printable(error) or type(error).__name__}): give an installed Gymnasium id and its arguments") from error
+
+
+def limited(environment: gym.Env, env_id: str, max_episode_steps: int | None) -> gym.Env:
+    """The environment whose episodes are cut after `max_episode_steps`, if that is given and less than the limit that it is registered with.
+
+    Raises:
+        MucdError: nothing limits its episodes: a policy may keep one going for ever.
+    """
+    if shortens(max_episode_steps, environment.spec.max_episode_steps):
+        return StepLimit(environment, max_episode_steps)
+    if (environment.spec.max_episode_steps or 0) < 1:  # -1 takes the registered one away
+        environment.close()
+        raise MucdError(
+            f"{env_id} has no time limit, and a policy that never ends an episode would run for ever: say after how many steps episodes are cut, --max-episode-steps N, or give a card with "
+            "max_episode_steps"
+        )
+    return environment
+
+
+def shortens(limit: int | None, registered: int | None) -> bool:
+    """Whether `limit` is below the one with which Gymnasium makes the environment."""
+    return limit is not None and (registered is None or registered < 1 or limit < registered)
+
+
+def _register(env_id: str, module: str, package: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # any package
+        raise MucdError(
+            f"environment {env_id!r} is registered by {module}, which cannot be imported ({printable(error)}): pip install {package}, or name the module that registers yours with --import"
+        ) from None
 
 
 def _set_up(env_id: str, module: str, extra: str) -> None:

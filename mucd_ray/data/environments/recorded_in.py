@@ -66,7 +66,7 @@ def check_arguments(dataset: OfflineDataset, environment: gym.Env) -> None:
             words = [f"{name}={value!r:.{_MOST_TEXT}}" if value is not _MISSING else f"no {name}" for value in values]
             raise MucdError(
                 f"dataset {dataset.name} was recorded in {dataset.env_id or spec.id} with {words[0]}, the card makes it with {words[1]}: record it again, or give a "
-                "card whose make_kwargs are the recorded ones with --card FILE"
+                "card whose make_kwargs are the recorded ones with --card FILE, or name them with --make-kwargs"
             )
     ours = {wrapper.name for wrapper in spec.additional_wrappers}
     foreign = [name for name in dataset.env_wrappers if name not in HARMLESS | ours]
@@ -89,7 +89,7 @@ def check_time_limit(dataset: OfflineDataset, env_id: str, limit: int, by_card: 
         return
     raise MucdError(
         f"dataset {dataset.name} was recorded in {env_id} with at most {recorded} steps an episode, the card makes it with {limit}: record it again, or give a card "
-        + (f"with max_episode_steps {recorded}" if recorded < limit else "whose make_kwargs have that max_episode_steps") + " with --card FILE"
+        + (f"with max_episode_steps {recorded}" if recorded < limit else "whose make_kwargs have that max_episode_steps") + " with --card FILE" + (f", or --max-episode-steps {recorded}" if recorded < limit else "")
     )
 
 

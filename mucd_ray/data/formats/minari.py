@@ -100,6 +100,20 @@ def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | No
     )
 
 
+def recorded_environment(dataset_id: str, root: Path | None = None) -> str | None:
+    """The id of the environment in which a local Minari dataset says it was recorded; None where there is no such dataset.
+
+    Raises:
+        MucdError: it is damaged, or does not say.
+    """
+    if not DATASET_ID_RE.fullmatch(dataset_id) or not ((get_dataset_path(dataset_id) if root is None else root / dataset_id) / "data").is_dir():
+        return None
+    with _opened(dataset_id, root) as (_, metadata):
+        if metadata.recorded is None or metadata.recorded.env_id is None:
+            raise MucdError("it does not say in which environment it was recorded: name that instead")
+        return metadata.recorded.env_id
+
+
 def source_keys(dataset_id: str, root: Path | None = None) -> str:
     """In words, which source keys the first episodes of a local Minari dataset have. Raises MucdError as `load_dataset`."""
     with _opened(dataset_id, root) as (folder, metadata):

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 
 from mucd_ray.data.environments import breakout, freeway, halfcheetah, highway
+from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.recording import controllers
 from mucd_ray.errors import MucdError
 
@@ -23,7 +24,7 @@ class Behaviour:
     Attributes:
         name, env_id, description: what it is.
         make_kwargs: those of the environment's card, where an id has several.
-        controller: observation -> action, deterministic and without memory.
+        controller: observation -> action; the package's own are deterministic and without memory.
         noise: levels from which `mucd record` draws one per episode. A level is the probability of a uniformly random action or, where actions
             are continuous, the standard deviation of Gaussian noise in units of half the range of an action (the sum is clipped to the range).
     """
@@ -34,9 +35,11 @@ class Behaviour:
     make_kwargs: dict | None = field(default=None)
     controller: Controller
     noise: tuple[float, ...] = NOISE_LEVELS
+    # Whether it sees what is recorded, also where that is frames and the package's own look at the emulator's RAM.
+    sees_recorded = False
 
     def policy(self, level: float, action_space: gym.Space, rng: np.random.Generator) -> Controller:
-        """The controller with noise `level`, all randomness from `rng`."""
+        """The controller with noise `level` for one episode, all randomness from `rng`."""
 
         def random_action(observation):
             if rng.random() < level:
@@ -114,7 +117,7 @@ def behaviour_for(env_id: str, name: str | None = None) -> Behaviour:
     Raises:
         MucdError: unknown name, or none for this environment.
     """
-    fitting = [behaviour for behaviour in BEHAVIOURS.values() if behaviour.env_id == env_id and name in (None, behaviour.name)]
+    fitting = [behaviour for behaviour in BEHAVIOURS.values() if behaviour.env_id == name_of(env_id) and name in (None, behaviour.name)]
     if not fitting:
         known = ", ".join(f"{behaviour.name} ({behaviour.env_id})" for behaviour in BEHAVIOURS.values())
         wanted = f"behaviour {name!r}" if name else "behaviour"

@@ -1,5 +1,6 @@
 """Recording real Minari datasets with scripted behaviour policies."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import numpy as np
 from minari.data_collector import EpisodeBuffer
 from minari.storage import get_dataset_path
 
-from mucd_ray.data.environments.cards import card_for
+from mucd_ray.data.environments.cards import shipped_card
 from mucd_ray.data.environments.frames import SIDE, STACK, AtariFrames
+from mucd_ray.data.environments.make import limited, make_environment
+from mucd_ray.data.environments.own import UserEnvironment
 from mucd_ray.data.formats.writing import target_folder, write_dataset
 from mucd_ray.data.recording.behaviours import Behaviour, behaviour_for
 from mucd_ray.errors import MucdError
@@ -28,6 +31,8 @@ def record(
     *,
     frames: bool = False,
     operators: int | None = None,
+    policy: Behaviour | None = None,
+    said: UserEnvironment = UserEnvironment(),
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     root: Path | None = None,
@@ -38,7 +43,7 @@ def record(
     transitions. Everything follows from `seed`. The dataset appears under its id only when complete; a killed recording leaves none.
 
     Args:
-        env_id: an environment with a shipped card and behaviour.
+        env_id: an environment with a shipped behaviour; with a `policy` any.
         behaviour: its name, or None for the environment's first.
         transitions: at least this many, in whole episodes.
         seed: a whole number, at least 0.
@@ -46,6 +51,8 @@ def record(
         noise: noise levels (see `Behaviour`), instead of the behaviour's own.
         frames: store small grey frames of an Atari game (mucd_ray/data/environments/frames.py); the behaviour acts on the emulator's RAM all the same.
         operators: so many operators take turns, of whom each has one of the noise levels in all episodes, of which each has at least one; the key `OPERATOR` of an episode says whose it is. None: no such key.
+        policy: takes the place of the behaviour (`given_policy`).
+        said: how the environment is made, if not as its shipped card says; whoever calls imports its modules.
         overwrite: replace an existing dataset of this id.
         progress: called as progress(transitions so far, wanted) after each episode.
         root: the folder of the datasets, by default Minari's.
@@ -54,7 +61,9 @@ def record(
     Raises:
         MucdError: bad arguments, an existing id without `overwrite`, or a folder that cannot be written.
     """
-    chosen = behaviour_for(env_id, behaviour)
+    if policy is not None and behaviour is not None:
+        raise MucdError(f"--behaviour {behaviour} and --policy {policy.name}: leave one of them out")
+    chosen = policy or behaviour_for(env_id, behaviour)
     levels = chosen.noise if noise is None else tuple(noise)
     if transitions < 1 or seed < 0:
         raise MucdError(f"transitions {transitions} and seed {seed}: give at least 1 transition and a seed of at least 0")
@@ -63,11 +72,7 @@ def record(
     if operators is not None and not 1 <= operators <= transitions:
         raise MucdError(f"operators {operators}: give at least 1, and at most as many as transitions")
     path = target_folder(dataset_id, overwrite, root or get_dataset_path())
-    shape = (STACK, SIDE, SIDE)
-    card = card_for(env_id, shape if frames else None, make_kwargs=chosen.make_kwargs)
-    if frames and card.observation_shape != shape:
-        raise MucdError(f"{env_id} has no recording of frames: leave out --frames, or choose an Atari game")
-    environment = card.make()
+    environment = _made(env_id, chosen, frames, said)
     try:
         turns = levels if operators is None else [levels[operator % len(levels)] for operator in range(operators)]
         episodes, taken = _episodes(environment, chosen, turns, transitions, operators or 0, seed, progress)
@@ -89,6 +94,24 @@ def record(
     }
 
 
+def _made(env_id: str, behaviour: Behaviour, frames: bool, said: UserEnvironment) -> gym.Env:
+    """As the shipped card makes it, which `mucd run` would take; else as it is registered."""
+    if behaviour.make_kwargs is not None and said.make_kwargs not in (None, behaviour.make_kwargs):
+        raise MucdError(f"--make-kwargs {said.make_kwargs} are not those of the behaviour {behaviour.name}, {behaviour.make_kwargs}: choose another behaviour, or leave them out")
+    shape = (STACK, SIDE, SIDE)
+    wanted = said.make_kwargs if behaviour.make_kwargs is None else behaviour.make_kwargs
+    card = shipped_card(env_id, shape if frames else None, make_kwargs=wanted)
+    if frames and (card is None or card.observation_shape != shape):
+        raise MucdError(f"{env_id} has no recording of frames: leave out --frames, or choose an Atari game")
+    if card is not None and wanted in (None, card.make_kwargs):
+        return said.of_card(card).make()
+    environment = limited(make_environment(env_id, **(wanted or {})), env_id, said.max_episode_steps)
+    if environment.observation_space.shape is None:
+        environment.close()
+        raise MucdError(f"observations of {env_id} are a {type(environment.observation_space).__name__}, not one array: record it with Minari's DataCollector, or wrap the environment")
+    return environment
+
+
 def _episodes(environment: gym.Env, behaviour: Behaviour, turns, transitions: int, least: int, seed: int, progress):
     """Whole episodes, at least so many transitions and episodes, as (buffers, which of the noise levels `turns` each has). Episode k depends on (seed, k) alone, beside its level."""
     order = np.random.default_rng([seed, 0])
@@ -99,17 +122,16 @@ def _episodes(environment: gym.Env, behaviour: Behaviour, turns, transitions: in
         taken.append(int(upcoming.pop()))
         rng = np.random.default_rng([seed, 1, len(episodes)])
         policy = behaviour.policy(float(turns[taken[-1]]), environment.action_space, rng)
-        episodes.append(_episode(environment, policy, int(rng.integers(2**31))))
+        episodes.append(_episode(environment, policy, int(rng.integers(2**31)), isinstance(environment, AtariFrames) and not behaviour.sees_recorded))
         total += len(episodes[-1])
         if progress:
             progress(total, transitions)
     return episodes, taken
 
 
-def _episode(environment: gym.Env, policy, seed: int) -> EpisodeBuffer:
+def _episode(environment: gym.Env, policy, seed: int, sees_ram: bool) -> EpisodeBuffer:
     observation, _ = environment.reset(seed=seed)
     observations, actions, rewards, ended = [observation], [], [], (False, False)
-    sees_ram = isinstance(environment, AtariFrames)
     while not any(ended):
         actions.append(policy(environment.unwrapped.ale.getRAM() if sees_ram else observation))
         observation, reward, *ended, _ = environment.step(actions[-1])
@@ -133,6 +155,14 @@ def _write(environment, behaviour, episodes, metadata, dataset_id, path, overwri
     noise = "standard deviation of Gaussian noise, in half ranges of an action," if continuous else "probability of a uniformly random action"
     description = f"{behaviour.description}; {noise} per episode: {sorted({values['noise'] for values in metadata})}"
     write_dataset(
-        dataset_id, path, episodes, observation_space=environment.observation_space, action_space=environment.action_space, env_spec=environment.spec,
+        dataset_id, path, episodes, observation_space=environment.observation_space, action_space=environment.action_space, env_spec=_spec(environment),
         metadata={"algorithm_name": behaviour.name, "description": description}, episode_metadata=metadata, overwrite=overwrite,
     )
+
+
+def _spec(environment: gym.Env):
+    """What a dataset says about its environment: of a function or a class that is registered itself, its name."""
+    spec = environment.spec
+    if not callable(spec.entry_point):
+        return spec
+    return dataclasses.replace(spec, entry_point=f"{spec.entry_point.__module__}:{getattr(spec.entry_point, '__qualname__', type(spec.entry_point).__qualname__)}")

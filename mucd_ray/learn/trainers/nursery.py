@@ -33,6 +33,7 @@ import numpy as np
 from mucd_ray.learn.trainers.artifacts import from_bytes, given_dtype, policy_of
 from mucd_ray.learn.trainers.bag_files import WRITERS
 from mucd_ray.learn.trainers.given import GivenBag
+from mucd_ray.modules import named_module
 
 FRAME = struct.Struct("!IQ")
 MOST_TEXT = 300
@@ -261,7 +262,7 @@ def function_trainer(name: str):
 def _function(name: str, *arguments):
     """Raises whatever its import does; AttributeError, TypeError where it does not take such arguments."""
     where, _, called = name.rpartition(":")
-    function = getattr(_module(where), called)
+    function = getattr(named_module(where), called)
     inspect.signature(function).bind(*arguments)
     return function
 
@@ -271,17 +272,6 @@ def _seed_generators(seed: int) -> None:
     np.random.seed(seed)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
-
-
-def _module(where: str):
-    if not where.endswith(".py"):
-        return importlib.import_module(where)
-    path = Path(where).resolve()
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def command_trainer(command: str):

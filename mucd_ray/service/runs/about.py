@@ -108,6 +108,7 @@ def context(store: RunStore, settings: RunSettings) -> dict:
         "fit": settings.to_dict()["fit"],
         "parameters": settings.problem.parameter_count if settings.trainer is None else None,
         "code": settings.code,
+        "imports": list(settings.imports),
         "card_sha256": hashlib.sha256(json.dumps(settings.to_dict()["card"], sort_keys=True).encode()).hexdigest(),
         "states_sha256": store.states_hash(),
         "states_chosen_by": _states_chosen_by(settings),

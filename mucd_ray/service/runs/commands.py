@@ -9,6 +9,7 @@ import yaml
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
+from mucd_ray.data.environments.own import UserEnvironment, declared_card
 from mucd_ray.data.formats.minari import load_dataset, local_datasets
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.evaluators import evaluator
@@ -21,12 +22,13 @@ from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside, option_of
+from mucd_ray.modules import import_modules
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
 from mucd_ray.service.runs.neighbours import card_with_metric, certify_neighbours
-from mucd_ray.service.runs.session import Request, card_of, execute, usual_learner
-from mucd_ray.service.runs.settings import RunSettings
+from mucd_ray.service.runs.session import Request, execute, request_card, usual_learner
+from mucd_ray.service.runs.settings import RunSettings, check_imports
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.tuned import read_tuned
@@ -48,6 +50,7 @@ def _check_no_file(name: str) -> None:
 
 def start_run(options, out) -> int:
     _check_no_file(options.dataset)
+    import_modules(options.imports or ())
     if options.tuned:
         trainer = options.algorithm is not None and ":" in options.algorithm
         given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None and not (name == "algorithm" and trainer)]
@@ -68,6 +71,7 @@ def start_run(options, out) -> int:
         dataset=options.dataset,
         instances=options.instances,
         card=load_card(options.card) if options.card else None,
+        environment=UserEnvironment.of(options),
         fraction=0.01 if options.fraction is None else options.fraction,
         units=options.units,
         sample_rate=options.sample_rate,
@@ -112,7 +116,7 @@ def _learner(request: Request, given: dict, dataset: OfflineDataset, accountant:
         given = {"learning_rate": DEFAULT_RATES.get(given["algorithm"], DEFAULT_LEARNERS[mechanism].learning_rate)} | given
     if mechanism not in DEFAULT_LEARNERS:
         return replace(DEFAULT_LEARNERS[Mechanism.kind], **given)
-    return replace(usual_learner(replace(request, mechanism=mechanism), card_of(request, dataset), given.get("network", "dense")), **given)
+    return replace(usual_learner(replace(request, mechanism=mechanism), request_card(replace(request, mechanism=mechanism), dataset), given.get("network", "dense")), **given)
 
 
 def grow_run(options, out) -> int:
@@ -129,9 +133,11 @@ def grow_run(options, out) -> int:
 
 def _may_play(store: RunStore, options) -> None:
     """Raise MucdError unless environment and encoder of a run folder are the user's word; the encoder is ready then."""
-    settings = store.settings()
+    settings, said = store.settings(), UserEnvironment.of(options)
+    check_imports(store, settings, said.imports)
+    import_modules(said.imports)
     if settings.plays:
-        _check_card(store, settings, options.card)
+        _check_card(store, settings, options.card, said)
     if settings.card.encoder is not None:
         content = check_encoder(store.location, settings.card, options.encoder)
         load_encoder(content, settings.card.observation_shape)
@@ -150,8 +156,8 @@ def _may_score(store: RunStore, settings: RunSettings, name: str | None) -> None
         raise MucdError(f"--evaluator {name} is not that of {store.location}, or its file has changed: give the one with which the run began")
 
 
-def _check_card(store: RunStore, settings: RunSettings, path: str | None) -> None:
-    """Raise MucdError unless the card of a run folder is a shipped one or the user's, in the file `path`.
+def _check_card(store: RunStore, settings: RunSettings, path: str | None, said: UserEnvironment) -> None:
+    """Raise MucdError unless the card of a run folder is a shipped one, the user's, in the file `path`, or of what a registered environment declares, each with what the user says beside.
 
     A card says which module is imported, and its arguments may name files or other environments: what a folder brings along is no reason to make it.
     """
@@ -161,13 +167,19 @@ def _check_card(store: RunStore, settings: RunSettings, path: str | None) -> Non
         metric = [card_with_metric(given, settings.mechanism.metric)] if settings.mechanism.kind == Neighbours.kind and given.env_id == card.env_id else []
         return card in [like.without_learning() for like in (given, given.raw(), *metric)]
 
-    if path is None and not any(map(is_of, CARDS)):
+    if path is not None:
+        if not is_of(said.of_card(load_card(path))):
+            raise MucdError(f"card {path} is not that of {store.location}: give the one with which the run began")
+        return
+    if any(is_of(said.of_card(shipped)) for shipped in CARDS if said.make_kwargs in (None, shipped.make_kwargs)):
+        return
+    # By the name alone: the module in an id of the folder is not imported, and its arguments are compared only.
+    scaled = settings.mechanism.kind in WITH_NOISE or settings.mechanism.kind == Neighbours.kind
+    if said.return_range is None or not is_of(declared_card(card.env_id, said, scaled=scaled and card != card.raw())):
         raise MucdError(
             f"{store.location} has no shipped card but one of its own, whose environment is {card.env_id!r:.100}, and which is made only on your word: give the file with "
-            "which you began the run, --card FILE"
+            "which you began the run, --card FILE, or --return-range, --max-episode-steps and --make-kwargs as you gave them then"
         )
-    if path is not None and not is_of(load_card(path)):
-        raise MucdError(f"card {path} is not that of {store.location}: give the one with which the run began")
 
 
 def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:
@@ -256,6 +268,7 @@ def _resources(options) -> Resources:
     return Resources(
         address=options.address, actors=options.actors, block=options.instances_per_actor, device=options.device, gpus_per_actor=options.gpus_per_actor,
         gpu_type=options.gpu_type, wait_for_nodes=options.wait_for_nodes, lease=options.lease, runtime_env=_runtime_env(getattr(options, "runtime_env", None)),
+        imports=tuple(options.imports or ()),
     )
 
 

@@ -5,6 +5,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import ray
@@ -20,7 +21,7 @@ from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units, make_units
 from mucd_ray.service.runs.about import assumptions, context
 from mucd_ray.service.runs.choices import Choices
-from mucd_ray.service.runs.settings import RunSettings, check_code
+from mucd_ray.service.runs.settings import RunSettings, check_code, check_imports
 from mucd_ray.service.runs.tally import Evidence, Tally
 from mucd_ray.service.runs.voting import VotePlan, kind_of, missing_episodes, missing_parts, with_votes
 from mucd_ray.service.storage.store import MOST_INSTANCES, RunStore, instances_of
@@ -37,6 +38,9 @@ LIST_EVERY = 15.0
 ASK_EVERY = 2.0
 # Seconds between two looks: each takes a second of a core.
 LOOK_EVERY = 10.0
+# From here on a clip cuts nothing, as that of raw observations.
+WIDEST_CLIP = 1e30
+ROWS_AT_A_TIME, ROUNDING = 1 << 16, 1e-6
 
 
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Recorded:
@@ -90,6 +94,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     """
     settings = store.settings()
     store.secret()
+    check_imports(store, settings, resources.imports)
     choices.check(settings)
     needed = least_instances(max(settings.actions, 2), effective_eta(choices.eta, choices.looks, instances))
     if instances < needed:
@@ -211,7 +216,7 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     for other in others:
         print(f"mucd: driver {other['process']} on {other['host']} works on this run, too: sharing its work", file=sys.stderr)
     live.renew()
-    pool = trainers(store, settings, dataset, lambda: resources.actors or slot.count(), resources.lease, slot.options)
+    pool = trainers(store, settings, dataset, lambda: resources.actors or slot.count(), resources, slot.options)
     # Only where they will be read.
     trusted = trusted_units(settings) if store.baselines() is None else None
     refs = () if trusted is None else tuple(ray.put(array) for array in trusted.arrays().values())
@@ -220,7 +225,7 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
         driver.choose_states(upcoming=numbers[0])
         driver.train_parts(settings)
         for instances in numbers:
-            evidence = driver.train(instances, behaviour_return(settings, dataset))
+            evidence = driver.train(instances, recorded_values(settings, dataset) if store.baselines() is None else {})
             about = _about(store, settings, choices, instances)
             certificate = driver.ask(driver.certifier, lambda actor: actor.certificate.remote(evidence, *about))
             _tell_look(certificate)
@@ -236,11 +241,11 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     return certificate
 
 
-def trainers(store: RunStore, settings: RunSettings, dataset: OfflineDataset, slots: Callable[[], int], lease: float, options: dict) -> Pool:
+def trainers(store: RunStore, settings: RunSettings, dataset: OfflineDataset, slots: Callable[[], int], resources: Resources, options: dict) -> Pool:
     """A pool of trainers of this run; `options` are Ray's, of each. The data live as long as the calling process: what a worker puts dies with it."""
     arrays = training_units(settings, dataset).arrays().values()
     run, expected, references = store.storage.absolute, data_hash(arrays), [ray.put(array) for array in arrays]
-    return Pool(lambda: Trainer.options(**options).remote(run, expected, *references), slots, lease)
+    return Pool(lambda: Trainer.options(**options).remote(run, resources.imports, expected, *references), slots, resources.lease)
 
 
 class Driver:
@@ -281,7 +286,7 @@ class Driver:
         """The evidence of instances 0..instances-1: what is missing is trained, and beside it the baselines if they are missing, too.
 
         Args:
-            behaviour: the data's part of the baselines, see `behaviour_return`; None: no baselines.
+            behaviour: the data's part of the baselines, see `recorded_values`; None: no baselines.
         """
         # First, since no block takes as long.
         aside = [Call("baselines", self.trusted)] if behaviour is not None and self.store.baselines() is None else []
@@ -432,3 +437,29 @@ def behaviour_return(settings: RunSettings, dataset: OfflineDataset) -> dict[str
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(settings.card.clipped(discounted_returns(dataset, settings.discount)).mean())
     return {"behaviour": mean} if np.isfinite(mean) else {}
+
+
+def recorded_values(settings: RunSettings, dataset: OfflineDataset) -> dict[str, float]:
+    """What reports tell of the recording, and nothing else uses, since an attacker may have written it: `behaviour_return`, and how much of it the environment's card does not cover."""
+    return behaviour_return(settings, dataset) | recorded_outside(settings, dataset)
+
+
+def recorded_outside(settings: RunSettings, dataset: OfflineDataset) -> dict[str, float]:
+    """How much of the recording lies outside what the card declares (report/warnings.py).
+
+    Returns:
+        returns_recorded, and returns_outside of these; and where features are scaled observations_outside, the largest share of the observations in which a feature is beyond
+        the clip, and observations_outside_feature, that feature.
+    """
+    card, found = settings.card, {}
+    if settings.plays and settings.evaluator is None:
+        low, high = settings.return_range
+        returns = discounted_returns(dataset, settings.discount)
+        found = {"returns_recorded": len(returns), "returns_outside": int((~((returns >= low) & (returns <= high))).sum())}
+    if card.clip >= WIDEST_CLIP:
+        return found
+    unclipped, outside = replace(card, clip=WIDEST_CLIP), np.zeros(card.width)
+    for start in range(0, len(dataset), ROWS_AT_A_TIME):
+        outside += (np.abs(unclipped.features(dataset.observations[start : start + ROWS_AT_A_TIME])) > card.clip * (1 + ROUNDING)).sum(0)
+    feature = int(outside.argmax())
+    return found | {"observations_outside": float(outside[feature] / len(dataset)), "observations_outside_feature": feature}

@@ -25,7 +25,7 @@ from mucd_ray.learn.units import Units, make_units
 from mucd_ray.mechanism.neighbours import COSTS, Neighbours
 from mucd_ray.service.runs.about import CARD, context
 from mucd_ray.service.runs.choices import Choices
-from mucd_ray.service.runs.driver import behaviour_return
+from mucd_ray.service.runs.driver import recorded_values
 from mucd_ray.service.runs.settings import RunSettings, check_code
 from mucd_ray.service.runs.voting import with_votes
 from mucd_ray.service.runs.work import baselines, check_returns, rollout_seeds
@@ -103,7 +103,7 @@ def run_neighbours(store: RunStore, dataset: OfflineDataset, choices: Choices, s
         states = store.write_states(met if states is None else states)
         votes = nearest.votes_at(settings.card.features(states), settings.mechanism.recorded)
         if store.baselines() is None:
-            store.write_json("baselines.json", baselines(settings, units, states) | behaviour_return(settings, dataset))
+            store.write_json("baselines.json", baselines(settings, units, states) | recorded_values(settings, dataset))
         radii = dict(zip(COSTS, policy.path_radii.tolist()))
         store.write_json(FILE, {"identity": store.identity, "states": store.states_hash(), "returns": returns.tolist(), "path_radii": radii, "votes": votes.tolist()})
     return certify_neighbours(store, choices, lambda: nearest)

@@ -14,8 +14,10 @@ from mucd_ray.certify.confidence.proportions import LARGEST
 from mucd_ray.certify.planning.size import declared_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_for
+from mucd_ray.data.environments.cards import CARDS, EnvironmentCard
 from mucd_ray.data.environments.declared import DeclaredCard
+from mucd_ray.data.environments.own import UserEnvironment, card_of
+from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.formats.minari import load_dataset, source_keys
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
@@ -29,6 +31,7 @@ from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
+from mucd_ray.modules import import_modules
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_fit, planned, settled
@@ -52,6 +55,8 @@ HISTORY_NOTE = (
     "Policies see the last {history} observations of an episode, oldest first; learners, too, are given each with those before it in its own trajectory. "
     "{how}"
 )
+RANGE_NOTE = f"The range into which returns are clipped was given by the user. {CONDITIONAL}"
+STEPS_NOTE = f"Episodes are cut after {{steps}} steps, a number that was given by the user. {CONDITIONAL}"
 GIVEN_NOTE = f"This number was given by the user. {CONDITIONAL}"
 PAST_NOTE = (
     "Policies see the last {history} steps of an episode, oldest first, each with the action and the sum of all rewards before it; learners are given the same of every trajectory by itself, and "
@@ -75,6 +80,7 @@ class Request:
     dataset: str
     instances: int = 1000
     card: EnvironmentCard | None = None
+    environment: UserEnvironment = UserEnvironment()
     mechanism: str | None = None
     unit: str | None = None
     source_key: str | None = None
@@ -109,7 +115,8 @@ class Request:
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
     """(settings, the user's states or None). Nothing but how many units and trajectories there are is read from the dataset."""
-    tuned = request.tuned
+    tuned, said = request.tuned, request.environment
+    import_modules(said.imports)
     if tuned is not None:
         if request.mechanism not in (None, tuned.kind):
             raise MucdError(f"--tuned holds constants of the {tuned.kind} mechanism: leave it or --mechanism {request.mechanism} out")
@@ -125,9 +132,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     _check_source(request)
     if request.trainer is not None and request.encoder is not None:
         raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
-    card = card_of(request, dataset)
+    card = request_card(request, dataset)
     card.check(dataset)
-    shipped = card in CARDS or request.no_environment and request.card is None
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
     actions, discrete = action_shape(dataset.action_space)
@@ -136,7 +142,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     elif request.mechanism not in WITH_NOISE:
         recalls = request.learner is not None and request.trainer is None and algorithm_for(request.learner.algorithm, discrete).recalls
         card = card.raw().with_past(request.history, actions) if recalls else card.raw().with_history(request.history)
-    if tuned is not None and tuned.environment != card.env_id:
+    if tuned is not None and name_of(tuned.environment) != name_of(card.env_id):
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     observation_space, action_space = _spaces(card)
     actions, discrete = action_shape(action_space)
@@ -189,6 +195,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         states_from=states_from,
         source_key=request.source_key,
         code=code_digest(),
+        imports=said.imports,
         version=package_version(),
         condition=tuned.condition(dataset) if tuned is not None else None,
         trusted=None if request.trusted is None else _trusted(request.trusted, dataset, card),
@@ -196,7 +203,9 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *notes,
             *([LOCAL_NOTE.format(unit=request.unit, cap=learner.local.cap)] if request.unit != "transition" and request.mechanism in WITH_NOISE else []),
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
-            *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
+            *([] if request.card is None or request.card in CARDS else [f"The environment card was given by the user. {CONDITIONAL}"]),
+            *([] if said.return_range is None else [RANGE_NOTE]),
+            *([] if said.max_episode_steps is None else [STEPS_NOTE.format(steps=said.max_episode_steps)]),
             *([] if request.encoder is None else [ENCODER_NOTE]),
             *(
                 [(PAST_NOTE if card.recalled else HISTORY_NOTE).format(history=request.history, how="This number was tuned with the other constants." if tuned else GIVEN_NOTE)]
@@ -293,12 +302,16 @@ def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[flo
     return tuple(low.tolist()), tuple(high.tolist())
 
 
-def card_of(request: Request, dataset: OfflineDataset) -> EnvironmentCard:
-    """The user's card, or else the shipped one; without an environment what the dataset declares. Raises MucdError: there is none."""
+def request_card(request: Request, dataset: OfflineDataset) -> EnvironmentCard:
+    """The card of a `Request` that knows its mechanism, before anything is taken from it or added; without an environment what the dataset declares. Raises MucdError as `card_of`."""
     if request.no_environment:
+        if request.environment != UserEnvironment():
+            raise MucdError("--import, --make-kwargs, --max-episode-steps and --return-range are about an environment: leave them out with --no-environment")
         _check_without_environment(request)
         return DeclaredCard.of(dataset, request.card)
-    return request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
+    scaled = request.mechanism in WITH_NOISE or request.mechanism == Neighbours.kind and request.metric in (None, "declared")
+    env_id = request.card.env_id if request.card else _environment_of(dataset)
+    return card_of(env_id, request.environment, request.card, scaled=scaled, observation_shape=dataset.observations.shape[1:], action_space=dataset.action_space)
 
 
 def usual_learner(request: Request, card: EnvironmentCard, network: str = "dense") -> Learner:
@@ -377,4 +390,4 @@ def execute(
         store.write_encoder(request.encoder)
     if request.mechanism == Neighbours.kind:
         return finish(store, run_neighbours(store, dataset, choices, states))
-    return finish(store, train(store, dataset, request.instances, choices, resources, states))
+    return finish(store, train(store, dataset, request.instances, choices, replace(resources, imports=request.environment.imports), states))

@@ -16,7 +16,7 @@ from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.data.environments.declared import DeclaredCard, card_from
 from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
-from mucd_ray.files import check_types
+from mucd_ray.files import check_types, printable
 from mucd_ray.learn.algorithms import algorithm_for
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
@@ -73,6 +73,7 @@ class RunSettings:
         source_key: the recorded key that tells the source of a trajectory, where units are sources; else None.
         code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
         condition: what every claim about this run depends on that nothing accounts for (certify/file/evidence.py), or None.
+        imports: modules that the user had imported before the environment was made. Only what he names again is: `check_imports`.
         version: of the package with which the run began, for people: `code` decides what may be mixed. "" in runs of earlier versions.
         assumptions: sentences about how the constants were chosen, repeated in every certificate.
     """
@@ -104,6 +105,7 @@ class RunSettings:
     first_action: int = 0
     condition: str | None = None
     trusted: tuple[str, str] | None = None
+    imports: tuple[str, ...] = ()
     version: str = ""
     assumptions: tuple[str, ...] = ()
 
@@ -112,8 +114,8 @@ class RunSettings:
             value = getattr(self, name)
             if type(value) is not int and not (value is None and name in ("declared_size", "size_margin", "choice_margin")):
                 raise MucdError(f"{name.replace('_', ' ')} {value!r:.100} must be a whole number")
-        if not all(isinstance(text, str) for text in (self.dataset, self.fingerprint, self.code, self.version, *self.assumptions)):
-            raise MucdError("dataset, fingerprint, code, version and assumptions must be texts")
+        if not all(isinstance(text, str) for text in (self.dataset, self.fingerprint, self.code, self.version, *self.imports, *self.assumptions)):
+            raise MucdError("dataset, fingerprint, code, version, imports and assumptions must be texts")
         # `verify` refuses a certificate with any other, when all is trained.
         for text in self.assumptions:
             if not text.isprintable():
@@ -268,6 +270,7 @@ class RunSettings:
                 "learner": Learner(**check_types(Learner, values["learner"] | {"local": local})),
                 "action_bounds": values["action_bounds"] and tuple(map(tuple, values["action_bounds"])),
                 "trusted": values.get("trusted") and tuple(values["trusted"]),
+                "imports": tuple(values.get("imports") or ()),
                 "states_from": values.get("states_from") and tuple(values["states_from"]),
             }
         )
@@ -278,7 +281,7 @@ class RunSettings:
 
     def _deciding(self) -> dict:
         """All but the version: two that train the same instances may share a run. Nor what earlier versions knew nothing of, where it is as they did it."""
-        values = {name: value for name, value in self.to_dict().items() if name != "version" and not (value is None and name in UNKNOWN_BEFORE)}
+        values = {name: value for name, value in self.to_dict().items() if name != "version" and not (value is None and name in UNKNOWN_BEFORE) and (name, value) != ("imports", [])}
         if self.fit is not None:
             values["fit"] = {name: value for name, value in values["fit"].items() if (name, value) not in FIT_AS_BEFORE}
         return values
@@ -313,6 +316,19 @@ def check_code(settings: RunSettings) -> None:
             f"the run began with other code, of {version} ({settings.code or 'unknown'}, now {code_digest()}), whose instances may not be mixed with those of this one: go on with "
             f"the one where `{DIGEST_COMMAND}` prints {settings.code or 'the same'}, or start a new run folder; `mucd certify` still certifies what is there"
         )
+
+
+def check_imports(run, settings: RunSettings, imports: tuple[str, ...]) -> None:
+    """Raise MucdError unless the modules that the user names are those of the run: what a folder names is no reason to import it, and with others its environment may be another.
+
+    Args:
+        run: how to call it.
+    """
+    if imports == settings.imports:
+        return
+    names = " ".join(f"--import {printable(name)}" for name in settings.imports)
+    asked = f"its environment needs modules that are imported only on your word: add {names}" if settings.imports else "it began without --import: leave it out"
+    raise MucdError(f"{getattr(run, 'location', run)} imports {', '.join(map(printable, settings.imports)) or 'nothing'}, and you name {', '.join(imports) or 'nothing'}: {asked}")
 
 
 def check_history(history: int, mechanism: str, unit: str) -> None:

@@ -1,6 +1,5 @@
 """What a user sees of a certified run: the summary as data and as text."""
 
-import math
 from functools import partial
 
 from mucd_ray.certify.file.claim import CONDITIONS, noun
@@ -12,6 +11,7 @@ from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.report.report import report_files
+from mucd_ray.report.warnings import warnings_of
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
 
@@ -57,6 +57,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "sound": results["sound"],
         "eta": inputs["eta"],
         "signal_budget": results["signal_budget"],
+        "warnings": warnings_of(certificate, certificate["context"]["baselines"] or {}),
         "looks": inputs["looks"],
         # A number of instances beside which others were asked for or looked at may have been chosen by results.
         "conditional": inputs["looks"] == "fixed" and inputs["mechanism"]["kind"] != Neighbours.kind and bool(set(store.targets()) - {results["instances"]} or store.looks()),
@@ -163,6 +164,7 @@ def describe(summary: dict) -> str:
     if summary["failures"]:
         causes = ", ".join(f"{number} {cause}" for cause, number in summary["failures_by_cause"].items())
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")
+    lines += [f"warning: {text}" for text in summary["warnings"]]
     if summary.get("unscored"):
         causes = ", ".join(f"{number} {cause}" for cause, number in summary["unscored_by_cause"].items())
         lines.append(f"{counted(summary['unscored'], 'instance')} got no score and count as {exactly(summary['score_range'][0])}: {causes}")
@@ -193,8 +195,6 @@ def _describe_returns(summary: dict, without_chance: bool) -> list[str]:
     bound, baselines = partial(round_down, digits=5, width=high - low), summary["baselines"] or {}
     names = {"non_private": "without privacy" if summary["mechanism"]["kind"] in WITH_NOISE else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
     lines = [f"{name:24s} {_baseline(key, baselines, summary)}" for key, name in names.items() if key in baselines or f"{key}_failure" in baselines]
-    if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
-        lines.append(f"a constant action {'earns' if noun == 'return' else 'scores'} more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
     for share, entry in summary["keeps"].items():
         if entry["radius"] >= 0:
             lines.append(

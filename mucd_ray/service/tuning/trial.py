@@ -18,6 +18,7 @@ from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.policy import expected_return_bound, radius_keeping, return_band
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.card import EnvironmentCard
+from mucd_ray.data.environments.own import UserEnvironment
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.mechanism.outside import Outside
@@ -59,6 +60,7 @@ class Question:
         most_instances: that a trial trains.
         seed: of the search and of the trials' randomness.
         code: digest of the code that trains.
+        imports: modules that the user names, which every trial imports first.
     """
 
     environment: str
@@ -81,6 +83,7 @@ class Question:
     most_instances: int
     seed: int
     code: str
+    imports: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -113,7 +116,8 @@ class Question:
 
     def settings(self, tuned: AnyTuned, dataset: OfflineDataset) -> RunSettings:
         """Of a trial. Its run is about the tuning data, whose certificate would be conditional."""
-        request = Request(dataset=dataset.name, card=EnvironmentCard.from_dict(self.card), units=self.how.units, tuned=tuned, trainer=self.trainer, source_key=self.source_key, states=1, held_out=1)
+        said = UserEnvironment(imports=self.imports)
+        request = Request(dataset=dataset.name, card=EnvironmentCard.from_dict(self.card), environment=said, units=self.how.units, tuned=tuned, trainer=self.trainer, source_key=self.source_key, states=1, held_out=1)
         settings = make_settings(request, dataset, Choices())[0]
         return replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
 
@@ -169,7 +173,7 @@ def run_trial(config: dict, *, question: Question, folder: str, slot: Slot, reso
     group = {"scheduling_strategy": PlacementGroupSchedulingStrategy(ray.util.get_current_placement_group(), placement_group_capture_child_tasks=True)}
     block = resources.block or (GPU_BLOCK if slot.gpus else -(-question.rungs[0] // resources.actors))
     live = Live(store, question.most_instances)
-    pool = trainers(store, settings, dataset, lambda: resources.actors, resources.lease, slot.options | group)
+    pool = trainers(store, settings, dataset, lambda: resources.actors, resources, slot.options | group)
     coordinator = Coordinator.options(**group).remote(store.storage.absolute, 0)
     driver = Driver(store, pool, live, None, coordinator, block, backwards=False, lease=resources.lease)
     try:

@@ -28,9 +28,12 @@ from mucd_ray.certify.planning.calibration import MOST_INSTANCES
 from mucd_ray.certify.planning.plan import frontier, plan
 from mucd_ray.certify.rounding import exactly, percent_down
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.environments.cards import card_for, load_card
+from mucd_ray.data.environments.cards import load_card
+from mucd_ray.data.environments.own import UserEnvironment, card_of
+from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.data.recording.behaviours import behaviour_for
+from mucd_ray.data.recording.given import given_policy
 from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
@@ -41,6 +44,7 @@ from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.partition import Partition
+from mucd_ray.modules import import_modules
 from mucd_ray.report import plots
 from mucd_ray.service.runs.mechanisms import DEFAULT_UNITS
 from mucd_ray.service.runs.settings import code_digest
@@ -74,20 +78,23 @@ def tuning_data(options, folder: Path) -> tuple[str, OfflineDataset]:
     if (options.tune_on is None) == (options.simulate is None):
         raise MucdError("tune on data that you trust, --tune-on DATASET, or on the simulator, --simulate ENV_ID: exactly one of them")
     if options.tune_on is not None:
-        if options.behaviour is not None or options.transitions is not None:
-            raise MucdError("--behaviour and --transitions are about --simulate: leave them out with --tune-on")
+        if (options.behaviour, options.policy, options.transitions) != (None, None, None):
+            raise MucdError("--behaviour, --policy and --transitions are about --simulate: leave them out with --tune-on")
         return TRUSTED, load_dataset(options.tune_on, source_key=options.source_key)
     if options.source_key is not None:
         raise MucdError("a simulator records no sources: with --source-key tune on data that you trust, --tune-on DATASET")
-    behaviour, transitions = behaviour_for(options.simulate, options.behaviour), 20_000 if options.transitions is None else options.transitions
+    transitions, said = 20_000 if options.transitions is None else options.transitions, UserEnvironment.of(options)
+    policy = given_policy(options.policy, options.simulate) if options.policy is not None else None
+    named = options.behaviour if policy else behaviour_for(options.simulate, options.behaviour).name
     # Far from the small seeds that people record with.
-    digest = hashlib.sha256(f"mucd tuning {options.simulate} {behaviour.name} {transitions} {options.seed}".encode()).hexdigest()
-    name = f"tuning/{options.simulate.split('/')[-1].lower()}-{digest[:8]}-v0"
+    how = [options.simulate, f"{policy.description} {said}" if policy else named, transitions, options.seed]
+    digest = hashlib.sha256(" ".join(map(str, ["mucd tuning", *how])).encode()).hexdigest()
+    name = f"tuning/{name_of(options.simulate).split('/')[-1].lower()}-{digest[:8]}-v0"
     _check_folder(folder)
     dataset = _recorded_before(folder)
     if dataset is None:
         print(f"mucd: recording {counted(transitions, 'transition', form=',')} of {options.simulate} as {name}", file=sys.stderr)
-        record(options.simulate, behaviour.name, transitions, (1 << 32) + int(digest[8:15], 16), RECORDING, root=folder / DATA, overwrite=True)
+        record(options.simulate, named, transitions, (1 << 32) + int(digest[8:15], 16), RECORDING, root=folder / DATA, overwrite=True, policy=policy, said=said)
         dataset = load_dataset(RECORDING, folder / DATA)
     return SIMULATOR, replace(dataset, name=name)
 
@@ -112,7 +119,10 @@ def make_question(options, kind: str, dataset: OfflineDataset, trainer: Outside 
             raise MucdError(f"--{name.replace('_', '-')} {value} must be at least {least}, and at most {most:,}")
     if dataset.env_id is None and not options.card:
         raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
-    card = load_card(options.card) if options.card else card_for(dataset.env_id, dataset.observations.shape[1:], dataset.action_space)
+    said, given = UserEnvironment.of(options), load_card(options.card) if options.card else None
+    card = card_of(
+        given.env_id if given else dataset.env_id, said, given, scaled=options.mechanism in WITH_NOISE, observation_shape=dataset.observations.shape[1:], action_space=dataset.action_space,
+    )
     kind_of, noise = options.mechanism, options.mechanism == Mechanism.kind
     unit = options.unit or ("source" if options.source_key is not None else DEFAULT_UNITS[kind_of])
     if (unit == "source") != (options.source_key is not None):
@@ -139,7 +149,7 @@ def make_question(options, kind: str, dataset: OfflineDataset, trainer: Outside 
         environment=card.env_id, mechanism=kind_of, unit=unit, algorithms=algorithms, card=card.to_dict(), units=units, fraction=fraction, signal_budget=budget,
         entries=entries, histories=tuple(map(int, histories)), certified_units=certified, certified_noise=inside, discrete=discrete, source_key=options.source_key, trainer=trainer,
         how=Origin(kind=kind, name=dataset.name, fingerprint=content_of(dataset), units=size, trials=options.trials), instances=options.instances,
-        most_instances=options.most_instances, seed=options.seed, code=code_digest(),
+        most_instances=options.most_instances, seed=options.seed, code=code_digest(), imports=said.imports,
     )
     # Whatever is wrong with all trials is said before one begins.
     listed = {"algorithm": algorithms if kind_of not in WITH_NOISE else (), "entries": question.entries, "history": question.histories}
@@ -190,6 +200,7 @@ def study(options, resources: Resources, trainer: Outside | None = None) -> dict
     if "://" in options.storage:
         raise MucdError(f"--storage {options.storage}: a study needs a folder that every node reaches, not a URL")
     folder = Path(options.storage).absolute()
+    import_modules(UserEnvironment.of(options).imports)
     kind, dataset = tuning_data(options, folder)
     question = make_question(options, kind, dataset, trainer)
     if trainer is not None and not (folder / QUESTION).exists():

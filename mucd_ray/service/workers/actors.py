@@ -45,8 +45,8 @@ class Watched:
 class Trainer(Watched):
     """Trains blocks of instances on its assigned device and commits them to the run folder."""
 
-    def __init__(self, run: str, expected_hash: str, *arrays):
-        self.ticks, self.run, self.expected_hash, self.arrays, self.voter = 0, run, expected_hash, arrays, None
+    def __init__(self, run: str, imports: tuple[str, ...], expected_hash: str, *arrays):
+        self.ticks, self.run, self.imports, self.expected_hash, self.arrays, self.voter = 0, run, imports, expected_hash, arrays, None
 
     @ray.method(concurrency_group="watch")
     def progress(self) -> int:
@@ -59,10 +59,13 @@ class Trainer(Watched):
         from mucd_ray.learn.engines.precision import forbid_coarse_products
         from mucd_ray.learn.trainers.recorded import Recorded
         from mucd_ray.learn.units import ARRAYS, Units
+        from mucd_ray.modules import import_modules
         from mucd_ray.service.runs import work  # noqa: F401  what `train` needs, too
         from mucd_ray.service.runs.settings import check_code
         from mucd_ray.service.storage.store import RunStore
 
+        # What the driver was told on its command line, whatever the run folder says.
+        import_modules(self.imports)
         self.store = RunStore.open(self.run)
         self.settings, self.secret = self.store.settings(), self.store.secret()
         check_code(self.settings)

@@ -40,6 +40,7 @@ class Resources:
         wait_for_nodes: do not refuse what the cluster lacks now: an autoscaler will bring it.
         lease: seconds without progress after which a trainer counts as stuck.
         runtime_env: Ray's runtime environment of all processes of this run; None: that of the job, if any.
+        imports: modules that the user named, which every process of the run imports before it makes an environment.
     """
 
     address: str | None = None
@@ -51,6 +52,7 @@ class Resources:
     wait_for_nodes: bool = False
     lease: float = 600.0
     runtime_env: dict | None = None
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not 0 < self.gpus_per_actor <= 1:
