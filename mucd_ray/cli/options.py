@@ -42,6 +42,11 @@ def key(text: str) -> str:
     return text
 
 
+def keys(text: str) -> tuple[str, ...]:
+    """"KEY,KEY"."""
+    return tuple(key(name.strip()) for name in text.split(","))
+
+
 def add_accountant(sub, default=lambda value: value):
     sub.add_argument("--accountant", default=default("tradeoff"), choices=["tradeoff", "rdp", "rdp-mirrored", "adp", "adp-group", "published"], help="outcomes guarantee; published is not sound")
 

@@ -97,7 +97,7 @@ def certificates():
         {"actions": scores_evidence(histogram(levels(values, 0, 1)))},
         {"actions": continuous_evidence(histogram(levels(values, 0, 1)), [0, 0], [1, 1]), "threat": "insert"},
         {"returns": [-90.0], "accountant": "published"},
-        {"mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "features": {"source": "encoder", "card": "Acrobot-v1", "encoder": "0f" * 32}},
+        {"mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "features": {"source": "encoder", "card": "Acrobot-v1", "encoder": "0f" * 32, "keys": ["camera/front", "place"]}},
         {"mechanism": Bag(draws="poisson", sample_rate=0.01), "threat": "substitute", "features": {"source": "raw", "card": "Acrobot-v1", "encoder": None, "history": 4}},
         {"mechanism": BagThenNoise(bag_rate=0.02, sample_rate=0.5, noise_multiplier=4.0, clip_norm=0.1, steps=40, normaliser=10.0), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=300), "actions": votes_evidence(votes)},

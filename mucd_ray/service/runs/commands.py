@@ -21,7 +21,7 @@ from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
 from mucd_ray.service.runs.neighbours import card_with_metric, certify_neighbours
-from mucd_ray.service.runs.session import Request, execute
+from mucd_ray.service.runs.session import Request, execute, read_dataset
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
@@ -74,6 +74,7 @@ def start_run(options, out) -> int:
         tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,
         source_key=options.source_key,
+        observation_keys=options.observation_keys or (),
         chosen=options.chosen,
         rollouts=options.rollouts,
         discount=options.discount,
@@ -84,7 +85,7 @@ def start_run(options, out) -> int:
         history=options.history,
         encoder=read_encoder(options.encoder) if options.encoder else None,
     )
-    dataset, choices = load_dataset(options.dataset, source_key=options.source_key), _choices(options)
+    dataset, choices = read_dataset(request), _choices(options)
     if given:
         request = replace(request, learner=_learner(request, given, dataset.trajectories, choices.accountant))
     return _print(execute(request, options.storage, choices=choices, resources=_resources(options), seed=options.seed, dataset=dataset), options, out)
@@ -106,7 +107,7 @@ def grow_run(options, out) -> int:
         raise MucdError(f"{store.location} is a run of neighbours, which trains no instances: nothing can grow; start a new run for more episodes (--rollouts)")
     _may_play(store, options)
     choices, resources = _choices(options, _certified(store)), _resources(options)
-    dataset = load_dataset(settings.dataset, source_key=settings.source_key)
+    dataset = load_dataset(settings.dataset, source_key=settings.source_key, observation_keys=settings.card.observation_keys)
     return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
 
 
@@ -129,7 +130,7 @@ def _check_card(store: RunStore, settings: RunSettings, path: str | None) -> Non
 
     def is_of(given: EnvironmentCard) -> bool:
         metric = [card_with_metric(given, settings.mechanism.metric)] if settings.mechanism.kind == Neighbours.kind and given.env_id == card.env_id else []
-        return card in (given, given.raw(), *metric)
+        return card in [_as_seen(one, card) for one in (given, given.raw(), *metric)]
 
     if path is None and not any(map(is_of, CARDS)):
         raise MucdError(
@@ -138,6 +139,14 @@ def _check_card(store: RunStore, settings: RunSettings, path: str | None) -> Non
         )
     if path is not None and not is_of(load_card(path)):
         raise MucdError(f"card {path} is not that of {store.location}: give the one with which the run began")
+
+
+def _as_seen(given: EnvironmentCard, card: EnvironmentCard) -> EnvironmentCard:
+    """A card with the keys and the shape of observations of a run's: those may be options of that run."""
+    try:
+        return replace(given, observation_keys=card.observation_keys, observation_shape=card.observation_shape)
+    except MucdError:
+        return given
 
 
 def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:

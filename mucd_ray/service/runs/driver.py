@@ -41,7 +41,7 @@ LOOK_EVERY = 10.0
 
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Recorded:
     """The data as the learner reads it; says on standard error how many units are longer than the cap."""
-    dataset = dataset.with_history(settings.card.history)
+    dataset = settings.card.seen(dataset)
     if settings.trainer is not None:
         return Recorded.of(dataset, settings.mechanism.unit)
     cap, unit = settings.learner.local.cap, settings.mechanism.unit
@@ -67,10 +67,10 @@ def trusted_units(settings: RunSettings) -> Units | Recorded | None:
     if settings.trusted is None:
         return None
     name, fingerprint = settings.trusted
-    trusted = load_dataset(name)
+    trusted = load_dataset(name, observation_keys=settings.card.observation_keys)
     if trusted.fingerprint() != fingerprint:
         raise MucdError(f"the trusted dataset {name} has changed since the run began: restore it, or start a new run folder")
-    trusted = trusted.with_history(settings.card.history)
+    trusted = settings.card.seen(trusted)
     if settings.trainer is not None:
         return Recorded.of(trusted, settings.trusted_unit)
     return make_units(trusted, settings.card, settings.problem, settings.trusted_unit)

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import gymnasium
 import numpy as np
+from minari.serialization import serialize_space
 
 from mucd_ray.certify.confidence.looks import effective_eta
 from mucd_ray.certify.confidence.proportions import LARGEST
@@ -15,6 +16,7 @@ from mucd_ray.certify.planning.size import declared_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_for
+from mucd_ray.data.environments.plain import declared_spaces
 from mucd_ray.data.formats.minari import load_dataset, source_keys
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
@@ -49,6 +51,7 @@ HISTORY_NOTE = (
     "Policies see the last {history} observations of an episode, oldest first; learners, too, are given each with those before it in its own trajectory. "
     f"This number was given by the user. {CONDITIONAL}"
 )
+KEYS_NOTE = f"Policies see nothing of an observation but {{keys}}: these keys were chosen by the user. {CONDITIONAL}"
 WIDEST_BOUND = 1e18
 # Up to so many times the wanted radius half of a good return may be kept: of a claim that ends before that the user is told.
 FURTHER = 4
@@ -58,7 +61,7 @@ USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONA
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a run is asked for. `None` means: the package's default, which for mechanism and unit may follow from how many trajectories there are (`settled`), or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
-    `encoder` the content of the encoder's file.
+    `encoder` the content of the encoder's file. `observation_keys` stand in the place of the card's.
 
     `tuned` takes the place of mechanism, unit, fraction, bag_size, parts, fit, sample_rate, noise_multiplier, steps, clip_norm and learner; a `trainer` and a `source_key` stand beside it.
     """
@@ -69,6 +72,7 @@ class Request:
     mechanism: str | None = None
     unit: str | None = None
     source_key: str | None = None
+    observation_keys: tuple[str, ...] = ()
     fraction: float = 0.01
     units: int | None = None
     sample_rate: float | None = None
@@ -112,8 +116,10 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if request.trainer is not None and request.encoder is not None:
         raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
-    card.check(dataset)
     shipped = card in CARDS
+    if request.observation_keys:
+        card = card.of_keys(request.observation_keys)
+    card.check(dataset)
     if request.encoder is not None and request.trainer is not None:
         raise MucdError(f"an encoder is for the package's own learners: call it in {request.trainer.option} {request.trainer.name}, which is given observations as they are")
     if request.encoder is not None:
@@ -121,7 +127,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if request.mechanism == Neighbours.kind:
         card = card_with_metric(card, request.metric or "declared")
     elif request.mechanism not in WITH_NOISE:
-        card = card.raw().with_history(request.history)
+        card = card.raw()
+        card = (card if card.encoder else card.one_hot()).with_history(request.history)
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     actions, discrete = action_shape(dataset.action_space)
@@ -162,6 +169,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         trainer=request.trainer,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
         first_action=int(action_space.start) if request.trainer and discrete else 0,
+        declared_actions=None if dataset.declared_actions is None else serialize_space(_declared_actions(card)),
         fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, card, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,
@@ -182,6 +190,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *([] if learner.local.min_return is None else [f"Trajectories that earned less than {exactly(learner.local.min_return)} count as zero; this constant is public."]),
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([] if request.encoder is None else [ENCODER_NOTE]),
+            *([KEYS_NOTE.format(keys=", ".join(card.observation_keys))] if request.observation_keys else []),
             *([] if request.history == 1 else [HISTORY_NOTE.format(history=request.history)]),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
@@ -234,7 +243,7 @@ def _check_source(request: Request) -> None:
 
 def _trusted(name: str, dataset: OfflineDataset, card: EnvironmentCard) -> tuple[str, str]:
     """(name, content hash) of the user's trusted data, recorded in the same environment."""
-    trusted = load_dataset(name)
+    trusted = load_dataset(name, observation_keys=card.observation_keys)
     card.check(trusted)
     if trusted.fingerprint() == dataset.fingerprint():
         raise MucdError(f"the trusted dataset {name} is the one to be certified: if you trust all of it, no certificate is needed")
@@ -257,6 +266,12 @@ def _spaces(card: EnvironmentCard) -> tuple[gymnasium.Space, gymnasium.Space]:
     environment = card.make()
     environment.close()
     return environment.observation_space, environment.action_space
+
+
+def _declared_actions(card: EnvironmentCard) -> gymnasium.Space:
+    environment = card.make()
+    environment.close()
+    return declared_spaces(environment)[1]
 
 
 def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -291,11 +306,17 @@ def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:
     return states
 
 
+def read_dataset(request: Request) -> OfflineDataset:
+    """The dataset of a request, with its source key and keys of observations. Raises MucdError as `load_dataset`."""
+    keys = request.observation_keys or (request.card.observation_keys if request.card else ())
+    return load_dataset(request.dataset, source_key=request.source_key, observation_keys=keys)
+
+
 def execute(
     request: Request, storage: str, *, choices: Choices = Choices(), resources: Resources = Resources(), seed: int | None = None, dataset: OfflineDataset | None = None
 ) -> dict:
     """The whole of `mucd run`: load unless `dataset` is there, settle, train, certify, report. `storage`: a local path or fsspec URL. Returns the summary."""
-    dataset = load_dataset(request.dataset, source_key=request.source_key) if dataset is None else dataset
+    dataset = read_dataset(request) if dataset is None else dataset
     settings, states = make_settings(request, dataset, choices)
     secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
     if seed is not None:

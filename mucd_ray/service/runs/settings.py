@@ -12,7 +12,8 @@ import mucd_ray
 from mucd_ray.certify.file.evidence import LARGEST_VALUE, LEAST_WIDTH
 from mucd_ray.certify.planning.size import round_size
 from mucd_ray.data.environments.cards import EnvironmentCard
-from mucd_ray.data.formats.metadata import MOST_TEXT
+from mucd_ray.data.formats.metadata import MOST_TEXT, read_space
+from mucd_ray.data.spaces import Actions
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
@@ -49,6 +50,7 @@ class RunSettings:
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
         mechanism, learner: how an instance is trained.
         fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
+        declared_actions: the environment's action space in Minari's JSON, where actions are numbers of its combinations or its flattened rows (data/spaces.py); else None.
         trainer: from outside; None: the package's own. Then also what its policies take and give: observation_dtype, and first_action, the number of the lowest one.
         declared_size: the public size from which constants of the mechanism may follow; None if none does.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
@@ -86,6 +88,7 @@ class RunSettings:
     trainer: Outside | None = None
     observation_dtype: str = "float32"
     first_action: int = 0
+    declared_actions: str | None = None
     condition: str | None = None
     trusted: tuple[str, str] | None = None
     version: str = ""
@@ -115,6 +118,8 @@ class RunSettings:
                 raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1, and at most {MOST:,}")
         if self.observation_dtype not in DTYPES or abs(self.first_action) > 2**31:
             raise MucdError(f"observation dtype {self.observation_dtype!r:.100} must be one of {', '.join(DTYPES)}, and first action {self.first_action} within 32 bits")
+        if self.declared_actions is not None and self.environment_actions.space.shape != ((self.dimensions,) if self.dimensions else ()):
+            raise MucdError(f"declared actions {self.declared_actions!r:.100} do not fit {self.actions or self.dimensions} actions or dimensions")
         if self.trainer is not None and self.mechanism.kind in WITH_NOISE:
             raise MucdError(f"{self.trainer.option} {self.trainer.name} is not trained with noise, which would have to be added inside it: use --mechanism bag or partition")
         if (self.fit is None) != (self.mechanism.kind in WITH_NOISE or self.trainer is not None):
@@ -144,6 +149,11 @@ class RunSettings:
             action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape), history=self.card.history,
             mirror=self.card.mirror if self.fit and self.fit.mirrored else None,
         )
+
+    @functools.cached_property
+    def environment_actions(self) -> Actions | None:
+        """How the environment's actions are counted, where that is not as it declares them."""
+        return None if self.declared_actions is None else Actions(declared=read_space(self.declared_actions, "action_space", "the settings"))
 
     @property
     def trusted_unit(self) -> str:
@@ -216,7 +226,7 @@ class RunSettings:
 
     def _deciding(self) -> dict:
         """All but the version: two that train the same instances may share a run. Nor what earlier versions knew nothing of, where it is as they did it."""
-        values = {name: value for name, value in self.to_dict().items() if name != "version" and (name, value) != ("source_key", None)}
+        values = {name: value for name, value in self.to_dict().items() if name != "version" and (name, value) not in (("source_key", None), ("declared_actions", None))}
         if self.fit is not None:
             values["fit"] = {name: value for name, value in values["fit"].items() if (name, value) not in FIT_AS_BEFORE}
         return values

@@ -131,8 +131,14 @@ class Ensemble:
         )
 
     def answers(self, observations: np.ndarray) -> list[dict]:
-        """One answer per observation [S, *observation_shape], as plain JSON values; a radius is None where not even r = 0 is certified."""
-        evidence = self.evidence(observations)
+        """One answer per observation [S, *observation_shape], as plain JSON values; a radius is None where not even r = 0 is certified.
+
+        Where actions are numbers of combinations, or flattened, "environment_action" is the action as the environment takes it.
+        """
+        answers, actions = self._answers(self.evidence(observations)), self.settings.environment_actions
+        return answers if actions is None else [answer | {"environment_action": actions.original(answer["action"]).tolist()} for answer in answers]
+
+    def _answers(self, evidence: np.ndarray) -> list[dict]:
         if self.kind == "continuous":
             return self._intervals(evidence)
         if self.kind == "votes":

@@ -78,6 +78,8 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
     many = Annotated[list[observation], Field(min_length=1, max_length=MOST_OBSERVATIONS)]
     Many = create_model("Observations", __config__=strict, observations=(many, Field(description="raw observations")))
     Answer = ANSWERS[ensemble.kind]
+    if ensemble.settings.environment_actions is not None:
+        Answer = create_model(Answer.__name__, __base__=Answer, environment_action=(list, Field(description="the action as the environment takes it")))
     told = (str, Field(description="for which states the radius holds, and with which probability"))
     OneAnswer = create_model("CertifiedAction", __base__=Answer, confidence=told)
     ManyAnswers = create_model("CertifiedActions", answers=(list[Answer], ...), confidence=told)
