@@ -18,6 +18,7 @@ from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_for
 from mucd_ray.data.environments.plain import declared_spaces
 from mucd_ray.data.formats.minari import load_dataset, source_keys
+from mucd_ray.data.spaces import Actions
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
 from mucd_ray.learn.algorithms import algorithm_for
@@ -169,7 +170,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         trainer=request.trainer,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
         first_action=int(action_space.start) if request.trainer and discrete else 0,
-        declared_actions=None if dataset.declared_actions is None else serialize_space(_declared_actions(card)),
+        declared_actions=_declared_actions(card, dataset),
         fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, card, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,
@@ -268,10 +269,14 @@ def _spaces(card: EnvironmentCard) -> tuple[gymnasium.Space, gymnasium.Space]:
     return environment.observation_space, environment.action_space
 
 
-def _declared_actions(card: EnvironmentCard) -> gymnasium.Space:
-    environment = card.make()
-    environment.close()
-    return declared_spaces(environment)[1]
+def _declared_actions(card: EnvironmentCard, dataset: OfflineDataset) -> str | None:
+    """The action space that the environment declares, in Minari's JSON, where actions are counted otherwise; None where they are not."""
+    space = dataset.declared_actions
+    if space is None:
+        environment = card.make()
+        environment.close()
+        _, space = declared_spaces(environment)
+    return None if Actions(declared=space).is_plain else serialize_space(space)
 
 
 def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
