@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup test test-all demo demo-acrobot demo-cartpole demo-freeway bench soundness clean
+.PHONY: setup test test-all demo demo-acrobot demo-cartpole demo-freeway bench soundness lint docs clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,16 @@ bench: setup
 
 soundness: setup
 	$(BIN)/python benchmarks/soundness.py
+
+lint: setup
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[lint]'
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+# Pages are written to build/docs.
+docs: setup
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

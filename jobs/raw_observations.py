@@ -17,6 +17,7 @@ os.environ.setdefault("MINARI_DATASETS_PATH", str(Path("runs/datasets").resolve(
 
 from mucd_ray.certify.rounding import percent_down
 from mucd_ray.cli import progress_bar
+from mucd_ray.data.environments.cards import card_for
 from mucd_ray.data.formats.minari import load_dataset, local_datasets
 from mucd_ray.data.recording.behaviours import BEHAVIOURS
 from mucd_ray.data.recording.record import record
@@ -43,6 +44,7 @@ class Data:
         continuous: of continuous actions no neighbours vote, and learners of values train an actor beside critics, a hundred times as long: of them there are 100 instances.
         fit, learning_rate: of clones on bags and parts, where they are not the defaults: chosen on recordings with seed 101 (docs/results.md, "RAM: what was tried").
         rollouts: episodes of an instance, whose mean is its return.
+        scaling: where the shipped card has features of its own in the place of observations: (center, scale) of every entry for learners under noise, public constants.
     """
 
     title: str
@@ -56,17 +58,18 @@ class Data:
     fit: dict | None = None
     learning_rate: float | None = None
     rollouts: int | None = None
+    scaling: tuple[float, float] | None = None
 
 
 DATA = {
     "lunarlander": Data(title="LunarLander-v3 (8 numbers)", behaviour="lunarlander-land", transitions=200_000, seed=11, parts=(1000, 333, 100), learners=("cql", "iql")),
     "continuous": Data(title="LunarLander-v3, continuous (8 numbers)", behaviour="lunarlander-continuous-land", transitions=200_000, seed=11, parts=(500, 167, 50), learners=("iql", "td3-bc"), continuous=True),
-    "halfcheetah": Data(title="HalfCheetah-v5 (17 numbers)", behaviour="halfcheetah-run", transitions=400_000, seed=11, parts=(400, 133, 40), learners=("iql", "td3-bc"), continuous=True),
+    "halfcheetah": Data(title="HalfCheetah-v5 (17 numbers)", behaviour="halfcheetah-run", transitions=400_000, seed=11, parts=(400, 133, 40), learners=("iql", "td3-bc"), continuous=True, scaling=(0.0, 3.0)),
     "hopper": Data(title="Hopper-v5 (11 numbers)", behaviour="hopper-hop", transitions=400_000, seed=11, parts=(550, 183, 55), learners=("iql", "td3-bc"), continuous=True),
-    "freeway": Data(title="Freeway (128 bytes of RAM)", behaviour="freeway-lookahead", transitions=614_400, seed=2026, parts=(300, 100, 30), learners=("cql", "iql")),
-    "breakout": Data(title="Breakout (128 bytes of RAM)", behaviour="breakout-follow", transitions=600_000, seed=2026, parts=(800, 267, 80), learners=("cql", "iql"), instances=200, fit={"entries": 6}, learning_rate=0.003, rollouts=3),
+    "freeway": Data(title="Freeway (128 bytes of RAM)", behaviour="freeway-lookahead", transitions=614_400, seed=2026, parts=(300, 100, 30), learners=("cql", "iql"), scaling=(128.0, 64.0)),
+    "breakout": Data(title="Breakout (128 bytes of RAM)", behaviour="breakout-follow", transitions=600_000, seed=2026, parts=(800, 267, 80), learners=("cql", "iql"), instances=200, fit={"entries": 6}, learning_rate=0.003, rollouts=3, scaling=(128.0, 64.0)),
     "acrobot": Data(title="Acrobot-v1 (6 numbers)", behaviour="acrobot-swing", transitions=60_000, seed=11, parts=(300, 100, 30), learners=("cql", "iql")),
-    "highway": Data(title="highway-fast-v0 (25 numbers)", behaviour="highway-drive", transitions=10_000, seed=11, parts=(560, 187, 56), learners=("cql",), instances=100),
+    "highway": Data(title="highway-fast-v0 (25 numbers)", behaviour="highway-drive", transitions=10_000, seed=11, parts=(560, 187, 56), learners=("cql",), instances=100, scaling=(0.0, 0.3)),
 }
 
 
@@ -121,6 +124,13 @@ def request_of(row: Row, dataset: str, instances: int) -> Request:
         learner = replace(DEFAULT_LEARNER if noisy else PLAIN_LEARNER, algorithm=row.algorithm, **({"learning_rate": DEFAULT_RATES[row.algorithm]} if noisy else {}))
     if row.mechanism != "neighbours":
         asked["instances"] = instances
+    if row.mechanism == "neighbours" and data.scaling is not None:
+        asked["metric"] = "bounds"  # of plain observations
+    if noisy and data.scaling is not None:
+        center, scale = data.scaling
+        loaded = load_dataset(dataset)
+        shipped = card_for(loaded.env_id, loaded.observations.shape[1:], loaded.action_space)
+        asked["card"] = replace(shipped.raw(), center=(center,), scale=(scale,), clip=3.0, source="Raw observations, each entry scaled by public constants.")
     return Request(
         dataset=dataset, mechanism=row.mechanism, unit=row.unit, rollouts=20 if row.mechanism == "neighbours" else data.rollouts,
         chosen="Sizes were decided before anything was certified, the rest are the package's defaults or were chosen on recordings with other seeds.",

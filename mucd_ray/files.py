@@ -7,6 +7,10 @@ import math
 import os
 import re
 import stat
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,8 @@ MOST_LISTS = 1 << 20
 # Longest whole number, in digits: more than any of 64 bits, and no float overflows.
 MOST_DIGITS = 300
 MOST_ARRAY_BYTES = 1 << 32
+# Larger whole numbers are no doubles, and may overflow where one is expected.
+LARGEST_WHOLE = 1 << 53
 
 # Of JSON without escapes; a text that does not end goes to the end, or every quotation mark would be tried as a beginning.
 _TEXT = re.compile(r'"[^"]*(?:"|\Z)')
@@ -123,6 +129,42 @@ def as_expected(name, fix: str):
         yield
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise MucdError(f"{name} is not as this version writes it ({type(error).__name__}: {printable(error)}): {fix}") from None
+
+
+NAMES = {
+    str: "text", bool: "true or false", int: "a whole number", float: "a finite number", int | None: "a whole number or null", float | None: "a number or null", str | None: "text or null",
+    tuple[int, ...]: "a list of whole numbers", tuple[float, ...]: "a list of numbers", tuple[float, float]: "two numbers", tuple[str, ...]: "a list of texts",
+}
+
+
+def check_types(kind: type, values: dict) -> dict:
+    """The fields of the dataclass `kind` as JSON holds them, each of the type that is declared for it: lists for tuples, true and false for nothing but booleans.
+
+    Raises:
+        TypeError: one is of another type; missing and unknown fields are left to the class.
+    """
+    hints = typing.get_type_hints(kind)
+    for field in fields(kind):
+        if field.name in values and not fits(values[field.name], hints[field.name]):
+            raise TypeError(f"{field.name} {printable(repr(values[field.name])[:60])} must be {NAMES.get(hints[field.name], 'another kind of value')}")
+    return values
+
+
+def fits(value, wanted) -> bool:
+    """Whether a JSON value, or an object already made of one, is of the annotated type. JSON writes 1.0 and 1 alike; true is no number."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if wanted in (int, float):
+        return abs(value) <= LARGEST_WHOLE if type(value) is int else type(value) is wanted
+    if origin is tuple:
+        one_type = arguments[1:] == (Ellipsis,)
+        return isinstance(value, list | tuple) and (one_type or len(value) == len(arguments)) and all(map(fits, value, arguments[:1] * len(value) if one_type else arguments))
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(fits(held, arguments[1]) for held in value.values())
+    if is_dataclass(wanted) and isinstance(value, Mapping):
+        return True  # checked where it is made
+    return isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool)
 
 
 def printable(value) -> str:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+from mucd_ray import __version__
 from mucd_ray.cli import calculating, recording, results, training
 from mucd_ray.cli.options import Parser
 from mucd_ray.cli.process import (
@@ -76,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     parser = Parser(prog="mucd", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"mucd_ray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)

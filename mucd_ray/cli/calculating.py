@@ -75,7 +75,7 @@ def plan(options, out):
         )
         result = asdict(answer) | asdict(mechanism)
     if options.unit:
-        compared = _compare(options)
+        compared = _compare(options, answer)
         lines += _in_words(compared, options)
         result |= compared | {"unit": options.unit}
     if options.frontier:
@@ -110,7 +110,8 @@ def _planned(options, asked: dict):
             raise
 
 
-def _compare(options) -> dict:
+def _compare(options, answer) -> dict:
+    """`answer`: the gaussian mechanism, as it was planned with what was given; None without one."""
     from mucd_ray.certify.confidence.proportions import LARGEST, check_count, check_eta
     from mucd_ray.certify.planning.bags import compare
     from mucd_ray.certify.planning.calibration import MOST_INSTANCES
@@ -124,8 +125,11 @@ def _compare(options) -> dict:
         check_count(options.instances, "instances", 1, MOST_INSTANCES)
     if not 0.5 < options.agreement <= 1:
         raise MucdError(f"agreement {options.agreement} is outside (0.5, 1]: 1 is a unanimous vote")
+    # The rows are certified by trade-off curves, under which another accountant's plan may hold at less.
+    gaussian = answer.mechanism if answer and options.accountant == "tradeoff" else None
+    instances = answer.instances if answer else INSTANCES if options.instances is None else options.instances
     with _limited(options):
-        return compare(**asked, radius=wanted_radius(options.units, options.fraction, options.radius), instances=INSTANCES if options.instances is None else options.instances)
+        return compare(**asked, radius=wanted_radius(options.units, options.fraction, options.radius), instances=instances, gaussian=gaussian)
 
 
 def _in_words(compared: dict, options) -> list[str]:

@@ -80,7 +80,7 @@ def signals_end_the_process(received: list):
 def only_results_on_stdout():
     """Libraries and Ray's processes print to stderr; yields a function that prints to the real standard output.
 
-    What it prints may come from files that anybody has written: only `control` reaches the terminal as it is.
+    What it prints may come from files that anybody has written: only `control` reaches the terminal as it is. Its `on_terminal` says whether there is one.
     """
     sys.stdout.flush()
     real = os.dup(1)
@@ -91,6 +91,7 @@ def only_results_on_stdout():
         while rest:
             rest = rest[os.write(real, rest) :]
 
+    out.on_terminal = os.isatty(real)
     try:
         yield out
     finally:

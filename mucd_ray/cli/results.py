@@ -1,8 +1,11 @@
 """`mucd compare`, `watch`, `serve`, `verify` and `report`: what is done with a run or its certificate."""
 
 import json
+import os
 
 from mucd_ray.cli.options import add_command, path
+
+VALID = "VALID: every number follows from the evidence in the file (the evidence itself, and which mechanism, unit and returns it is about, is taken as it is)."
 
 
 def add_compare(commands):
@@ -47,23 +50,25 @@ def serve(options, out):
 
 def add_verify(commands):
     sub = add_command(commands, "verify", verify, "Re-derive every number of a certificate from its evidence; exit status 1 on any mismatch.", "mucd verify runs/acrobot/certificate.json")
-    sub.add_argument("certificate", type=path, help="certificate.json")
+    sub.add_argument("certificate", type=path, help="certificate.json, or the run folder that holds it")
     sub.add_argument("--patience", type=float, default=1.0, metavar="N", help="spend up to N times the usual work (some ten minutes of a core, 64 MiB) on a file that asks for more")
 
 
 def verify(options, out):
     from mucd_ray.certify.file.certificate import read_certificate, standing_assumptions
     from mucd_ray.certify.file.certificate import verify as find_mismatches
+    from mucd_ray.certify.file.plain import plain_words
 
-    certificate = read_certificate(options.certificate, options.patience)
+    file = os.path.join(options.certificate, "certificate.json") if os.path.isdir(options.certificate) else options.certificate
+    certificate = read_certificate(file, options.patience)
     mismatches = find_mismatches(certificate, options.patience)
     if options.json:
         out(json.dumps({"valid": not mismatches, "mismatches": mismatches}))
     elif mismatches:
-        out("\n".join(["INVALID", *mismatches[:20], *([f"and {len(mismatches) - 20} more"] if len(mismatches) > 20 else [])]))
+        out("\n".join([*mismatches[:20], *([f"and {len(mismatches) - 20} more"] if len(mismatches) > 20 else []), f"INVALID: {file}"]))
     else:
         standing = len(standing_assumptions(certificate["inputs"]))
-        out("\n".join(["VALID: every number follows from the evidence in the file (the evidence itself, and which mechanism, unit and returns it is about, is taken as it is).", *certificate["claim"], "Assumptions of every certificate:", *certificate["assumptions"][:standing], *_words_of_the_maker(certificate["assumptions"][standing:])]))
+        out("\n".join([*plain_words(certificate), *certificate["claim"], "Assumptions of every certificate:", *certificate["assumptions"][:standing], *_words_of_the_maker(certificate["assumptions"][standing:]), VALID]))
     return 1 if mismatches else 0
 
 

@@ -13,6 +13,8 @@ from mucd_ray.learn.algorithms import NAMES
 NETWORKS = ("dense", "convolutional", "transformer")
 BETA1, BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 WIDEST = 1 << 16
+# Of local updates.
+MOST_STEPS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,9 @@ class LocalUpdate:
 
     def __post_init__(self):
         for name in ("cap", "steps"):
-            if getattr(self, name) < 1 or int(getattr(self, name)) != getattr(self, name):
-                raise MucdError(f"{name} {getattr(self, name)} of the local update must be a whole number, at least 1")
+            value = getattr(self, name)
+            if not 1 <= value <= MOST_STEPS or int(value) != value:
+                raise MucdError(f"{name} {str(value)[:60]} of the local update must be a whole number, at least 1 and at most {MOST_STEPS:,}")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise MucdError(f"local learning rate {self.learning_rate} must be a finite number above 0")
         if self.min_return is not None and not math.isfinite(self.min_return):
@@ -96,6 +99,8 @@ class Learner:
             raise MucdError(f"algorithm 'dt' is a transformer, not a {self.network} network: leave --network out, or use rvs, which is told the return, too")
         if any(not 1 <= width <= WIDEST for width in self.hidden):
             raise MucdError(f"hidden layers {self.hidden} must all have at least 1 unit, and at most {WIDEST:,}")
+        if self.random_features > WIDEST:
+            raise MucdError(f"random features {str(self.random_features)[:60]} are more than {WIDEST:,}, the widest layer: use fewer")
         if self.random_features < 0 or not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):
             raise MucdError(f"random features {self.random_features} must be 0 or more and their bandwidth {self.bandwidth} finite and above 0")
         if self.bandwidth != 1.0 and not self.random_features:

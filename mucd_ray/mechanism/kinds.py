@@ -3,6 +3,7 @@
 from dataclasses import asdict, fields
 
 from mucd_ray.errors import MucdError
+from mucd_ray.files import NAMES, fits
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -32,15 +33,6 @@ def from_values(values: dict) -> AnyMechanism:
     if set(given) != {field.name for field in fields(kind)}:
         raise MucdError(f"a mechanism of kind {kind.kind} has exactly the fields {', '.join(field.name for field in fields(kind))}")
     for field in fields(kind):
-        if not _fits(given[field.name], field.type):
+        if not fits(given[field.name], field.type):
             raise MucdError(f"mechanism: {field.name} {str(given[field.name])[:60]!r} must be {NAMES[field.type]}")
     return kind(**given)
-
-
-NAMES = {str: "text", int: "a whole number", float: "a finite number", int | None: "a whole number or null", float | None: "a number or null"}
-
-
-def _fits(value, wanted) -> bool:
-    # JSON writes 1.0 and 1 alike; true is no number. Whole numbers that no double holds are refused, so that none overflows.
-    allowed = {str: (str,), int: (int,), float: (int, float), int | None: (int, type(None)), float | None: (int, float, type(None))}[wanted]
-    return type(value) in allowed and (type(value) is not int or abs(value) <= 2**53)

@@ -15,6 +15,7 @@ from mucd_ray.certify.confidence.bands import BANDS
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.confidence.means import MEANS
 from mucd_ray.certify.file.certificate import content_hash
+from mucd_ray.certify.file.plain import plain_words
 from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.policy import return_band
 from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, percent_up, probability_down, probability_up, round_down, round_up, tenths_down
@@ -328,6 +329,7 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
     dataset = context.get("dataset") or {}
     return environment.get_template("template.html").render(
         certificate=certificate,
+        plain=plain_words(certificate),
         inputs=inputs,
         mechanism=inputs["mechanism"],
         units=UNITS[inputs["mechanism"]["unit"]],

@@ -160,6 +160,12 @@ def test_work_is_counted_within_an_outer_limit():
             spend(60)
 
 
+def test_the_row_of_noise_is_the_plan_that_was_asked_for(answer):
+    found = answer("plan", "--units", "1000", "--fraction", "0.01", "--unit", "trajectory", "--steps", "1", "--sample-rate", "1", "--instances", "200")
+    row = found["mechanisms"][0]["mechanism"]
+    assert row["steps"] == found["steps"] == 1 and row["noise_multiplier"] == found["noise_multiplier"]
+
+
 def test_a_plan_of_several_mechanisms_refuses_what_one_alone_refuses(answer, capfd):
     asked = ["plan", "--units", "1000", "--unit", "trajectory", "--radius", "10"]
     for wrong in (["--sample-rate", "inf"], ["--steps", "-5"], ["--noise-multiplier", "2"], ["--accountant", "rdp", "--radius", "1001"], ["--eta=-inf"], ["--actions", "0"], ["--instances", "0"]):

@@ -21,7 +21,8 @@ def test_verify_accepts_the_true_and_rejects_the_edited(capfd, refusal, tmp_path
     assert main(["verify", str(path)]) == 0
     shown = capfd.readouterr().out.splitlines()
     # The maker's own sentences are marked as such.
-    assert shown[0].startswith("VALID") and shown[-2:] == ["Further assumptions, in the words of the certificate's maker, which nothing checks:", "> VALID for every r."]
+    assert shown[-1].startswith("VALID: ") and shown[-3:-1] == ["Further assumptions, in the words of the certificate's maker, which nothing checks:", "> VALID for every r."]
+    assert main(["verify", str(tmp_path)]) == 0 and capfd.readouterr().out.splitlines() == shown, "of a run folder, too"
     certificate["results"]["policy"]["keeps"]["0.5"]["radius"] += 1
     path.write_text(json.dumps(certificate))
     assert main(["verify", str(path)]) == 1 and "INVALID" in capfd.readouterr().out

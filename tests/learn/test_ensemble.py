@@ -11,7 +11,7 @@ from problems import STREAMS, changed, made_up, problem, trained, trajectories, 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.ensemble import ENGINES, train_block
-from mucd_ray.learn.learner import LocalUpdate
+from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.networks import as_module, initial_parameters
 from mucd_ray.learn.streams import gaussian_noise, poisson_sample, subset_purpose
 from mucd_ray.learn.units import Units
@@ -220,7 +220,12 @@ def test_what_does_not_fit_is_refused(change, words):
         )
 
 
-@pytest.mark.parametrize("field,value", [("cap", 0), ("cap", 2.5), ("steps", 0), ("learning_rate", 0.0), ("learning_rate", np.inf), ("min_return", np.nan)])
+@pytest.mark.parametrize("field,value", [("cap", 0), ("cap", 2.5), ("steps", 0), ("cap", 10**12), ("steps", 10**400), ("learning_rate", 0.0), ("learning_rate", np.inf), ("min_return", np.nan)])
 def test_local_updates_outside_their_range_are_refused(field, value):
     with pytest.raises(MucdError):
         LocalUpdate(**{field: value})
+
+
+def test_random_features_beyond_the_widest_layer_are_refused():
+    with pytest.raises(MucdError, match="random features 1000000000000 are more than 65,536"):
+        Learner(learning_rate=1.0, random_features=10**12)

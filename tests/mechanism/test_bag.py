@@ -42,9 +42,9 @@ def bag_of(draws, size, rate):
 def neyman_pearson(under_d, under_other, p):
     """The least probability under D' of anything, a randomised learner included, that has probability p under D: exact."""
     cost, left = Fraction(0), Fraction(p)
-    for bag in sorted(under_d, key=lambda bag: under_other.get(bag, 0) / under_d[bag]):
-        taken = min(left, under_d[bag])
-        cost, left = cost + taken * under_other.get(bag, 0) / under_d[bag], left - taken
+    for drawn in sorted(under_d, key=lambda drawn: under_other.get(drawn, 0) / under_d[drawn]):
+        taken = min(left, under_d[drawn])
+        cost, left = cost + taken * under_other.get(drawn, 0) / under_d[drawn], left - taken
     return cost
 
 

@@ -1,8 +1,12 @@
 """One hostile example of each kind of fault in docs/files.md that a run folder, a certificate or a study may hold; datasets have theirs in tests/data."""
 
+import copy
+import functools
 import json
+import operator
 import os
 import struct
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,15 +14,16 @@ from safetensors.numpy import save
 
 from mucd_ray.certify.file.certificate import read_certificate
 from mucd_ray.cli import main
-from mucd_ray.data.environments.cards import card_for
+from mucd_ray.data.environments.cards import card_for, load_card
 from mucd_ray.learn.learner import Learner
+from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.service.runs.session import _states
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage import store as store_module
 from mucd_ray.service.storage.store import Block, RunStore
 from mucd_ray.service.tuning.trial import Question, begun_points
-from mucd_ray.service.tuning.tuned import read_tuned
+from mucd_ray.service.tuning.tuned import Origin, Tuned, read_tuned
 
 SETTINGS = RunSettings(
     dataset="d", fingerprint="f", units=100, card=card_for("CartPole-v1"), actions=2, dimensions=0, action_bounds=None, declared_size=100, size_margin=None, states=7,
@@ -69,6 +74,40 @@ def test_json_of_another_kind(store, tmp_path, refusal, content):
 def test_settings_of_another_kind(store, refusal, change):
     (store.path / "settings.json").write_text(json.dumps(SETTINGS.to_dict() | change))
     assert "settings.json cannot be read" in refusal(store.settings)
+
+
+TUNED = Tuned(
+    environment="CartPole-v1", unit="transition", how=Origin(kind="simulator", name="x", fingerprint="f", units=100, trials=3), learner=Learner(learning_rate=1.0, hidden=(4,)),
+    sample_rate=0.1, steps=10, clip_norm=1.0, signal_budget=100.0,
+).to_dict()
+TUNED_BAG = {name: value for name, value in TUNED.items() if name not in ("sample_rate", "steps", "clip_norm", "signal_budget")}
+TUNED_BAG |= {"format": "mucd-tuned-bag/1", "unit": "trajectory", "kind": "bag", "bag_size": 3, "fit": asdict(Fit())}
+
+
+def places(values, *path):
+    """Of every value that is no list or object, where it stands."""
+    if isinstance(values, dict | list):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from places(value, *path, key)
+    else:
+        yield path
+
+
+@pytest.mark.parametrize("wrong", [True, "1", 10**299, [1], {}], ids=["true", "text", "huge", "list", "object"])
+@pytest.mark.parametrize(("values", "read"), [(SETTINGS.card.to_dict(), load_card), (SETTINGS.to_dict(), None), (TUNED, read_tuned), (TUNED_BAG, read_tuned)], ids=["card", "settings", "tuned", "tuned-bag"])
+def test_every_field_takes_its_own_type_alone(store, refusal, tmp_path, values, read, wrong):
+    """Not true for 1, not "1" for 1, no whole number that no double holds; and what is refused is not quoted at length."""
+    file = store.path / "settings.json" if read is None else tmp_path / "values.json"
+    for *way, last in places(values):
+        changed = copy.deepcopy(values)
+        place = functools.reduce(operator.getitem, way, changed)
+        # Where there is null, a text may be allowed.
+        if type(wrong) is not int and type(place[last]) is type(wrong) or (place[last], wrong) == (None, "1") or way[-1:] == ["make_kwargs"]:
+            continue
+        place[last] = wrong
+        file.write_text(json.dumps(changed))
+        words = refusal(*((store.settings,) if read is None else (read, file)))
+        assert len(words) < 400, (way, last, words)
 
 
 def test_states_of_another_kind(store, tmp_path, refusal):

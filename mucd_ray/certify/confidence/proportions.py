@@ -31,7 +31,7 @@ def check_count(value, name: str, least: int = 1, most: int | None = None) -> in
     except TypeError:
         count = None
     if count is None or isinstance(value, bool) or count < least:
-        raise MucdError(f"{name} {value!r} must be a whole number, at least {least}")
+        raise MucdError(f"{name} {repr(value)[:60]} must be a whole number, at least {least}")
     if most is not None and count > most:
         raise MucdError(f"{name} {str(value)[:60]} must be a whole number, at most {most}")
     return count

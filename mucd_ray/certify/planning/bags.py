@@ -151,9 +151,11 @@ ADVICE = {
 }
 
 
-def compare(*, units: int, radius: int, unit: str, instances: int, eta: float, actions: int, threat: str, agreement: float = 1.0) -> dict:
+def compare(*, units: int, radius: int, unit: str, instances: int, eta: float, actions: int, threat: str, agreement: float = 1.0, gaussian: Mechanism | None = None) -> dict:
     """What every mechanism leaves to the learner if a vote of this agreement is to be certified at `radius` changed units.
 
+    Args:
+        gaussian: the one with noise on all units, where it is already planned.
     Returns:
         plain values: `recommended` (a kind), `why` (a sentence), and `mechanisms`, one object per kind with `kind`, `signal_budget` (S, where there is noise, else None), `mechanism` (its public constants; None
         where it cannot certify that, then `refused` says why), `radius` (what it certifies), and `units_per_policy`, the number of units that one policy learns from: all of them,
@@ -161,7 +163,7 @@ def compare(*, units: int, radius: int, unit: str, instances: int, eta: float, a
     """
     asked = {"units": units, "radius": radius, "instances": instances, "eta": eta, "actions": actions, "threat": threat, "agreement": agreement}
     makers = {
-        Mechanism.kind: lambda: (replace(plan(**asked).mechanism, unit=unit), units),
+        Mechanism.kind: lambda: (replace(gaussian or plan(**asked).mechanism, unit=unit), units),
         Bag.kind: lambda: ((bag := largest_bag(**asked, unit=unit)), bag.bag_size),
         BagThenNoise.kind: lambda: ((noisy := least_noise_in_bags(bag_of(usual_bag_size(**asked, unit=unit), unit=unit, draws="poisson", units=units), **asked, unit=unit)), noisy.units_in_bag(units)),
         Neighbours.kind: lambda: ((neighbours := enough_neighbours(units=units, radius=radius, unit=unit)), neighbours.neighbours),

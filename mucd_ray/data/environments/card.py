@@ -20,7 +20,7 @@ from mucd_ray.data.environments.plain import declared_spaces, plain
 from mucd_ray.data.environments.recorded_in import check_arguments, check_environment_id, check_time_limit, name_of
 from mucd_ray.data.spaces import CHOSEN_KEY, Observations, shown
 from mucd_ray.errors import MucdError
-from mucd_ray.files import read_file, read_json
+from mucd_ray.files import check_types, read_file, read_json
 
 # Public functions of one observation that a card may name: [..., *observation_shape] -> [..., *any shape].
 TRANSFORMS = {
@@ -72,6 +72,8 @@ class EnvironmentCard:
             mechanism, not what others would get.
         mirror_observation, mirror_actions: a public symmetry of the environment, as in `Mirror`; none where they are empty. Learners on raw observations see the mirror image
             of every trajectory, too.
+        entries, learning_rate: public constants for learners on bags and parts with dense networks on raw observations, used where the user gives none: how many entries of
+            an observation a policy looks at (`learn/trainers/built_in.py: Fit`), and the optimiser's learning rate. None: the package's defaults.
         random_return, expert_return: reference returns for normalised scores, if known.
         source: where the constants come from.
 
@@ -99,6 +101,8 @@ class EnvironmentCard:
     mirror_observation: tuple[int, ...] = ()
     mirror_actions: tuple[int, ...] = ()
     observation_keys: tuple[str, ...] = ()
+    entries: int | None = None
+    learning_rate: float | None = None
     random_return: float | None = None
     expert_return: float | None = None
     source: str
@@ -150,6 +154,11 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: random_return and expert_return {references} must be two different finite numbers, or left out")
         if self.max_episode_steps is not None and not (type(self.max_episode_steps) is int and self.max_episode_steps >= 1):
             raise MucdError(f"card of {self.env_id}: max_episode_steps {self.max_episode_steps!r} must be a whole number, at least 1")
+        most = math.prod(self.observation_shape)
+        if self.entries is not None and not (type(self.entries) is int and 1 <= self.entries <= most):
+            raise MucdError(f"card of {self.env_id}: entries {self.entries!r:.100} must be a whole number from 1 to {most}, the entries of an observation, or left out")
+        if self.learning_rate is not None and not (type(self.learning_rate) in (int, float) and 0 < self.learning_rate < math.inf):
+            raise MucdError(f"card of {self.env_id}: learning_rate {self.learning_rate!r:.100} must be a finite number above 0, or left out")
 
     def _check_encoder(self) -> None:
         sha256, outputs = self.encoder if len(self.encoder) == 2 else (None, None)
@@ -215,6 +224,10 @@ class EnvironmentCard:
             finite = np.isfinite(observations).all(axis=tuple(range(len(lead), observations.ndim)))
             entries = np.where(finite[..., None], entries, np.nan)
         return entries
+
+    def without_learning(self) -> "EnvironmentCard":
+        """The same environment without what learners alone are told, which may differ from one version of a shipped card to the next."""
+        return dataclasses.replace(self, mirror_observation=(), mirror_actions=(), entries=None, learning_rate=None, source="")
 
     def raw(self) -> "EnvironmentCard":
         """The same environment with observations (or what the encoder makes of them) as they are: flattened, neither chosen from, nor transformed, centred or scaled."""
@@ -386,8 +399,8 @@ class EnvironmentCard:
                 f"{tuple(self.observation_shape)}: use the card that fits the recording"
             )
     def to_dict(self) -> dict:
-        """Plain JSON values; `from_dict` inverts it. Neither history, mirror nor keys where there are none: runs of earlier versions have no such fields."""
-        unknown_before = {"history": 1, "mirror_observation": (), "mirror_actions": (), "observation_keys": ()}
+        """Plain JSON values; `from_dict` inverts it. Fields that cards of earlier versions' runs do not have are left out where they say nothing."""
+        unknown_before = {"history": 1, "mirror_observation": (), "mirror_actions": (), "observation_keys": (), "entries": None, "learning_rate": None}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in unknown_before or value != unknown_before[name]}
         return json.loads(json.dumps(values, sort_keys=True))
 
@@ -404,10 +417,10 @@ class EnvironmentCard:
             given = ", ".join(sorted(values)) if isinstance(values, dict) else type(values).__name__
             raise MucdError(f"a card needs the fields {', '.join(sorted(required))} (optional: {', '.join(sorted(set(fields) - required))}), got {given}")
         try:
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in check_types(cls, values).items()}
             return cls(**values)
         except (TypeError, ValueError, IndexError) as error:
-            raise MucdError(f"a field of the card of {values.get('env_id')} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
+            raise MucdError(f"a field of the card of {str(values.get('env_id'))[:60]} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
 
 
 def _is_whole(space: gym.Space) -> bool:

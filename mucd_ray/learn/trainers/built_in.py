@@ -24,6 +24,7 @@ from mucd_ray.learn.engines.plain import module_shapes, module_views, train_plai
 from mucd_ray.learn.engines.precision import require_float32_products
 from mucd_ray.learn.engines.stacked import UnitsOnDevice, train_stacked
 from mucd_ray.learn.ensemble import GPU_BLOCK, acting_parameters, fused_trains, in_blocks
+from mucd_ray.learn.learner import MOST_STEPS
 from mucd_ray.learn.networks import stacked_layers
 from mucd_ray.learn.nonprivate import Unprotected
 from mucd_ray.learn.problem import Problem
@@ -69,8 +70,8 @@ class Fit:
     def __post_init__(self):
         for name in ("steps", "batch", "entries"):
             value = getattr(self, name)
-            if (type(value) is not int or value < 1) and (name, value) != ("entries", None):
-                raise MucdError(f"{name} {value} of training on a bag must be a whole number, at least 1")
+            if (type(value) is not int or not 1 <= value <= MOST_STEPS) and (name, value) != ("entries", None):
+                raise MucdError(f"{name} {str(value)[:60]} of training on a bag must be a whole number, at least 1 and at most {MOST_STEPS:,}")
         for name in ("graded", "mirrored", "normalise"):
             if type(getattr(self, name)) is not bool:
                 raise MucdError(f"{name} {getattr(self, name)!r} must be true or false")

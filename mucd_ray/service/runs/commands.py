@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import yaml
 
+from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
@@ -21,7 +22,7 @@ from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
 from mucd_ray.service.runs.neighbours import card_with_metric, certify_neighbours
-from mucd_ray.service.runs.session import Request, execute, read_dataset
+from mucd_ray.service.runs.session import Request, card_of, execute, read_dataset, usual_learner
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
@@ -87,17 +88,19 @@ def start_run(options, out) -> int:
     )
     dataset, choices = read_dataset(request), _choices(options)
     if given:
-        request = replace(request, learner=_learner(request, given, dataset.trajectories, choices.accountant))
+        request = replace(request, learner=_learner(request, given, dataset, choices.accountant))
     return _print(execute(request, options.storage, choices=choices, resources=_resources(options), seed=options.seed, dataset=dataset), options, out)
 
 
-def _learner(request: Request, given: dict, trajectories: int, accountant: str) -> Learner:
-    """The learner with these fields, and the rest as is usual with the mechanism, which the given ones may imply."""
+def _learner(request: Request, given: dict, dataset: OfflineDataset, accountant: str) -> Learner:
+    """The learner with these fields, and the rest as is usual with the mechanism, which the given ones may imply, and the environment."""
     noisy = replace(DEFAULT_LEARNERS[Mechanism.kind], **{name: value for name, value in given.items() if name == "local"})
-    mechanism = settled(replace(request, learner=noisy), trajectories, accountant).mechanism
+    mechanism = settled(replace(request, learner=noisy), dataset.trajectories, accountant).mechanism
     if mechanism in WITH_NOISE and "algorithm" in given:
         given = {"learning_rate": DEFAULT_RATES.get(given["algorithm"], DEFAULT_LEARNERS[mechanism].learning_rate)} | given
-    return replace(DEFAULT_LEARNERS.get(mechanism, DEFAULT_LEARNERS[Mechanism.kind]), **given)
+    if mechanism not in DEFAULT_LEARNERS:
+        return replace(DEFAULT_LEARNERS[Mechanism.kind], **given)
+    return replace(usual_learner(replace(request, mechanism=mechanism), card_of(request, dataset), given.get("network", "dense")), **given)
 
 
 def grow_run(options, out) -> int:
@@ -126,11 +129,11 @@ def _check_card(store: RunStore, settings: RunSettings, path: str | None) -> Non
 
     A card says which module is imported, and its arguments may name files or other environments: what a folder brings along is no reason to make it.
     """
-    card = replace(settings.card.without_history(), encoder=None)
+    card = replace(settings.card.without_history(), encoder=None).without_learning()
 
     def is_of(given: EnvironmentCard) -> bool:
         metric = [card_with_metric(given, settings.mechanism.metric)] if settings.mechanism.kind == Neighbours.kind and given.env_id == card.env_id else []
-        return card in [_as_seen(one, card) for one in (given, given.raw(), *metric)]
+        return card in [_as_seen(like.without_learning(), card) for like in (given, given.raw(), *metric)]
 
     if path is None and not any(map(is_of, CARDS)):
         raise MucdError(

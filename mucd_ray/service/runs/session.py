@@ -34,7 +34,7 @@ from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_fit, planned, settled
 from mucd_ray.service.runs.neighbours import EPISODES, card_with_metric, check_neighbours, run_neighbours
-from mucd_ray.service.runs.settings import RunSettings, check_history, code_digest, package_version
+from mucd_ray.service.runs.settings import RunSettings, check_history, code_digest, constants_of, package_version
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.runs.work import open_nursery
 from mucd_ray.service.storage.store import RunStore
@@ -42,6 +42,7 @@ from mucd_ray.service.tuning.tuned import AnyTuned
 from mucd_ray.service.workers.cluster import Resources
 
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
+CARD_LEARNER_NOTE = "But these of the learner's settings are what the environment's card declares: {constants}."
 SEED_NOTE = "The secret was derived from a number given by the user (--seed): the claim holds only if no attacker knows or guesses it."
 LOCAL_NOTE = "Of a {unit} with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
 ENCODER_NOTE = (
@@ -116,13 +117,9 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     _check_source(request)
     if request.trainer is not None and request.encoder is not None:
         raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
-    card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
-    shipped = card in CARDS
-    if request.observation_keys:
-        card = card.of_keys(request.observation_keys)
+    card = card_of(request, dataset)
     card.check(dataset)
-    if request.encoder is not None and request.trainer is not None:
-        raise MucdError(f"an encoder is for the package's own learners: call it in {request.trainer.option} {request.trainer.name}, which is given observations as they are")
+    shipped = card in CARDS
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
     if request.mechanism == Neighbours.kind:
@@ -137,7 +134,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     action_bounds = _action_bounds(action_space)
     if request.mechanism not in (*WITH_NOISE, Neighbours.kind) and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
-    learner = with_public_constants(request.learner or DEFAULT_LEARNERS[request.mechanism], card, discrete, action_bounds is not None)
+    learner = with_public_constants(request.learner or usual_learner(request, card), card, discrete, action_bounds is not None)
     if request.trainer is not None and (request.learner is not None or request.fit):
         raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
     if not 0 < request.fraction < 1:
@@ -169,7 +166,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         learner=learner,
         trainer=request.trainer,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
-        first_action=int(action_space.start) if request.trainer and discrete else 0,
+        first_action=int(action_space.start) if discrete else 0,
         declared_actions=_declared_actions(card, dataset),
         fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, card, discrete),
         declared_size=declared if follows else None,
@@ -196,6 +193,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
     )
+    if settings.card_note:
+        settings = replace(settings, assumptions=(*settings.assumptions, CARD_LEARNER_NOTE.format(constants=settings.card_note)))
     settings.radius_cap(choices.threat)
     if request.mechanism == Neighbours.kind:
         check_neighbours(settings)
@@ -225,7 +224,8 @@ def _fit(request: Request, learner: Learner, card: EnvironmentCard, discrete: bo
         raise MucdError("mirrored trajectories are of raw observations, whose mirror says nothing of an encoder's outputs: leave --mirrored out")
     usual = {} if "top_share" in asked else default_fit(request.unit, learner.algorithm, discrete)
     mirrored = card.mirror is not None and card.encoder is None and request.mechanism != Neighbours.kind
-    fit = Fit(**{"mirrored": mirrored} | usual | asked)
+    entries = constants_of(card, request.mechanism, learner.network).get("entries")
+    fit = Fit(**{"mirrored": mirrored, "entries": entries} | usual | asked)
     # A trainer would say so, too, but only after the run folder is made.
     if fit.entries is not None and learner.network != "dense":
         raise MucdError(f"{fit.entries} entries cannot be chosen for a {learner.network} network, which looks at whole observations: leave --entries out")
@@ -288,6 +288,18 @@ def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[flo
     if not ((low < high).all() and (np.abs(np.array([low, high])) <= WIDEST_BOUND).all()):
         return None
     return tuple(low.tolist()), tuple(high.tolist())
+
+
+def card_of(request: Request, dataset: OfflineDataset) -> EnvironmentCard:
+    """The user's card, or else the shipped one, of the keys of observations that are asked for. Raises MucdError: there is none, or no such keys."""
+    card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
+    return card.of_keys(request.observation_keys) if request.observation_keys else card
+
+
+def usual_learner(request: Request, card: EnvironmentCard, network: str = "dense") -> Learner:
+    """The learner where the user says nothing but perhaps the network; `request` knows its mechanism."""
+    learner, own = DEFAULT_LEARNERS[request.mechanism], request.trainer is None and request.encoder is None
+    return replace(learner, learning_rate=constants_of(card, request.mechanism, network).get("learning_rate", learner.learning_rate)) if own else learner
 
 
 def _environment_of(dataset: OfflineDataset) -> str:

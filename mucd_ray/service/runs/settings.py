@@ -11,10 +11,12 @@ from pathlib import Path
 import mucd_ray
 from mucd_ray.certify.file.evidence import LARGEST_VALUE, LEAST_WIDTH
 from mucd_ray.certify.planning.size import round_size
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.data.formats.metadata import MOST_TEXT, read_space
 from mucd_ray.data.spaces import Actions
 from mucd_ray.errors import MucdError
+from mucd_ray.files import check_types
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
@@ -51,7 +53,8 @@ class RunSettings:
         mechanism, learner: how an instance is trained.
         fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
         declared_actions: the environment's action space in Minari's JSON, where actions are numbers of its combinations or its flattened rows (data/spaces.py); else None.
-        trainer: from outside; None: the package's own. Then also what its policies take and give: observation_dtype, and first_action, the number of the lowest one.
+        trainer: from outside; None: the package's own. Its policies take observation_dtype.
+        first_action: the number of the lowest discrete action; votes and outputs count from it.
         declared_size: the public size from which constants of the mechanism may follow; None if none does.
         size_margin: insertions or removals that leave the declared size as it is, or None if the user declared it.
         choice_margin: trajectories that may come or go and leave unit and mechanism the default ones, or None if the user said something about them.
@@ -156,6 +159,17 @@ class RunSettings:
         return None if self.declared_actions is None else Actions(declared=read_space(self.declared_actions, "action_space", "the settings"))
 
     @property
+    def declared_by_card(self) -> dict[str, int | float]:
+        """Those of the learner's settings that the environment's card declares, by name."""
+        used = {} if self.fit is None else {"entries": self.fit.entries, "learning_rate": self.learner.learning_rate}
+        return {name: value for name, value in constants_of(self.card, self.mechanism.kind, self.learner.network).items() if used.get(name) == value}
+
+    @property
+    def card_note(self) -> str:
+        """These settings in words; "" where there are none."""
+        return ", ".join(f"{name.replace('_', ' ')} {exactly(value)}" for name, value in self.declared_by_card.items())
+
+    @property
     def trusted_unit(self) -> str:
         """As what trusted data are read: nobody's key is asked of them."""
         return "trajectory" if self.mechanism.unit == "source" else self.mechanism.unit
@@ -207,19 +221,20 @@ class RunSettings:
 
     @classmethod
     def from_dict(cls, values: dict) -> "RunSettings":
-        return cls(
-            **values
+        local = LocalUpdate(**check_types(LocalUpdate, values["learner"]["local"]))
+        made = (
+            values
             | {
                 "card": EnvironmentCard.from_dict(values["card"]),
                 "mechanism": from_values(values["mechanism"]),
-                "fit": values["fit"] and Fit(**values["fit"]),
+                "fit": values["fit"] and Fit(**check_types(Fit, values["fit"])),
                 "trainer": values.get("trainer") and outside.from_values(values["trainer"]),
-                "learner": Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])}),
-                "action_bounds": values["action_bounds"] and tuple(tuple(bounds) for bounds in values["action_bounds"]),
+                "learner": Learner(**check_types(Learner, values["learner"] | {"local": local})),
+                "action_bounds": values["action_bounds"] and tuple(map(tuple, values["action_bounds"])),
                 "trusted": values.get("trusted") and tuple(values["trusted"]),
-                "assumptions": tuple(values["assumptions"]),
             }
         )
+        return cls(**check_types(cls, made) | {"assumptions": tuple(values["assumptions"])})
 
     def identity(self) -> str:
         return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
@@ -270,6 +285,13 @@ def check_history(history: int, mechanism: str, unit: str) -> None:
             f"history {history} makes each observation of several transitions, and is for --mechanism {' or '.join(WITH_HISTORY)} with --unit trajectory or source, not for {mechanism} "
             f"with --unit {unit}: leave --history out"
         )
+
+
+def constants_of(card: EnvironmentCard, mechanism: str, network: str) -> dict[str, int | float]:
+    """What a card declares for learners on bags and parts, by name: for dense networks on what was recorded, not for others or on what an encoder makes of it."""
+    if mechanism not in (Bag.kind, Partition.kind) or network != "dense" or card.encoder is not None:
+        return {}
+    return {name: getattr(card, name) for name in ("entries", "learning_rate") if getattr(card, name) is not None}
 
 
 def _are_bounds(bounds: tuple, dimensions: int) -> bool:

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 from mucd_ray.certify.file.claim import CONDITIONS
+from mucd_ray.certify.file.plain import plain_words
 from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -39,6 +40,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "run": store.location,
         "certificate": store.file("certificate.json"),
         "report": store.file("report.html"),
+        "in_plain_words": plain_words(certificate),
         "instances": results["instances"],
         "units": inputs["units"],
         "unit": inputs["mechanism"]["unit"],
@@ -49,6 +51,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "failures_by_cause": certificate["context"]["failures_by_cause"],
         "failure_words": store.failure_words() if inputs["trainer"] and certificate["context"]["failures"] else {},
         "trainer": inputs["trainer"],
+        "of_card": store.settings().card_note,
         "threat": inputs["threat"],
         "accountant": inputs["accountant"],
         "sound": results["sound"],
@@ -137,6 +140,7 @@ def describe(summary: dict) -> str:
     without_chance = summary["mechanism"]["kind"] == Neighbours.kind
     baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "episode" if without_chance else "instance")
     lines = [
+        *summary["in_plain_words"],
         f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
         + (f"eta {exactly(summary['eta'])}" if not without_chance else f"without chance but in the voted policy's expected return, eta {exactly(summary['eta'])}" if "voted" in summary else "without chance")
         + (", at all looks together" if summary["looks"] == "anytime" else "")
@@ -145,6 +149,8 @@ def describe(summary: dict) -> str:
     ]
     if summary["features"] and summary["features"]["source"] == "privileged":
         lines.append("privileged features: out of the controller, or the model of the environment, that made the data")
+    if summary["of_card"]:
+        lines.append(f"of the environment's card: {summary['of_card']}")
     if summary["failures"]:
         causes = ", ".join(f"{number} {cause}" for cause, number in summary["failures_by_cause"].items())
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")

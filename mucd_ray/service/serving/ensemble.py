@@ -149,7 +149,49 @@ class Ensemble:
         else:
             found = certify_scores(evidence, self._guarantees, eta=self.eta, cap=self._cap)
             action, radius, shown = found.action, found.radius.tolist(), evidence @ np.arange(LEVELS + 1) / (LEVELS * self.instances)
+        action = action + self.settings.first_action
         return [{"action": a, "radius": None if r < 0 else r, "votes" if self.kind in VOTES else self.kind: row} for a, r, row in zip(action.tolist(), radius, shown.tolist(), strict=True)]
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """The voted (for continuous actions: the median) action at each of S observations, or at a single one, as the environment takes it.
+
+        Args:
+            observations: [S, *observation_shape] -> int64 [S] or float64 [S, d]; or [*observation_shape] -> an int64 number or float64 [d]. Where the environment's action space is MultiDiscrete,
+                MultiBinary or a Box of another shape, actions are in that shape and dtype.
+        """
+        observations, one = self._rows_of(observations)
+        evidence = self.evidence(observations)
+        if self.kind == "continuous":
+            low, high = (np.array(bounds) for bounds in self.settings.action_bounds)
+            actions = low + (high - low) * MedianActions(evidence, self._guarantees, eta=self.eta).median()
+        else:
+            votes = evidence if self.kind in VOTES else evidence @ np.arange(LEVELS + 1)
+            actions = votes.argmax(axis=1) + self.settings.first_action
+        if self.settings.environment_actions is not None:
+            actions = np.stack([self.settings.environment_actions.original(action) for action in actions])
+        return actions[0] if one else actions
+
+    def radius(self, observations: np.ndarray, tolerance: float = 0.1) -> np.ndarray:
+        """The certified radius of that action at each of S observations [S, *observation_shape], or at a single one: int64 [S], or a number; -1 where not even r = 0 is certified.
+
+        Args:
+            tolerance: of continuous actions, one of 0.05, 0.1 and 0.25: the action moves by at most this share of its range.
+        Raises:
+            MucdError: another tolerance.
+        """
+        if tolerance not in TOLERANCES:
+            raise MucdError(f"tolerance {tolerance!r:.60} is not certified: use one of {', '.join(map(str, TOLERANCES))}")
+        observations, one = self._rows_of(observations)
+        answers = self.answers(observations)
+        if self.kind == "continuous":
+            answers = [next(entry for entry in answer["tolerances"] if entry["tolerance"] == tolerance) for answer in answers]
+        radii = np.array([-1 if answer["radius"] is None else answer["radius"] for answer in answers], np.int64)
+        return radii[0] if one else radii
+
+    def _rows_of(self, observations: np.ndarray) -> tuple[np.ndarray, bool]:
+        observations = np.asarray(observations)
+        one = observations.shape == tuple(self.settings.card.observation_shape)
+        return (observations[None] if one else observations), one
 
     def evidence(self, observations: np.ndarray) -> np.ndarray:
         """What the instances do at S observations, as in the certificate: votes [S, A], or a histogram of levels [S, A or d, LEVELS + 1]."""

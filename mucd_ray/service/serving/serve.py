@@ -5,6 +5,8 @@ the exact shapes. Requests that wait are answered in one batch.
 """
 
 import asyncio
+import contextlib
+import io
 import logging
 import math
 import os
@@ -41,6 +43,8 @@ SMALL_BATCH = 16
 MOST_WAITING = 256
 # Bytes of one number in JSON with what stands around it, and of everything else in a request.
 BYTES_OF_A_NUMBER, BYTES_OF_A_REQUEST = 32, 1 << 16
+# Seconds in which a body must be there: until then its request holds one of the places of a replica.
+BODY_WITHIN = 20.0
 # Errors told of one bad request.
 MOST_ERRORS = 10
 
@@ -86,7 +90,7 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
     # Its pages of documentation would load scripts from elsewhere.
     app = FastAPI(title="mucd_ray", version="1", description=" ".join([*about["claim"], confidence]), docs_url=None, redoc_url=None)
 
-    app.add_middleware(BodyLimit, most=BYTES_OF_A_REQUEST + MOST_OBSERVATIONS * BYTES_OF_A_NUMBER * (math.prod(ensemble.settings.card.observation_shape) + 1))
+    app.add_middleware(BodyLimit, most=BYTES_OF_A_REQUEST + MOST_OBSERVATIONS * BYTES_OF_A_NUMBER * (math.prod(ensemble.settings.card.observation_shape) + 1), within=BODY_WITHIN)
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request, error: RequestValidationError) -> JSONResponse:
@@ -115,21 +119,28 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
 
 
 class BodyLimit:
-    """Refuses bodies of more than `most` bytes: by what they declare, and else as soon as they have become so long."""
+    """Refuses bodies of more than `most` bytes: by what they declare, and else as soon as they have become so long; and those that are not there `within` so many seconds."""
 
-    def __init__(self, app, most: int):
-        self.app, self.most = app, most
+    def __init__(self, app, most: int, within: float):
+        self.app, self.most, self.within = app, most, within
 
     async def __call__(self, scope, receive, send) -> None:
         declared = dict(scope.get("headers", [])).get(b"content-length", b"0")
         if not declared.isdigit() or len(declared) > 20 or int(declared) > self.most:
             await JSONResponse({"detail": f"a body has at most {self.most} bytes"}, status_code=413)(scope, receive, send)
             return
-        left = self.most
+        left, until = self.most, asyncio.get_running_loop().time() + self.within
 
         async def limited():
-            nonlocal left
-            message = await receive()
+            nonlocal left, until
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"a body must be there within {self.within:g} seconds", {"Connection": "close"}) from None
+            if not message.get("more_body"):
+                # What is still awaited is that the client hangs up.
+                until = None
             left -= len(message.get("body", b""))
             if left < 0:
                 raise HTTPException(413, f"a body has at most {self.most} bytes")
@@ -215,7 +226,7 @@ def serve_run(run: str, *, encoder: str | None = None, host: str, port: int, rep
     Ensemble(run, vouched)
     _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with joined(Resources(address=address)):
+    with contextlib.ExitStack() as quiet, joined(Resources(address=address)):
         _check_cluster(replicas)
         # Only now: Ray has its own.
         _on_signals(signal.default_int_handler)
@@ -226,6 +237,8 @@ def serve_run(run: str, *, encoder: str | None = None, host: str, port: int, rep
         finally:
             # A second one must not leave processes behind.
             _on_signals(signal.SIG_IGN)
+            # Where Ray prints that calls of Serve's own end with its processes.
+            quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
             serve.shutdown()
 
 

@@ -135,7 +135,7 @@ def _bag_start(question) -> dict:
     usual = Fit(**default_fit(question.unit, algorithm, question.discrete))
     point = {
         "bag_size": size, "algorithm": algorithm, "train_steps": usual.steps, "batch_size": usual.batch, "graded": usual.graded,
-        "top_share": usual.top_share, "learning_rate": PLAIN_LEARNER.learning_rate, "hidden": "64,64",
+        "top_share": usual.top_share, "learning_rate": min(max(question.card.get("learning_rate", PLAIN_LEARNER.learning_rate), RATES[0]), RATES[1]), "hidden": "64,64",
     }
     return {name: point[name] for name in _bag_where(question)}
 
@@ -151,7 +151,7 @@ def _bag_tuned(question, point: dict) -> TunedBag:
     return TunedBag(
         environment=question.environment, unit=question.unit, learner=learner, kind=question.mechanism, bag_size=point["bag_size"],
         fit=Fit(
-            steps=point["train_steps"], batch=point["batch_size"], graded=graded, top_share=1.0 if graded else point.get("top_share", 1.0), mirrored=question.mirrored,
+            steps=point["train_steps"], batch=point["batch_size"], graded=graded, top_share=1.0 if graded else point.get("top_share", 1.0), **question.of_card,
         ), how=question.how,
     )
 

@@ -83,9 +83,9 @@ class Question:
         return asdict(self)
 
     @property
-    def mirrored(self) -> bool:
-        """Whether learners see images of the trajectories in a mirror, as by default."""
-        return bool(self.card["mirror_actions"])
+    def of_card(self) -> dict:
+        """Fields of a fit that are not searched and follow from the environment's card, as by default."""
+        return {"mirrored": "mirror_actions" in self.card, "entries": self.card.get("entries")}
 
     @property
     def rungs(self) -> list[int]:

@@ -13,7 +13,7 @@ from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
-from mucd_ray.files import MOST_JSON_BYTES, printable, read_file, read_json
+from mucd_ray.files import MOST_JSON_BYTES, check_types, printable, read_file, read_json
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism import outside
@@ -240,10 +240,10 @@ def read_tuned(path: str) -> AnyTuned:
         kind = FORMATS.get(values.pop("format"))
         if kind is None:
             raise ValueError(f"its format is not {' or '.join(FORMATS)}")
-        learner = None if values["learner"] is None else Learner(**values["learner"] | {"local": LocalUpdate(**values["learner"]["local"])})
-        read = {"fit": None if values["fit"] is None else Fit(**values["fit"])} if "fit" in values else {}
+        learner = None if values["learner"] is None else Learner(**check_types(Learner, values["learner"] | {"local": LocalUpdate(**check_types(LocalUpdate, values["learner"]["local"]))}))
+        read = {"fit": None if values["fit"] is None else Fit(**check_types(Fit, values["fit"]))} if "fit" in values else {}
         read |= {"trainer": outside.from_values(values["trainer"])} if "trainer" in values else {}
-        return kind(**values | read | {"learner": learner, "how": Origin(**values["how"])})
+        return kind(**check_types(kind, values | read | {"learner": learner, "how": Origin(**check_types(Origin, values["how"]))}))
     except OSError as error:
         raise MucdError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MucdError) as error:

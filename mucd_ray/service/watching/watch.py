@@ -1,7 +1,6 @@
 """`mucd watch`: how a run is going, from its folder alone; works wherever the folder can be read."""
 
 import json
-import sys
 import time
 
 from mucd_ray.certify.rounding import percent_down, round_down
@@ -13,12 +12,14 @@ from mucd_ray.words import counted
 
 LOOK_EVERY = 2.0
 WIDTH = 30
+# What moves in live.json while nothing happens.
+CLOCKS = ("updated", "instances_per_second", "seconds_left")
 UP_AND_CLEAR = "\x1b[{}A\x1b[J"
 
 
 def watch_run(options, out) -> None:
     """Show the run until it ends or the user interrupts; on a terminal in place, otherwise one block of text per change."""
-    store, shown = RunStore.open(options.run), 0
+    store, shown, told = RunStore.open(options.run), 0, None
     unit = store.settings().mechanism.unit
     while True:
         news, at_work = store.read_json("live.json"), drivers(store)
@@ -26,14 +27,17 @@ def watch_run(options, out) -> None:
             raise MucdError(f"{options.run} has no news yet (live.json): it appears when training begins")
         if not isinstance(news, dict):
             raise MucdError(f"{store.file('live.json')} is no JSON object: go on with the run, and it is written anew")
-        if options.json:
+        in_place = out.on_terminal and not options.json
+        state = {name: value for name, value in news.items() if name not in CLOCKS}, [{name: value for name, value in driver.items() if name != "seen"} for driver in at_work]
+        if options.json and state != told:
             out(json.dumps(news | {"drivers": at_work}))
-        else:
+        elif in_place or state != told:
             with as_expected(store.file("live.json"), "go on with the run, and it is written anew"):
                 text = describe(store, news, at_work, unit)
             # In place: over the lines of the last time.
-            out("\n".join(text), control=UP_AND_CLEAR.format(shown) if shown and sys.stderr.isatty() else "")
+            out("\n".join(text), control=UP_AND_CLEAR.format(shown) if shown and in_place else "")
             shown = len(text)
+        told = state
         with as_expected(store.file("live.json"), "go on with the run, and it is written anew"):
             if options.once or not at_work and (news["finished"] or _is_certified(store, news["instances_wanted"])):
                 return

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import secrets
 import shutil
 import sys
@@ -23,6 +24,8 @@ SUSPECTS = ("TMPDIR", "HOME", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "PY
 # What this process may be given, and its Ray does not start with, or its engines do not compile.
 OWN = ("PYTHONWARNINGS", "PYTHONOPTIMIZE", "NUMBA_DISABLE_JIT")
 HARMLESS = {"RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_grpc_client_keepalive_time_ms", "RAY_grpc_client_keepalive_timeout_ms"}
+# Of the shell, which Ray's files, or its store of objects, may not keep to.
+LIMITS = {"ulimit -f": resource.RLIMIT_FSIZE, "ulimit -v": resource.RLIMIT_AS}
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -69,6 +72,9 @@ def _remedy(text: str) -> str:
     named = [name for name in TOKENS if os.environ.get(name)]
     if named and "token" in text.lower():
         return f"unset {named[-1]}, and it gets a token of its own"
+    limits = [name for name, number in LIMITS.items() if resource.getrlimit(number)[0] != resource.RLIM_INFINITY]
+    if limits:
+        return f"its processes are limited by {' and '.join(limits)}: lift that (unlimited), or --address joins a Ray that runs elsewhere"
     given = [name for name in os.environ if (name.startswith("RAY_") and name not in HARMLESS) or name in SUSPECTS]
     return f"mend this, or look at what it reads from the environment ({', '.join(sorted(given)) or 'nothing unusual'}); --address joins a Ray that runs elsewhere"
 

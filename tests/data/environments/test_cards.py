@@ -175,6 +175,8 @@ def test_card_file_round_trip(tmp_path):
         (json.dumps({**CARD.to_dict(), "max_episode_steps": 0}), "max_episode_steps 0"),
         (json.dumps({**CARD.to_dict(), "max_episode_steps": 2.5}), "max_episode_steps 2.5"),
         (json.dumps({**CARD.to_dict(), "transform": "pca"}), "transform 'pca' is unknown"),
+        *((json.dumps({**CARD.to_dict(), "entries": bad}), "entries .* must be a whole number") for bad in (0, 5, 2.0, True, "all", [2])),
+        *((json.dumps({**CARD.to_dict(), "learning_rate": bad}), "learning_rate .* must be a (finite )?number") for bad in (0, -0.1, True, "fast", float("inf"), {})),
     ],
 )
 def test_bad_card_files_are_named(tmp_path, text, message):

@@ -144,7 +144,7 @@ def test_an_empty_bag_and_one_that_breaks_the_learner_give_the_default_policy():
     assert len(set(greedy_actions(policies.outputs(observations, np.array([2]))))) > 1
 
 
-@pytest.mark.parametrize("values", [{"steps": 0}, {"batch": 1.5}, {"entries": 0}, {"entries": True}, {"top_share": 0.0}, {"top_share": 1.1}, {"top_share": float("nan")}])
+@pytest.mark.parametrize("values", [{"steps": 0}, {"steps": 10**12}, {"batch": 10**12}, {"batch": 1.5}, {"entries": 0}, {"entries": True}, {"top_share": 0.0}, {"top_share": 1.1}, {"top_share": float("nan")}])
 def test_bad_fits_are_refused(values):
     with pytest.raises(MucdError, match=str(next(iter(values.values())))):
         Fit(**values)

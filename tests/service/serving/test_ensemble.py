@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -41,12 +42,22 @@ def test_answers_at_the_runs_own_states_are_the_certificates(served_run, choices
     assert [ensemble.answers(served_run.states()[[row]])[0] for row in (3, 0)] == [answers[3], answers[0]]
 
 
+def test_actions_are_numbered_as_the_environment_numbers_them(served_run):
+    """Votes and outputs count from 0, an action space may start elsewhere."""
+    ensemble = Ensemble(str(served_run.path))
+    before = ensemble.act(ensemble.states)
+    ensemble.settings = replace(ensemble.settings, first_action=2)
+    assert (ensemble.act(ensemble.states) == before + 2).all()
+    assert [answer["action"] for answer in ensemble.answers(ensemble.states)] == (before + 2).tolist()
+
+
 def test_continuous_answers_are_the_certificates(make_run, recordings, tmp_path):
     record("Pendulum-v1", None, 3000, 5, "pendulum/served-v0")
     run = make_run("pendulum/served-v0", tmp_path)
     ensemble = Ensemble(str(run.path))
     answers, action = ensemble.answers(run.states()), ensemble.certificate["results"]["action"]
-    assert [answer["action"] for answer in answers] == action["median"]
+    assert [answer["action"] for answer in answers] == action["median"] == ensemble.act(run.states()).tolist()
+    assert ensemble.radius(run.states()[0], tolerance=0.25) == ensemble.radius(run.states(), tolerance=0.25)[0]
     for place, part in enumerate(action["per_state"]["tolerance"].values()):
         assert [answer["tolerances"][place]["radius"] for answer in answers] == part["radius"]
     certified = [(answer["action"], part) for answer in answers for part in answer["tolerances"] if part["radius"] is not None]

@@ -1,6 +1,7 @@
 """`mucd tune`: what it asks and refuses, and a real study on real Ray that is killed and goes on."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -87,6 +88,11 @@ def test_of_clones_grades_or_a_share_and_of_others_a_share(recordings):
     for algorithm, graded in ((algorithm, graded) for algorithm in ("bc", "iql") for graded in (True, False)):
         fit = asked.tuned(asked.start() | {"algorithm": algorithm, "graded": graded, "top_share": 0.3}).fit
         assert (fit.graded, fit.top_share) == ((True, 1.0) if graded and algorithm == "bc" else (False, 0.3))
+    # What the card declares is where the search begins, and how many entries a policy looks at is not searched.
+    card = {name: value for name, value in asked.card.items() if not name.startswith("mirror")} | {"entries": 2, "learning_rate": 0.003}
+    declaring = dataclasses.replace(asked, card=card)
+    found = declaring.tuned(declaring.start())
+    assert (found.fit.entries, found.fit.mirrored, found.learner.learning_rate) == (2, False, 0.003) and asked.tuned(asked.start()).fit.mirrored
     # Without clones of discrete actions there are no grades.
     assert "graded" not in question(recordings, "--algorithm", "iql,cql", kind=BAGS).space()
 

@@ -47,8 +47,10 @@ def test_drivers_see_each_other_until_they_are_gone(store):
 
 
 def watched(store, **options):
-    lines = []
-    watch_run(SimpleNamespace(**{"run": str(store.path), "once": True, "json": False} | options), lambda text, control="": lines.append(text))
+    lines, on_terminal = [], options.pop("on_terminal", False)
+    out = lambda text, control="": lines.append(control + text)
+    out.on_terminal = on_terminal
+    watch_run(SimpleNamespace(**{"run": str(store.path), "once": True, "json": False} | options), out)
     return "\n".join(lines)
 
 
@@ -72,6 +74,25 @@ def test_the_rate_and_what_is_shown(store, monkeypatch):
     text = watched(store, once=False)
     assert "finished" in text and "no driver is at work" in text and "from the first 160 instances, valid at every look together: mean return 412.3" in text
     assert "keeps 90 % at no r" in text and "keeps 50 % up to r = 1 transition (1 %), expected return at least 208.69" in text
+
+
+@pytest.mark.parametrize(("options", "shown"), [({}, 2), ({"json": True}, 2), ({"on_terminal": True}, 5)])
+def test_what_has_not_changed_is_shown_again_only_in_its_place(store, monkeypatch, options, shown):
+    """Four looks at a run that stands still, though its driver lives, and one at its end."""
+    live, looks = Live(store, 400), [0]
+
+    def pause(seconds):
+        looks[0] += 1
+        live.published = live.renewed = 0.0
+        live.publish(7, {"alive": 2, "wanted": 2}, {}, end=looks[0] == 4)
+        live.close() if looks[0] == 4 else live.renew()
+
+    pause(0)
+    looks[0] = 0
+    monkeypatch.setattr("mucd_ray.service.watching.watch.time", SimpleNamespace(sleep=pause, time=time.time))
+    text = watched(store, once=False, **options)
+    assert looks[0] == 4 and text.count('"instances_done": 7' if options.get("json") else "7 of 400 instances") == shown
+    assert ("\x1b" in text) == options.get("on_terminal", False)
 
 
 def test_a_bar_is_as_long_as_any_whatever_the_news_say(store):

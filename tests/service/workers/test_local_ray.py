@@ -1,10 +1,13 @@
 """A local Ray in places that do not suit it: it starts all the same and says what it did, or names the variable that is in the way."""
 
 import os
+import resource
 import subprocess
 import sys
 
 import pytest
+
+from mucd_ray.service.workers import local_ray
 
 START = """
 import os, stat, sys, ray
@@ -54,3 +57,12 @@ def test_a_failed_start_names_the_variable_that_brought_it(environment, words):
     result = start(1, **environment)
     assert result.returncode == 1 and result.stdout == "" and all(word in result.stderr for word in words)
     assert ("cluster answers" in result.stderr) == ("RAY_ADDRESS" in environment) and "Traceback" not in result.stderr
+
+
+def test_a_failed_start_names_the_limit_of_the_shell():
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, hard))
+        assert "limited by ulimit -f: lift that" in local_ray._remedy("some of the raylet failed to startup")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

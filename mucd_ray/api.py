@@ -1,0 +1,218 @@
+"""The Python API: four verbs, re-exported by the package. They do what the commands do, and raise `MucdError` for what they refuse.
+
+    import mucd_ray
+
+    summary = mucd_ray.run("cartpole/mine-v0", mechanism="bag", bag_size=10, instances=300, storage="runs/mine")
+    policy = mucd_ray.load("runs/mine")
+    policy.act(observations), policy.radius(observations)
+    certificate = mucd_ray.certify(votes=votes, returns=returns, return_range=(0, 500), mechanism=Bag(unit="trajectory", bag_size=10), units=1000)
+    assert mucd_ray.verify(certificate) == []
+"""
+
+import contextlib
+import inspect
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mucd_ray.certify.file.certificate import make_certificate, make_inputs, parse_certificate, read_certificate
+from mucd_ray.certify.file.certificate import verify as mismatches
+from mucd_ray.certify.file.evidence import exact_evidence, votes_evidence
+from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.kinds import AnyMechanism, from_values
+from mucd_ray.mechanism.neighbours import Neighbours
+from mucd_ray.mechanism.partition import Partition
+
+if TYPE_CHECKING:
+    from mucd_ray.data.environments.cards import EnvironmentCard
+    from mucd_ray.service.serving.ensemble import Ensemble
+
+ELSEWHERE = (
+    "Votes and returns were made elsewhere, without this package: each instance by a learner that is as the mechanism says, from its own secret randomness, independently of the others; none was dropped, "
+    "made again, or chosen among several.",
+)
+
+
+def run(dataset: str, *, storage: str, trainer: Callable | str | None = None, environment: "EnvironmentCard | str | None" = None, **options) -> dict:
+    """Train an ensemble on a dataset, certify it and write a run folder: `mucd run`, whose options are the keyword arguments.
+
+    Args:
+        dataset: Minari id.
+        storage: run folder; an unfinished run there is continued.
+        trainer: a learner's name (docs/algorithms.md), "package.module:function", "path/to/file.py:function", or a function at the top of a file.
+        environment: the environment's public facts, as a card or the path of its JSON file; by default the shipped card of the environment that the dataset names.
+        options: of `mucd run --help`, with _ in the place of -, such as mechanism="bag", bag_size=10, instances=300; `constant={"alpha": 2.0}`, `mirrored=False`.
+
+    Returns:
+        The summary that `mucd run --json` prints.
+
+    Raises:
+        MucdError: whatever the command refuses.
+    """
+    from mucd_ray.service.runs.commands import start_run
+
+    with contextlib.ExitStack() as stack:
+        if trainer is not None:
+            options["trainer"] = _name_of(trainer) if callable(trainer) else trainer
+        if environment is not None:
+            options["card"] = environment if isinstance(environment, (str, Path)) else _written(environment, stack)
+        return _called(start_run, ["run", dataset], {"storage": storage} | options)
+
+
+def load(run: str, *, encoder: str | None = None) -> "Ensemble":
+    """The certified ensemble of a run folder as one policy: `act(observations)`, `radius(observations)`, and `answers(observations)` for both with votes.
+
+    Args:
+        run: run folder, a local path or an fsspec URL, with its certificate.
+        encoder: SHA-256 of the encoder that you vouch for, where the run has one.
+
+    Raises:
+        MucdError: no certificate of actions there, or instances that are not those of the certificate.
+    """
+    from mucd_ray.service.serving.ensemble import Ensemble
+
+    return Ensemble(str(run), encoder)
+
+
+def certify(
+    *,
+    mechanism: AnyMechanism | dict,
+    units: int,
+    returns: np.ndarray,
+    return_range: tuple[float, float],
+    votes: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
+    eta: float = 0.001,
+    threat: str = "symmetric",
+    accountant: str = "tradeoff",
+    band: str = "order-statistic",
+    rollouts: int = 1,
+    discount: float = 1.0,
+    clipped: bool = False,
+    assumptions: tuple[str, ...] = (),
+    out: str | None = None,
+) -> dict:
+    """A certificate of votes and returns that were made elsewhere.
+
+    It is worth what your training is: P instances, each by a randomised learner that is as the mechanism says. What voids it is in docs/soundness.md.
+
+    Args:
+        mechanism: such as `Bag(unit="trajectory", bag_size=10)` (mucd_ray.mechanism), or its fields as a dict with the `kind`.
+        units: N, how many units the dataset has.
+        returns: what each instance earned, in any order, [P].
+        return_range: public (least, greatest) return.
+        votes: at S public states how many of the P instances prefer each of A actions, [S, A]; of a partition those of all its parts.
+        reference: [S], the actions against which certified accuracy is counted.
+        eta, threat, accountant, band: as of `mucd certify`.
+        rollouts, discount, clipped: episodes whose mean one return is; discount of a step; whether every episode's return was clipped into `return_range`.
+        assumptions: sentences of yours for the certificate.
+        out: folder for certificate.json, report.html and plots; it must not have a certificate.
+
+    Returns:
+        The certificate, plain JSON values, as docs/certificate.md lists them.
+
+    Raises:
+        MucdError: evidence that does not fit together, or values outside their range.
+    """
+    mechanism = mechanism if isinstance(mechanism, AnyMechanism) else from_values(mechanism)
+    if type(units) is not int or not isinstance(return_range, (tuple, list)) or len(return_range) != 2:
+        raise MucdError(f"units {units!r:.60} must be a whole number, and return_range {return_range!r:.60} two numbers, (least, greatest)")
+    if isinstance(mechanism, Neighbours):
+        raise MucdError("the votes of neighbours are certified with the radii along episodes, which `mucd run --mechanism neighbours` finds: votes and returns alone do not do")
+    evidence = None
+    if votes is not None:
+        evidence = (exact_evidence if isinstance(mechanism, Partition) else votes_evidence)(_array("votes", votes, 2), None if reference is None else _array("reference", reference, 1))
+    inputs = make_inputs(
+        mechanism=mechanism, units=units, returns=_array("returns", returns, 1), return_range=return_range, actions=evidence, eta=eta, threat=threat, accountant=accountant,
+        band=band, rollouts=rollouts, discount=discount, clipped=clipped,
+    )
+    certificate = make_certificate(inputs, assumptions=[*ELSEWHERE, *assumptions], context={"baselines": None, "made": "elsewhere"})
+    if out is not None:
+        _write(Path(out), certificate)
+    return certificate
+
+
+def verify(certificate: dict | str, *, patience: float = 1.0) -> list[str]:
+    """Every mismatch between what a certificate says and what follows from the evidence in it: an empty list if it holds.
+
+    Args:
+        certificate: as `certify` returns it, or the path of a certificate.json or of a run folder.
+        patience: spend up to so many times the usual work.
+
+    Raises:
+        MucdError: no certificate of this format, or more work than that.
+    """
+    if isinstance(certificate, dict):
+        return mismatches(parse_certificate(json.dumps(certificate).encode(), "this certificate"), patience)
+    path = Path(certificate)
+    return mismatches(read_certificate(path / "certificate.json" if path.is_dir() else path, patience), patience)
+
+
+def _called(command: Callable, arguments: list[str], options: dict) -> dict:
+    """What `mucd` with these arguments would print with --json."""
+    from mucd_ray.cli import build_parser
+
+    words, printed = [*arguments, "--json"], []
+    for name, value in options.items():
+        words += _words("--" + name.replace("_", "-"), value)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            parsed = build_parser().parse_args(words)
+    except SystemExit:
+        raise MucdError(" ".join(told.getvalue().split()).removeprefix("mucd: error: ")) from None
+    command(parsed, printed.append)
+    return json.loads(printed[0])
+
+
+def _words(option: str, value) -> list[str]:
+    """An option as words of the command line."""
+    if value is None or value is False and option != "--mirrored":
+        return []
+    if isinstance(value, bool):
+        return [option if value else option.replace("--", "--no-", 1)]
+    if isinstance(value, dict):
+        return [f"{option}={key}={number}" for key, number in value.items()]
+    return [f"{option}={','.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"]
+
+
+def _name_of(trainer: Callable) -> str:
+    """path/to/file.py:function, by which processes elsewhere find it."""
+    name, file = getattr(trainer, "__qualname__", ""), None
+    with contextlib.suppress(TypeError, OSError):
+        file = inspect.getsourcefile(trainer)
+    if file is None or not Path(file).is_file() or not name.isidentifier() or name == "<lambda>":
+        raise MucdError(f"trainer {name or trainer!r} is not a function at the top of a file, where the processes that train could find it: write it to a file, and give 'path/to/file.py:function'")
+    return f"{file}:{name}"
+
+
+def _written(card: "EnvironmentCard", stack: contextlib.ExitStack) -> str:
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "card.json"
+    path.write_text(json.dumps(card.to_dict()))
+    return str(path)
+
+
+def _array(name: str, values, dimensions: int) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+        if array.ndim != dimensions or array.dtype.kind not in "fiub" or not array.size:
+            raise ValueError(f"shape {array.shape}, dtype {array.dtype}")
+    except ValueError as error:
+        raise MucdError(f"{name} ({str(error)[:200]}) must be an array of numbers with {dimensions} dimension{'s' * (dimensions > 1)}, not empty") from None
+    return array
+
+
+def _write(folder: Path, certificate: dict) -> None:
+    from mucd_ray.report.report import report_files
+
+    if (folder / "certificate.json").exists():
+        raise MucdError(f"{folder} has a certificate already: choose another folder")
+    files = report_files(certificate, {}, str(folder)) | {"certificate.json": json.dumps(certificate, indent=1).encode()}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)

@@ -1,0 +1,80 @@
+"""The Python API does what the commands do: real runs on a real local Ray."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mucd_ray
+from mucd_ray.data.environments.cards import CARDS
+from mucd_ray.mechanism.bag import Bag
+
+
+@pytest.fixture(scope="module")
+def summary(recordings, local_ray, tmp_path_factory):
+    run = tmp_path_factory.mktemp("api") / "run"
+    card = next(card for card in CARDS if card.env_id == "CartPole-v1")
+    return mucd_ray.run(recordings["cartpole"], storage=str(run), environment=card, mechanism="bag", unit="trajectory", bag_size=3, instances=40, states=20, train_steps=50, hidden=(8,), trainer="bc", mirrored=False)
+
+
+def test_a_run_loads_as_a_policy_that_acts_as_certified(summary):
+    policy, certificate = mucd_ray.load(summary["run"]), json.loads(open(summary["certificate"]).read())
+    action = certificate["results"]["action"]
+    np.testing.assert_array_equal(policy.act(policy.states), action["action"])
+    np.testing.assert_array_equal(policy.radius(policy.states), [-1 if radius is None else radius for radius in action["per_state"]["radius"]])
+    assert policy.act(policy.states[3]) == action["action"][3] and policy.radius(policy.states[3]) == policy.radius(policy.states)[3]
+    assert summary["instances"] == 40 and mucd_ray.verify(summary["run"]) == mucd_ray.verify(summary["certificate"]) == []
+
+
+def test_the_same_evidence_from_elsewhere_gives_the_same_numbers(summary, tmp_path):
+    own = json.loads(open(summary["certificate"]).read())
+    inputs = own["inputs"]
+    given = {"returns": inputs["returns"], "return_range": inputs["return_range"], "votes": inputs["actions"]["counts"], "mechanism": inputs["mechanism"], "units": inputs["units"]}
+    found = mucd_ray.certify(**given, reference=inputs["actions"]["reference"], out=str(tmp_path / "mine"))
+    assert found["results"] == own["results"] and mucd_ray.verify(tmp_path / "mine") == mucd_ray.verify(found) == []
+    assert "<html" in (tmp_path / "mine" / "report.html").read_text().lower()
+    assert any("made elsewhere" in text for text in found["assumptions"])
+    found["inputs"]["returns"][0] = 0.0
+    assert mucd_ray.verify(found)
+    with pytest.raises(mucd_ray.MucdError, match="has a certificate already"):
+        mucd_ray.certify(**given, out=str(tmp_path / "mine"))
+
+
+EVIDENCE = {"returns": [400.0] * 300, "return_range": (0, 500), "votes": [[290, 10]], "mechanism": Bag(unit="trajectory", bag_size=10), "units": 1000}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"votes": [[1, 2], [3]]}, {"votes": [[289.5, 10.5]]}, {"votes": [[290, 11]]}, {"votes": [[300]]}, {"returns": []}, {"returns": [float("nan")] * 300}, {"returns": ["a"] * 300},
+        {"units": 5}, {"units": 1000.5}, {"units": "1000"}, {"mechanism": {"kind": "x"}}, {"mechanism": 3}, {"return_range": (0, 1)}, {"return_range": None}, {"eta": "x"}, {"eta": 0},
+        {"threat": "none"}, {"mechanism": {"kind": "neighbours", "unit": "trajectory", "neighbours": 3, "metric": "declared"}},
+    ],
+    ids=str,
+)
+def test_evidence_that_cannot_be_is_refused(refusal, wrong):
+    refusal(lambda: mucd_ray.certify(**EVIDENCE | wrong))
+
+
+def test_options_that_the_command_lacks_are_refused(refusal, recordings, tmp_path):
+    def tried(**options):
+        return refusal(lambda: mucd_ray.run(recordings["cartpole"], storage=str(tmp_path / "run"), **options))
+
+    assert "--bags-size" in tried(bags_size=3)
+    assert "invalid int value: 'three'" in tried(bag_size="three")
+    assert "top of a file" in tried(trainer=lambda bag, seed, device: None)
+    assert "top of a file" in tried(trainer=json.JSONEncoder().encode)
+    assert "card.json" in tried(environment=str(tmp_path / "card.json"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_certifying_and_verifying_need_numpy_and_scipy_only():
+    program = (
+        "import sys, mucd_ray, mucd_ray.certify.action\n"
+        f"certificate = mucd_ray.certify(returns=[400.0] * 300, return_range=(0, 500), mechanism={{'kind': 'bag', **{vars(EVIDENCE['mechanism'])}}}, units=1000)\n"
+        "assert not mucd_ray.verify(certificate)\n"
+        "assert not {'torch', 'ray', 'gymnasium', 'minari', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
