@@ -79,7 +79,7 @@ class Part:
 
     def array(self, values) -> np.ndarray:
         """Observations [N, *shape] in its dtype (categories as they are). Raises MucdError for another shape, or for what the dtype does not hold."""
-        array = np.asarray(values)
+        array = _numbers(values, self)
         if array.ndim == 2 and array.shape[1] == 1 and not self.space.shape:
             array = array[:, 0]
         if array.dtype.kind not in "fiub" or not array.ndim or array.shape[1:] != self.space.shape:
@@ -163,7 +163,8 @@ class Observations:
 
     def rows(self, arrays: list) -> np.ndarray:
         """N observations [N, *space.shape] from the arrays [N, *shape] of the parts, in their order. Raises MucdError for one that does not fit its space, or the others."""
-        lengths = [len(np.asarray(array)) if np.ndim(array) else 0 for array in arrays]
+        arrays = [_numbers(array, part) for part, array in zip(self.parts, arrays, strict=True)]
+        lengths = [len(array) if array.ndim else 0 for array in arrays]
         if len(set(lengths)) > 1:
             short = next(place for place, length in enumerate(lengths) if length != lengths[0])
             raise MucdError(f"there are {lengths[0]} {self.parts[0].called} and {lengths[short]} {self.parts[short].called}: record them together")
@@ -181,7 +182,7 @@ class Observations:
 
     def one(self, observation) -> np.ndarray:
         """One observation as the environment gives it, as an array of `space`. Raises MucdError where it is not in its space."""
-        return self.rows([np.asarray(value)[None] for value in self.columns(observation)])[0]
+        return self.rows([_numbers(value, part)[None] for part, value in zip(self.parts, self.columns(observation), strict=True)])[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -254,6 +255,16 @@ class Actions:
         return np.concatenate([np.cumprod(sizes[:0:-1])[::-1], [1]]).astype(np.int64)
 
 
+def only(space: gym.Space, parts: tuple[Part, ...], path: tuple = ()) -> gym.Space:
+    """A space with these parts of it alone; in a Tuple something else keeps the place of the others."""
+    chosen = {part.path[: len(path) + 1][-1] for part in parts if part.path[: len(path)] == path and len(part.path) > len(path)}
+    if isinstance(space, gym.spaces.Dict):
+        return gym.spaces.Dict({key: only(inner, parts, (*path, key)) for key, inner in space.spaces.items() if key in chosen})
+    if isinstance(space, gym.spaces.Tuple):
+        return gym.spaces.Tuple([only(inner, parts, (*path, place)) if place in chosen else gym.spaces.Text(1) for place, inner in enumerate(space.spaces)])
+    return space
+
+
 def shown(space: gym.Space) -> str:
     """The beginning of a space's text, in one line."""
     return f"{' '.join(str(space).split()):.{_MOST_SHOWN // 2}}"
@@ -301,6 +312,13 @@ def _within(values, part: Part):
         except (LookupError, TypeError):
             raise MucdError(f"{part.called} are missing in an observation: it must be in the space that is declared") from None
     return values
+
+
+def _numbers(values, part: Part) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise MucdError(f"{part.called} are not one array ({error!s:.100}): give them in the shape of their space") from None
 
 
 def _sizes(space: gym.Space) -> tuple[np.ndarray, np.ndarray]:

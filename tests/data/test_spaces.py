@@ -105,6 +105,9 @@ def test_values_that_do_not_fit_name_their_key(name, value, message):
         joined.rows(joined.columns(good | {name: value}))
     with pytest.raises(MucdError, match="missing"):
         joined.one({"gear": 5, "on": np.zeros(2)})
+    for value in ("text", [1, [2]], {}, None, 10**30):
+        with pytest.raises(MucdError, match="key gear"):
+            joined.one({"gear": value, "on": [0, 1], "picture": [[1, 2]]})
 
 
 def test_a_dataset_of_dictionaries_from_arrays():

@@ -145,7 +145,9 @@ def _check_card(store: RunStore, settings: RunSettings, path: str | None) -> Non
 
 
 def _as_seen(given: EnvironmentCard, card: EnvironmentCard) -> EnvironmentCard:
-    """A card with the keys and the shape of observations of a run's: those may be options of that run."""
+    """A card with the keys and the shape of observations of a run's: those may be options of that run. Not one whose transform is of its own shape."""
+    if given.transform is not None or given.env_id != card.env_id:
+        return given
     try:
         return replace(given, observation_keys=card.observation_keys, observation_shape=card.observation_shape)
     except MucdError:

@@ -18,7 +18,7 @@ from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_for
 from mucd_ray.data.environments.plain import declared_spaces
 from mucd_ray.data.formats.minari import load_dataset, source_keys
-from mucd_ray.data.spaces import Actions
+from mucd_ray.data.spaces import Actions, Observations, only
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
 from mucd_ray.learn.algorithms import algorithm_for
@@ -55,6 +55,8 @@ HISTORY_NOTE = (
 )
 KEYS_NOTE = f"Policies see nothing of an observation but {{keys}}: these keys were chosen by the user. {CONDITIONAL}"
 WIDEST_BOUND = 1e18
+# Of one observation that may be served by its keys: the settings hold the bounds of each.
+MOST_NAMED_ENTRIES = 1 << 12
 # Up to so many times the wanted radius half of a good return may be kept: of a claim that ends before that the user is told.
 FURTHER = 4
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
@@ -168,6 +170,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
         first_action=int(action_space.start) if discrete else 0,
         declared_actions=_declared_actions(card, dataset),
+        declared_observations=_declared_observations(card),
         fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, card, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,
@@ -207,6 +210,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             why = f"trajectories could be so many, or so few, that the unit would be another: choose it yourself, --unit {settings.mechanism.unit}"
         asked = f"the wanted fraction {exactly(request.fraction)} is r = {wanted}, but " if from_fraction and wanted > cap else ""
         print(f"mucd: {asked}no radius above {cap} will be claimed, beyond which {why}", file=sys.stderr)
+    if discrete and _tells_masks(card):
+        print(f"mucd: {card.env_id} tells which actions are allowed (action_mask), which is not used: policies choose among all, and what it does with one that is not allowed counts", file=sys.stderr)
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
 
@@ -269,6 +274,17 @@ def _spaces(card: EnvironmentCard) -> tuple[gymnasium.Space, gymnasium.Space]:
     return environment.observation_space, environment.action_space
 
 
+def _tells_masks(card: EnvironmentCard) -> bool:
+    """Whether an episode begins with a mask of actions, by Gymnasium's convention."""
+    environment = card.make()
+    try:
+        return "action_mask" in environment.reset(seed=0)[1]
+    except Exception:  # whoever plays episodes says so
+        return False
+    finally:
+        environment.close()
+
+
 def _declared_actions(card: EnvironmentCard, dataset: OfflineDataset) -> str | None:
     """The action space that the environment declares, in Minari's JSON, where actions are counted otherwise; None where they are not."""
     space = dataset.declared_actions
@@ -277,6 +293,16 @@ def _declared_actions(card: EnvironmentCard, dataset: OfflineDataset) -> str | N
         environment.close()
         _, space = declared_spaces(environment)
     return None if Actions(declared=space).is_plain else serialize_space(space)
+
+
+def _declared_observations(card: EnvironmentCard) -> str | None:
+    """The Dict space of one observation with the keys that policies see, in Minari's JSON; None of other spaces, of large ones, and with history."""
+    environment = card.make()
+    environment.close()
+    space, _ = declared_spaces(environment)
+    if not isinstance(space, gymnasium.spaces.Dict) or card.history > 1 or math.prod(card.observation_shape) > MOST_NAMED_ENTRIES:
+        return None
+    return serialize_space(only(space, Observations.of(space, card.observation_keys).parts))
 
 
 def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -14,7 +14,7 @@ from mucd_ray.certify.planning.size import round_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.data.formats.metadata import MOST_TEXT, read_space
-from mucd_ray.data.spaces import Actions
+from mucd_ray.data.spaces import Actions, Observations
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_types
 from mucd_ray.learn.learner import Learner, LocalUpdate
@@ -52,6 +52,7 @@ class RunSettings:
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
         mechanism, learner: how an instance is trained.
         fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
+        declared_observations: the Dict space of an observation with the keys that policies see, in Minari's JSON, by which one may be served; else None.
         declared_actions: the environment's action space in Minari's JSON, where actions are numbers of its combinations or its flattened rows (data/spaces.py); else None.
         trainer: from outside; None: the package's own. Its policies take observation_dtype.
         first_action: the number of the lowest discrete action; votes and outputs count from it.
@@ -92,6 +93,7 @@ class RunSettings:
     observation_dtype: str = "float32"
     first_action: int = 0
     declared_actions: str | None = None
+    declared_observations: str | None = None
     condition: str | None = None
     trusted: tuple[str, str] | None = None
     version: str = ""
@@ -123,6 +125,8 @@ class RunSettings:
             raise MucdError(f"observation dtype {self.observation_dtype!r:.100} must be one of {', '.join(DTYPES)}, and first action {self.first_action} within 32 bits")
         if self.declared_actions is not None and self.environment_actions.space.shape != ((self.dimensions,) if self.dimensions else ()):
             raise MucdError(f"declared actions {self.declared_actions!r:.100} do not fit {self.actions or self.dimensions} actions or dimensions")
+        if self.declared_observations is not None and self.environment_observations.space.shape != tuple(self.card.observation_shape):
+            raise MucdError(f"declared observations {self.declared_observations!r:.100} do not have the shape {tuple(self.card.observation_shape)} of the card")
         if self.trainer is not None and self.mechanism.kind in WITH_NOISE:
             raise MucdError(f"{self.trainer.option} {self.trainer.name} is not trained with noise, which would have to be added inside it: use --mechanism bag or partition")
         if (self.fit is None) != (self.mechanism.kind in WITH_NOISE or self.trainer is not None):
@@ -152,6 +156,12 @@ class RunSettings:
             action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape), history=self.card.history,
             mirror=self.card.mirror if self.fit and self.fit.mirrored else None,
         )
+
+    @functools.cached_property
+    def environment_observations(self) -> Observations | None:
+        """How one observation, a dictionary, is joined, where that is known."""
+        space = None if self.declared_observations is None else read_space(self.declared_observations, "observation_space", "the settings")
+        return None if space is None else Observations.of(space, self.card.observation_keys)
 
     @functools.cached_property
     def environment_actions(self) -> Actions | None:
@@ -241,7 +251,7 @@ class RunSettings:
 
     def _deciding(self) -> dict:
         """All but the version: two that train the same instances may share a run. Nor what earlier versions knew nothing of, where it is as they did it."""
-        values = {name: value for name, value in self.to_dict().items() if name != "version" and (name, value) not in (("source_key", None), ("declared_actions", None))}
+        values = {name: value for name, value in self.to_dict().items() if name != "version" and (name, value) not in (("source_key", None), ("declared_actions", None), ("declared_observations", None))}
         if self.fit is not None:
             values["fit"] = {name: value for name, value in values["fit"].items() if (name, value) not in FIT_AS_BEFORE}
         return values

@@ -157,7 +157,7 @@ class Ensemble:
 
         Args:
             observations: [S, *observation_shape] -> int64 [S] or float64 [S, d]; or [*observation_shape] -> an int64 number or float64 [d]. Where the environment's action space is MultiDiscrete,
-                MultiBinary or a Box of another shape, actions are in that shape and dtype.
+                MultiBinary or a Box of another shape, actions are in that shape and dtype. One observation in a Dict space may be given as the dictionary that it is.
         """
         observations, one = self._rows_of(observations)
         evidence = self.evidence(observations)
@@ -189,6 +189,8 @@ class Ensemble:
         return radii[0] if one else radii
 
     def _rows_of(self, observations: np.ndarray) -> tuple[np.ndarray, bool]:
+        if isinstance(observations, dict) and self.settings.environment_observations is not None:
+            return self.settings.environment_observations.one(observations)[None], True
         observations = np.asarray(observations)
         one = observations.shape == tuple(self.settings.card.observation_shape)
         return (observations[None] if one else observations), one
