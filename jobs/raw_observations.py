@@ -63,7 +63,7 @@ class Data:
 
 DATA = {
     "lunarlander": Data(title="LunarLander-v3 (8 numbers)", behaviour="lunarlander-land", transitions=200_000, seed=11, parts=(1000, 333, 100), learners=("cql", "iql")),
-    "continuous": Data(title="LunarLander-v3, continuous (8 numbers)", behaviour="lunarlander-continuous-land", transitions=200_000, seed=11, parts=(500, 167, 50), learners=("iql", "td3-bc"), continuous=True),
+    "continuous": Data(title="LunarLander-v3, continuous (8 numbers)", behaviour="lunarlander-continuous-land", transitions=200_000, seed=11, parts=(480, 160, 48), learners=("iql", "td3-bc"), continuous=True),
     "halfcheetah": Data(title="HalfCheetah-v5 (17 numbers)", behaviour="halfcheetah-run", transitions=400_000, seed=11, parts=(400, 133, 40), learners=("iql", "td3-bc"), continuous=True, scaling=(0.0, 3.0)),
     "hopper": Data(title="Hopper-v5 (11 numbers)", behaviour="hopper-hop", transitions=400_000, seed=11, parts=(550, 183, 55), learners=("iql", "td3-bc"), continuous=True),
     "freeway": Data(title="Freeway (128 bytes of RAM)", behaviour="freeway-lookahead", transitions=614_400, seed=2026, parts=(300, 100, 30), learners=("cql", "iql"), scaling=(128.0, 64.0)),

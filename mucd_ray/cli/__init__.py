@@ -6,7 +6,7 @@ import signal
 import sys
 
 from mucd_ray import __version__
-from mucd_ray.cli import calculating, recording, results, training
+from mucd_ray.cli import calculating, importing, recording, results, training
 from mucd_ray.cli.options import Parser
 from mucd_ray.cli.process import (
     ENDED,
@@ -30,6 +30,8 @@ DESCRIPTION = "Certified defence of offline reinforcement learning against poiso
 # In the order in which --help lists them.
 COMMANDS = (
     recording.add_record,
+    importing.add_import,
+    importing.add_inspect,
     training.add_run,
     training.add_grow,
     training.add_certify,

@@ -31,6 +31,7 @@ class OfflineDataset:
         declared_actions: the space that it declares, where that is MultiDiscrete, MultiBinary or a Box of other than one dimension; else None.
         sources: int64 [M], which source each trajectory is from: numbers from 0 in the order in which they first appear. Trajectories of a source need not be
             neighbours. None where no source key was asked for.
+        actions_declared: false where the action space follows from the rows, as of an imported file: then no constant may be taken from it, an environment's counts.
     """
 
     name: str
@@ -50,12 +51,13 @@ class OfflineDataset:
     sources: np.ndarray | None = None
     observation_parts: tuple[str, ...] = ()
     declared_actions: gym.Space | None = None
+    actions_declared: bool = True
 
     @classmethod
     def from_arrays(
         cls, *, observations, next_observations, actions, rewards, terminations, truncations, action_space, observation_space,
         trajectory_starts=None, name="arrays", env_id=None, env_kwargs=None, env_max_episode_steps=None, env_wrappers=(),
-        source_keys=None, observation_parts=(),
+        source_keys=None, actions_declared=True, observation_parts=(),
     ) -> "OfflineDataset":
         """Build and validate a dataset from flat arrays (shapes as in the class; rewards, terminations, truncations and discrete actions may be columns [N, 1]).
 
@@ -93,6 +95,7 @@ class OfflineDataset:
             sources=None if source_keys is None else _numbered(source_keys),
             observation_parts=tuple(observation_parts),
             declared_actions=None if declared.is_plain else action_space,
+            actions_declared=actions_declared,
         )
         dataset.validate()
         return dataset
@@ -185,6 +188,17 @@ class OfflineDataset:
             self._validate_finite(name)
         self._validate_actions()
 
+    def fits_actions(self, space: gym.Space) -> bool:
+        """Whether its action space is this one; where it was not declared, whether it may be, and then all actions must lie in it (MucdError)."""
+        if self.actions_declared:
+            return self.action_space == space
+        ours = self.action_space
+        discrete = isinstance(ours, gym.spaces.Discrete)
+        if type(ours) is not type(space) or ours.shape != space.shape or discrete and ours.start != space.start:
+            return False
+        self._validate_actions(space)
+        return True
+
     def _validate_boundaries(self):
         starts = self.trajectory_starts
         if len(starts) < 2 or starts[0] != 0 or starts[-1] != len(self) or np.any(np.diff(starts) < 1):
@@ -210,8 +224,8 @@ class OfflineDataset:
                 "drop or repair these transitions"
             )
 
-    def _validate_actions(self):
-        space, actions = self.action_space, self.actions
+    def _validate_actions(self, space=None):
+        space, actions = space or self.action_space, self.actions
         if isinstance(space, gym.spaces.Discrete):
             bad = (actions < int(space.start)) | (actions > int(space.start) + int(space.n) - 1)
         else:

@@ -169,14 +169,20 @@ def constant_returns(card: EnvironmentCard, action_space: gymnasium.Space, episo
     Raises:
         MucdError: the action space is not supported.
     """
+    names, policies = constant_policies(card, action_space)
+    seeds = np.tile(np.arange(seed, seed + episodes), (len(names), 1))
+    returns = rollout_returns(policies, card, seeds, discount=discount, progress=progress)
+    return dict(zip(names, returns.tolist()))
+
+
+def constant_policies(card: EnvironmentCard, action_space: gymnasium.Space) -> tuple[list[str], StackedPolicies]:
+    """Names of constant actions as in `constant_returns`, and the policies that always take them. Raises MucdError as it does."""
     constants = _constants(action_space)
     outputs, _ = action_shape(action_space)
     network = Network(inputs=card.width, outputs=outputs)
     biases = torch.tensor(np.stack(list(constants.values())), dtype=torch.float32)
     parameters = {"0.weight": torch.zeros(len(biases), network.inputs, outputs), "0.bias": biases}
-    seeds = np.tile(np.arange(seed, seed + episodes), (len(constants), 1))
-    returns = rollout_returns(StackedPolicies(network, parameters), card, seeds, discount=discount, progress=progress)
-    return dict(zip(constants, returns.tolist()))
+    return list(constants), StackedPolicies(network, parameters)
 
 
 def _constants(action_space: gymnasium.Space) -> dict[str, np.ndarray]:

@@ -87,6 +87,7 @@ class Algorithm:
         constants: its public numbers by name, beside the learner's.
         policy: name of the tower that acts.
         conditioned: whether networks are told, beside the observation, the return of the transition's whole trajectory; the policy is told a constant in its place.
+        recalls: whether policies see the last steps of an episode, each with the action and the rewards before it (`EnvironmentCard.with_past`), not observations alone.
         head: (outputs float [..., O] of that tower, actions, constants) -> what the policy prefers: one score per discrete action, or
             the action in [-1, 1] where bounds are known; row by row, so that no row depends on its neighbours.
         released: what is released in each step and why that is sound, in a sentence for the documentation.
@@ -99,6 +100,7 @@ class Algorithm:
     constants: Mapping[str, Constant] = field(default_factory=dict)
     policy: str
     conditioned: bool = False
+    recalls: bool = False
     head: Callable[[np.ndarray, int, Constants], np.ndarray] = lambda outputs, actions, constants: outputs
     released: str
 

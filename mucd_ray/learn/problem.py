@@ -11,10 +11,12 @@ import numpy as np
 from torch import nn
 
 from mucd_ray.data.environments.mirror import Mirror
+from mucd_ray.data.environments.past import ACTION
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithm import Algorithm, Tower
 from mucd_ray.learn.algorithms import algorithm_for
 from mucd_ray.learn.convolutional import FRAMES, convolutional, image_shape
+from mucd_ray.learn.decision_transformer import decision_transformer
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.networks import Network, RandomFeatures
 from mucd_ray.learn.transformer import transformer
@@ -32,7 +34,7 @@ class Problem:
         action_bounds: public (low [k], high [k]) of continuous actions; the learner sees them scaled to [-1, 1]. None if unbounded.
         mirror: a public symmetry of observations and actions, for learners that are shown both (`Fit.mirrored`).
         shape: of an image whose flattened entries the features are; read by convolutional networks.
-        history: how many observations, oldest first, the features are made of; read by transformers.
+        history: how many observations or recalled steps, oldest first, the features are made of; read by transformers.
 
     Raises:
         MucdError: the algorithm does not fit the actions, or one of its constants is unknown, outside its range or missing.
@@ -62,6 +64,8 @@ class Problem:
             image_shape(self.shape)
             if self.inputs != math.prod(self.shape):
                 raise MucdError(f"a convolutional network wants images, here of shape {self.shape}; these observations have {self.inputs} features: record with --frames")
+        if self.algorithm.recalls and (self.inputs % self.history or self.inputs // self.history <= ACTION + self.actions):
+            raise MucdError(f"algorithm {self.learner.algorithm!r} sees {self.history} steps of an episode with {self.actions} numbers of an action each, {self.inputs} features are none: use a card with_past")
         if self.mirror is not None:
             self.mirror.check(width=self.inputs, actions=self.actions, discrete=self.discrete, bounds=self.action_bounds)
         if takes_actions and self.action_bounds is None:
@@ -100,9 +104,15 @@ class Problem:
         """Makes the only network from a generator, where it is not a dense one."""
         makers = {
             "convolutional": lambda: convolutional(self.network.outputs, self.shape),
-            "transformer": lambda: transformer(self.network.outputs, self.history, self.inputs // self.history, bool(self.told)),
+            "transformer": self._transformer,
         }
         return makers[self.learner.network]() if self.learner.network in makers else None
+
+    def _transformer(self) -> Callable[[np.random.Generator], nn.Module]:
+        width = self.inputs // self.history
+        if self.algorithm.recalls:
+            return decision_transformer(self.network.outputs, self.history, self.actions, width, bool(self.told))
+        return transformer(self.network.outputs, self.history, width, bool(self.told))
 
     @property
     def parameter_count(self) -> int:

@@ -11,6 +11,12 @@ from torch.nn import functional
 WIDTH, HEADS, LAYERS = 32, 2, 2
 
 
+def encoder() -> nn.TransformerEncoder:
+    """The layers of all transformers here. They norm first, as in GPT-2. Of its two usual functions torch would take another, faster way when it does not train, with another rounding."""
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation=functional.silu, batch_first=True, norm_first=True)
+    return nn.TransformerEncoder(layer, LAYERS, norm=nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+
+
 class Transformer(nn.Module):
     """Rows of `history` flattened observations, oldest first, [B, history d] -> [B, outputs], of the last one.
 
@@ -24,9 +30,7 @@ class Transformer(nn.Module):
         self.start = nn.Parameter(torch.zeros(WIDTH))
         self.slope = nn.Parameter(torch.zeros(1, WIDTH)) if told else None
         self.place = nn.Parameter(torch.zeros(history, WIDTH))
-        # Layers norm first, as in GPT-2. Of its two usual functions torch would take another, faster way when it does not train, with another rounding.
-        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation=functional.silu, batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, LAYERS, norm=nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+        self.encoder = encoder()
         self.head = nn.Linear(WIDTH, outputs)
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(history + 1), persistent=False)
 
@@ -41,9 +45,14 @@ class Transformer(nn.Module):
 
 def transformer(outputs: int, history: int, width: int, told: bool) -> Callable[[np.random.Generator], nn.Module]:
     """Factory of a `Transformer` of observations of `width` entries: matrices are uniform in +-1/sqrt(length of a row), biases 0, norms the identity."""
+    return initialised(lambda: Transformer(outputs, history, width, told))
+
+
+def initialised(shape: Callable[[], nn.Module]) -> Callable[[np.random.Generator], nn.Module]:
+    """Factory of what `shape` makes, with parameters drawn anew."""
 
     def make(generator: np.random.Generator) -> nn.Module:
-        module = Transformer(outputs, history, width, told)
+        module = shape()
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1:
                 bound = 1 / math.sqrt(parameter.shape[-1])

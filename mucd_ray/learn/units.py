@@ -136,7 +136,9 @@ def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem,
     with np.errstate(over="ignore"):
         rewards = (dataset.rewards / card.reward_scale).astype(np.float32)
         if problem.algorithm.conditioned:
-            returns = np.repeat(dataset.trajectory_returns / card.reward_scale, np.diff(starts))
+            # Beside recalled steps, which hold rewards as they were.
+            scale = 1.0 if problem.algorithm.recalls else card.reward_scale
+            returns = np.repeat(dataset.trajectory_returns / scale, np.diff(starts))
             features = np.column_stack([features, returns.astype(np.float32)])
     arrays = {
         "features": features,

@@ -61,16 +61,16 @@ class Outside:
 
 
 def option_of(kind: str) -> str:
-    return "--trainer-command" if kind == "command" else "--trainer"
+    return {"command": "--trainer-command", "evaluator": "--evaluator"}.get(kind, "--trainer")
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raise MucdError where no trainer of this kind can be called so."""
+    """Raise MucdError where no trainer of this kind, or evaluator, can be called so."""
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
         raise MucdError(f"{option_of(kind)} {printable(name)!r:.100} must be a printable text of at most {LONGEST_NAME} characters")
-    if kind == "function":
+    if kind != "command":
         if not FUNCTION.fullmatch(name):
-            raise MucdError(f"--trainer {name} is no name of a function: use package.module:function or path/to/file.py:function")
+            raise MucdError(f"{option_of(kind)} {name} is no name of a function: use package.module:function or path/to/file.py:function")
         return
     try:
         words = shlex.split(name)

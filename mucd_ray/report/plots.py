@@ -282,6 +282,23 @@ def return_distribution(
     return _png(fig, look, columns=2)
 
 
+def trajectories(*, lengths, returns, look=Look(size=(5.0, 4.0))) -> bytes:
+    """Histograms of the lengths [M] and returns [M] of a dataset's trajectories."""
+    fig = Figure(figsize=look.size, layout="constrained", facecolor="white")
+    for ax, values, name in zip(fig.subplots(2, 1), (lengths, returns), ("length", "return")):
+        # Sums may overflow, and no axis shows the largest double.
+        values = np.clip(np.nan_to_num(np.asarray(values, np.float64)), -1e300, 1e300)
+        ax.hist(values, return_bins(values, (values.min(), values.max())), color=BLUE)
+        ax.set_xlabel(f"{name} of a trajectory", fontsize=FONT - 1)
+        ax.set_ylabel("trajectories", fontsize=FONT - 1)
+        ax.tick_params(labelsize=FONT - 2, colors=INK)
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        ax.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def return_bins(returns: np.ndarray, return_range: tuple[float, float]) -> np.ndarray:
     """Edges of equal bins over the returns. Whole-number returns get whole-number widths: others leave false gaps."""
     low, high = float(returns.min()), float(returns.max())

@@ -15,6 +15,7 @@ from mucd_ray.certify.confidence.bands import BANDS
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.confidence.means import MEANS
 from mucd_ray.certify.file.certificate import content_hash
+from mucd_ray.certify.file.claim import noun
 from mucd_ray.certify.file.plain import plain_words
 from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.policy import return_band
@@ -90,12 +91,13 @@ class FigureData:
 def draw(certificate: dict, baselines: dict) -> dict[str, FigureData]:
     action = certificate["results"]["action"]
     voted = [_voted(certificate, baselines)] if "voted" in certificate["results"] else []
+    played = certificate["results"]["policy"] is not None
     if _is_exact(certificate["inputs"]):
-        return {figure.name: figure for figure in [_kept_episodes(certificate, baselines), *voted, *_actions(certificate)]}
-    figures = [_return_bound(certificate, baselines), _poisoned_return(certificate), *voted]
+        return {figure.name: figure for figure in [*([_kept_episodes(certificate, baselines)] if played else []), *voted, *_actions(certificate)]}
+    figures = [_return_bound(certificate, baselines), _poisoned_return(certificate), *voted] if played else []
     if action is not None:
         figures += [_half_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
-    return {figure.name: figure for figure in [*figures, _returns(certificate)]}
+    return {figure.name: figure for figure in [*figures, *([_returns(certificate)] if played else [])]}
 
 
 def _is_exact(inputs: dict) -> bool:
@@ -140,10 +142,10 @@ def _return_bound(certificate: dict, baselines: dict) -> FigureData:
         plots.return_bound,
         {"radius": np.array(curve["radius"]), "bounds": bounds, "levels": levels, "kept": kept, "what": _what(inputs), "units": inputs["units"], "unit": units},
         name="return_bound",
-        title="Certified return",
+        title=f"Certified {noun(inputs)}",
         caption=f"Claimed, the thick line: a lower bound on the expected {_what(inputs)} of one trained policy when up to r {units} are poisoned. All its points "
         f"hold together with probability at least {_confidence(inputs)} %. Between two evaluated radii it shows the value of the larger one. Not claimed, only "
-        f"for comparison: the same bound from another confidence band; and what follows if nothing but a bound on the mean return under D is known "
+        f"for comparison: the same bound from another confidence band; and what follows if nothing but a bound on the mean {noun(inputs)} under D is known "
         f"({mean_route}, the best of {len(MEANS)} such bounds on this sample: each holds with that probability by itself, their best need not).",
         alt=f"Certified lower bound on the expected {_what(inputs)}, falling from {down(curve['bound'][0])} at r = 0 to {down(curve['bound'][-1])} "
         f"at r = {whole(curve['radius'][-1])}. For comparison: {', '.join(f'{label} {number(level)}' for label, level in levels.items())}.",
@@ -199,7 +201,7 @@ def _poisoned_return(certificate: dict) -> FigureData:
             "unit": units,
         },
         name="poisoned_return",
-        title="What policies trained on poisoned data can earn",
+        title=f"What policies trained on poisoned data can {'earn' if noun(inputs) == 'return' else 'score'}",
         caption=f"All claimed. Whatever up to r {units} are changed, the expected {_what(inputs)} lies in the shaded band, and the named share of trained policies "
         f"earns the dashed and dotted lines or more. The lower bounds hold together with probability at least {_confidence(inputs)} %, and so do the upper "
         f"bounds; both at once with at least {_confidence(inputs, 2)} %.",
@@ -283,7 +285,8 @@ def _returns(certificate: dict) -> FigureData:
     # What this look may spend, not what all looks may.
     eta = certificate["results"]["eta"]
     bands = {name: return_band(returns, inputs["return_range"], eta=eta, method=name) for name in _bands(inputs)}
-    each = "One rollout" if inputs["rollouts"] == 1 else f"The mean of {whole(inputs['rollouts'])} rollouts"
+    call = "rollout" if noun(inputs) == "return" else "score"
+    each = f"One {call}" if inputs["rollouts"] == 1 else f"The mean of {whole(inputs['rollouts'])} {call}s"
     return _both(
         certificate,
         plots.return_distribution,
@@ -295,11 +298,11 @@ def _returns(certificate: dict) -> FigureData:
             "what": _what(inputs),
         },
         name="returns",
-        title="Returns of the trained policies",
+        title=f"{noun(inputs).capitalize()}s of the trained policies",
         caption=f"{each} of each of the {_counted(len(returns), 'policy')} trained on D. Below: the share of policies that reach a {_what(inputs)} of at least t, in "
-        "this sample and as a lower confidence bound for all policies that training could give. The certified return is computed from the first of these bounds; "
+        "this sample and as a lower confidence bound for all policies that training could give. The certified {noun(inputs)} is computed from the first of these bounds; "
         "the other is for comparison.",
-        alt=f"Distribution of {_counted(len(returns), 'return')} from {number(returns.min())} to {number(returns.max())}, mean {number(returns.mean())}, "
+        alt=f"Distribution of {_counted(len(returns), noun(inputs))} from {number(returns.min())} to {number(returns.max())}, mean {number(returns.mean())}, "
         f"median {number(np.median(returns))}.",
     )
 
@@ -338,14 +341,15 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         action=results["action"],
         voted=results.get("voted"),
         goal=results["goal"],
-        kept=_kept_rows(results["policy"]),
+        kept=_kept_rows(results["policy"]) if results["policy"] else [],
         exact=_is_exact(inputs),
-        routes=[] if _is_exact(inputs) else _route_rows(results["policy"], inputs),
+        routes=[] if _is_exact(inputs) or not results["policy"] else _route_rows(results["policy"], inputs),
         splits=_splits(results["accounting"]["splits"]),
         accuracy=_accuracy(inputs, results["action"]),
         rule=RULES[results["action"]["kind"]][0] if results["action"] else None,
         look=len(looks_up_to(results["instances"])) if inputs["looks"] == "anytime" else None,
         what=_what(inputs),
+        noun=noun(inputs),
         scopes=_scopes(inputs),
         sound=results["sound"],
         confidence=_confidence(inputs),
@@ -353,7 +357,7 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         environment=dataset.get("environment"),
         threat=THREATS[inputs["threat"]].format(units=UNITS[inputs["mechanism"]["unit"]]),
         accountant=ACCOUNTANTS[inputs["accountant"]],
-        baselines=_baseline_rows(results["policy"], inputs, baselines),
+        baselines=_baseline_rows(results["policy"], inputs, baselines) if results["policy"] else [],
         figures=figures,
         evidence=_flat({key: value for key, value in context.items() if key not in ("baselines", "software")}),
         software=_flat(context.get("software") or {}),
@@ -362,7 +366,7 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
 
 def _of_returns(inputs: dict):
     """How lower and upper bounds on returns are written: with the digits that matter in their range."""
-    width = inputs["return_range"][1] - inputs["return_range"][0]
+    width = inputs["return_range"][1] - inputs["return_range"][0] if inputs["rollouts"] else None
     return partial(round_down, width=width), partial(round_up, width=width)
 
 
@@ -382,7 +386,7 @@ def _route_rows(policy: dict, inputs: dict) -> list[dict]:
     """Lower bounds on the expected return by every route at r = 0 and at the radius that keeps half; the claimed one first."""
     curve, half = policy["curve"], policy["keeps"]["0.5"]["radius"]
     at = [0] + ([curve["radius"].index(half)] if half >= 1 else [])
-    words = {name: f"{_band_title(name)} band of all returns" for name in _bands(inputs)} | {name: f"bound on the mean alone, {name}" for name in MEANS}
+    words = {name: f"{_band_title(name)} band of all {noun(inputs)}s" for name in _bands(inputs)} | {name: f"bound on the mean alone, {name}" for name in MEANS}
     return [{"name": text, "claimed": name == inputs["band"], "bounds": [curve["bound_by_route"][name][k] for k in at]} for name, text in words.items()]
 
 
@@ -411,7 +415,7 @@ def _best_mean_route(policy: dict) -> str:
 
 
 def _what(inputs: dict) -> str:
-    return ("clipped " if inputs["clipped"] else "") + ("return" if inputs["discount"] == 1 else "discounted return")
+    return ("clipped " if inputs["clipped"] else "") + (noun(inputs) if inputs["discount"] == 1 else "discounted return")
 
 
 def _baseline_rows(policy: dict, inputs: dict, baselines: dict) -> list[tuple[str, str]]:
@@ -426,7 +430,7 @@ def _baseline_rows(policy: dict, inputs: dict, baselines: dict) -> list[tuple[st
         elif isinstance(why := baselines.get(f"{key}_failure"), str):
             rows.append((name, f"failed: {why}"))
     floor, ceiling = inputs["return_range"]
-    return [*rows, ("Public floor of the return", exactly(floor)), ("Public ceiling of the return", exactly(ceiling))]
+    return [*rows, (f"Public floor of the {noun(inputs)}", exactly(floor)), (f"Public ceiling of the {noun(inputs)}", exactly(ceiling))]
 
 
 def number(value, digits: int = 6) -> str:

@@ -31,6 +31,7 @@ from mucd_ray.certify.guarantees import FAMILIES, THREATS
 from mucd_ray.certify.planning.goal import GOALS
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
+from mucd_ray.mechanism.evaluator import Evaluator
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.neighbours import METRICS, Neighbours
 from mucd_ray.mechanism.outside import Outside
@@ -73,8 +74,11 @@ def run_context():
         code="ef",
         held_out=16,
         states_sha256=None,
+        states_from=None,
+        evaluator=None,
+        plays=True,
     )
-    return about.context(store, settings) | {"failures": 3, "failures_by_cause": {"died": 3}, "median_action_return": -90.0}
+    return about.context(store, settings) | {"failures": 3, "failures_by_cause": {"died": 3}, "unscored": 2, "unscored_by_cause": {"raised": 2}, "median_action_return": -90.0}
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +103,18 @@ def certificates():
         {"returns": [-90.0], "accountant": "published"},
         {"mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "features": {"source": "encoder", "card": "Acrobot-v1", "encoder": "0f" * 32, "keys": ["camera/front", "place"]}},
         {"mechanism": Bag(draws="poisson", sample_rate=0.01), "threat": "substitute", "features": {"source": "raw", "card": "Acrobot-v1", "encoder": None, "history": 4}},
+        {"mechanism": Bag(bag_size=20), "features": {"source": "raw", "card": "Acrobot-v1", "encoder": None, "steps": 4}},
         {"mechanism": BagThenNoise(bag_rate=0.02, sample_rate=0.5, noise_multiplier=4.0, clip_norm=0.1, steps=40, normaliser=10.0), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=300), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=POLICIES), "actions": exact_evidence(votes, [0, 0, 1]), "voted": voted_evidence("exact", 1, -1.0, [votes[:1]], [episode])},
+        {"mechanism": Bag(bag_size=10), "evaluator": Evaluator(name="mine.py:success", sha256="0" * 64, low=-500, high=0)},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="function", name="mine.trainers:clone", sha256="0" * 64)},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="command", name="python train.py {bag} {out}", sha256="0" * 64, bag_format="parquet")},
         {"mechanism": Neighbours(neighbours=20), "actions": neighbours_evidence(rng.integers(0, 2, (STATES, 40)), 2, [0, 1, 1]), "path_radii": [3] * POLICIES},
+        {
+            "mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "returns": [], "return_range": None, "rollouts": 0, "instances": POLICIES,
+            "declared": {"observation_shape": [6], "actions": 2, "dimensions": 0, "sha256": "0f" * 32},
+        },
     ]
     return [make_certificate(make_inputs(**base | kind), assumptions=["η was chosen before."], context=run_context()) for kind in kinds]
 

@@ -167,9 +167,9 @@ def test_whole_numbers_are_one_hot_where_the_card_says_so(rooms):
     one_hot, dataset = as_numbers.one_hot(), load_dataset("cells/hdf5-v0")
     for own in (as_numbers, one_hot):
         own.check(dataset)
-        seen = own.seen(dataset)
+        seen = own.as_seen(dataset)
         assert np.array_equal(own.make().reset(seed=0)[0], seen.observations[0]) and own.features(seen.observations).shape == (20, own.width)
-    assert one_hot.width == 9 and one_hot.seen(dataset).observations.argmax(1).tolist() == (dataset.observations + 4).tolist() and as_numbers.seen(dataset) is dataset
+    assert one_hot.width == 9 and one_hot.as_seen(dataset).observations.argmax(1).tolist() == (dataset.observations + 4).tolist() and as_numbers.as_seen(dataset) is dataset
 
 
 def test_other_keys_spaces_and_actions_than_the_environment_has_are_refused(rooms):

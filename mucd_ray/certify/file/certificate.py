@@ -19,7 +19,9 @@ from mucd_ray.certify.file.results import compute_results
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
+from mucd_ray.mechanism import evaluator as evaluators
 from mucd_ray.mechanism import outside
+from mucd_ray.mechanism.evaluator import Evaluator
 from mucd_ray.mechanism.kinds import AnyMechanism, to_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
@@ -64,6 +66,11 @@ OUTSIDE = (
     "its load. The limits of {seconds} seconds and {memory} GB are part of the learner, and no training reached them because of what was trained beside it. Where an instance was trained more than once, "
     "since a machine was lost or two drivers shared the work, the copy that counts was not chosen by what it holds."
 )
+EVALUATOR = (
+    "The evaluator {name} depends on the policy's answers, on its seed, and on public or trusted things alone: it reads nothing of D, and keeps nothing from one score to the next. An estimate from D itself would be the "
+    "attacker's, too. No score reached the limits of {seconds} seconds and {memory} GB because of what was scored beside it. Scores may differ from one machine to the next: where an instance was scored more than "
+    "once, since a machine was lost or two drivers shared the work, the copy that counts was not chosen by what it holds."
+)
 STANDING_ASSUMPTIONS = (
     "The attacker does not know the run's secret, from which all noise and all samples are derived.",
     "Neither this run nor this certificate was chosen among several by looking at results.",
@@ -81,7 +88,7 @@ def make_inputs(
     mechanism: AnyMechanism,
     units: int,
     returns: np.ndarray,
-    return_range: tuple[float, float],
+    return_range: tuple[float, float] | None,
     actions: dict | None = None,
     voted: dict | None = None,
     eta: float = 0.001,
@@ -98,13 +105,16 @@ def make_inputs(
     trainer: Outside | None = None,
     features: dict | None = None,
     path_radii: list[int] | None = None,
+    instances: int | None = None,
+    declared: dict | None = None,
+    evaluator: Evaluator | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
 
     Args:
         units: N, the number of units of the dataset; radii are also reported as fractions of it.
         returns: per instance, in their order, the mean return of its `rollouts` episodes, discounted by `discount` per step, [P].
-        return_range: public least and greatest return.
+        return_range: public least and greatest return; None where `rollouts` is 0 and nothing is certified but actions: then there are no returns.
         clipped: whether every episode's return was clipped into that range.
         actions: evidence at states, made by one of the functions of `evidence.py`; None for the policy level alone.
         looks: "fixed" if P was chosen before training; "anytime" if training may have stopped, or may go on, depending on results.
@@ -115,8 +125,12 @@ def make_inputs(
         trainer: from outside; None: the package's own learner.
         features: what policies see: {"source": one of FEATURES in `evidence.py`, "card": name of the environment, "encoder": SHA-256 or None}.
         path_radii: of neighbours alone, per return of one episode: the largest r at which every action of the episode is certified, [P].
+        instances: P, where there are no returns that tell it.
+        declared: of a dataset without an environment, what it declares of observations and actions: {"observation_shape", "actions", "dimensions", "sha256"}.
+        evaluator: of the user's, whose scores the returns are; None: they were earned in an environment.
     """
-    known = {} if features is None else {"features": features}
+    known = {"features": features, "instances": instances, "declared": declared, "evaluator": evaluator and evaluators.to_values(evaluator)}
+    known = {name: value for name, value in known.items() if value is not None}
     return known | {
         "mechanism": to_values(mechanism),
         "trainer": None if trainer is None else outside.to_values(trainer),
@@ -129,7 +143,7 @@ def make_inputs(
         "units": int(units),
         "radius_cap": int(units if radius_cap is None else radius_cap),
         "returns": np.asarray(returns, dtype=float).tolist(),
-        "return_range": [float(x) for x in return_range],
+        "return_range": return_range and [float(x) for x in return_range],
         "rollouts": int(rollouts),
         "discount": float(discount),
         "clipped": bool(clipped),
@@ -155,12 +169,17 @@ def make_certificate(inputs: dict, *, assumptions: list[str], context: dict) -> 
 def standing_assumptions(inputs: dict) -> list[str]:
     """What every certificate of these inputs assumes; what follows it is the maker's own."""
     mechanism, trainer = inputs["mechanism"], inputs["trainer"]
-    kind, of_units = mechanism["kind"], OF_UNITS.get(mechanism["unit"], [])
+    kind, further = mechanism["kind"], [*OF_UNITS.get(mechanism["unit"], [])]
+    if "evaluator" in inputs:
+        further.append(EVALUATOR.format(name=inputs["evaluator"]["name"], **_limits(inputs["evaluator"])))
     if trainer is None:
-        without_chance = [*WITHOUT_CHANCE, *([STANDING_ASSUMPTIONS[1]] if "voted" in inputs else [])]
-        return [*(without_chance if kind == Neighbours.kind else STANDING_ASSUMPTIONS), RANDOMNESS[kind], *of_units]
-    limits = {name: exactly(trainer[name]) for name in ("seconds", "memory")}
-    return [*STANDING_ASSUMPTIONS, RANDOMNESS_OUTSIDE[kind], OUTSIDE.format(name=trainer["name"], **limits), *of_units]
+        without_chance = [*(WITHOUT_CHANCE if inputs["rollouts"] else WITHOUT_CHANCE[::2]), *([STANDING_ASSUMPTIONS[1]] if "voted" in inputs else [])]
+        return [*(without_chance if kind == Neighbours.kind else STANDING_ASSUMPTIONS), RANDOMNESS[kind], *further]
+    return [*STANDING_ASSUMPTIONS, RANDOMNESS_OUTSIDE[kind], OUTSIDE.format(name=trainer["name"], **_limits(trainer)), *further]
+
+
+def _limits(of: dict) -> dict[str, str]:
+    return {name: exactly(of[name]) for name in ("seconds", "memory")}
 
 
 def content_hash(certificate: dict) -> str:
@@ -224,7 +243,7 @@ def verify(certificate: dict, patience: float = 1.0) -> list[str]:
     except (MucdError, KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
         return [f"inputs: {type(error).__name__}: {str(error)[:1000]}"]
     tolerance = TOLERANCE + TOLERANCE_PER_STEP * inputs["mechanism"].get("steps", 1)
-    width = inputs["return_range"][1] - inputs["return_range"][0]
+    width = inputs["return_range"][1] - inputs["return_range"][0] if inputs["rollouts"] else 0.0
     tolerances = {RETURNS: tolerance * width, PROBABILITIES: tolerance, GOAL: tolerance * _goal_scale(inputs, results, width)}
     mismatches = _differences(results, certificate["results"], "results", tolerances)
     # Numbers that agree but for their last digits may be written differently: the words follow from the certificate's own.
@@ -242,8 +261,10 @@ def verify(certificate: dict, patience: float = 1.0) -> list[str]:
 def _goal_scale(inputs: dict, results: dict, width: float) -> float:
     """How far the goal's value moves if the bound on the return moves by the return range."""
     name = results["goal"]["name"] if results["goal"] else None
+    if name in (None, "actions"):
+        return 0.0
     above = results["policy"]["unpoisoned_mean"] - inputs["return_range"][0]
-    return {"absolute-return": width, "return": width / above if above > 0 else 0.0}.get(name, 0.0)
+    return width if name == "absolute-return" else width / above if above > 0 else 0.0
 
 
 def _differences(expected, found, path: str, tolerances: dict[re.Pattern, float]) -> list[str]:

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.file.evidence import FEATURES, TUNED_ON_THIS_DATASET
-from mucd_ray.certify.file.neighbours import neighbour_claim
+from mucd_ray.certify.file.neighbours import declared_claim, neighbour_claim
 from mucd_ray.certify.file.voted import SURE, voted_claim
 from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
 from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
@@ -38,11 +38,17 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     )
     sentences += OF_UNITS.get(inputs["mechanism"]["unit"], [])
     if "features" in inputs:
-        sentences.append(_features(inputs["features"]))
+        # There is no environment whose id could be named.
+        sentences.append(_features(inputs["features"] | ({"card": "the declared space"} if "declared" in inputs else {})))
+    if "declared" in inputs:
+        sentences += declared_claim(inputs, results)
     sentences += MECHANISMS[inputs["mechanism"]["kind"]](inputs["mechanism"], inputs["units"], kind, inputs["trainer"])
     if inputs["trainer"] is not None:
         sentences.append(_trainer(inputs["trainer"]))
-    sentences += _policy(inputs, results, kind)
+    if "evaluator" in inputs:
+        sentences.append(_evaluator(inputs["evaluator"], inputs["rollouts"]))
+    if results["policy"] is not None:
+        sentences += _policy(inputs, results, kind)
     if results["action"] is not None:
         sentences += ACTIONS[results["action"]["kind"]](results["action"])
     if "voted" in results:
@@ -65,6 +71,12 @@ def _features(features: dict) -> str:
         sentence += (
             f", the last {features['history']} of the episode, oldest first. At its beginning the first one stands for those that are missing. A state of this certificate is such a stack, and learners were "
             "given each observation with those before it in its own trajectory"
+        )
+    if "steps" in features:
+        sentence += (
+            f", those of the last {features['steps']} steps of the episode, oldest first, each with the action before it and the sum of all rewards before it; a step that the episode has not had yet is "
+            "all zeros. A policy lowers the return that it aims at by what was earned. A state of this certificate is such a history as a whole: nothing is certified at another one "
+            "that ends in the same observation. Learners were given the same of every trajectory by itself, and its whole return"
         )
     return sentence + "."
 
@@ -119,13 +131,22 @@ def _trainer(trainer: dict) -> str:
     )
 
 
+def _evaluator(evaluator: dict, calls: int) -> str:
+    counts = "one score" if calls == 1 else f"the mean of {calls} scores"
+    return (
+        f"Score: the function score(policy, seed) {json.dumps(evaluator['name'])} from outside the package (in its maker's words; SHA-256 {evaluator['sha256']}) takes the place of an episode; {counts} of an instance counts, each with "
+        f"a seed of its own. What a score means is its maker's affair. One outside [{exactly(evaluator['low'])}, {exactly(evaluator['high'])}], none (an exception, no number), or one that takes more than {exactly(evaluator['seconds'])} "
+        f"seconds or {exactly(evaluator['memory'])} GB counts as {exactly(evaluator['low'])}."
+    )
+
+
 # What a mechanism says of itself beside the first sentence.
 MECHANISMS = {"gaussian": lambda mechanism, units, kind, trainer: [], "bag": _bag, "bag-then-noise": _bag_then_noise, "partition": _partition}
 
 
 def _largest(results) -> int:
     """The largest radius of which these results speak."""
-    largest = [results["policy"]["curve"]["radius"][-1]]
+    largest = [] if results["policy"] is None else [results["policy"]["curve"]["radius"][-1]]
     if results["action"] is not None:
         for scope in SCOPES:
             part = results["action"][scope]
@@ -133,7 +154,14 @@ def _largest(results) -> int:
     return max(largest)
 
 
+def noun(inputs: dict) -> str:
+    """What the policy level is about."""
+    return "score" if "evaluator" in inputs else "return"
+
+
 def _what(inputs) -> str:
+    if "evaluator" in inputs:
+        return "score"
     what = "return" if inputs["discount"] == 1 else f"return discounted by {exactly(inputs['discount'])} per step"
     return f"clipped {what}" if inputs["clipped"] else what
 
@@ -142,16 +170,17 @@ def _policy(inputs, results, kind) -> list[str]:
     policy, (floor, most) = results["policy"], inputs["return_range"]
     what = _what(inputs)
     episodes = "one episode's" if inputs["rollouts"] == 1 else f"the mean of {inputs['rollouts']} episodes'"
+    counts = f" ({episodes} {what} counts)" if "evaluator" not in inputs else ""
     half = policy["keeps"]["0.5"]
     if half["radius"] < 1:
-        return [f"Policy level: no radius keeps half of the mean {what}'s height above the least possible return {exactly(floor)}."]
+        return [f"Policy level: no radius keeps half of the mean {what}'s height above the least possible {noun(inputs)} {exactly(floor)}."]
     curve = policy["curve"]
     at = curve["radius"].index(half["radius"])
     return [
         f"Policy level: for every D' with r = {half['radius']} ({share(half['radius'], inputs['units'])} of D), the expected {what} of one trained "
         f"instance is at least {round_down(half['bound'], width=most - floor)}; it is at most {round_up(curve['ceiling'][at], width=most - floor)}; and with probability at least 1/2 an instance "
-        f"earns {round_down(curve['quantiles']['0.5'][at], width=most - floor)} or more ({episodes} {what} counts). On D itself the mean over {counted(results['instances'], 'instance')} is "
-        f"{round_down(policy['unpoisoned_mean'], width=most - floor)} and the least possible return {exactly(floor)}. The same is listed for other r."
+        f"earns {round_down(curve['quantiles']['0.5'][at], width=most - floor)} or more{counts}. On D itself the mean over {counted(results['instances'], 'instance')} is "
+        f"{round_down(policy['unpoisoned_mean'], width=most - floor)} and the least possible {noun(inputs)} {exactly(floor)}. The same is listed for other r."
     ]
 
 
@@ -204,22 +233,29 @@ def _goal(inputs, goal) -> str:
 
 
 def _width(inputs, goal) -> float | None:
+    if goal["name"] != "absolute-return":
+        return None
     low, high = inputs["return_range"]
-    return high - low if goal["name"] == "absolute-return" else None
+    return high - low
 
 
 def _confidence(inputs, results) -> list[str]:
     def confidence(statements):
         return f"{confidence_percent(inputs['eta'], statements)} %"
 
-    parts = ["the lower bounds on returns for all r", "the upper bounds on returns for all r"]
+    returns = f"{noun(inputs)}s"
+    parts = [f"the lower bounds on {returns} for all r", f"the upper bounds on {returns} for all r"] if inputs["rollouts"] else []
     together = [f"both together with probability at least {confidence(2)}"]
     sampled = results["action"] is not None and results["action"]["kind"] != "exact"
-    if sampled:
+    if not (parts or sampled):
+        return ["With which probability: none of this is a sample, so there is no confidence level."]
+    if sampled and not parts:
+        parts += ["the actions at any one state", "the actions at all states"]
+    elif sampled:
         parts += ["the actions at any one state", "the actions at all states"]
         together = [
-            f"both bounds on returns together with probability at least {confidence(2)}",
-            f"the lower bounds on returns and the actions at all states with probability at least {confidence(2)}",
+            f"both bounds on {returns} together with probability at least {confidence(2)}",
+            f"the lower bounds on {returns} and the actions at all states with probability at least {confidence(2)}",
             f"all of it with probability at least {confidence(3)}",
         ]
     if "voted" in results:

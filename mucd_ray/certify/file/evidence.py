@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism import outside
+from mucd_ray.mechanism import evaluator, outside
 from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.words import counted
@@ -27,10 +27,10 @@ CONDITIONS = (TUNED_ON_THIS_DATASET,)
 LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
 KEYS = {
     "mechanism", "trainer", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
-    "actions", "voted", "features", "path_radii",
+    "actions", "voted", "features", "path_radii", "instances", "declared", "evaluator",
 }
 # Certificates made before it was written down, or that are not about it, lack it.
-OPTIONAL = {"features", "path_radii", "voted"}
+OPTIONAL = {"features", "path_radii", "voted", "instances", "declared", "evaluator"}
 # What policies see, in the words of the claim.
 FEATURES = {
     "raw": "raw observations of {card}", "card": "public features of the card of {card}",
@@ -48,8 +48,11 @@ ACTION_KEYS = {
     "continuous": {"kind", "histogram", "low", "high"},
     "neighbours": {"kind", "votes", "actions", "reference"},
 }
+# What a dataset without an environment declares.
+DECLARED_KEYS = {"observation_shape", "actions", "dimensions", "sha256"}
 # Neighbours times actions: counts of votes that are held for one state.
 MOST_COUNTS = 1 << 18
+MOST_INSTANCES = 10**8
 
 
 # Kinds with counts of votes.
@@ -94,10 +97,12 @@ def continuous_evidence(counts: np.ndarray, low, high) -> dict:
 
 
 def _check_features(features) -> None:
-    if not isinstance(features, dict) or set(features) - {"history", "keys"} != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
+    if not isinstance(features, dict) or set(features) - {"history", "keys", "steps"} != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
         raise MucdError(f"features {_shown(features)} must have source (one of {', '.join(FEATURES)}), card and encoder")
     if "history" in features and not (type(features["history"]) is int and 2 <= features["history"] <= MOST_COUNTS and features["source"] == "raw"):
         raise MucdError(f"history {_shown(features['history'])} of the features must be a whole number of raw observations, at least 2, or left out")
+    if "steps" in features and not (type(features["steps"]) is int and 1 <= features["steps"] <= MOST_COUNTS and features["source"] == "raw" and "history" not in features):
+        raise MucdError(f"steps {_shown(features['steps'])} of the features must be a whole number of recalled ones, at least 1, of raw observations without a history, or left out")
     if "keys" in features and not (isinstance(features["keys"], list) and 0 < len(features["keys"]) <= MOST_KEYS and all(isinstance(key, str) and NAME.fullmatch(key) for key in features["keys"])):
         raise MucdError(f"keys {_shown(features['keys'])} of the features must be names of parts of an observation, or left out")
     card, encoder = features["card"], features["encoder"]
@@ -110,6 +115,11 @@ def _check_features(features) -> None:
 def neighbours_evidence(votes: np.ndarray, actions: int, reference: np.ndarray | None = None) -> dict:
     """Votes [S, L] of the nearest units at every state, nearest first, among so many actions."""
     return {"kind": "neighbours", "votes": _whole(votes), "actions": int(actions), "reference": None if reference is None else _whole(reference)}
+
+
+def instances_of(inputs: dict) -> int:
+    """P: as many as there are returns, or as is said where there are none. 0 for neighbours that play no episodes."""
+    return inputs["instances"] if "instances" in inputs else len(inputs["returns"])
 
 
 def _whole(values) -> list:
@@ -140,18 +150,35 @@ def check_inputs(inputs: dict) -> None:
         raise MucdError(f"condition {_shown(inputs['condition'])} must be null or one of {', '.join(CONDITIONS)}")
     if "features" in inputs:
         _check_features(inputs["features"])
-    checked_reals("return range", inputs["return_range"], 2)
-    checked_reals("returns", inputs["returns"])
     checked_reals("eta and discount", [inputs["eta"], inputs["discount"]])
     checked_wholes("units, radius cap and rollouts", [inputs["units"], inputs["radius_cap"], inputs["rollouts"]])
     if not 1 <= inputs["radius_cap"] <= inputs["units"]:
         raise MucdError(f"radius cap {inputs['radius_cap']} is outside 1..{inputs['units']}, the number of units of the dataset")
-    if inputs["rollouts"] < 1:
-        raise MucdError(f"rollouts {inputs['rollouts']} must be at least 1")
     if not isinstance(inputs["clipped"], bool):
         raise MucdError(f"clipped {inputs['clipped']!r} must be true or false")
     if not 0 < inputs["discount"] <= 1:
         raise MucdError(f"discount {inputs['discount']} is outside (0, 1]")
+    if inputs["rollouts"]:
+        _check_returns(inputs)
+    else:
+        _check_without_returns(inputs, mechanism)
+    if isinstance(mechanism, Neighbours) != ("path_radii" in inputs):
+        raise MucdError(f"path radii belong to the mechanism {Neighbours.kind} and to no other")
+    if isinstance(mechanism, Neighbours):
+        _check_neighbours(inputs, mechanism)
+    elif inputs["actions"] is not None:
+        _check_actions(inputs["actions"], instances_of(inputs), inputs["mechanism"])
+    if "declared" in inputs:
+        _check_declared(inputs["declared"], inputs["actions"])
+        if inputs["rollouts"] and "evaluator" not in inputs:
+            raise MucdError("without an environment there are no rollouts, but with an evaluator, whose scores they are")
+    if "evaluator" in inputs:
+        _check_evaluator(inputs, isinstance(mechanism, Neighbours))
+
+
+def _check_returns(inputs: dict) -> None:
+    checked_reals("return range", inputs["return_range"], 2)
+    checked_reals("returns", inputs["returns"])
     low, high = inputs["return_range"]
     _check_range("return range", low, high)
     if not inputs["returns"]:
@@ -159,12 +186,49 @@ def check_inputs(inputs: dict) -> None:
     for value in inputs["returns"]:
         if not low <= value <= high:
             raise MucdError(f"return {value} is outside the declared range [{low}, {high}]: declare the true bounds of every possible return")
-    if isinstance(mechanism, Neighbours) != ("path_radii" in inputs):
-        raise MucdError(f"path radii belong to the mechanism {Neighbours.kind} and to no other")
-    if isinstance(mechanism, Neighbours):
-        _check_neighbours(inputs, mechanism)
-    elif inputs["actions"] is not None:
-        _check_actions(inputs["actions"], len(inputs["returns"]), inputs["mechanism"])
+    if "instances" in inputs:
+        raise MucdError("instances are as many as there are returns: they are told where there are none")
+
+
+def _check_without_returns(inputs: dict, mechanism) -> None:
+    """Of policies that played nothing, what they do at given states is all that there is."""
+    if (inputs["returns"], inputs["return_range"], inputs["discount"], inputs["clipped"]) != ([], None, 1, False) or "voted" in inputs:
+        raise MucdError("rollouts 0 leave nothing to certify of returns: their list must be empty, their range null, the discount 1, clipped false, and voted left out")
+    if inputs["actions"] is None or "declared" not in inputs:
+        raise MucdError("without returns a certificate is about actions at given states: it must have them, and the spaces that the dataset declares")
+    if isinstance(mechanism, Neighbours) == ("instances" in inputs):
+        raise MucdError("without returns there must be the number of instances, and for neighbours none")
+    if "instances" in inputs:
+        checked_wholes("instances", [inputs["instances"]])
+        if not 1 <= inputs["instances"] <= MOST_INSTANCES:
+            raise MucdError(f"instances {inputs['instances']} must be from 1 to {MOST_INSTANCES:,}")
+
+
+def _check_evaluator(inputs: dict, neighbours: bool) -> None:
+    found = evaluator.from_values(inputs["evaluator"])
+    if not inputs["rollouts"] or inputs["return_range"] != [found.low, found.high]:
+        raise MucdError("an evaluator gives scores, whose range is the return range")
+    if inputs["discount"] != 1 or inputs["clipped"] or "voted" in inputs or neighbours:
+        raise MucdError("scores of an evaluator are neither discounted nor clipped, and neither of the voted policy nor of neighbours")
+
+
+def _check_declared(declared, actions: dict | None) -> None:
+    """`actions` are checked already."""
+    if not isinstance(declared, dict) or set(declared) != DECLARED_KEYS:
+        raise MucdError(f"declared must have exactly the keys {', '.join(sorted(DECLARED_KEYS))}")
+    shape = declared["observation_shape"]
+    if not isinstance(shape, list) or len(shape) > 8:
+        raise MucdError("declared observation shape must be a list of at most 8 whole numbers")
+    checked_wholes("declared observation shape, actions and dimensions", [*shape, declared["actions"], declared["dimensions"]])
+    if not isinstance(declared["sha256"], str) or not HASH.fullmatch(declared["sha256"]):
+        raise MucdError(f"declared {_shown(declared['sha256'])} is no SHA-256")
+    if min(declared["actions"], declared["dimensions"]) or not max(declared["actions"], declared["dimensions"]):
+        raise MucdError("declared actions and dimensions: one of them must be 0, the other at least 1")
+    if actions is None:
+        return
+    found = actions["actions"] if actions["kind"] == "neighbours" else len(actions["counts" if actions["kind"] in VOTES else "histogram"][0])
+    if found != declared["dimensions" if actions["kind"] == "continuous" else "actions"]:
+        raise MucdError(f"declared are {declared['actions']} actions and {declared['dimensions']} dimensions, but counted are {found}")
 
 
 def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
@@ -176,7 +240,7 @@ def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
         raise MucdError("path radii must be one whole number for each return")
     checked_wholes("path radii", path)
     most = mechanism.most_radius(inputs["units"], inputs["threat"])
-    if max(path) > most:
+    if path and max(path) > most:
         raise MucdError(f"path radius {max(path)} is above {most}, the most that {mechanism.neighbours} neighbours withstand")
     if not isinstance(actions, dict) or actions.get("kind") != "neighbours" or set(actions) != ACTION_KEYS["neighbours"]:
         raise MucdError(f"actions of neighbours must have the keys {', '.join(sorted(ACTION_KEYS['neighbours']))}")

@@ -24,7 +24,7 @@ EXACT = "exact: whole numbers, without any chance; a bound holds for every D', a
 def neighbour_results(inputs: dict, mechanism: Neighbours) -> dict:
     """What `compute_results` gives for other mechanisms; its inputs are checked already."""
     cap = min(inputs["radius_cap"], mechanism.neighbours)
-    policy = _policy(inputs, cap)
+    policy = _policy(inputs, cap) if inputs["rollouts"] else None
     voted = {"voted": voted_results(inputs, None, check_eta(inputs["eta"]), cap)} if inputs.get("voted") is not None else {}
     return voted | {
         "sound": True,
@@ -34,7 +34,7 @@ def neighbour_results(inputs: dict, mechanism: Neighbours) -> dict:
         "policy": policy,
         "action": _action(inputs, mechanism, cap),
         "goal": None,
-        "accounting": {"radius": max(1, policy["keeps"]["0.5"]["radius"]), "discretisation_error": 0.0, "errs": EXACT, "splits": None},
+        "accounting": {"radius": max(1, policy["keeps"]["0.5"]["radius"] if policy else 1), "discretisation_error": 0.0, "errs": EXACT, "splits": None},
     }
 
 
@@ -107,20 +107,9 @@ def _action(inputs: dict, mechanism: Neighbours, cap: int) -> dict:
 def neighbour_claim(inputs: dict, results: dict) -> list[str]:
     """What `claim_sentences` gives for other mechanisms."""
     mechanism, units = inputs["mechanism"], inputs["units"]
-    kind, unit, (floor, most) = UNITS[mechanism["unit"]], mechanism["unit"], inputs["return_range"]
-    policy, part, states = results["policy"], results["action"]["per_state"], results["action"]["states"]
-    half = policy["keeps"]["0.5"]
-    what = ("clipped " if inputs["clipped"] else "") + ("return" if inputs["discount"] == 1 else f"return discounted by {exactly(inputs['discount'])} per step")
-    episodes = counted(results["instances"], "recorded episode")
+    kind, unit = UNITS[mechanism["unit"]], mechanism["unit"]
+    part, states = results["action"]["per_state"], results["action"]["states"]
     votes = "its action" if unit == "transition" else f"the action of that of its transitions which is nearest (each {unit} has one vote)"
-    returns = f"Returns: in {episodes}, each with a seed of its own, the policy of D earns a mean {what} of {round_down(policy['unpoisoned_mean'], width=most - floor)}. "
-    if half["radius"] < 1:
-        returns += f"No r keeps half of its height above the least possible return {exactly(floor)}: in too many episodes some action is not certified."
-    else:
-        returns += (
-            f"For every D' with r = {half['radius']} ({share(half['radius'], units)} of D) its policy earns in the same episodes a mean of at least {round_down(half['bound'], width=most - floor)}: an "
-            f"episode all of whose actions are certified at r is the same on D', and every other one counts as {exactly(floor)}. The same is listed for other r."
-        )
     sentences = [
         f"What may change: compared are the policy of the dataset D of this certificate ({counted(units, unit)}) and the policy of any dataset D' that "
         f"{THREATS[inputs['threat']].format(units=kind)}; {READINGS[inputs['threat']].format(units=kind)}.",
@@ -129,8 +118,13 @@ def neighbour_claim(inputs: dict, results: dict) -> list[str]:
         f"Actions: at {share(sum(radius >= 1 for radius in part['radius']), states)} of {counted(states, 'state')} the action stays the same up to that state's radius, which is at least 1 (median "
         f"{_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}); for every other action the least number of changed {kind} that could bring it about is listed. Radii are searched up to "
         f"{mechanism['neighbours']}.",
-        returns,
     ]
+    if "declared" in inputs:
+        sentences[1:1] = declared_claim(inputs, results)
+    if results["policy"] is None:
+        return [*sentences, "With which probability: none of this is a matter of chance, so there is no confidence level. The states may have been chosen in any way, by looking at results, too."]
+    (floor, most), what = inputs["return_range"], ("clipped " if inputs["clipped"] else "") + ("return" if inputs["discount"] == 1 else f"return discounted by {exactly(inputs['discount'])} per step")
+    sentences.append(_returns_claim(inputs, results, what))
     if "voted" in results:
         sentences.append(voted_claim(inputs, results["voted"], what))
     if inputs["clipped"]:
@@ -142,6 +136,36 @@ def neighbour_claim(inputs: dict, results: dict) -> list[str]:
         *sentences,
         "With which probability: the bounds on the voted policy's expected return, for all listed r together, hold with probability at least "
         f"{confidence_percent(inputs['eta'], 1)} %, over the random choice of its episodes' seeds. None of the rest is a matter of chance, so it has {sure}.",
+    ]
+
+
+def _returns_claim(inputs: dict, results: dict, what: str) -> str:
+    policy, units, (floor, most) = results["policy"], inputs["units"], inputs["return_range"]
+    half, episodes = policy["keeps"]["0.5"], counted(results["instances"], "recorded episode")
+    returns = f"Returns: in {episodes}, each with a seed of its own, the policy of D earns a mean {what} of {round_down(policy['unpoisoned_mean'], width=most - floor)}. "
+    if half["radius"] < 1:
+        return returns + f"No r keeps half of its height above the least possible return {exactly(floor)}: in too many episodes some action is not certified."
+    return returns + (
+        f"For every D' with r = {half['radius']} ({share(half['radius'], units)} of D) its policy earns in the same episodes a mean of at least {round_down(half['bound'], width=most - floor)}: an "
+        f"episode all of whose actions are certified at r is the same on D', and every other one counts as {exactly(floor)}. The same is listed for other r."
+    )
+
+
+def declared_claim(inputs: dict, results: dict) -> list[str]:
+    """What stands in the place of an environment, for every mechanism."""
+    declared = inputs["declared"]
+    actions = counted(declared["actions"], "discrete action") if declared["actions"] else f"actions of {counted(declared['dimensions'], 'real number')}"
+    shape = " x ".join(map(str, declared["observation_shape"])) or "one number"
+    sentences = [
+        f"Declared: there is no environment. D and every D' declare observations of shape {shape} and {actions}, and these declarations are public; of a dataset that declares others nothing is said "
+        f"(SHA-256 of the declared spaces: {declared['sha256']})."
+    ]
+    if results["action"] is None:
+        return sentences
+    return [
+        *sentences,
+        f"At which states: at {counted(results['action']['states'], 'fixed state')} that came with the question and not from D, so that no attacker chose where it is asked. Nothing is said of other states, "
+        "nor of what a sequence of actions leads to.",
     ]
 
 

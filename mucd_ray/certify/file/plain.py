@@ -26,16 +26,16 @@ def plain_words(certificate: dict) -> list[str]:
 def _returns(inputs: dict, policy: dict | None) -> str | None:
     if policy is None:
         return None
-    low, high = inputs["return_range"]
+    (low, high), earn = inputs["return_range"], "score" if "evaluator" in inputs else "earn"
     one, many = inputs["mechanism"]["unit"], UNITS[inputs["mechanism"]["unit"]]
     untouched = f"{round_down(policy['unpoisoned_mean'], 4, high - low)} on the data as they are"
     share = next((share for share in SHARES if policy["keeps"][share]["radius"] >= 1), None)
     if share is None:
-        return f"What policies trained so earn is not certified against a single poisoned {one} ({untouched})."
+        return f"What policies trained so {earn} is not certified against a single poisoned {one} ({untouched})."
     kept = policy["keeps"][share]
     changed = CHANGED[inputs["threat"]].format(any=_any(kept["radius"], one, many, inputs))
     who = "the vote of the nearest, in the recorded episodes," if inputs["mechanism"]["kind"] == Neighbours.kind else "a policy trained so"
-    return f"{changed}, in any way whatever, {who} would still earn {round_down(kept['bound'], 4, high - low)} on average, or more ({untouched})."
+    return f"{changed}, in any way whatever, {who} would still {earn} {round_down(kept['bound'], 4, high - low)} on average, or more ({untouched})."
 
 
 def _any(radius: int, one: str, many: str, inputs: dict) -> str:

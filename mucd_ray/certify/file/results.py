@@ -10,7 +10,7 @@ from mucd_ray.certify.confidence.bands import BANDS
 from mucd_ray.certify.confidence.looks import LOOKS, effective_eta
 from mucd_ray.certify.confidence.means import MEANS, mean_lower
 from mucd_ray.certify.confidence.proportions import LEAST_ETA, check_eta
-from mucd_ray.certify.file.evidence import check_inputs
+from mucd_ray.certify.file.evidence import check_inputs, instances_of
 from mucd_ray.certify.file.neighbours import neighbour_results
 from mucd_ray.certify.file.voted import voted_results
 from mucd_ray.certify.guarantees import FAMILIES, THREATS, Guarantees
@@ -51,13 +51,13 @@ def compute_results(inputs: dict) -> dict:
     mechanism = from_values(inputs["mechanism"])
     if isinstance(mechanism, Neighbours):
         return neighbour_results(inputs, mechanism)
-    returns = np.array(inputs["returns"], dtype=float)
-    eta = effective_eta(check_eta(inputs["eta"]), inputs["looks"], len(returns))
+    returns, instances = np.array(inputs["returns"], dtype=float), instances_of(inputs)
+    eta = effective_eta(check_eta(inputs["eta"]), inputs["looks"], instances)
     guarantees = guarantees_of(mechanism, units=inputs["units"], threat=inputs["threat"], family=inputs["accountant"])
-    policy = _policy_results(inputs, returns, guarantees, eta)
+    policy = _policy_results(inputs, returns, guarantees, eta) if inputs["rollouts"] else None
     results = {
         "sound": inputs["accountant"] != "published",
-        "instances": len(returns),
+        "instances": instances,
         "eta": eta,
         "signal_budget": mechanism.signal_budget(inputs["units"]) if mechanism.kind in WITH_NOISE else None,
         "policy": policy,
@@ -71,7 +71,7 @@ def compute_results(inputs: dict) -> dict:
         results["voted"] = voted_results(inputs, guarantees, eta, _cap(inputs, guarantees))
     if inputs["goal"] is not None:
         results["goal"] = _goal_results(inputs, returns, guarantees, eta, results["action"])
-    results["accounting"] = _accounting_results(guarantees, policy["keeps"]["0.5"]["radius"])
+    results["accounting"] = _accounting_results(guarantees, policy["keeps"]["0.5"]["radius"] if policy else 1)
     return results
 
 
@@ -222,6 +222,8 @@ def _goal_results(inputs, returns, guarantees, eta, action) -> dict:
     goal = Goal.parse(inputs["goal"])
     goal.check(inputs["units"], _cap(inputs, guarantees), discrete=action is not None and action["kind"] != "continuous")
     radius = goal.radius(inputs["units"])
+    if goal.name != "actions" and not inputs["rollouts"]:
+        raise MucdError(f"goal {goal.name} is about returns, and there are none")
     if goal.name == "actions":
         reached = action["family_wise"]["radius"]
         value = float(np.mean([r is not None and r >= radius for r in reached]))

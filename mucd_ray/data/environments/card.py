@@ -16,6 +16,7 @@ from mucd_ray.data.environments import breakout, frames, freeway, halfcheetah, h
 from mucd_ray.data.environments.encoding import encoded
 from mucd_ray.data.environments.make import StepLimit, make_environment
 from mucd_ray.data.environments.mirror import Mirror
+from mucd_ray.data.environments.past import ACTION, Past, with_past
 from mucd_ray.data.environments.plain import declared_spaces, plain
 from mucd_ray.data.environments.recorded_in import check_arguments, check_environment_id, check_time_limit, name_of
 from mucd_ray.data.spaces import CHOSEN_KEY, Observations, shown
@@ -51,10 +52,11 @@ class EnvironmentCard:
     Attributes:
         env_id, make_kwargs: arguments of `gymnasium.make`.
         wrapper: name of a public wrapper in `WRAPPERS` that the environment is put into, or None.
-        observation_shape: shape of what policies see: one observation, or [history, *shape of one]. Observations in a Dict or Tuple space are joined first, and whole numbers of a Discrete or
+        observation_shape: shape of what policies see: one observation, or [history, *shape of one], or [history, numbers of a step]. Observations in a Dict or Tuple space are joined first, and whole numbers of a Discrete or
             MultiDiscrete one are one-hot where this is the shape of those (`data/spaces.py`).
         observation_keys: keys of observations in a Dict or Tuple space that policies see; none means all of them.
         history: policies see so many of an episode's last observations, oldest first; at its beginning the first one stands for those that are missing.
+        recalled: (numbers of an action, *shape of an observation) where policies see an episode's last steps as `past.Past` gives them; else none.
         transform: name of a public function in `TRANSFORMS` that replaces each observation first, or None.
         encoder: (SHA-256 of its file, number of its outputs) of an encoder from outside whose outputs replace each observation first
             (`learn/encoders.py`), or None.
@@ -86,6 +88,7 @@ class EnvironmentCard:
     wrapper: str | None = None
     observation_shape: tuple[int, ...]
     history: int = 1
+    recalled: tuple[int, ...] = ()
     transform: str | None = None
     encoder: tuple[str, int] | None = None
     indices: tuple[int, ...]
@@ -115,7 +118,7 @@ class EnvironmentCard:
         _check_history(self.history)
         if not all(isinstance(key, str) and CHOSEN_KEY.fullmatch(key) for key in self.observation_keys) or len(set(self.observation_keys)) < len(self.observation_keys):
             raise MucdError(f"card of {self.env_id}: observation_keys {self.observation_keys!r:.200} must be different keys of letters, digits and the signs . _ - : /")
-        for name in ("indices", "observation_shape"):
+        for name in ("indices", "observation_shape", "recalled"):
             if not all(type(value) is int and 0 <= value < 1 << 31 for value in getattr(self, name)):
                 raise MucdError(f"card of {self.env_id}: {name} {getattr(self, name)} must be whole numbers from 0 on")
         if math.prod(self.observation_shape) > MOST_ENTRIES:
@@ -124,8 +127,10 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
         if self.encoder is not None:
             self._check_encoder()
-        if self.history > 1 and (self.transform is not None or self.encoder is not None or self.indices or self.observation_shape[:1] != (self.history,)):
+        if (self.history > 1 or self.recalled) and (self.transform is not None or self.encoder is not None or self.indices or self.observation_shape[:1] != (self.history,)):
             raise MucdError(f"history {self.history} is of raw observations: leave the transform, the encoder and the indices of the card of {self.env_id} out")
+        if self.recalled and tuple(self.observation_shape[1:]) != (ACTION + self.recalled[0] + math.prod(self.recalled[1:]),):
+            raise MucdError(f"card of {self.env_id}: steps of shape {self.observation_shape[1:]} do not hold what is recalled, {self.recalled}: leave it out, it follows from the learner")
         if bool(self.mirror_observation) != bool(self.mirror_actions) or self.mirror and len(self.mirror.observation) != math.prod(self.observation_shape):
             raise MucdError(f"card of {self.env_id}: mirror_observation must have one number for each of the {math.prod(self.observation_shape)} entries of an observation, beside mirror_actions")
         if self.wrapper is not None and self.wrapper not in WRAPPERS:
@@ -248,15 +253,47 @@ class EnvironmentCard:
         mirror = tuple(number + (size * step if number > 0 else -size * step) for step in range(history) for number in one.mirror_observation)
         return dataclasses.replace(one, history=history, observation_shape=(history, *one.observation_shape), mirror_observation=mirror)
 
+    def with_past(self, history: int, actions: int) -> "EnvironmentCard":
+        """A raw card whose policies see the last `history` steps of an episode, each with the action before it, `actions` numbers, and the rewards before it.
+
+        Raises:
+            MucdError: as of `with_history`, or an encoder, which sees single observations.
+        """
+        one = self.without_history()
+        _check_history(history)
+        if one.encoder is not None:
+            raise MucdError("an encoder is given one observation at a time, and dt sees the last steps of an episode: leave --encoder out, or use another learner")
+        width = ACTION + actions + math.prod(one.observation_shape)
+        mirror = ()
+        if one.mirror is not None:
+            # The image of the action before a step stands in its place, too; one of several is undone by itself.
+            of_actions = [(1, number + 1) if one.mirror.of_discrete else (1 if number > 0 else -1, abs(number)) for number in one.mirror_actions]
+            numbers = [*range(1, ACTION + 1), *(sign * (ACTION + place) for sign, place in of_actions)]
+            numbers += [number + (ACTION + actions if number > 0 else -ACTION - actions) for number in one.mirror_observation]
+            mirror = tuple(number + (width * step if number > 0 else -width * step) for step in range(history) for number in numbers)
+        return dataclasses.replace(one, history=history, recalled=(actions, *one.observation_shape), observation_shape=(history, width), mirror_observation=mirror)
+
     def without_history(self) -> "EnvironmentCard":
         """The card of one observation."""
-        shape = self.observation_shape[1:]
-        return self if self.history == 1 else dataclasses.replace(self, history=1, observation_shape=shape, mirror_observation=self.mirror_observation[: math.prod(shape)])
+        if self.history == 1 and not self.recalled:
+            return self
+        shape = self.recalled[1:] if self.recalled else self.observation_shape[1:]
+        mirror = self.mirror_observation[: math.prod(shape)]
+        if self.recalled and self.mirror_observation:
+            before = ACTION + self.recalled[0]
+            mirror = tuple(number - before if number > 0 else number + before for number in self.mirror_observation[before : before + math.prod(shape)])
+        return dataclasses.replace(self, history=1, recalled=(), observation_shape=shape, mirror_observation=mirror)
+
+    def as_seen(self, dataset: OfflineDataset) -> OfflineDataset:
+        """The transitions of a dataset with (next) observations as policies see them, whole numbers one-hot where the card's shape says so: a map of each trajectory by itself."""
+        if dataset.observations.shape[1:] != self._shape_of_one and _is_whole(dataset.observation_space):
+            dataset = dataset.one_hot()
+        return with_past(dataset, self.history) if self.recalled else dataset.with_history(self.history)
 
     def features_source(self) -> dict:
         """What policies see, as a certificate says it (certify/file/evidence.py)."""
         source = "privileged" if self.privileged else "raw" if self == self.raw() else "card"
-        stacked = {"history": self.history} if self.history > 1 else {}
+        stacked = {"steps": self.history} if self.recalled else {"history": self.history} if self.history > 1 else {}
         if self.observation_keys:
             stacked["keys"] = list(self.observation_keys)
         return {"source": "encoder" if self.encoder else source, "card": self.env_id, "encoder": self.encoder and self.encoder[0]} | stacked
@@ -316,11 +353,13 @@ class EnvironmentCard:
         except MucdError as error:
             environment.close()
             raise MucdError(f"{self.env_id}: {error}") from None
+        if self.recalled:
+            return Past(environment, self.history)
         return environment if self.history == 1 else gym.wrappers.FrameStackObservation(environment, self.history, padding_type="reset")
 
     @property
     def _shape_of_one(self) -> tuple[int, ...]:
-        return tuple(self.observation_shape if self.history == 1 else self.observation_shape[1:])
+        return tuple(self.recalled[1:] if self.recalled else self.observation_shape if self.history == 1 else self.observation_shape[1:])
 
     def of_keys(self, keys: tuple[str, ...]) -> "EnvironmentCard":
         """The card of one observation whose policies see these keys of it, in the shape that they have in the environment.
@@ -345,12 +384,6 @@ class EnvironmentCard:
         space = environment.observation_space
         return dataclasses.replace(self, observation_shape=tuple(Observations.of(space).space.shape)) if _is_whole(space) else self
 
-    def seen(self, dataset: OfflineDataset) -> OfflineDataset:
-        """The dataset as this card's policies see it: with history, and whole numbers one-hot where the card's shape says so."""
-        if dataset.observations.shape[1:] != self._shape_of_one and _is_whole(dataset.observation_space):
-            dataset = dataset.one_hot()
-        return dataset.with_history(self.history)
-
     def _shortens(self, registered: int | None) -> bool:
         """Whether this card's limit is below the one with which Gymnasium makes the environment."""
         return self.max_episode_steps is not None and (registered is None or self.max_episode_steps < registered)
@@ -358,11 +391,11 @@ class EnvironmentCard:
     @property
     def is_as_registered(self) -> bool:
         """Whether the environment is what Gymnasium makes of its id alone."""
-        return not self.make_kwargs and self.wrapper is None and self.history == 1 and not self._shortens(gym.spec(self.env_id).max_episode_steps)
+        return not self.make_kwargs and self.wrapper is None and self.history == 1 and not self.recalled and not self._shortens(gym.spec(self.env_id).max_episode_steps)
 
     def check(self, dataset: OfflineDataset) -> None:
         """Raise MucdError unless the dataset was recorded in this environment: same id, arguments, wrappers and time limit (if known), observation shape, action space."""
-        if self.history > 1:
+        if self.history > 1 or self.recalled:
             return self.without_history().check(dataset)
         check_environment_id(dataset, self.env_id)
         environment = self.make()
@@ -374,7 +407,7 @@ class EnvironmentCard:
             environment.close()
         check_time_limit(dataset, self.env_id, spec.max_episode_steps, by_card=self._shortens(gym.registry[spec.id].max_episode_steps))
         self._check_observations(dataset, observations)
-        if dataset.action_space != action_space or dataset.declared_actions is not None and dataset.declared_actions != actions:
+        if not dataset.fits_actions(action_space) or dataset.declared_actions is not None and dataset.declared_actions != actions:
             raise MucdError(
                 f"dataset {dataset.name} declares actions in {shown(dataset.declared_actions or dataset.action_space)}, {self.env_id} has {shown(actions)}: use the environment that was recorded"
             )
@@ -390,17 +423,21 @@ class EnvironmentCard:
                     f"dataset {dataset.name} declares observations with {recorded or 'less'!s:.200}, {self.env_id} has {there or 'nothing'!s:.200} there: use the environment that was recorded, or keys that "
                     "both have (--observation-keys)"
                 )
-        shape = dataset.observations.shape[1:]
-        if shape != tuple(self.observation_shape) and _is_whole(dataset.observation_space):
-            shape = Observations.of(dataset.observation_space).space.shape
+        shape = self._shape_in(dataset)
         if shape != tuple(self.observation_shape):
             raise MucdError(
                 f"dataset {dataset.name} has observations of shape {shape}, the card of {self.env_id} expects "
                 f"{tuple(self.observation_shape)}: use the card that fits the recording"
             )
+
+    def _shape_in(self, dataset: OfflineDataset) -> tuple[int, ...]:
+        """That of one observation of a dataset: whole numbers as this card sees them."""
+        shape = dataset.observations.shape[1:]
+        return tuple(Observations.of(dataset.observation_space).space.shape) if shape != self._shape_of_one and _is_whole(dataset.observation_space) else shape
+
     def to_dict(self) -> dict:
         """Plain JSON values; `from_dict` inverts it. Fields that cards of earlier versions' runs do not have are left out where they say nothing."""
-        unknown_before = {"history": 1, "mirror_observation": (), "mirror_actions": (), "observation_keys": (), "entries": None, "learning_rate": None}
+        unknown_before = {"history": 1, "recalled": (), "mirror_observation": (), "mirror_actions": (), "observation_keys": (), "entries": None, "learning_rate": None}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in unknown_before or value != unknown_before[name]}
         return json.loads(json.dumps(values, sort_keys=True))
 
@@ -450,6 +487,6 @@ def load_card(path) -> EnvironmentCard:
     except (OSError, MucdError) as error:
         raise MucdError(f"card {path} cannot be read ({error}): give a JSON file with the fields of an environment card") from error
     card = EnvironmentCard.from_dict(values)
-    if card.history > 1:
+    if card.history > 1 or card.recalled:
         raise MucdError(f"card {path} has the history {card.history}: a card is about one observation; leave it out, and give --history {card.history}")
     return card

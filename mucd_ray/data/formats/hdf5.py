@@ -48,6 +48,53 @@ class Hdf5File:
         # The bytes of a file may make a boolean that is neither 0 nor 1.
         return array.view(np.uint8) != 0 if array.dtype.kind == "b" else array
 
+    def names(self, group: h5py.Group) -> set[str]:
+        """Of its members; more than MOST_CHUNKS are refused."""
+        if len(group) > MOST_CHUNKS:
+            raise ValueError(f"{group.name} has more than {MOST_CHUNKS:,} members")
+        return set(group.keys())
+
+    def has(self, parent: h5py.Group, name: str) -> bool:
+        return name in parent.keys()
+
+    def rank(self, parent: h5py.Group, name: str) -> int:
+        """How many axes an array has; of what is no array more than any."""
+        member = parent[name] if type(parent.get(name, getlink=True)) is h5py.HardLink else None
+        return len(member.shape) if isinstance(member, h5py.Dataset) and member.shape is not None else 100
+
+    def number(self, parent: h5py.Group, name: str):
+        """One number that is stored by itself."""
+        dataset = self._member(parent, name, h5py.Dataset)
+        if dataset.shape != () or dataset.dtype.kind not in "fiub" or dataset.dtype.itemsize > 8 or dataset.dtype.subdtype or dataset.is_virtual or dataset.external:
+            raise ValueError(f"{dataset.name} is not one number")
+        return dataset[()]
+
+    def texts(self, parent: h5py.Group, name: str) -> list[str]:
+        """A list of texts, stored plainly."""
+        dataset = self._member(parent, name, h5py.Dataset)
+        if dataset.ndim != 1 or h5py.check_string_dtype(dataset.dtype) is None or not _is_key(dataset.dtype) or _filters(dataset):
+            raise ValueError(f"{dataset.name} is no list of texts")
+        self._check_layout(dataset)
+        self._take_plain(dataset, dataset.nbytes)
+        found, at_a_time = [], max(1, TEXT_BYTES_AT_A_TIME // self.content_bytes)
+        for start in range(0, len(dataset), at_a_time):
+            for text in dataset[start : start + at_a_time]:
+                if len(text) > 4 * MOST_TEXT:
+                    raise ValueError(f"{dataset.name} holds texts of more than {MOST_TEXT} characters")
+                found.append(text.decode("utf-8", "replace"))
+        return found
+
+    def attribute(self, group: h5py.Group, name: str):
+        """An attribute that is one text or number; None if there is none, or something else."""
+        if name not in group.attrs:
+            return None
+        of = group.attrs.get_id(name)
+        text = h5py.check_string_dtype(of.dtype)
+        if of.shape != () or text is None and (of.dtype.kind not in "fiub" or of.dtype.itemsize > 8):
+            return None
+        value = group.attrs[name]
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
     def _plain(self, dataset: h5py.Dataset) -> np.ndarray:
         if dataset.id.get_storage_size() < dataset.nbytes:
             raise ValueError(f"{dataset.name} declares {dataset.nbytes:,} bytes and holds {dataset.id.get_storage_size():,}")

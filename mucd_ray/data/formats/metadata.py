@@ -19,6 +19,8 @@ MOST_BYTES = 1 << 24
 # Entries of one observation or action.
 MOST_ENTRIES = 1 << 24
 MOST_TEXT = 200
+# What `mucd import` says of a dataset, and its word that the action space follows from the rows.
+IMPORTED, UNDECLARED = "mucd_import", "actions_undeclared"
 _INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _FLOATS = ("float16", "float32", "float64")
 
@@ -51,6 +53,7 @@ class Metadata:
         action_space: of one array.
         jpeg: whether observations of images are stored as JPEG files.
         recorded: where it was recorded, if it says so.
+        actions_declared: false where the action space follows from the rows (`mucd import`).
     """
 
     dataset_id: str
@@ -62,6 +65,7 @@ class Metadata:
     action_space: gym.Space
     jpeg: bool
     recorded: Recorded | None
+    actions_declared: bool = True
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -83,6 +87,7 @@ def read_metadata(folder: Path) -> Metadata:
         action_space=_space(values, "action_space", path),
         jpeg=_flag(values, "jpeg_encoding", path),
         recorded=None if recorded is None else _recorded(_inner(values, "env_spec", path), path),
+        actions_declared=not (isinstance(imported := values.get(IMPORTED), dict) and imported.get(UNDECLARED) is True),
     )
 
 

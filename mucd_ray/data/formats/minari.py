@@ -15,7 +15,7 @@ from minari.storage import get_dataset_path
 
 from mucd_ray.data.dataset import OfflineDataset, as_column
 from mucd_ray.data.formats.hdf5 import MOST_UNPACKED_BYTES, Hdf5File
-from mucd_ray.data.formats.keys import MOST_LOOKED_AT, only_key, told
+from mucd_ray.data.formats.keys import MOST_LOOKED_AT, OWN, only_key, told
 from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
 from mucd_ray.data.formats.tables import FORMATS, Tables, episode_metadata
 from mucd_ray.data.spaces import Observations, Part, Unread
@@ -76,7 +76,7 @@ def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | No
             `OfflineDataset.validate`; no episode with the source key, or one where it is no text and no whole number.
     """
     with _opened(dataset_id, root) as (folder, metadata):
-        read = _read_as(metadata, observation_keys)
+        read = read_as(metadata, observation_keys)
         episodes = _episodes(folder, metadata, source_key, read)
         if source_key is not None and all(episode["key"] is None for episode in episodes):
             raise MucdError(f"dataset {dataset_id!r}: no episode has the source key {printable(source_key)!r}; {told(_key_names(folder, metadata))}")
@@ -99,6 +99,7 @@ def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | No
         truncations=joined("truncations"),
         trajectory_starts=np.cumsum([0] + [len(episode["rewards"]) for episode in episodes]),
         action_space=metadata.action_space,
+        actions_declared=metadata.actions_declared,
         observation_space=read.space if read else metadata.observation_space,
         observation_parts=read.words if read else (),
         source_keys=None if source_key is None else [episode["key"] for episode in episodes],
@@ -111,9 +112,8 @@ def source_keys(dataset_id: str, root: Path | None = None) -> str:
         return told(_key_names(folder, metadata))
 
 
-@contextlib.contextmanager
-def _opened(dataset_id: str, root: Path | None):
-    """(folder of the data, metadata) of a dataset, once it is known to be one; what fails inside is one line about it."""
+def check_is_local(dataset_id: str, root: Path | None = None) -> Path:
+    """The folder of a local dataset. Raises MucdError for an id that is malformed, or of none."""
     if len(dataset_id) > MOST_TEXT or not DATASET_ID_RE.fullmatch(dataset_id):
         raise MucdError(f"dataset id {dataset_id[:MOST_TEXT]!r} is malformed: use (namespace/)name-v0, the name of a folder under MINARI_DATASETS_PATH")
     path = get_dataset_path(dataset_id) if root is None else root / dataset_id
@@ -123,6 +123,13 @@ def _opened(dataset_id: str, root: Path | None):
             f"dataset {dataset_id!r} is not among the local Minari datasets ({known}) in {get_dataset_path()}: "
             "set MINARI_DATASETS_PATH to its folder, or make one with `mucd record`"
         )
+    return path
+
+
+@contextlib.contextmanager
+def _opened(dataset_id: str, root: Path | None):
+    """(folder of the data, metadata) of a dataset, once it is known to be one; what fails inside is one line about it."""
+    path = check_is_local(dataset_id, root)
     try:
         check_within(path / "data", path)
         metadata = read_metadata(path / "data")
@@ -139,8 +146,8 @@ def _opened(dataset_id: str, root: Path | None):
         raise MucdError(f"dataset {dataset_id!r} cannot be read ({printable(error) or type(error).__name__}): record it again or restore its folder") from error
 
 
-def _read_as(metadata: Metadata, keys: tuple[str, ...]) -> Observations | None:
-    """How observations are joined from their parts; None where they are one array."""
+def read_as(metadata: Metadata, keys: tuple[str, ...]) -> Observations | None:
+    """How observations are joined from their parts; None where they are one array. Raises MucdError for spaces that are not supported, and for more than is taken."""
     if not keys and not isinstance(metadata.observation_space, gym.spaces.Dict | gym.spaces.Tuple):
         if isinstance(metadata.observation_space, Unread):
             Observations.of(metadata.observation_space)
@@ -155,7 +162,7 @@ def _read_as(metadata: Metadata, keys: tuple[str, ...]) -> Observations | None:
 def _episodes(folder: Path, metadata: Metadata, source_key: str | None, read: Observations | None) -> list[dict]:
     """The arrays of every episode, their lengths checked against each other and the totals, and its `key`, None without one."""
     episodes, steps = [], 0
-    for number, episode in enumerate(_stored(folder, metadata, source_key, read)):
+    for number, episode in enumerate(_stored(folder, metadata, _one_key(folder, source_key), read)):
         for name in ("rewards", "terminations", "truncations"):
             episode[name] = as_column(episode[name], name)
         for name in ("observations", "actions"):
@@ -174,8 +181,37 @@ def _episodes(folder: Path, metadata: Metadata, source_key: str | None, read: Ob
     return episodes
 
 
-def _stored(folder: Path, metadata: Metadata, source_key: str | None, read: Observations | None):
-    """Yields the arrays of each episode as they are stored, and its key."""
+def stored_with_keys(folder: Path, metadata: Metadata):
+    """Yields the arrays of each episode, their lengths unchecked, with "key": {name: key} of all that may tell its source.
+
+    Raises:
+        MucdError, ValueError, OSError or whatever a parser raises: files that are damaged or not what they should be.
+    """
+    def keys(number, content=None, group=None):
+        if content is None:
+            return {name: key for name, value in episode_metadata(folder, number).items() if name not in OWN and isinstance(value, (str, int)) and (key := only_key([value], name, number))}
+        found = {}
+        for name in sorted(content.key_names(group) - set(OWN)):
+            with contextlib.suppress(MucdError):
+                found[name] = only_key(content.keys(group, name), name, number)
+        return {name: key for name, key in found.items() if key}
+
+    yield from _stored(folder, metadata, keys, read_as(metadata, ()))
+
+
+def _one_key(folder: Path, source_key: str | None):
+    """A function that gives an episode's key of this name; None without one."""
+    def key(number, content=None, group=None):
+        if source_key is None:
+            return None
+        values = [episode_metadata(folder, number).get(source_key)] if content is None else content.keys(group, source_key)
+        return only_key(values, source_key, number)
+
+    return key
+
+
+def _stored(folder: Path, metadata: Metadata, key_of, read: Observations | None):
+    """Yields the arrays of each episode as they are stored, and its `key`: key_of(number) of a table, key_of(number, file, group) of HDF5."""
     parts = read.parts if read else (Part(path=(), space=metadata.observation_space),)
     images = [metadata.jpeg and is_image_space(part.space) for part in parts]
     if metadata.jpeg and is_image_space(metadata.action_space):
@@ -188,14 +224,14 @@ def _stored(folder: Path, metadata: Metadata, source_key: str | None, read: Obse
         with Tables(folder, metadata, parts, images) as tables:
             for number in range(metadata.episodes):
                 episode = tables.episode(number)
-                yield episode | {"observations": joined(episode["observations"])} | {"key": None if source_key is None else only_key([episode_metadata(folder, number).get(source_key)], source_key, number)}
+                yield episode | {"observations": joined(episode["observations"]), "key": key_of(number)}
         return
     with _hdf5(folder, metadata) as content:
         for number in range(metadata.episodes):
             group = content.group(content.file, f"episode_{number}")
             episode = {name: content.array(group, name) for name in ("actions", "rewards", "terminations", "truncations")}
             episode["observations"] = joined([_part_of(content, group, part, image) for part, image in zip(parts, images)])
-            yield episode | {"key": None if source_key is None else only_key(content.keys(group, source_key), source_key, number)}
+            yield episode | {"key": key_of(number, content, group)}
 
 
 def _part_of(content: Hdf5File, episode: h5py.Group, part: Part, image: bool) -> np.ndarray:

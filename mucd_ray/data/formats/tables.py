@@ -1,16 +1,12 @@
 """Episodes of Minari's other formats, arrow and parquet: one file per episode, of plain columns, read by a child process (`columns.py`)."""
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 
+from mucd_ray.data.formats.child import Child
 from mucd_ray.data.formats.jpeg import decoded
 from mucd_ray.data.formats.metadata import Metadata
 from mucd_ray.data.spaces import Part
@@ -22,12 +18,8 @@ COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
 MOST_FILE_BYTES = 1 << 33
 # Of all episodes' parquet columns and images, in all: beyond it small files could fill the memory.
 MOST_UNPACKED_BYTES = 1 << 33
-MOST_ANSWER = 1 << 16
 MOST_JPEG_HEADER = 1 << 16
 MOST_METADATA_BYTES = 1 << 16
-# What a child may take beside a few times the bytes of a file and of its rows.
-SPARE_BYTES, SPARE_SECONDS, BYTES_PER_SECOND = 1 << 30, 60, 1 << 22
-PROGRAM = Path(__file__).with_name("columns.py")
 
 
 class Tables:
@@ -43,18 +35,14 @@ class Tables:
         self.folder, self.metadata, self.left = folder, metadata, MOST_UNPACKED_BYTES
         # By the column in which a part is, and the fields within it.
         self.parts = {"/".join(["observations", part.name] if part.path else ["observations"]): (part.space, image) for part, image in zip(parts, images, strict=True)}
-        # Not beside its own folder's files, which have names of packages. Of what its libraries print nothing is read.
-        self.child = subprocess.Popen(
-            [sys.executable, "-P", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"},
-        )
+        self.reader = Child()
+        self.child = self.reader.process
 
     def __enter__(self) -> "Tables":
         return self
 
     def __exit__(self, *error) -> None:
-        self.child.kill()
-        self.child.communicate()
+        self.reader.__exit__()
 
     def episode(self, number: int) -> dict[str, np.ndarray]:
         """The arrays of an episode: of observations a list of their parts, T + 1 of each, and T of everything else.
@@ -88,38 +76,10 @@ class Tables:
             # A JPEG file is smaller than what it shows, but for its headers.
             most_bytes += (self.metadata.steps + 1) * (MOST_JPEG_HEADER + 2 * math.prod(space.shape))
         most_bytes = min(self.left, most_bytes)
-        work = 2 * len(content) + 3 * most_bytes
-        seconds = SPARE_SECONDS + work // BYTES_PER_SECOND
-        question = {
-            "format": self.metadata.data_format, "size": len(content), "columns": wanted, "most_rows": self.metadata.steps + 1, "left": most_bytes if images else self.left,
-            "memory": SPARE_BYTES + work, "seconds": seconds,
-        }
-        try:
-            self.child.stdin.write(json.dumps(question).encode() + b"\n")
-            self.child.stdin.write(content)
-            self.child.stdin.flush()
-            line = self.child.stdout.readline(MOST_ANSWER)
-            if not line:
-                raise EOFError
-            answer = read_json(line, "the answer")
-            if "error" in answer:
-                raise ValueError(answer["error"])
-            self._take(answer["unpacked"])
-            return {name: self._array(np.dtype(dtype), shape, work) for name, (dtype, shape) in answer["columns"].items()}
-        except (EOFError, BrokenPipeError):
-            ended = -self.child.wait()
-            cause = f"took more than {seconds} seconds" if ended == signal.SIGXCPU else f"ended by {signal.Signals(ended).name if ended > 0 else 'itself'}"
-            raise ValueError(f"a file is damaged: the process that read it with pyarrow {cause}") from None
-
-    def _array(self, dtype: np.dtype, shape: list[int], most_bytes: int) -> np.ndarray:
-        # A child that ran the file's code would say anything.
-        if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize > most_bytes:
-            raise ValueError(f"the process that read it gives {dtype} {shape}")
-        array = np.empty(shape, dtype)
-        size = self.child.stdout.readinto(memoryview(array.reshape(-1)).cast("B")) if array.size else 0
-        if size < array.nbytes:
-            raise EOFError
-        return array
+        question = {"format": self.metadata.data_format, "columns": wanted, "most_rows": self.metadata.steps + 1, "left": most_bytes if images else self.left}
+        answer, arrays = self.reader.ask(question, content, most_bytes)
+        self._take(answer["unpacked"])
+        return arrays
 
     def _take(self, size: int) -> None:
         self.left -= size

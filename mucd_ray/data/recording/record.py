@@ -1,31 +1,21 @@
 """Recording real Minari datasets with scripted behaviour policies."""
 
-import contextlib
-import fcntl
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
-import minari
 import numpy as np
 from minari.data_collector import EpisodeBuffer
-from minari.dataset.minari_dataset import parse_dataset_id
-from minari.dataset.minari_storage import MinariStorage
-from minari.namespace import NAMESPACE_METADATA_FILENAME
 from minari.storage import get_dataset_path
 
 from mucd_ray.data.environments.cards import card_for
 from mucd_ray.data.environments.frames import SIDE, STACK, AtariFrames
-from mucd_ray.data.formats.metadata import MOST_TEXT
+from mucd_ray.data.formats.writing import target_folder, write_dataset
 from mucd_ray.data.recording.behaviours import Behaviour, behaviour_for
 from mucd_ray.errors import MucdError
 
 # The source key of recordings by several operators.
 OPERATOR = "operator"
-_ASIDE = ".mucd-record-"  # hidden names: Minari does not list them
 
 
 def record(
@@ -72,7 +62,7 @@ def record(
         raise MucdError(f"noise {levels} must be one or more levels in [0, 1]")
     if operators is not None and not 1 <= operators <= transitions:
         raise MucdError(f"operators {operators}: give at least 1, and at most as many as transitions")
-    path = _target(dataset_id, overwrite, root or get_dataset_path())
+    path = target_folder(dataset_id, overwrite, root or get_dataset_path())
     shape = (STACK, SIDE, SIDE)
     card = card_for(env_id, shape if frames else None, make_kwargs=chosen.make_kwargs)
     if frames and card.observation_shape != shape:
@@ -97,22 +87,6 @@ def record(
         "mean_return": float(returns.mean()),
         "return_by_noise": {str(level): float(returns[drawn == level].mean()) for level in sorted(set(drawn))},
     }
-
-
-def _target(dataset_id: str, overwrite: bool, root: Path) -> Path:
-    """Final folder of the dataset, before anything is recorded."""
-    try:
-        parse_dataset_id(dataset_id)
-        if len(dataset_id) > MOST_TEXT:
-            raise ValueError("too long")
-    except (ValueError, TypeError) as error:
-        raise MucdError(
-            f"dataset id {dataset_id!r} is malformed: use (namespace/)name-v0 with a namespace of at least two letters, for example acrobot/mixed-v0"
-        ) from error
-    path = root / dataset_id
-    if path.exists() and not overwrite:
-        raise MucdError(f"dataset {dataset_id!r} exists in {path}: choose another id, or pass --overwrite to replace it")
-    return path
 
 
 def _episodes(environment: gym.Env, behaviour: Behaviour, turns, transitions: int, least: int, seed: int, progress):
@@ -155,79 +129,10 @@ def _episode(environment: gym.Env, policy, seed: int) -> EpisodeBuffer:
 
 
 def _write(environment, behaviour, episodes, metadata, dataset_id, path, overwrite) -> None:
-    """Write into a hidden folder beside the target, then rename: the id never shows a part of a dataset."""
     continuous = isinstance(environment.action_space, gym.spaces.Box)
     noise = "standard deviation of Gaussian noise, in half ranges of an action," if continuous else "probability of a uniformly random action"
-    try:
-        _make_namespaces(path, len(Path(dataset_id).parts) - 1)
-        with _only_writer(path.parent):
-            aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
-            _check_room(aside, episodes)
-            storage = MinariStorage.new(
-                aside / "data", environment.observation_space, environment.action_space, environment.spec, jpeg_encoding=False
-            )
-            storage.update_metadata({
-                "dataset_id": dataset_id,
-                "minari_version": minari.__version__,
-                "algorithm_name": behaviour.name,
-                "description": f"{behaviour.description}; {noise} per episode: {sorted({values['noise'] for values in metadata})}",
-            })
-            storage.update_episodes(episodes)
-            storage.update_episode_metadata(metadata)
-            _check_written(aside / "data", episodes)
-            if overwrite and path.exists():
-                os.rename(path, tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
-            os.chmod(aside, 0o777 & ~_umask())
-            os.rename(aside, path)
-    except (OSError, RuntimeError) as error:  # h5py raises both
-        reason = str(error).splitlines()[0]
-        raise MucdError(f"dataset {dataset_id!r} cannot be written ({reason}): set MINARI_DATASETS_PATH to a writable folder with free space") from error
-
-
-def _make_namespaces(path: Path, depth: int) -> None:
-    """The folders above a dataset, each marked as Minari marks a namespace. Minari's own way looks at all others, and fails on strangers among them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for folder in path.parents[:depth]:
-        if not (folder / NAMESPACE_METADATA_FILENAME).exists():
-            (folder / NAMESPACE_METADATA_FILENAME).write_text("{}")
-
-
-def _check_room(folder: Path, episodes: list[EpisodeBuffer]) -> None:
-    """Raise OSError where the file would not fit: on a full disk HDF5 drops data silently, or crashes the interpreter."""
-    payload = sum(episode.observations.nbytes + 18 * len(episode) for episode in episodes)
-    probe = folder / "room"
-    with open(probe, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, 2 * payload + 20_000 * len(episodes))
-    probe.unlink()
-
-
-def _check_written(data: Path, episodes: list[EpisodeBuffer]) -> None:
-    """Raise OSError unless the files hold exactly these episodes."""
-    stored = MinariStorage.read(data).get_episodes(range(len(episodes)))
-    for episode, found in zip(episodes, stored, strict=True):
-        for field in ("observations", "actions", "rewards", "terminations", "truncations"):
-            if not np.array_equal(getattr(episode, field), found[field]):
-                raise OSError(f"{field} of an episode read back differently")
-
-
-@contextlib.contextmanager
-def _only_writer(folder: Path):
-    """Hold the folder's lock; on both sides of the work, hidden folders are leavings (of a killed recording, or replaced) and go."""
-
-    def sweep():
-        for leaving in folder.glob(f"{_ASIDE}*"):
-            shutil.rmtree(leaving, ignore_errors=True)
-
-    with open(folder / ".mucd-lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        sweep()
-        try:
-            yield
-        finally:
-            sweep()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    description = f"{behaviour.description}; {noise} per episode: {sorted({values['noise'] for values in metadata})}"
+    write_dataset(
+        dataset_id, path, episodes, observation_space=environment.observation_space, action_space=environment.action_space, env_spec=environment.spec,
+        metadata={"algorithm_name": behaviour.name, "description": description}, episode_metadata=metadata, overwrite=overwrite,
+    )

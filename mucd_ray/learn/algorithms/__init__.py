@@ -2,7 +2,7 @@
 
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.algorithm import Algorithm
-from mucd_ray.learn.algorithms import bc, c51, cql, dqn, iql, qr_dqn, rvs, td3_bc
+from mucd_ray.learn.algorithms import bc, c51, cql, dqn, dt, iql, qr_dqn, rvs, td3_bc
 
 DISCRETE: dict[str, Algorithm] = {
     "bc": bc.DISCRETE,
@@ -13,14 +13,14 @@ DISCRETE: dict[str, Algorithm] = {
     "qr-dqn": qr_dqn.DISCRETE,
     "iql": iql.DISCRETE,
     "rvs": rvs.DISCRETE,
-    "dt": rvs.DISCRETE,
+    "dt": dt.DISCRETE,
 }
 CONTINUOUS: dict[str, Algorithm] = {
     "bc": bc.CONTINUOUS,
     "iql": iql.CONTINUOUS,
     "td3-bc": td3_bc.CONTINUOUS,
     "rvs": rvs.CONTINUOUS,
-    "dt": rvs.CONTINUOUS,
+    "dt": dt.CONTINUOUS,
 }
 NAMES = tuple(dict.fromkeys([*DISCRETE, *CONTINUOUS]))
 

@@ -1,8 +1,5 @@
 """Cloning that is told the return: supervised learning of the action from the observation and the return of its whole trajectory (RvS-R: Emmons et al., ICLR
 2022, there the average return per step). The released policy is told a constant in its place, a quantile of the returns in its own bag.
-
-With a transformer over the last observations this is a Decision Transformer (Chen et al., NeurIPS 2021) that is told the whole return once, not what is still to come at
-every step, and does not see its past actions: so it is a function of the stacked observations alone.
 """
 
 from dataclasses import replace

@@ -20,6 +20,7 @@ from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.algorithm import Algorithm
 from mucd_ray.learn.algorithms import bc
 from mucd_ray.learn.convolutional import channel_moments, image_shape, of_every_entry, on_raw_images
+from mucd_ray.learn.decision_transformer import alike_in_steps, on_raw_past
 from mucd_ray.learn.engines.plain import module_shapes, module_views, train_plain
 from mucd_ray.learn.engines.precision import require_float32_products
 from mucd_ray.learn.engines.stacked import UnitsOnDevice, train_stacked
@@ -271,7 +272,9 @@ def _moments(problem: Problem, features: np.ndarray, rows: np.ndarray, normalise
             else:
                 of_bag = features[rows]
                 center, scale = of_bag.mean(0, dtype=np.float64), of_bag.std(0, dtype=np.float64)
-            if problem.learner.network == "transformer":
+            if problem.algorithm.recalls:
+                center, scale = alike_in_steps(center, scale, problem.history)
+            elif problem.learner.network == "transformer":
                 center, scale = alike(center, scale, problem.history, problem.told)
             scale = np.where(scale <= CONSTANT * np.abs(center), np.inf, scale)
     return center, scale
@@ -365,6 +368,8 @@ def _released(problem: Problem, trained: dict[str, Tensor], moments: Sequence[tu
     if problem.module_factory is None:
         policies = _on_raw_observations(trained, centers, scales)
         return policies | {"0.weight": policies["0.weight"][:, : policies["0.weight"].shape[1] - problem.told].contiguous()}
+    if problem.algorithm.recalls:
+        return on_raw_past(trained, centers, scales)
     return (on_raw_images if problem.learner.network == "convolutional" else on_raw_steps)(trained, centers, scales)
 
 

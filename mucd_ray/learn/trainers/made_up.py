@@ -3,6 +3,7 @@
 import gymnasium
 import numpy as np
 
+from mucd_ray.data.environments.declared import DeclaredSpaces
 from mucd_ray.learn.trainers.given import GivenBag
 
 EPISODES, MOST_STEPS, TRANSITIONS = 5, 200, 300
@@ -11,12 +12,13 @@ EPISODES, MOST_STEPS, TRANSITIONS = 5, 200, 300
 def made_up_bag(environment: gymnasium.Env, unit: str) -> GivenBag:
     """A few episodes of random actions, cut after some steps; their transitions in any order, where these are the units."""
     environment.action_space.seed(0)
+    play = _Wandering(environment) if isinstance(environment.unwrapped, DeclaredSpaces) else environment
     rows, starts = [], [0]
     for episode in range(EPISODES):
-        observation, _ = environment.reset(seed=episode)
+        observation, _ = play.reset(seed=episode)
         for _ in range(MOST_STEPS):
             action = environment.action_space.sample()
-            after, reward, terminated, truncated, _ = environment.step(action)
+            after, reward, terminated, truncated, _ = play.step(action)
             rows.append((observation, action, reward, after, terminated, truncated))
             observation = after
             if terminated or truncated:
@@ -32,6 +34,22 @@ def made_up_bag(environment: gymnasium.Env, unit: str) -> GivenBag:
     names = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
     spaces = {"observation_space": environment.observation_space, "action_space": environment.action_space}
     return GivenBag(unit=unit, **spaces, **dict(zip(names, columns)), starts=starts, units=np.arange(len(starts) - 1))
+
+
+class _Wandering:
+    """Stands for an environment that is not there: any observations of its space, any rewards in [0, 1], episodes of MOST_STEPS / 4 steps."""
+
+    def __init__(self, environment: gymnasium.Env):
+        space = environment.observation_space
+        self.observations = made_up_observations(space, MOST_STEPS).reshape(MOST_STEPS, *space.shape).astype(space.dtype)
+
+    def reset(self, seed: int):
+        self.chance, self.left = np.random.default_rng(seed), MOST_STEPS // 4
+        return self.chance.choice(self.observations), {}
+
+    def step(self, action):
+        self.left -= 1
+        return self.chance.choice(self.observations), float(self.chance.random()), self.left == 0, False, {}
 
 
 def made_up_observations(space: gymnasium.Space, count: int = 8) -> np.ndarray:

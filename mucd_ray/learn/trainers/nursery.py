@@ -39,8 +39,12 @@ MOST_TEXT = 300
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 # Seconds between two looks at the memory of a learner and all that it has started.
 WEIGH_EVERY = 0.5
+# Bytes of observations about which an evaluator may ask at once.
+MOST_QUESTION = 1 << 28
 # Of what a command prints, the end that is kept.
 TAIL = 2000
+# Characters of it that are told. The exception comes last, and whoever tells it keeps the first 200 of all (`files.printable`).
+LAST_WORDS = 160
 
 
 # Messages between a learner and outside.py: a JSON header and bytes.
@@ -105,7 +109,8 @@ def main(control: socket.socket) -> None:
         if not learner:
             try:
                 control.close()
-                _be_learner(socket.socket(fileno=descriptors[0]), train, ask)
+                _confine(ask)
+                (_be_evaluator if task["kind"] == "evaluator" else _be_learner)(socket.socket(fileno=descriptors[0]), train, ask)
             finally:
                 os._exit(0)
         os.close(descriptors[0])
@@ -177,8 +182,8 @@ def _prctl(option: int, value: int = 1) -> None:
 # A learner
 
 
-def _be_learner(connection: socket.socket, train, ask: dict) -> None:
-    """Train on what comes first, then answer what is preferred at observations until the other end has gone."""
+def _confine(ask: dict) -> None:
+    """A session, limits and a folder of its own for this process."""
     os.setsid()
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -194,6 +199,10 @@ def _be_learner(connection: socket.socket, train, ask: dict) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
+
+
+def _be_learner(connection: socket.socket, train, ask: dict) -> None:
+    """Train on what comes first, then answer what is preferred at observations until the other end has gone."""
     header, body = receive(connection)
     known = set(sys.modules)
     try:
@@ -240,19 +249,28 @@ def function_trainer(name: str):
     Raises:
         Exception: whatever the import raises; no such function, or one that does not take (bag, seed, device).
     """
-    where, _, called = name.rpartition(":")
-    function = getattr(_module(where), called)
-    inspect.signature(function).bind(None, 0, "cpu")
+    function = _function(name, None, 0, "cpu")
 
     def train(header: dict, body: bytes, folder: str) -> tuple:
-        seed = header["seed"]
-        random.seed(seed)
-        np.random.seed(seed)
-        if "torch" in sys.modules:
-            sys.modules["torch"].manual_seed(seed)
+        _seed_generators(header["seed"])
         return _trained(function, header, GivenBag.from_npz(body))
 
     return train
+
+
+def _function(name: str, *arguments):
+    """Raises whatever its import does; AttributeError, TypeError where it does not take such arguments."""
+    where, _, called = name.rpartition(":")
+    function = getattr(_module(where), called)
+    inspect.signature(function).bind(*arguments)
+    return function
+
+
+def _seed_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
 
 
 def _module(where: str):
@@ -310,7 +328,7 @@ def _run(words: list[str]) -> None:
         reader.join(timeout=1.0)
         if status:
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
-            raise RuntimeError(f"{how}: {' '.join(bytes(tail).decode(errors='replace').split())[-MOST_TEXT + 60:]}")
+            raise RuntimeError(f"{how}: {' '.join(bytes(tail).decode(errors='replace').split())[-LAST_WORDS:]}")
 
 
 def stored_policies(name: str):
@@ -324,13 +342,62 @@ def stored_policies(name: str):
     return read
 
 
+# An evaluator
+
+
+class AskedPolicy:
+    """What an evaluator is given: a policy, which acts in another process.
+
+    Attributes:
+        observation_space, action_space: Gymnasium spaces, of what it is asked and of what it answers.
+    """
+
+    def __init__(self, connection: socket.socket, spaces: tuple):
+        self._connection = connection
+        self.observation_space, self.action_space = spaces
+
+    def act(self, observations) -> np.ndarray:
+        """Actions int64 [n] as the space counts them, or [n, *shape of a continuous action], at observations [n, *shape]; of a single observation [*shape] its one action.
+
+        Raises:
+            ValueError: observations of another shape, that are no numbers, or too many at once.
+        """
+        observations, shape = np.asarray(observations), self.observation_space.shape
+        if observations.shape == shape:
+            return self.act(observations[None])[0]
+        if observations.shape[1:] != shape or observations.dtype.kind not in "fiub":
+            raise ValueError(f"observations of shape {observations.shape} and dtype {observations.dtype} are not numbers of shape [n, {', '.join(map(str, shape))}]")
+        if observations.nbytes > MOST_QUESTION:
+            raise ValueError(f"observations of {observations.nbytes} bytes are too many at once: ask about fewer")
+        self._connection.sendall(frame({"shape": observations.shape, "dtype": observations.dtype.str}, np.ascontiguousarray(observations).tobytes()))
+        _, body = receive(self._connection)
+        return np.frombuffer(body, self.action_space.dtype).reshape(len(observations), *self.action_space.shape).copy()
+
+
+def evaluator(name: str):
+    """A function of the user's module, as `function_trainer`, that takes (policy, seed)."""
+    return _function(name, None, 0)
+
+
+def _be_evaluator(connection: socket.socket, score, ask: dict) -> None:
+    """One score of the policy at the other end, by the seed that comes first."""
+    header, _ = receive(connection)
+    _seed_generators(header["seed"])
+    try:
+        value = struct.pack("!d", float(score(AskedPolicy(connection, _spaces(header)), header["seed"])))
+    except BaseException as error:  # SystemExit, too
+        connection.sendall(frame({"error": text_of(error)}))
+        return
+    connection.sendall(frame({"error": None}, value))
+
+
 def _spaces(header: dict) -> tuple:
     from minari.serialization import deserialize_space
 
     return deserialize_space(header["observation_space"]), deserialize_space(header["action_space"])
 
 
-TRAINERS = {"function": function_trainer, "command": command_trainer, "stored": stored_policies}
+TRAINERS = {"function": function_trainer, "command": command_trainer, "stored": stored_policies, "evaluator": evaluator}
 
 
 def file_digest(kind: str, name: str) -> str:

@@ -32,6 +32,8 @@ from mucd_ray.mechanism.outside import Outside, check_name, option_of
 # Seconds that a nursery may take to import what the trainer needs, and to end a learner.
 START_PATIENCE, END_PATIENCE = 600.0, 60.0
 MOST_HEADER = 1 << 20
+# What a function is called with that is no trainer.
+TAKES = {"evaluator": "(policy, seed)"}
 # How a learner may fail, in the order of its number in a run folder; 0 is a policy.
 FAILURES = ("", "empty bag", "raised", "no policy", "died", "too slow", "too much memory", "acts nowhere")
 EMPTY, RAISED, NO_POLICY, DIED, SLOW, MEMORY, NOWHERE = range(1, 8)
@@ -43,13 +45,18 @@ def outside(kind: str, name: str, **limits) -> Outside:
     Raises:
         MucdError: there is no such module or file, or a limit is outside its range.
     """
+    return Outside(kind=kind, name=name, sha256=sha256_of(kind, name), **limits)
+
+
+def sha256_of(kind: str, name: str) -> str:
+    """Of the file, or of the files, of a trainer or an evaluator. Raises MucdError where there are none."""
     check_name(kind, name)
-    digest = _Process(kind, name, named_only=True)
-    digest.close()
-    return Outside(kind=kind, name=name, sha256=digest.sha256, **limits)
+    process = NurseryProcess(kind, name, named_only=True)
+    process.close()
+    return process.sha256
 
 
-class _Process:
+class NurseryProcess:
     """The nursery's process and the line to it; MucdError where it does not get ready."""
 
     def __init__(self, kind: str, name: str, named_only: bool = False, progress: Callable[[], None] | None = None):
@@ -68,7 +75,7 @@ class _Process:
             if answer is None:
                 raise MucdError(f"{option} {name} ends the process that imports it, or does not let it start in {START_PATIENCE:g} seconds: mend it")
             if "error" in answer:
-                raise MucdError(f"{option} {name} cannot be used ({printable(answer['error'])}): it must be importable here or from PYTHONPATH, and take (bag, seed, device)")
+                raise MucdError(f"{option} {name} cannot be used ({printable(answer['error'])}): it must be importable here or from PYTHONPATH, and take {TAKES.get(kind, '(bag, seed, device)')}")
             self.sha256 = str(answer.get("sha256"))
         except BaseException:
             self.close()
@@ -128,8 +135,8 @@ class Nursery:
             self.close()
             raise
 
-    def _start(self) -> _Process:
-        process = _Process(self.trainer.kind, self.trainer.name, progress=self.progress)
+    def _start(self) -> NurseryProcess:
+        process = NurseryProcess(self.trainer.kind, self.trainer.name, progress=self.progress)
         if process.sha256 != self.trainer.sha256:
             process.close()
             raise MucdError(f"the files of trainer {self.trainer.name} are not those with which the run began, or not the same on every node: restore them, or start a new run folder")
@@ -166,7 +173,7 @@ class Nursery:
             self._process = self._start()
             self._preload()
         with tempfile.TemporaryDirectory(prefix="mucd-learner-", ignore_cleanup_errors=True) as folder:
-            learner = _asked(self._process, Learner, self, self.trainer.memory, folder)
+            learner = asked(self._process, Learner, self, self.trainer.memory, folder)
             try:
                 learner.train(bag, seed, trial)
                 yield learner
@@ -174,17 +181,17 @@ class Nursery:
                 learner.close()
 
 
-def _asked(process: _Process, kind: type, owner, memory: float, folder: str):
+def asked(process: NurseryProcess, kind: type, owner, memory: float, folder: str):
     ours, theirs = socket.socketpair()
     process.tell({"memory": memory, "folder": folder}, (theirs.fileno(),))
     theirs.close()
-    return kind(_Line(ours, process), owner)
+    return kind(Line(ours, process), owner)
 
 
-class _Line:
+class Line:
     """The line to a learner, which may do anything: every wait ends, and every answer has a size."""
 
-    def __init__(self, connection: socket.socket, process: _Process):
+    def __init__(self, connection: socket.socket, process: NurseryProcess):
         self.connection, self.process, self.ended = connection, process, None
         connection.setblocking(False)
 
@@ -253,7 +260,7 @@ class Learner:
         began: whether it has made a policy, which may have failed since.
     """
 
-    def __init__(self, line: _Line | None, nursery: Nursery, failure: int = 0):
+    def __init__(self, line: Line | None, nursery: Nursery, failure: int = 0):
         self.line, self.nursery, self.failure, self.content = line, nursery, failure, b""
         self.why, self.told, self.left = FAILURES[failure], None, nursery.trainer.seconds
         self.began, self.modules = False, []
@@ -302,7 +309,7 @@ class Learner:
             self.line.close()
 
 
-def ask_actions(line: _Line, index: np.ndarray, features: np.ndarray, width: int, deadline: float, progress: Callable[[], None] | None) -> tuple[np.ndarray, str | None] | int:
+def ask_actions(line: Line, index: np.ndarray, features: np.ndarray, width: int, deadline: float, progress: Callable[[], None] | None) -> tuple[np.ndarray, str | None] | int:
     """(what policies index[s] prefer at features[s], float64 [S, width]; words about the first failure), or of what the process failed."""
     rows = np.ascontiguousarray(features, np.float32)
     request = frame({"rows": len(rows), "width": width}, np.ascontiguousarray(index, np.int32).tobytes() + rows.tobytes())
@@ -338,8 +345,8 @@ class StoredPolicies:
 
     def _load(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="mucd-policies-", ignore_cleanup_errors=True)
-        self.process = _Process("stored", "stored policies")
-        self.line = _asked(self.process, lambda line, _: line, None, self.memory, self.folder.name)
+        self.process = NurseryProcess("stored", "stored policies")
+        self.line = asked(self.process, lambda line, _: line, None, self.memory, self.folder.name)
         kept = [content for content in self.contents if content]
         spaces = dict(zip(("observation_space", "action_space"), map(serialize_space, self.spaces)))
         answer = self.line.ask(frame({"sizes": list(map(len, kept))} | spaces, b"".join(kept)), 0, time.monotonic() + START_PATIENCE, None)

@@ -11,6 +11,8 @@ from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
 
+# By whether there is an environment.
+CARD = {True: "Environment card", False: "Declared spaces"}
 CONSTANTS = {
     "gaussian": "Sample rate, noise multiplier, clip norm, steps, normaliser, network, optimiser and the environment card are constants that do not depend on the "
     "data, except on its rounded size where the next sentence says so.",
@@ -31,10 +33,10 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
     """What must be true about this run, beside what every certificate assumes."""
     notes = [
         _looks_note(store, choices, instances),
-        CONSTANTS[settings.mechanism.kind] if settings.trainer is None else CONSTANTS_OUTSIDE,
+        _constants(settings),
         settings.size_note(choices.threat),
         *([] if settings.choice_margin is None else [_choice_note(settings)]),
-        f"Environment card: {settings.card.source}",
+        f"{CARD[settings.plays]}: {settings.card.source}",
         *([] if settings.source_key is None else [f"The source of a trajectory is told by the key {settings.source_key!r}, as it was recorded with the data."]),
         *settings.assumptions,
     ]
@@ -42,16 +44,27 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
     given = [name for name in ("eta", "band", "inference") if getattr(choices, name) != getattr(Choices(), name)]
     if given:
         notes.append(f"Of this certificate {', '.join(given)} were given by the user: the confidence holds if they were not chosen by looking at results.")
-    low, high = settings.return_range
-    if settings.card.clip_returns:
-        notes.append(f"Every episode's return is clipped into the public range [{exactly(low)}, {exactly(high)}] before anything is done with it; nothing is claimed about unclipped returns.")
-    else:
-        notes.append(f"Every episode's return lies in the declared public range [{exactly(low)}, {exactly(high)}], on whatever data a policy was trained.")
+    if settings.rollouts:
+        notes.append(_range_note(settings))
     if settings.states_sha256 is not None:
         notes.append("The states were given by the user: the claim about actions holds if they were chosen independently of the instances that vote.")
     if not settings.columns:
         notes.append("The environment's actions are unbounded: there is no public grid on which to count them, and no action is certified.")
     return notes
+
+
+def _constants(settings: RunSettings) -> str:
+    note = CONSTANTS[settings.mechanism.kind] if settings.trainer is None else CONSTANTS_OUTSIDE
+    return note if settings.plays else note.replace("the environment card", "the declared spaces")
+
+
+def _range_note(settings: RunSettings) -> str:
+    low, high = settings.return_range
+    if settings.evaluator is not None:
+        return f"A score lies in the public range [{exactly(low)}, {exactly(high)}]: what is outside it, or does not come in time, counts as {exactly(low)}, on whatever data a policy was trained."
+    if settings.card.clip_returns:
+        return f"Every episode's return is clipped into the public range [{exactly(low)}, {exactly(high)}] before anything is done with it; nothing is claimed about unclipped returns."
+    return f"Every episode's return lies in the declared public range [{exactly(low)}, {exactly(high)}], on whatever data a policy was trained."
 
 
 def _choice_note(settings: RunSettings) -> str:
@@ -85,9 +98,9 @@ def context(store: RunStore, settings: RunSettings) -> dict:
     """Where the evidence comes from; no result depends on it."""
     baselines = store.baselines()
     return {
-        "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "source_key": settings.source_key, "environment": settings.card.env_id},
+        "dataset": {"name": settings.dataset, "sha256": settings.fingerprint, "units": settings.units, "source_key": settings.source_key, "environment": settings.card.env_id if settings.plays else None},
         "trusted": settings.trusted and dict(zip(("name", "sha256"), settings.trusted)),
-        "baselines": baselines and {key: value for key, value in baselines.items() if key != "reference"},
+        "baselines": {key: value for key, value in (baselines or {}).items() if key != "reference"} or None,
         "normalised": _references(settings),
         "instances_asked_for": store.targets(),
         "instances_looked_at": store.looks(),
@@ -97,14 +110,20 @@ def context(store: RunStore, settings: RunSettings) -> dict:
         "code": settings.code,
         "card_sha256": hashlib.sha256(json.dumps(settings.to_dict()["card"], sort_keys=True).encode()).hexdigest(),
         "states_sha256": store.states_hash(),
-        "states_chosen_by": f"{settings.held_out} held-out instances" if settings.states_sha256 is None else "the user's file",
+        "states_chosen_by": _states_chosen_by(settings),
         "software": {name: version(name) for name in ("mucd_ray", "numpy", "scipy", "torch", "ray", "gymnasium", "minari")},
     }
+
+
+def _states_chosen_by(settings: RunSettings) -> str:
+    if settings.states_from is not None:
+        return "the trusted dataset {} (SHA-256 of its content {})".format(*settings.states_from)
+    return f"{settings.held_out} held-out instances" if settings.states_sha256 is None else "the user's file"
 
 
 def _references(settings: RunSettings) -> dict | None:
     """Returns that count as 0 and as 100 in normalised scores, as the card states them; None for discounted returns or without them."""
     card = settings.card
-    if settings.discount < 1 or card.random_return is None or card.expert_return is None:
+    if settings.discount < 1 or settings.evaluator is not None or card.random_return is None or card.expert_return is None:
         return None
     return {"random": card.random_return, "expert": card.expert_return}

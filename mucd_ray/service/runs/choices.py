@@ -59,5 +59,11 @@ class Choices:
             raise MucdError("neighbours leave nothing to chance: there is nothing to look at again, no goal to train for, and no scores; leave --until, --looks and --inference out")
         if self.inference == "scores" and not settings.actions:
             raise MucdError("inference 'scores' needs discrete actions, these are continuous: leave --inference out")
+        if not settings.rollouts and self.goal is not None and Goal.parse(self.goal).name != "actions":
+            raise MucdError(f"goal {self.goal} is about returns, and without an environment there are none: ask for actions, such as actions>=0.9@0.01")
+        if settings.evaluator is not None and self.policy == "vote":
+            raise MucdError(f"policy 'vote' is about returns in the environment, and this run has scores of {settings.evaluator.name}: leave --policy out")
+        if not settings.plays and self.policy == "vote":
+            raise MucdError("policy 'vote' plays episodes of the voted policy, and there is no environment: leave --policy out; its actions are certified without it")
         if self.goal is not None:
             Goal.parse(self.goal).check(settings.units, settings.radius_cap(self.threat), discrete=bool(settings.actions))

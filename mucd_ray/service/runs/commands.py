@@ -1,6 +1,7 @@
 """The bodies of the commands `run`, `grow`, `certify` and `report`: from options to a run folder and what is printed."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -8,12 +9,14 @@ import yaml
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
-from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.data.formats.minari import load_dataset, local_datasets
 from mucd_ray.errors import MucdError
+from mucd_ray.evaluate.evaluators import evaluator
 from mucd_ray.files import MOST_JSON_BYTES, as_expected, printable, read_file
 from mucd_ray.learn.encoders import encoder_hash, load_encoder, read_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
-from mucd_ray.learn.trainers.outside import outside
+from mucd_ray.learn.trainers.outside import outside, sha256_of
+from mucd_ray.mechanism.evaluator import Evaluator
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
@@ -37,7 +40,14 @@ CONSTANTS = (
 )
 
 
+def _check_no_file(name: str) -> None:
+    """Raise MucdError where what should be a dataset's id is a path."""
+    if os.path.exists(os.path.expanduser(name)) and name not in local_datasets():
+        raise MucdError(f"{printable(name)} is a file: mucd import {printable(name)} --dataset NAME first, such as --dataset mine/log-v0, and run that")
+
+
 def start_run(options, out) -> int:
+    _check_no_file(options.dataset)
     if options.tuned:
         trainer = options.algorithm is not None and ":" in options.algorithm
         given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None and not (name == "algorithm" and trainer)]
@@ -72,6 +82,7 @@ def start_run(options, out) -> int:
         metric=options.metric,
         fit=fit or None,
         trainer=trainer,
+        evaluator=_evaluator(options),
         tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,
         source_key=options.source_key,
@@ -81,6 +92,8 @@ def start_run(options, out) -> int:
         discount=options.discount,
         states=options.states,
         states_file=options.states_file,
+        trusted_states=options.trusted_states,
+        no_environment=options.no_environment,
         held_out=options.held_out,
         trusted=options.trusted,
         history=options.history,
@@ -109,6 +122,7 @@ def grow_run(options, out) -> int:
     if settings.mechanism.kind == Neighbours.kind:
         raise MucdError(f"{store.location} is a run of neighbours, which trains no instances: nothing can grow; start a new run for more episodes (--rollouts)")
     _may_play(store, options)
+    _may_score(store, settings, options.evaluator)
     choices, resources = _choices(options, _certified(store)), _resources(options)
     dataset = load_dataset(settings.dataset, source_key=settings.source_key, observation_keys=settings.card.observation_keys)
     return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
@@ -117,11 +131,24 @@ def grow_run(options, out) -> int:
 def _may_play(store: RunStore, options) -> None:
     """Raise MucdError unless environment and encoder of a run folder are the user's word; the encoder is ready then."""
     settings = store.settings()
-    _check_card(store, settings, options.card)
+    if settings.plays:
+        _check_card(store, settings, options.card)
     if settings.card.encoder is not None:
         content = check_encoder(store.location, settings.card, options.encoder)
         load_encoder(content, settings.card.observation_shape)
         store.write_encoder(content)
+
+
+def _may_score(store: RunStore, settings: RunSettings, name: str | None) -> None:
+    """Raise MucdError unless the evaluator of a run folder is the user's word: what a folder brings along is no reason to call it."""
+    if settings.evaluator is None:
+        if name is not None:
+            raise MucdError(f"--evaluator {name}: {store.location} began without an evaluator; leave it out")
+        return
+    if name is None:
+        raise MucdError(f"{store.location} has scores of an evaluator, which is called only on your word: give it as you began the run, --evaluator NAME")
+    if (name, sha256_of("evaluator", name)) != (settings.evaluator.name, settings.evaluator.sha256):
+        raise MucdError(f"--evaluator {name} is not that of {store.location}, or its file has changed: give the one with which the run began")
 
 
 def _check_card(store: RunStore, settings: RunSettings, path: str | None) -> None:
@@ -272,6 +299,21 @@ def _trainer(options) -> Outside | None:
     if options.mechanism in WITH_NOISE:
         raise MucdError(f"{option_of(kind)} {name or command} is not trained with noise, which would have to be added inside it: add --mechanism bag or partition")
     return outside(kind, name or command, **limits)
+
+
+def _evaluator(options) -> Evaluator | None:
+    if options.evaluator is None:
+        for name in ("score_range", "evaluator_seconds"):
+            if getattr(options, name) is not None:
+                raise MucdError(f"--{name.replace('_', '-')} is for --evaluator: give both, or leave it out")
+        return None
+    if options.score_range is None:
+        raise MucdError(f"--evaluator {options.evaluator} needs --score-range LO,HI, a public range that every score lies in; what is outside it counts as LO")
+    try:
+        low, high = map(float, options.score_range.split(","))
+    except ValueError:
+        raise MucdError(f"--score-range {options.score_range!r} must be two numbers with a comma between, such as 0,1 (of a negative one: --score-range=-1,1)") from None
+    return evaluator(options.evaluator, low, high, **({} if options.evaluator_seconds is None else {"seconds": options.evaluator_seconds}))
 
 
 def _constants(given: list[str] | None) -> dict[str, float] | None:

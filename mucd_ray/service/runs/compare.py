@@ -30,9 +30,14 @@ def side_by_side(summaries: list[dict]) -> str:
 
 
 def _row(summary: dict) -> tuple[str, ...]:
-    keeps = [f"{percent_down(entry['fraction'])} %" if entry["radius"] >= 0 else "-" for entry in summary["keeps"].values()]
+    returns = ["-"] * 4
+    if "unpoisoned_mean" in summary:
+        keeps = (f"{percent_down(entry['fraction'])} %" if entry["radius"] >= 0 else "-" for entry in summary["keeps"].values())
+        # Beside returns a score must not look like one.
+        mean = f"{summary['unpoisoned_mean']:.4g} (score)" if summary.get("evaluator") else f"{summary['unpoisoned_mean']:.2f}"
+        returns = [mean, *keeps]
     return (
-        summary["run"], summary["unit"], summary["algorithm"], str(summary["instances"]), str(summary["units"]), f"{summary['unpoisoned_mean']:.2f}", *keeps,
+        summary["run"], summary["unit"], summary["algorithm"], str(summary["instances"]), str(summary["units"]), *returns,
         _action_radius(summary.get("action")), _holds(summary),
     )
 

@@ -41,7 +41,7 @@ LOOK_EVERY = 10.0
 
 def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Recorded:
     """The data as the learner reads it; says on standard error how many units are longer than the cap."""
-    dataset = settings.card.seen(dataset)
+    dataset = settings.card.as_seen(dataset)
     if settings.trainer is not None:
         return Recorded.of(dataset, settings.mechanism.unit)
     cap, unit = settings.learner.local.cap, settings.mechanism.unit
@@ -70,7 +70,7 @@ def trusted_units(settings: RunSettings) -> Units | Recorded | None:
     trusted = load_dataset(name, observation_keys=settings.card.observation_keys)
     if trusted.fingerprint() != fingerprint:
         raise MucdError(f"the trusted dataset {name} has changed since the run began: restore it, or start a new run folder")
-    trusted = settings.card.seen(trusted)
+    trusted = settings.card.as_seen(trusted)
     if settings.trainer is not None:
         return Recorded.of(trusted, settings.trusted_unit)
     return make_units(trusted, settings.card, settings.problem, settings.trusted_unit)
@@ -406,7 +406,7 @@ def _halve(call: Call) -> list[Call]:
 def _bounds_in_short(bounds: dict | None) -> str:
     if bounds is None:
         return ""
-    return f"at {bounds['instances']}: mean return {round_down(bounds['mean_return'], 4)}, half kept up to r = {bounds['keeps']['0.5']['radius']}"
+    return f"at {bounds['instances']}: mean {bounds['what']} {round_down(bounds['mean_return'], 4)}, half kept up to r = {bounds['keeps']['0.5']['radius']}"
 
 
 def _tell_look(certificate: dict) -> None:
@@ -426,7 +426,9 @@ def discounted_returns(dataset: OfflineDataset, discount: float) -> np.ndarray:
 
 
 def behaviour_return(settings: RunSettings, dataset: OfflineDataset) -> dict[str, float]:
-    """{"behaviour": the recorded trajectories' mean return, clipped where returns are}; {} if poisoned rewards make it infinite."""
+    """{"behaviour": the recorded trajectories' mean return, clipped where returns are}; {} if poisoned rewards make it infinite, or nothing is played."""
+    if not settings.rollouts or settings.evaluator is not None:
+        return {}
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(settings.card.clipped(discounted_returns(dataset, settings.discount)).mean())
     return {"behaviour": mean} if np.isfinite(mean) else {}

@@ -23,7 +23,7 @@ from mucd_ray.files import as_expected
 from mucd_ray.learn.neighbours import Nearest
 from mucd_ray.learn.units import Units, make_units
 from mucd_ray.mechanism.neighbours import COSTS, Neighbours
-from mucd_ray.service.runs.about import context
+from mucd_ray.service.runs.about import CARD, context
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import behaviour_return
 from mucd_ray.service.runs.settings import RunSettings, check_code
@@ -95,9 +95,11 @@ def run_neighbours(store: RunStore, dataset: OfflineDataset, choices: Choices, s
         if len(nearest) < settings.mechanism.neighbours:
             print(f"mucd: only {len(nearest)} units vote, fewer than {settings.mechanism.neighbours}: all of them do everywhere", file=sys.stderr)
         policy = NeighbourPolicy(nearest, settings.mechanism, settings.actions, settings.rollouts)
-        with tqdm(unit="step", desc="playing", file=sys.stderr, dynamic_ncols=True) as bar:
-            returns, met = _play(policy, settings, store.secret(), states is None, bar.update)
-        check_returns(settings, returns)
+        returns, met = np.zeros(0), None
+        if settings.rollouts:
+            with tqdm(unit="step", desc="playing", file=sys.stderr, dynamic_ncols=True) as bar:
+                returns, met = _play(policy, settings, store.secret(), states is None, bar.update)
+            check_returns(settings, returns)
         states = store.write_states(met if states is None else states)
         votes = nearest.votes_at(settings.card.features(states), settings.mechanism.recorded)
         if store.baselines() is None:
@@ -151,7 +153,7 @@ def certify_neighbours(store: RunStore, choices: Choices, nearest: Callable[[], 
         inputs = make_inputs(
             mechanism=settings.mechanism, units=settings.units, returns=found["returns"], path_radii=found["path_radii"][choices.threat], return_range=settings.return_range,
             discount=settings.discount, clipped=settings.card.clip_returns, condition=settings.condition, threat=choices.threat, radius_cap=settings.radius_cap(choices.threat),
-            eta=choices.eta, band=choices.band,
+            eta=choices.eta, band=choices.band, **({} if settings.plays else {"rollouts": 0, "declared": settings.card.declared}),
             actions=neighbours_evidence(found["votes"], settings.actions, (store.baselines() or {}).get("reference")),
         )
     certificate = make_certificate(inputs, assumptions=_assumptions(settings, choices), context=_context(store, settings))
@@ -162,14 +164,17 @@ def certify_neighbours(store: RunStore, choices: Choices, nearest: Callable[[], 
 
 
 def _assumptions(settings: RunSettings, choices: Choices) -> list[str]:
-    card, (low, high) = settings.card, settings.return_range
-    return [
+    card = settings.card
+    notes = [
         settings.size_note(choices.threat),
         f"Distances are between {'the features of the environment card' if settings.mechanism.metric == 'declared' else 'plain observations, each entry over its declared range'}. "
-        f"Environment card: {card.source}",
+        f"{CARD[settings.plays]}: {card.source}",
         *settings.assumptions,
-        f"Every episode's return {'is clipped into' if card.clip_returns else 'lies in'} the public range [{exactly(low)}, {exactly(high)}].",
     ]
+    if not settings.rollouts:
+        return notes
+    low, high = settings.return_range
+    return [*notes, f"Every episode's return {'is clipped into' if card.clip_returns else 'lies in'} the public range [{exactly(low)}, {exactly(high)}]."]
 
 
 def _context(store: RunStore, settings: RunSettings) -> dict:

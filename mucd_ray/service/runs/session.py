@@ -16,6 +16,7 @@ from mucd_ray.certify.planning.size import declared_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_for
+from mucd_ray.data.environments.declared import DeclaredCard
 from mucd_ray.data.environments.plain import declared_spaces
 from mucd_ray.data.formats.minari import load_dataset, source_keys
 from mucd_ray.data.spaces import Actions, Observations, only
@@ -26,6 +27,7 @@ from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.trainers.built_in import Fit
+from mucd_ray.mechanism.evaluator import Evaluator
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
@@ -34,9 +36,9 @@ from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_fit, planned, settled
 from mucd_ray.service.runs.neighbours import EPISODES, card_with_metric, check_neighbours, run_neighbours
-from mucd_ray.service.runs.settings import RunSettings, check_history, code_digest, constants_of, package_version
+from mucd_ray.service.runs.settings import MOST, RunSettings, check_history, code_digest, constants_of, package_version
 from mucd_ray.service.runs.summary import finish
-from mucd_ray.service.runs.work import open_nursery
+from mucd_ray.service.runs.work import open_nursery, open_scorer
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.tuning.tuned import AnyTuned
 from mucd_ray.service.workers.cluster import Resources
@@ -51,9 +53,15 @@ ENCODER_NOTE = (
 )
 HISTORY_NOTE = (
     "Policies see the last {history} observations of an episode, oldest first; learners, too, are given each with those before it in its own trajectory. "
-    f"This number was given by the user. {CONDITIONAL}"
+    "{how}"
 )
 KEYS_NOTE = f"Policies see nothing of an observation but {{keys}}: these keys were chosen by the user. {CONDITIONAL}"
+GIVEN_NOTE = f"This number was given by the user. {CONDITIONAL}"
+PAST_NOTE = (
+    "Policies see the last {history} steps of an episode, oldest first, each with the action and the sum of all rewards before it; learners are given the same of every trajectory by itself, and "
+    "its whole return. {how}"
+)
+STATES_NOTE = "The states were drawn at random, by a public generator, from the dataset {name} (SHA-256 of its content {sha256}), which the user trusts."
 WIDEST_BOUND = 1e18
 # Of one observation that may be served by its keys: the settings hold the bounds of each.
 MOST_NAMED_ENTRIES = 1 << 12
@@ -65,7 +73,7 @@ USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONA
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a run is asked for. `None` means: the package's default, which for mechanism and unit may follow from how many trajectories there are (`settled`), or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
-    `encoder` the content of the encoder's file. `observation_keys` stand in the place of the card's.
+    `encoder` the content of the encoder's file. `observation_keys` stand in the place of the card's. With `no_environment` nothing is played, and of a `card` what is about observations alone is taken.
 
     `tuned` takes the place of mechanism, unit, fraction, bag_size, parts, fit, sample_rate, noise_multiplier, steps, clip_norm and learner; a `trainer` and a `source_key` stand beside it.
     """
@@ -91,12 +99,15 @@ class Request:
     fit: dict | None = None
     learner: Learner | None = None
     trainer: Outside | None = None
+    evaluator: Evaluator | None = None
     tuned: AnyTuned | None = None
     chosen: str | None = None
     rollouts: int | None = None
     discount: float = 1.0
     states: int = 200
     states_file: str | None = None
+    trusted_states: str | None = None
+    no_environment: bool = False
     held_out: int = 16
     trusted: str | None = None
     history: int = 1
@@ -111,7 +122,9 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             raise MucdError(f"--tuned holds constants of the {tuned.kind} mechanism: leave it or --mechanism {request.mechanism} out")
         if request.trainer != tuned.trainer:
             raise MucdError(_other_trainer(tuned.trainer))
-        request = replace(request, mechanism=tuned.kind, unit=tuned.unit, learner=tuned.learner, fit=tuned.fit and asdict(tuned.fit))
+        if request.history not in (1, tuned.history):
+            raise MucdError(f"--tuned sets the history {tuned.history}: leave --history {request.history} out")
+        request = replace(request, mechanism=tuned.kind, unit=tuned.unit, learner=tuned.learner, fit=tuned.fit and asdict(tuned.fit), history=tuned.history)
     chosen = settled(request, dataset.trajectories, choices.accountant)
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
@@ -121,18 +134,20 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
     card = card_of(request, dataset)
     card.check(dataset)
-    shipped = card in CARDS
+    shipped = card in CARDS or request.no_environment and request.card is None
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
+    actions, discrete = action_shape(dataset.action_space)
     if request.mechanism == Neighbours.kind:
         card = card_with_metric(card, request.metric or "declared")
     elif request.mechanism not in WITH_NOISE:
-        card = card.raw()
-        card = (card if card.encoder else card.one_hot()).with_history(request.history)
+        recalls = request.learner is not None and request.trainer is None and algorithm_for(request.learner.algorithm, discrete).recalls
+        card = card.raw() if card.encoder else card.raw().one_hot()
+        card = card.with_past(request.history, actions) if recalls else card.with_history(request.history)
     if tuned is not None and tuned.environment != card.env_id:
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
-    actions, discrete = action_shape(dataset.action_space)
     observation_space, action_space = _spaces(card)
+    actions, discrete = action_shape(action_space)
     action_bounds = _action_bounds(action_space)
     if request.mechanism not in (*WITH_NOISE, Neighbours.kind) and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
@@ -142,7 +157,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {exactly(request.fraction)} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.count(request.unit)
-    states = _states(request.states_file, card)
+    states, states_from = _states(request, card, dataset)
     if request.units is not None and not 2 <= request.units <= LARGEST:
         raise MucdError(f"units {request.units}: declare at least 2 and at most {LARGEST:,}, about the size of the dataset")
     declared, margin = declared_size(size) if request.units is None else (request.units, None)
@@ -167,6 +182,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         mechanism=mechanism,
         learner=learner,
         trainer=request.trainer,
+        evaluator=request.evaluator,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
         first_action=int(action_space.start) if discrete else 0,
         declared_actions=_declared_actions(card, dataset),
@@ -175,11 +191,12 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         declared_size=declared if follows else None,
         size_margin=margin,
         choice_margin=chosen.margin,
-        rollouts=(EPISODES if request.mechanism == Neighbours.kind else 1) if request.rollouts is None else request.rollouts,
+        rollouts=(0 if request.no_environment and request.evaluator is None else EPISODES if request.mechanism == Neighbours.kind else 1) if request.rollouts is None else request.rollouts,
         discount=request.discount,
         states=len(states) if states is not None else request.states,
         held_out=request.held_out,
         states_sha256=hashlib.sha256(np.ascontiguousarray(states).tobytes()).hexdigest() if states is not None else None,
+        states_from=states_from,
         source_key=request.source_key,
         code=code_digest(),
         version=package_version(),
@@ -192,7 +209,11 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *([] if shipped else [f"The environment card was given by the user. {CONDITIONAL}"]),
             *([] if request.encoder is None else [ENCODER_NOTE]),
             *([KEYS_NOTE.format(keys=", ".join(card.observation_keys))] if request.observation_keys else []),
-            *([] if request.history == 1 else [HISTORY_NOTE.format(history=request.history)]),
+            *(
+                [(PAST_NOTE if card.recalled else HISTORY_NOTE).format(history=request.history, how="This number was tuned with the other constants." if tuned else GIVEN_NOTE)]
+                if card.recalled or request.history > 1 else []
+            ),
+            *([STATES_NOTE.format(name=states_from[0], sha256=states_from[1])] if states_from else []),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
     )
@@ -317,7 +338,10 @@ def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[flo
 
 
 def card_of(request: Request, dataset: OfflineDataset) -> EnvironmentCard:
-    """The user's card, or else the shipped one, of the keys of observations that are asked for. Raises MucdError: there is none, or no such keys."""
+    """The user's card, or else the shipped one, of the keys of observations that are asked for; without an environment what the dataset declares. Raises MucdError: there is none, or no such keys."""
+    if request.no_environment:
+        _check_without_environment(request)
+        return replace(DeclaredCard.of(dataset, request.card), observation_keys=_keys(request))
     card = request.card or card_for(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space)
     return card.of_keys(request.observation_keys) if request.observation_keys else card
 
@@ -330,18 +354,48 @@ def usual_learner(request: Request, card: EnvironmentCard, network: str = "dense
 
 def _environment_of(dataset: OfflineDataset) -> str:
     if dataset.env_id is None:
-        raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
+        raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE, import it with --environment ID, or certify actions without one (--no-environment)")
     return dataset.env_id
 
 
-def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:
+def _check_without_environment(request: Request) -> None:
+    """Raise MucdError where something is asked for that only episodes could tell."""
+    if request.evaluator is not None:
+        return
+    if request.trusted is not None:
+        raise MucdError(f"--trusted {request.trusted} is to show what a policy earns, which without an environment nobody knows: leave it out (or mean --trusted-states?)")
+    if request.rollouts is not None:
+        raise MucdError("--rollouts are played in the environment: leave it out with --no-environment")
+
+
+def _states(request: Request, card: EnvironmentCard, dataset: OfflineDataset) -> tuple[np.ndarray | None, tuple[str, str] | None]:
+    """(the user's states or None, (name, content hash) of the dataset from which they were drawn or None)."""
+    if request.trusted_states is None:
+        return _states_of_file(request.states_file, card), None
+    if request.states_file is not None:
+        raise MucdError("--states-file and --trusted-states both say at which states actions are certified: leave one of the two out")
+    trusted = load_dataset(request.trusted_states)
+    card.check(trusted)
+    fingerprint = trusted.fingerprint()
+    if fingerprint == dataset.fingerprint():
+        raise MucdError(
+            f"--trusted-states {request.trusted_states} is the dataset to be certified: whoever poisons it would choose the states at which the claim is made; name one that you trust, or give --states-file"
+        )
+    if not 1 <= request.states <= MOST:
+        raise MucdError(f"states {request.states} must be at least 1, and at most {MOST:,}")
+    observations = trusted.with_history(card.history).observations
+    rows = np.random.default_rng(request.states).permutation(len(observations))[: request.states]
+    return np.ascontiguousarray(observations[np.sort(rows)]), (trusted.name, fingerprint)
+
+
+def _states_of_file(path: str | None, card: EnvironmentCard) -> np.ndarray | None:
     if path is None:
         return None
     try:
         states = read_npy(read_file(path, MOST_ARRAY_BYTES), "it")
     except (OSError, MucdError) as error:
         raise MucdError(f"states file {path} cannot be read ({error}): give a .npy array of observations") from None
-    if states.ndim != 1 + len(card.observation_shape):
+    if states.shape[1:] != tuple(card.observation_shape):
         raise MucdError(f"states file {path} of shape {states.shape} must be a list of observations of shape {tuple(card.observation_shape)}")
     if states.dtype.kind not in "fiub" or not len(states) or not np.isfinite(states).all():
         raise MucdError(f"states file {path} must hold at least one observation and finite numbers only")
@@ -351,8 +405,11 @@ def _states(path: str | None, card: EnvironmentCard) -> np.ndarray | None:
 
 def read_dataset(request: Request) -> OfflineDataset:
     """The dataset of a request, with its source key and keys of observations. Raises MucdError as `load_dataset`."""
-    keys = request.observation_keys or (request.card.observation_keys if request.card else ())
-    return load_dataset(request.dataset, source_key=request.source_key, observation_keys=keys)
+    return load_dataset(request.dataset, source_key=request.source_key, observation_keys=_keys(request))
+
+
+def _keys(request: Request) -> tuple[str, ...]:
+    return tuple(sorted(set(request.observation_keys or (request.card.observation_keys if request.card else ()))))
 
 
 def execute(
@@ -367,6 +424,8 @@ def execute(
     if settings.trainer is not None and resources.runtime_env is None and not RunStore(storage).exists():
         # Before anything is written; with another environment only the trainers can tell.
         open_nursery(settings, "cpu")
+    if settings.evaluator is not None and resources.runtime_env is None:
+        open_scorer(settings).try_out()
     store = RunStore.create_or_open(storage, settings, secret)
     if request.encoder is not None:
         store.write_encoder(request.encoder)

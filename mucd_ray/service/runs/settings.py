@@ -13,17 +13,21 @@ from mucd_ray.certify.file.evidence import LARGEST_VALUE, LEAST_WIDTH
 from mucd_ray.certify.planning.size import round_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.environments.cards import EnvironmentCard
+from mucd_ray.data.environments.declared import DeclaredCard, card_from
 from mucd_ray.data.formats.metadata import MOST_TEXT, read_space
 from mucd_ray.data.spaces import Actions, Observations
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_types
+from mucd_ray.learn.algorithms import algorithm_for
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.learn.units import check_unit
-from mucd_ray.mechanism import outside
+from mucd_ray.mechanism import evaluator, outside
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.evaluator import Evaluator
 from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, from_values, to_values
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.words import counted
@@ -36,6 +40,12 @@ MOST = 1 << 20
 DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_digest; print(code_digest())"'
 
 
+# Fields that runs of earlier versions do not have, where they are None.
+UNKNOWN_BEFORE = ("source_key", "states_from", "evaluator", "declared_actions", "declared_observations")
+WITHOUT_STATES = (
+    "without an environment no policy meets states by itself: give those at which actions are to be certified with --states-file FILE, or draw them from data that you trust with --trusted-states DATASET. "
+    "Not from {dataset}: whoever poisons it would choose the states at which the claim is made"
+)
 # Fields of `Fit` that runs of earlier versions do not have.
 FIT_AS_BEFORE = (("entries", None), ("mirrored", False))
 
@@ -46,14 +56,15 @@ class RunSettings:
 
     Attributes:
         dataset, fingerprint, units: name, content hash and number of units of the dataset.
-        card: the environment's public facts.
+        card: the environment's public facts, or a `DeclaredCard` where there is none.
         actions, dimensions: number of discrete actions, or of dimensions of continuous ones (then there are no votes); the other is 0.
         action_bounds: public (low [d], high [d]) of continuous actions, from the card's environment; None if discrete or unbounded.
-        rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t.
+        rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t; with 0 of them there are no returns, and actions alone are certified.
         mechanism, learner: how an instance is trained.
         fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
         declared_observations: the Dict space of an observation with the keys that policies see, in Minari's JSON, by which one may be served; else None.
         declared_actions: the environment's action space in Minari's JSON, where actions are numbers of its combinations or its flattened rows (data/spaces.py); else None.
+        evaluator: of the user's, whose score takes the place of the return; then `rollouts` scores are asked for and their mean counts. None: episodes in the environment.
         trainer: from outside; None: the package's own. Its policies take observation_dtype.
         first_action: the number of the lowest discrete action; votes and outputs count from it.
         declared_size: the public size from which constants of the mechanism may follow; None if none does.
@@ -61,7 +72,7 @@ class RunSettings:
         choice_margin: trajectories that may come or go and leave unit and mechanism the default ones, or None if the user said something about them.
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
         trusted: (name, content hash) of the dataset that the user trusts, a policy trained on which is a yardstick; None without one.
-        states_sha256: hash of the user's file of states, if there was one.
+        states_sha256: hash of the user's states, if there were any; and states_from: (name, content hash) of the dataset he trusts, if they were drawn from one.
         source_key: the recorded key that tells the source of a trajectory, where units are sources; else None.
         code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
         condition: what every claim about this run depends on that nothing accounts for (certify/file/evidence.py), or None.
@@ -86,10 +97,12 @@ class RunSettings:
     states: int = 200
     held_out: int = 16
     states_sha256: str | None = None
+    states_from: tuple[str, str] | None = None
     source_key: str | None = None
     code: str = ""
     fit: Fit | None = None
     trainer: Outside | None = None
+    evaluator: Evaluator | None = None
     observation_dtype: str = "float32"
     first_action: int = 0
     declared_actions: str | None = None
@@ -119,8 +132,18 @@ class RunSettings:
         if self.action_bounds is not None and not _are_bounds(self.action_bounds, self.dimensions):
             raise MucdError(f"action bounds {self.action_bounds!r:.100} must be two finite numbers for each of {self.dimensions} dimensions, the lower first")
         for name in ("states", "held_out", "rollouts"):
-            if not 1 <= getattr(self, name) <= MOST:
-                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least 1, and at most {MOST:,}")
+            least = 0 if name == "rollouts" and not self.plays and self.evaluator is None else 1
+            if not least <= getattr(self, name) <= MOST:
+                raise MucdError(f"{name.replace('_', ' ')} {getattr(self, name)} must be at least {least}, and at most {MOST:,}")
+        if not self.plays:
+            self._check_without_environment()
+        if self.evaluator is not None and (self.discount != 1 or self.mechanism.kind == Neighbours.kind):
+            raise MucdError(
+                f"discount {self.discount} is of rewards, and --evaluator {self.evaluator.name} gives scores: leave it out" if self.discount != 1
+                else f"--evaluator {self.evaluator.name} is for policies that are trained; neighbours train nothing, and their certificate is about episodes: use --mechanism bag or partition"
+            )
+        if self.states_from is not None and not (len(self.states_from) == 2 and all(isinstance(text, str) for text in self.states_from)):
+            raise MucdError(f"states from {self.states_from!r:.100} must be the name and the content hash of a dataset")
         if self.observation_dtype not in DTYPES or abs(self.first_action) > 2**31:
             raise MucdError(f"observation dtype {self.observation_dtype!r:.100} must be one of {', '.join(DTYPES)}, and first action {self.first_action} within 32 bits")
         if self.declared_actions is not None and self.environment_actions.space.shape != ((self.dimensions,) if self.dimensions else ()):
@@ -135,18 +158,28 @@ class RunSettings:
             raise MucdError(f"source key {self.source_key!r:.100} does not go with units of one {self.mechanism.unit}: sources have one, and nothing else has")
         if self.source_key is not None and not (isinstance(self.source_key, str) and self.source_key.isprintable() and len(self.source_key) <= MOST_TEXT):
             raise MucdError(f"source key {self.source_key!r:.100} must be a printable text of at most {MOST_TEXT} characters")
-        low, high = self.card.discounted_range(self.discount)
+        low, high = self.return_range or (0.0, 1.0)
         largest = max(abs(low), abs(high))
         # No certificate could be made, when all is trained.
         if largest > LARGEST_VALUE or high - low < LEAST_WIDTH * largest:
             raise MucdError(f"card of {self.card.env_id}: returns in [{low}, {high}] must lie within +-{LARGEST_VALUE:g}, in a range wider than {LEAST_WIDTH:g} of its ends: shift or rescale it")
         check_history(self.card.history, self.mechanism.kind, self.mechanism.unit)
         check_unit(self.learner, self.mechanism.unit)
-        if (self.problem.algorithm.conditioned or self.learner.network == "transformer") and self.trainer is None and (self.fit is None or self.mechanism.unit == "transition"):
+        if (algorithm_for(self.learner.algorithm, bool(self.actions)).conditioned or self.learner.network == "transformer") and self.trainer is None and (self.fit is None or self.mechanism.unit == "transition"):
             raise MucdError(
                 f"algorithm {self.learner.algorithm!r} with a {self.learner.network} network reads whole trajectories, and is for --mechanism {' or '.join(WITH_HISTORY)} with --unit trajectory "
                 f"or source, not for {self.mechanism.kind} with --unit {self.mechanism.unit}"
             )
+
+    def _check_without_environment(self) -> None:
+        if self.rollouts and self.evaluator is None:
+            raise MucdError(f"{counted(self.rollouts, 'rollout')} cannot be played without an environment: leave --rollouts out")
+        if self.discount != 1 and self.evaluator is None:
+            raise MucdError(f"discount {self.discount} says nothing without returns: leave it out")
+        if not self.columns and self.evaluator is None:
+            raise MucdError(f"the actions of {self.dataset} are declared without bounds, so none can be certified, and without an environment nothing else is: declare bounds, or use discrete actions")
+        if self.states_sha256 is None:
+            raise MucdError(WITHOUT_STATES.format(dataset=self.dataset))
 
     @functools.cached_property
     def problem(self) -> Problem:
@@ -185,9 +218,21 @@ class RunSettings:
         return "trajectory" if self.mechanism.unit == "source" else self.mechanism.unit
 
     @property
-    def return_range(self) -> tuple[float, float]:
-        """Public bounds of a (discounted) return."""
-        return self.card.discounted_range(self.discount)
+    def plays(self) -> bool:
+        """Whether there is an environment."""
+        return not isinstance(self.card, DeclaredCard)
+
+    @property
+    def clips(self) -> bool:
+        """Whether episodes' returns are clipped into their range."""
+        return self.card.clip_returns and self.evaluator is None
+
+    @property
+    def return_range(self) -> tuple[float, float] | None:
+        """Public bounds of a (discounted) return, or of a score; None where there are neither."""
+        if self.evaluator is not None:
+            return self.evaluator.low, self.evaluator.high
+        return self.card.discounted_range(self.discount) if self.rollouts else None
 
     @property
     def columns(self) -> int:
@@ -235,13 +280,15 @@ class RunSettings:
         made = (
             values
             | {
-                "card": EnvironmentCard.from_dict(values["card"]),
+                "card": card_from(values["card"]),
                 "mechanism": from_values(values["mechanism"]),
                 "fit": values["fit"] and Fit(**check_types(Fit, values["fit"])),
+                "evaluator": values.get("evaluator") and evaluator.from_values(values["evaluator"]),
                 "trainer": values.get("trainer") and outside.from_values(values["trainer"]),
                 "learner": Learner(**check_types(Learner, values["learner"] | {"local": local})),
                 "action_bounds": values["action_bounds"] and tuple(map(tuple, values["action_bounds"])),
                 "trusted": values.get("trusted") and tuple(values["trusted"]),
+                "states_from": values.get("states_from") and tuple(values["states_from"]),
             }
         )
         return cls(**check_types(cls, made) | {"assumptions": tuple(values["assumptions"])})
@@ -251,7 +298,7 @@ class RunSettings:
 
     def _deciding(self) -> dict:
         """All but the version: two that train the same instances may share a run. Nor what earlier versions knew nothing of, where it is as they did it."""
-        values = {name: value for name, value in self.to_dict().items() if name != "version" and (name, value) not in (("source_key", None), ("declared_actions", None), ("declared_observations", None))}
+        values = {name: value for name, value in self.to_dict().items() if name != "version" and not (value is None and name in UNKNOWN_BEFORE)}
         if self.fit is not None:
             values["fit"] = {name: value for name, value in values["fit"].items() if (name, value) not in FIT_AS_BEFORE}
         return values

@@ -3,7 +3,7 @@
 import math
 from functools import partial
 
-from mucd_ray.certify.file.claim import CONDITIONS
+from mucd_ray.certify.file.claim import CONDITIONS, noun
 from mucd_ray.certify.file.plain import plain_words
 from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
@@ -49,7 +49,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "algorithm": Neighbours.kind if inputs["mechanism"]["kind"] == Neighbours.kind else certificate["context"]["learner"]["algorithm"],
         "failures": certificate["context"]["failures"],
         "failures_by_cause": certificate["context"]["failures_by_cause"],
-        "failure_words": store.failure_words() if inputs["trainer"] and certificate["context"]["failures"] else {},
+        "failure_words": store.failure_words() if inputs["trainer"] and certificate["context"]["failures"] or certificate["context"].get("unscored") else {},
         "trainer": inputs["trainer"],
         "of_card": store.settings().card_note,
         "threat": inputs["threat"],
@@ -57,21 +57,14 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         "sound": results["sound"],
         "eta": inputs["eta"],
         "signal_budget": results["signal_budget"],
-        "unpoisoned_mean": policy["unpoisoned_mean"],
-        "rollouts": inputs["rollouts"],
-        "discount": inputs["discount"],
-        "clipped": inputs["return_range"] if inputs["clipped"] else None,
-        "return_range": inputs["return_range"],
-        "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
-        "baselines": certificate["context"]["baselines"],
-        "yardsticks": _yardsticks(policy["curve"], certificate["context"]["baselines"] or {}),
-        "normalised": normalised_score(policy["unpoisoned_mean"], certificate["context"]["normalised"]),
         "looks": inputs["looks"],
         # A number of instances beside which others were asked for or looked at may have been chosen by results.
         "conditional": inputs["looks"] == "fixed" and inputs["mechanism"]["kind"] != Neighbours.kind and bool(set(store.targets()) - {results["instances"]} or store.looks()),
         "condition": inputs["condition"],
         "goal": results["goal"] and results["goal"] | {"text": inputs["goal"]},
     }
+    if policy:
+        summary |= _of_returns(inputs, policy, certificate["context"])
     if "voted" in results:
         summary["voted"] = _voted(results["voted"], certificate["context"])
     elif (median := certificate["context"].get("median_action_return")) is not None:
@@ -79,6 +72,22 @@ def summarise(store: RunStore, certificate: dict) -> dict:
     if action:
         summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
     return summary
+
+
+def _of_returns(inputs: dict, policy: dict, context: dict) -> dict:
+    """What the summary says of returns, or of scores, where there are any."""
+    scored = {name: context[name] for name in ("unscored", "unscored_by_cause")} | {"evaluator": inputs["evaluator"]} if "evaluator" in inputs else {}
+    return scored | {
+        "unpoisoned_mean": policy["unpoisoned_mean"],
+        "rollouts": inputs["rollouts"],
+        "discount": inputs["discount"],
+        "clipped": inputs["return_range"] if inputs["clipped"] else None,
+        f"{noun(inputs)}_range": inputs["return_range"],
+        "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
+        "baselines": context["baselines"],
+        "yardsticks": _yardsticks(policy["curve"], context["baselines"] or {}),
+        "normalised": normalised_score(policy["unpoisoned_mean"], context["normalised"]),
+    }
 
 
 def _voted(voted: dict, context: dict) -> dict:
@@ -135,18 +144,18 @@ def _action_summary(part: dict) -> dict:
 
 def describe(summary: dict) -> str:
     """The summary for people."""
-    low, high = summary["return_range"]
-    bound = partial(round_down, digits=5, width=high - low)
     without_chance = summary["mechanism"]["kind"] == Neighbours.kind
-    baselines, instances = summary["baselines"] or {}, counted(summary["instances"], "episode" if without_chance else "instance")
+    voters = "" if without_chance and not summary["instances"] else counted(summary["instances"], "episode" if without_chance else "instance") + " of "
     lines = [
         *summary["in_plain_words"],
-        f"{instances} of {summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
+        f"{voters}{summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
         + (f"eta {exactly(summary['eta'])}" if not without_chance else f"without chance but in the voted policy's expected return, eta {exactly(summary['eta'])}" if "voted" in summary else "without chance")
         + (", at all looks together" if summary["looks"] == "anytime" else "")
-        + (f"; the last {summary['features']['history']} observations" if "history" in (summary["features"] or {}) else ""),
-        f"mean return, unpoisoned  {summary['unpoisoned_mean']:10.2f}" + _episodes(summary),
+        + (f"; the last {summary['features']['history']} observations" if "history" in (summary["features"] or {}) else "")
+        + (f"; the last {counted(summary['features']['steps'], 'step')} with actions and rewards" if "steps" in (summary["features"] or {}) else ""),
     ]
+    if "unpoisoned_mean" in summary:
+        lines.append(f"mean {_noun(summary)}, unpoisoned".ljust(24) + f" {_value(summary['unpoisoned_mean'], summary)}" + _episodes(summary))
     if summary["features"] and summary["features"]["source"] == "privileged":
         lines.append("privileged features: out of the controller, or the model of the environment, that made the data")
     if summary["of_card"]:
@@ -154,27 +163,12 @@ def describe(summary: dict) -> str:
     if summary["failures"]:
         causes = ", ".join(f"{number} {cause}" for cause, number in summary["failures_by_cause"].items())
         lines.append(f"{counted(summary['failures'], 'learner')} failed on what they were given and count as policies of the default action: {causes}")
-        lines += [f"  such as {words}" for words in summary["failure_words"].values()]
-    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] in WITH_NOISE else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
-    lines += [f"{name:24s} {_baseline(key, baselines)}" for key, name in names.items() if key in baselines or f"{key}_failure" in baselines]
-    if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
-        lines.append("a constant action earns more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
-    for share, entry in summary["keeps"].items():
-        if entry["radius"] >= 0:
-            lines.append(
-                f"certified: keeps {100 * float(share):.0f} % up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['fraction'])} %), "
-                f"{'mean' if without_chance else 'expected'} return at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
-            )
-    lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
-    if lost:
-        lines.append(f"certified: keeping {' or '.join(lost)} is not certified at any r")
-    for name, entry in summary["yardsticks"].items():
-        if entry["radius"] is None:
-            lines.append(f"certified: not above {YARDSTICKS[name]} at any r")
-        else:
-            lines.append(f"certified: above {YARDSTICKS[name]} up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['radius'] / summary['units'])} %)")
-    if "voted" in summary:
-        lines += _describe_voted(summary["voted"], summary, bound)
+    if summary.get("unscored"):
+        causes = ", ".join(f"{number} {cause}" for cause, number in summary["unscored_by_cause"].items())
+        lines.append(f"{counted(summary['unscored'], 'instance')} got no score and count as {exactly(summary['score_range'][0])}: {causes}")
+    lines += [f"  such as {words}" for words in summary["failure_words"].values()]
+    if "unpoisoned_mean" in summary:
+        lines += _describe_returns(summary, without_chance)
     if "action" in summary:
         scopes = {"per_state": "every state"} if without_chance else SCOPES
         of_scopes = [line for scope, name in scopes.items() for line in _describe_actions(summary["action"][scope], name)]
@@ -182,7 +176,7 @@ def describe(summary: dict) -> str:
     if summary["goal"]:
         goal = summary["goal"]
         lines.append(
-            f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {instances}; certified at r = {goal['radius']} is "
+            f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {counted(summary['instances'], 'instance')}; certified at r = {goal['radius']} is "
             f"{round_down(goal['certified'], 4)}, wanted {exactly(goal['wanted'])}"
         )
     if not summary["sound"]:
@@ -194,11 +188,46 @@ def describe(summary: dict) -> str:
     return "\n".join([*lines, f"certificate  {summary['certificate']}", f"report       {summary['report']}"])
 
 
-def _baseline(name: str, baselines: dict) -> str:
+def _describe_returns(summary: dict, without_chance: bool) -> list[str]:
+    noun, (low, high) = _noun(summary), summary[f"{_noun(summary)}_range"]
+    bound, baselines = partial(round_down, digits=5, width=high - low), summary["baselines"] or {}
+    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] in WITH_NOISE else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
+    lines = [f"{name:24s} {_baseline(key, baselines, summary)}" for key, name in names.items() if key in baselines or f"{key}_failure" in baselines]
+    if baselines.get("best_constant_return", -math.inf) > summary["unpoisoned_mean"]:
+        lines.append(f"a constant action {'earns' if noun == 'return' else 'scores'} more than these policies: try another --learning-rate, more signal (a smaller --fraction), or another --algorithm")
+    for share, entry in summary["keeps"].items():
+        if entry["radius"] >= 0:
+            lines.append(
+                f"certified: keeps {100 * float(share):.0f} % up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['fraction'])} %), "
+                f"{'mean' if without_chance else 'expected'} {noun} at least {bound(entry['bound'])}, median at least {bound(entry['median'])}"
+            )
+    lost = [f"{100 * float(share):.0f} %" for share, entry in summary["keeps"].items() if entry["radius"] < 0]
+    if lost:
+        lines.append(f"certified: keeping {' or '.join(lost)} is not certified at any r")
+    for name, entry in summary["yardsticks"].items():
+        if entry["radius"] is None:
+            lines.append(f"certified: not above {YARDSTICKS[name]} at any r")
+        else:
+            lines.append(f"certified: above {YARDSTICKS[name]} up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['radius'] / summary['units'])} %)")
+    return lines + (_describe_voted(summary["voted"], summary, bound) if "voted" in summary else [])
+
+
+def _noun(summary: dict) -> str:
+    return "score" if summary.get("evaluator") else "return"
+
+
+def _value(value: float, summary: dict) -> str:
+    """A score may lie in [0, 1]."""
+    return f"{value:10.2f}" if _noun(summary) == "return" else f"{value:10.4g}"
+
+
+def _baseline(name: str, baselines: dict, summary: dict) -> str:
     if name not in baselines:
         return f"failed: {baselines[f'{name}_failure']}"
     error, episodes = (baselines.get(f"{name}_{what}") for what in ("standard_error", "episodes"))
-    return f"{baselines[name]:10.2f}" + ("" if None in (error, episodes) else f"  (± {error:.2f}, {counted(int(episodes), 'episode')})")
+    if None in (error, episodes):
+        return _value(baselines[name], summary)
+    return f"{_value(baselines[name], summary)}  (± {_value(error, summary).strip()}, {counted(int(episodes), 'episode' if _noun(summary) == 'return' else 'score')})"
 
 
 def _mechanism(summary: dict) -> str:
@@ -216,7 +245,7 @@ def _mechanism(summary: dict) -> str:
 
 def _episodes(summary: dict) -> str:
     parts = [f"normalised score {summary['normalised']:.1f}"] if summary["normalised"] is not None else []
-    parts += [f"{summary['rollouts']} episodes each"] if summary["rollouts"] > 1 else []
+    parts += [f"{summary['rollouts']} {'episodes' if _noun(summary) == 'return' else 'scores'} each"] if summary["rollouts"] > 1 else []
     parts += ["clipped into [{}, {}]".format(*map(exactly, summary["clipped"]))] if summary["clipped"] else []
     parts += [f"discount {exactly(summary['discount'])}"] if summary["discount"] < 1 else []
     return f"  ({', '.join(parts)})" if parts else ""

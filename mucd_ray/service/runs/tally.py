@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mucd_ray.certify.file.evidence import LEVELS, histogram
+from mucd_ray.evaluate.evaluators import CAUSES
 from mucd_ray.service.storage.store import Block, RunStore, copies_that_count, instances_of, split
 
 # Blocks read at a time: an object store answers each after tens of milliseconds.
@@ -17,12 +18,13 @@ READERS = 8
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What the instances did: votes int [S, A], histogram of levels int [S, D, LEVELS + 1], returns [P] in the order of instances; and how many of them are the policy of
-    the default action, since their learner failed, by cause: they count like all others."""
+    the default action, since their learner failed, by cause: they count like all others. `unscored`: how many have a score that counts as the least, since there was none."""
 
     votes: np.ndarray
     histogram: np.ndarray
     returns: np.ndarray
     failures: dict[str, int]
+    unscored: dict[str, int] = field(default_factory=dict)
 
 
 class Tally:
@@ -39,6 +41,7 @@ class Tally:
     def _empty(self) -> None:
         self.returns: dict[int, float] = {}
         self.failures: Counter[str] = Counter()
+        self.unscored: Counter[str] = Counter()
         self.votes = np.zeros((self.settings.states if self.settings.actions else 0, self.settings.actions), np.int64)
         self.histogram = np.zeros((self.settings.states, self.settings.columns, LEVELS + 1), np.int64)
         self.counted: set[str] = set()
@@ -68,6 +71,8 @@ class Tally:
             self.histogram += histogram(block.levels[new])
             causes = block.causes()
             self.failures.update(causes[place] for place in new if causes[place])
+            if block.unscored is not None:
+                self.unscored.update(CAUSES[cause] for cause in block.unscored[new].tolist() if cause)
         for action in range(self.settings.actions):
             self.votes[:, action] += (block.actions[new] == action).sum(axis=0)
 
@@ -87,4 +92,4 @@ class Tally:
 
     def evidence(self) -> Evidence:
         returns = np.array([self.returns[instance] for instance in sorted(self.returns)])
-        return Evidence(votes=self.votes.copy(), histogram=self.histogram.copy(), returns=returns, failures=dict(sorted(self.failures.items())))
+        return Evidence(votes=self.votes.copy(), histogram=self.histogram.copy(), returns=returns, failures=dict(sorted(self.failures.items())), unscored=dict(sorted(self.unscored.items())))

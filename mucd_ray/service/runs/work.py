@@ -9,8 +9,9 @@ import torch
 
 from mucd_ray.certify.file.evidence import levels
 from mucd_ray.errors import MucdError
+from mucd_ray.evaluate.evaluators import Scorer
 from mucd_ray.evaluate.policies import Policies, trained_policies
-from mucd_ray.evaluate.rollouts import Progress, constant_returns, rollout_returns
+from mucd_ray.evaluate.rollouts import Progress, constant_policies, constant_returns, rollout_returns
 from mucd_ray.evaluate.votes import actions_at, clipped_actions_at, counts, probabilities_at
 from mucd_ray.learn.ensemble import train_block
 from mucd_ray.learn.nonprivate import PUBLIC, train_nonprivate
@@ -55,20 +56,31 @@ def train_and_evaluate(
     if settings.trainer is not None:
         return _from_outside(settings, secret, units, states, instances, device, progress)
     policies, parameters = _train(settings, secret, units, instances, device, progress, parts)
-    return Block(first=instances[0], **_evaluated(settings, secret, policies, states, instances, progress), parameters=parameters)
+    return Block(first=instances[0], **_evaluated(settings, secret, policies, states, instances, progress), parameters=parameters, words=_score_words(settings))
 
 
 def train_parts(settings: RunSettings, units: Units, states: np.ndarray, parts: range, device: str, progress: Progress | None = None) -> Block:
     """The policies of parts of a partition, from public randomness, and what they do at `states`; they play no episode, and all returns are 0."""
     parameters = _fit_parts(settings, units, list(parts), device, progress)
     stored = {name: tensor.numpy() for name, tensor in parameters.items()}
-    return Block(first=parts[0], returns=np.zeros(len(parts)), **_at_states(settings, trained_policies(settings.problem, parameters), states), parameters=stored)
+    unscored = {} if settings.evaluator is None else {"unscored": np.zeros(len(parts), np.uint8)}
+    return Block(first=parts[0], returns=np.zeros(len(parts)), **unscored, **_at_states(settings, trained_policies(settings.problem, parameters), states), parameters=stored)
 
 
 def _evaluated(settings: RunSettings, secret: bytes, policies: Policies, states: np.ndarray, instances: range, progress: Progress | None) -> dict[str, np.ndarray]:
-    returns = rollout_returns(policies, settings.card, rollout_seeds(secret, instances, settings.rollouts), discount=settings.discount, progress=progress)
+    return _returns(settings, secret, policies, instances, progress) | _at_states(settings, policies, states)
+
+
+def _returns(settings: RunSettings, secret: bytes, policies: Policies, instances: range, progress: Progress | None) -> dict[str, np.ndarray]:
+    """{"returns"}, all 0 where nothing is played; with an evaluator its scores, and "unscored"."""
+    if not settings.rollouts:
+        return {"returns": np.zeros(len(instances))}
+    seeds = rollout_seeds(secret, instances, settings.rollouts)
+    if settings.evaluator is not None:
+        return dict(zip(("returns", "unscored"), open_scorer(settings, progress).scores(policies, settings.card, seeds)))
+    returns = rollout_returns(policies, settings.card, seeds, discount=settings.discount, progress=progress)
     check_returns(settings, returns)
-    return {"returns": returns} | _at_states(settings, policies, states)
+    return {"returns": returns}
 
 
 def _at_states(settings: RunSettings, policies: Policies, states: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,7 +103,7 @@ def _from_outside(settings, secret, units, states, instances, device, progress) 
         if learner.failure:
             words.setdefault(FAILURES[learner.failure], f"instance {instance}: {learner.why}")
     together = {name: np.concatenate([found[name] for found in done]) for name in done[0]}
-    return Block(first=instances[0], **together, parameters={}, contents=tuple(contents), failed=np.array(failed, np.uint8), words=words)
+    return Block(first=instances[0], **together, parameters={}, contents=tuple(contents), failed=np.array(failed, np.uint8), words=words | _score_words(settings))
 
 
 def _learners(settings: RunSettings, secret: bytes, units: Recorded, instances: range, device: str, progress: Progress | None) -> Iterator[tuple[int, Learner]]:
@@ -122,6 +134,29 @@ def open_nursery(settings: RunSettings, device: str, progress: Progress | None =
             environment.close()
     _nurseries[key].progress = progress
     return _nurseries[key]
+
+
+_scorers: dict[str, Scorer] = {}
+
+
+def open_scorer(settings: RunSettings, progress: Progress | None = None) -> Scorer:
+    """The one of this process. Raises MucdError where the evaluator cannot be imported, or is not the one with which the run began."""
+    key = settings.identity()
+    if key not in _scorers:
+        while _scorers:
+            _scorers.popitem()[1].close()
+        environment = settings.card.make()
+        try:
+            _scorers[key] = Scorer(settings.evaluator, (environment.observation_space, environment.action_space), progress)
+        finally:
+            environment.close()
+    _scorers[key].progress = progress
+    return _scorers[key]
+
+
+def _score_words(settings: RunSettings) -> dict[str, str]:
+    """Why scores failed, the first by each cause."""
+    return {} if settings.evaluator is None else {f"score {cause}": words for cause, words in open_scorer(settings).words.items()}
 
 
 def _levels(settings: RunSettings, policies: Policies, at_states: np.ndarray) -> np.ndarray:
@@ -165,27 +200,47 @@ def _met(settings: RunSettings, secret: bytes, policies: Policies, instances: ra
 
 
 def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray, progress: Progress | None = None, trusted: Units | Recorded | None = None) -> dict:
-    """Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone (with NAME_standard_error and NAME_episodes), and of every constant action; and
+    """What is compared with: where nothing is played `reference` alone, of discrete actions.
+
+    Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone (with NAME_standard_error and NAME_episodes), and of every constant action; and
     `reference`, the action that most of those on all data prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to
     learn from, the former are missing; of a trainer from outside that fails on them there are words instead, NAME_failure."""
     found, reference = {}, None
+    if not settings.rollouts:
+        return {"reference": _reference(settings, units, states, progress) if settings.actions and units.lengths.any() else None}
     for name, data in (("non_private", units), ("trusted", trusted)):
         # Without any transition there is nothing to compare with; the private mechanism trains on noise alone.
         if data is None or not data.lengths.any():
             continue
         with _of_all(settings, data, progress) as policies:
             played = _played(settings, policies, progress)
-            voted = counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist() if settings.actions and name == "non_private" else reference
+            voted = _preferred(settings, policies, states) if settings.actions and name == "non_private" else reference
             if played is None:
                 found[f"{name}_failure"] = policies.why
             else:
                 found |= {f"{name}{what}": value for what, value in played.items()}
                 reference = voted
     environment = settings.card.make()
-    constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount, progress=progress)
+    if settings.evaluator is None:
+        constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount, progress=progress)
+    else:
+        names, policies = constant_policies(settings.card, environment.action_space)
+        scores, _ = open_scorer(settings, progress).scores(policies, settings.card, np.zeros((len(names), 1), int))
+        constants = dict(zip(names, scores.tolist()))
     environment.close()
     best = max(constants, key=constants.get)
     return found | {"best_constant_action": best, "best_constant_return": constants[best], "reference": reference}
+
+
+def _reference(settings: RunSettings, units: Units | Recorded, states: np.ndarray, progress: Progress | None) -> list[int] | None:
+    with _of_all(settings, units, progress) as policies:
+        preferred = _preferred(settings, policies, states)
+        return None if getattr(policies, "failure", 0) else preferred
+
+
+def _preferred(settings: RunSettings, policies: Policies, states: np.ndarray) -> list[int]:
+    """The action that most of the policies prefer at each state [S]."""
+    return counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist()
 
 
 @contextlib.contextmanager
@@ -230,6 +285,10 @@ def _played(settings: RunSettings, policies: Policies, progress: Progress | None
     The standard error is that of policies as draws, or that of episodes where it is larger.
     """
     number = len(policies)
+    if settings.evaluator is not None:
+        scores, _ = open_scorer(settings, progress).scores(policies, settings.card, np.arange(number)[:, None])
+        error = {"_standard_error": float(scores.std(ddof=1) / number**0.5)} if number > 1 else {}
+        return None if getattr(policies, "failure", 0) else {"": float(scores.mean()), "_episodes": number} | error
 
     def returns(rounds: range) -> tuple[np.ndarray, int]:
         """([policies, rounds], steps taken)."""

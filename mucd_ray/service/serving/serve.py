@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import ray
 
+from mucd_ray.data.environments.card import EnvironmentCard
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.encoders import encoder_hash
 from mucd_ray.service.runs.commands import check_encoder
@@ -80,8 +81,7 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
         # `row` looks at what is in it.
         observation = observation | dict[str, Any]
     strict = ConfigDict(extra="forbid")
-    history = ensemble.settings.card.history
-    seen = "one raw observation of the environment" if history == 1 else f"the last {history} raw observations of the episode, oldest first; at its beginning the first one stands for those that are missing"
+    seen = what_is_seen(ensemble.settings.card)
     if joined is not None:
         seen += f", as a dictionary of its keys, or joined in this order, whole numbers of categories one-hot: {'; '.join(joined.words)}"
     One = create_model("Observation", __config__=strict, observation=(observation, Field(description=seen)))
@@ -133,6 +133,18 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
         return {"status": "ok", "instances": ensemble.instances}
 
     return app
+
+
+def what_is_seen(card: EnvironmentCard) -> str:
+    """What a client sends as one observation."""
+    if card.recalled:
+        return (
+            f"the last {card.history} steps of the episode, oldest first; each is 1, the sum of the rewards before it, the action before it ({card.recalled[0]} numbers: one for each discrete action, 1 for the one "
+            "taken; all 0 at the first step) and the flattened raw observation; a step that the episode has not had yet is all zeros"
+        )
+    if card.history > 1:
+        return f"the last {card.history} raw observations of the episode, oldest first; at its beginning the first one stands for those that are missing"
+    return "one raw observation of the environment"
 
 
 class BodyLimit:

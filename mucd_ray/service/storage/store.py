@@ -37,6 +37,7 @@ from safetensors.numpy import load, save
 from mucd_ray.certify.file.certificate import parse_certificate
 from mucd_ray.certify.file.evidence import LEVELS
 from mucd_ray.errors import MucdError
+from mucd_ray.evaluate.evaluators import CAUSES
 from mucd_ray.files import MOST_JSON_BYTES, printable, read_json, read_npy
 from mucd_ray.learn.trainers.artifacts import MOST_BYTES
 from mucd_ray.learn.trainers.outside import FAILURES
@@ -64,6 +65,7 @@ class Block:
     (D = 0 if its space is unbounded).
     Where the trainer is from outside there are no parameters, but contents: TorchScript or ONNX of every policy, b"" where it cannot be stored; and failed: uint8 [n], why it is
     the default policy (learn/trainers/outside.py), 0 if it is not.
+    With an evaluator returns are its scores; and unscored: uint8 [n], why a score counts as the least (evaluate/evaluators.py), 0 if it does not.
     """
 
     first: int
@@ -73,6 +75,7 @@ class Block:
     parameters: dict[str, np.ndarray]
     contents: tuple[bytes, ...] = ()
     failed: np.ndarray | None = None
+    unscored: np.ndarray | None = None
     # By cause, of the first that failed so, in the learner's own words: for people, kept beside the blocks.
     words: dict[str, str] = field(default_factory=dict)
 
@@ -294,7 +297,7 @@ class RunStore:
         if block.failed is not None:
             sizes = np.array([len(content) for content in block.contents], np.int64)
             tensors |= {"policies.bytes": np.frombuffer(b"".join(block.contents), np.uint8), "policies.sizes": sizes, "policies.failed": block.failed}
-        tensors |= {"returns": block.returns, "actions": block.actions, "levels": block.levels}
+        tensors |= {"returns": block.returns, "actions": block.actions, "levels": block.levels} | ({} if block.unscored is None else {"unscored": block.unscored})
         metadata = {"run": self.identity, "states": self.states_hash()}
         metadata["digest"] = _digest(tensors, block.first, metadata, self.folder)
         self.storage.create(f"{self.folder}/{name}", save(tensors, metadata))
@@ -303,9 +306,9 @@ class RunStore:
         return name
 
     def failure_words(self) -> dict[str, str]:
-        """Why a learner failed, one for each cause; they may be anybody's words."""
+        """Why a learner, or a score, failed, one for each cause; they may be anybody's words."""
         found = {}
-        for cause in FAILURES[1:]:
+        for cause in (*FAILURES[1:], *(f"score {cause}" for cause in CAUSES[1:])):
             with contextlib.suppress(FileNotFoundError):
                 found[cause] = printable(self.storage.read(f"failures/{cause.replace(' ', '-')}").decode(errors="replace"))
         return found
@@ -340,7 +343,7 @@ class RunStore:
         if metadata.get("states") != self.states_hash():
             raise MucdError(f"{self.file(file)} holds votes on other states than {self.file('states.npy')}: restore that file, or start a new run folder")
         parameters = {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
-        stored = {"returns": tensors["returns"], "actions": tensors["actions"], "levels": tensors["levels"]}
+        stored = {name: tensors[name] for name in ("returns", "actions", "levels", *(["unscored"] if self._settings.evaluator else []))}
         if self._settings.trainer is None:
             return Block(first=instances.start, **stored, parameters=parameters)
         ends, whole = np.cumsum(tensors["policies.sizes"]).tolist(), tensors["policies.bytes"].tobytes()
@@ -441,6 +444,10 @@ def _tensors(content: bytes, count: int, settings: RunSettings) -> dict[str, np.
         raise ValueError("other parameters")
     if settings.trainer is not None:
         _check_policies(tensors, count)
+    if settings.evaluator is not None:
+        unscored = tensors["unscored"]
+        if (unscored.dtype, unscored.shape) != (np.uint8, (count,)) or (unscored >= len(CAUSES)).any():
+            raise ValueError("other scores")
     return tensors
 
 

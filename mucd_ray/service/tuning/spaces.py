@@ -27,6 +27,8 @@ BATCHES = (32, 64, 128, 256)
 TRAIN_STEPS = 300, 10_000
 RATES = 1e-4, 1e-2
 LEAST_TOP_SHARE = 0.1
+# Among numbers of entries.
+ALL = "all"
 # Bags and parts from a quarter of the units that a certified vote allows at the target up to this many times as many: the bound on the return decides.
 SMALLER, LARGER = 4, 4
 # Noise inside bags from a part of what certifies a vote on the usual bag up to a few times as much.
@@ -113,13 +115,15 @@ def _bag_where(question) -> dict:
         "learning_rate": tune.loguniform(*RATES),
         "hidden": tune.choice(list(WIDTHS)),
     }
+    of_what_is_seen = {"entries": question.entries, "history": question.histories}
+    seen = {name: tune.choice(list(values)) for name, values in of_what_is_seen.items() if values}
     if question.trainer is not None:
-        return {"bag_size": space["bag_size"]}
+        return {"bag_size": space["bag_size"]} | seen
     if question.unit == "transition":
         del space["top_share"]
     if question.unit == "transition" or not question.discrete or "bc" not in question.algorithms:
         del space["graded"]
-    return space
+    return space | seen
 
 
 def _size_of_bag(question):
@@ -129,30 +133,32 @@ def _size_of_bag(question):
 
 def _bag_start(question) -> dict:
     size = min(question.certified_units, _sizes(question)[1])
+    seen = {"entries": question.entries[:1], "history": question.histories[:1]}
+    seen = {name: value for name, values in seen.items() for value in values}
     if question.trainer is not None:
-        return {"bag_size": size}
+        return {"bag_size": size} | seen
     algorithm = question.algorithms[0]
     usual = Fit(**default_fit(question.unit, algorithm, question.discrete))
     point = {
         "bag_size": size, "algorithm": algorithm, "train_steps": usual.steps, "batch_size": usual.batch, "graded": usual.graded,
         "top_share": usual.top_share, "learning_rate": min(max(question.card.get("learning_rate", PLAIN_LEARNER.learning_rate), RATES[0]), RATES[1]), "hidden": "64,64",
     }
-    return {name: point[name] for name in _bag_where(question)}
+    return {name: (point | seen)[name] for name in _bag_where(question)}
 
 
 def _bag_tuned(question, point: dict) -> TunedBag:
+    sizes = {"kind": question.mechanism, "bag_size": point["bag_size"], "history": point.get("history", 1)}
     if question.trainer is not None:
-        return TunedBag(
-            environment=question.environment, unit=question.unit, learner=None, kind=question.mechanism, bag_size=point["bag_size"], fit=None, trainer=question.trainer, how=question.how,
-        )
+        return TunedBag(environment=question.environment, unit=question.unit, learner=None, fit=None, trainer=question.trainer, how=question.how, **sizes)
     # Grades take the place of a share, and are of clones alone: what a point says beside that is not looked at.
     graded = point.get("graded", False) and point["algorithm"] == "bc"
+    chosen = {"entries": None if point["entries"] == ALL else int(point["entries"])} if "entries" in point else {}
     learner = replace(PLAIN_LEARNER, algorithm=point["algorithm"], hidden=WIDTHS[point["hidden"]], learning_rate=point["learning_rate"])
     return TunedBag(
-        environment=question.environment, unit=question.unit, learner=learner, kind=question.mechanism, bag_size=point["bag_size"],
+        environment=question.environment, unit=question.unit, learner=learner, how=question.how, **sizes,
         fit=Fit(
-            steps=point["train_steps"], batch=point["batch_size"], graded=graded, top_share=1.0 if graded else point.get("top_share", 1.0), **question.of_card,
-        ), how=question.how,
+            steps=point["train_steps"], batch=point["batch_size"], graded=graded, top_share=1.0 if graded else point.get("top_share", 1.0), **question.of_card | chosen,
+        ),
     )
 
 
@@ -186,7 +192,7 @@ def certified_noise(bag_size: int, *, units: int, fraction: float, unit: str, in
 
 ON_BAGS = Space(
     where=_bag_where, start=_bag_start, tuned=_bag_tuned,
-    kinds={"bag_size": int, "algorithm": str, "train_steps": int, "batch_size": int, "graded": bool, "top_share": float, "learning_rate": float, "hidden": str},
+    kinds={"bag_size": int, "algorithm": str, "train_steps": int, "batch_size": int, "graded": bool, "top_share": float, "learning_rate": float, "hidden": str, "entries": str, "history": int},
 )
 SPACES = {
     Mechanism.kind: Space(

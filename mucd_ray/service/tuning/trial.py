@@ -49,6 +49,7 @@ class Question:
         units: size N of the dataset that will be certified.
         fraction: of these units; the bound on the return there decides which trial is best.
         signal_budget: S of every trial; None without noise.
+        entries, histories: to choose from, on bags and parts: numbers of entries that policies look at ("all": all of them), and of observations; none where they are not searched.
         certified_units: units in the largest bag or part with which a vote is certified there, of bag-then-noise in the usual bag; None with noise alone.
         certified_noise: the least noise with which a vote on such bags is certified there; None without bags and noise.
         discrete: whether actions are.
@@ -69,6 +70,8 @@ class Question:
     units: int
     fraction: float
     signal_budget: float | None
+    entries: tuple[str, ...] = ()
+    histories: tuple[int, ...] = ()
     certified_units: int | None
     certified_noise: float | None
     discrete: bool
@@ -85,7 +88,7 @@ class Question:
     @property
     def of_card(self) -> dict:
         """Fields of a fit that are not searched and follow from the environment's card, as by default."""
-        return {"mirrored": "mirror_actions" in self.card, "entries": self.card.get("entries")}
+        return {"mirrored": bool(self.card.get("mirror_actions")), "entries": self.card.get("entries")}
 
     @property
     def rungs(self) -> list[int]:

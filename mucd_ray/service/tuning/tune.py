@@ -9,6 +9,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import secrets
@@ -34,16 +35,18 @@ from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
 from mucd_ray.learn.problem import action_shape
+from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.outside import Outside
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.report import plots
 from mucd_ray.service.runs.mechanisms import DEFAULT_UNITS
 from mucd_ray.service.runs.settings import code_digest
 from mucd_ray.service.runs.work import open_nursery
 from mucd_ray.service.storage.storage import open_storage
-from mucd_ray.service.tuning.spaces import SPACES, certified_noise, certified_units
+from mucd_ray.service.tuning.spaces import ALL, SPACES, certified_noise, certified_units
 from mucd_ray.service.tuning.trial import Question, begun_points, bundles, run_trial
 from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, Origin, content_of
 from mucd_ray.service.workers.cluster import Resources, joined, slot_for
@@ -53,7 +56,7 @@ QUESTION, DATA, RECORDING = "question.json", "data", "simulated-v0"
 METRIC = "bound_at_target"
 FRACTION = 0.01
 TRIAL_FAILURES = 2
-MOST_TRIALS = 1_000_000
+MOST_TRIALS, MOST_LISTED = 1_000_000, 16
 # The folder of a trial is not its working directory; Ctrl-C ends the study like any command.
 TUNE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
 OUTLOOK = ("instances", "mean_return", "fraction_keeping_half", METRIC)
@@ -126,16 +129,23 @@ def make_question(options, kind: str, dataset: OfflineDataset, trainer: Outside 
     of_noise = {"units": units, "fraction": fraction, "unit": unit, "instances": options.instances, "actions": of_vote}
     inside = float(f"{certified_noise(certified, **of_noise):.4g}") if kind_of == BagThenNoise.kind else None
     bounded = discrete or np.isfinite([dataset.action_space.low, dataset.action_space.high]).all()
+    entries, histories = _listed(options, "entries", (ALL,)), _listed(options, "history", ())
+    for name, values in (("entries", entries), ("history", histories)):
+        if values and kind_of not in (Bag.kind, Partition.kind):
+            raise MucdError(f"--{name} {getattr(options, name)} is for --mechanism bag or partition, not for {kind_of}: leave it out")
+    if entries and trainer is not None:
+        raise MucdError(f"--entries {options.entries} says nothing to {trainer.option} {trainer.name}: leave it out, and choose entries in the trainer")
     algorithms = () if trainer else _algorithms(options, kind_of in WITH_NOISE, ON_BAGS[discrete] if bounded else ("bc",))
     question = Question(
         environment=card.env_id, mechanism=kind_of, unit=unit, algorithms=algorithms, card=card.to_dict(), units=units, fraction=fraction, signal_budget=budget,
-        certified_units=certified, certified_noise=inside, discrete=discrete, source_key=options.source_key, trainer=trainer,
+        entries=entries, histories=tuple(map(int, histories)), certified_units=certified, certified_noise=inside, discrete=discrete, source_key=options.source_key, trainer=trainer,
         how=Origin(kind=kind, name=dataset.name, fingerprint=content_of(dataset), units=size, trials=options.trials), instances=options.instances,
         most_instances=options.most_instances, seed=options.seed, code=code_digest(),
     )
     # Whatever is wrong with all trials is said before one begins.
-    for algorithm in algorithms or (None,):
-        question.settings(question.tuned(question.start() | ({"algorithm": algorithm} if kind_of not in WITH_NOISE and algorithm else {})), dataset)
+    listed = {"algorithm": algorithms if kind_of not in WITH_NOISE else (), "entries": question.entries, "history": question.histories}
+    for point in itertools.product(*([(name, value) for value in values] for name, values in listed.items() if values)):
+        question.settings(question.tuned(question.start() | dict(point)), dataset)
     return question
 
 
@@ -148,6 +158,19 @@ def _algorithms(options, noise: bool, usual: tuple[str, ...]) -> tuple[str, ...]
     if noise and len(names) > 1:
         raise MucdError(f"--algorithm {options.algorithm}: with noise a study is about one algorithm, give one")
     return names
+
+
+def _listed(options, name: str, words: tuple[str, ...]) -> tuple[str, ...]:
+    """Numbers, or these words, with commas between."""
+    given = getattr(options, name)
+    values = () if given is None else tuple(value.strip() for value in given.split(","))
+    if not all(value in words or value.isascii() and value.isdigit() and 1 <= len(value) <= 9 for value in values):
+        raise MucdError(f"--{name} {given:.100} must be whole numbers{''.join(f' or {word}' for word in words)} with commas between, such as 1,2,4")
+    if len(set(values)) < len(values):
+        raise MucdError(f"--{name} {given:.100} names one twice: name each once")
+    if len(values) > MOST_LISTED:
+        raise MucdError(f"--{name} names {len(values)} to choose from: name at most {MOST_LISTED}")
+    return values
 
 
 def _target(options, units: int, actions: int) -> tuple[float, float]:

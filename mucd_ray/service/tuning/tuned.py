@@ -11,6 +11,7 @@ from mucd_ray.certify.file.evidence import TUNED_ON_THIS_DATASET
 from mucd_ray.certify.planning.bags import bag_then_noise_of
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.environments.card import MOST_HISTORY
 from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, check_types, printable, read_file, read_json
@@ -123,6 +124,7 @@ class Tuned(Found):
     kind: ClassVar[str] = Mechanism.kind
     fit: ClassVar[None] = None
     trainer: ClassVar[None] = None
+    history: ClassVar[int] = 1
     follows_size: ClassVar[bool] = True
     sample_rate: float
     steps: int
@@ -155,7 +157,8 @@ class TunedBag(Found):
         kind: "bag" or "partition".
         bag_size: units in a bag, or in a part on average.
         fit: how a policy is fitted to it; None where `trainer` is not.
-        trainer: from outside, of which the size alone is tuned.
+        trainer: from outside, of which the size and the history alone are tuned.
+        history: how many observations policies see.
     """
 
     format: ClassVar[str] = "mucd-tuned-bag/1"
@@ -163,9 +166,11 @@ class TunedBag(Found):
     bag_size: int
     fit: Fit | None
     trainer: Outside | None = None
+    history: int = 1
 
     def __post_init__(self):
         super().__post_init__()
+        check_count(self.history, "history", 1, MOST_HISTORY)
         if (self.fit is None) != (self.trainer is not None):
             raise MucdError("how a policy is fitted goes with no trainer from outside, and one of the two must be there")
         if self.kind not in (Bag.kind, Partition.kind):
@@ -183,14 +188,17 @@ class TunedBag(Found):
         return Bag(unit=self.unit, bag_size=self.bag_size) if self.kind == Bag.kind else Partition(unit=self.unit, parts=-(-units // self.bag_size))
 
     def to_dict(self) -> dict:
-        # One without a trainer is written as before there were any.
-        values = super().to_dict()
-        return values if self.trainer else {name: value for name, value in values.items() if name != "trainer"}
+        # One without a trainer or a history is written as before there were any.
+        before = {"trainer": None, "history": 1}
+        return {name: value for name, value in super().to_dict().items() if name not in before or value != before[name]}
 
     def _in_words(self) -> tuple[str, str]:
         what = {Bag.kind: ("bag size", "a bag"), Partition.kind: ("number of units in a part", "them")}[self.kind]
         follows = "" if self.kind == Bag.kind else f"; the number of parts follows from the declared size and {counted(self.bag_size, self.unit)} in each"
-        return (f"The {what[0]} was" if self.trainer else f"Learner, {what[0]} and how a policy is fitted to {what[1]} were"), follows
+        seen = "" if self.history == 1 else ", and how many observations policies see,"
+        if self.trainer:
+            return f"The {what[0]}{seen} {'were' if seen else 'was'}", follows
+        return f"Learner, {what[0]} and how a policy is fitted to {what[1]}{seen} were", follows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +214,7 @@ class TunedNoisyBag(Found):
     kind: ClassVar[str] = BagThenNoise.kind
     fit: ClassVar[None] = None
     trainer: ClassVar[None] = None
+    history: ClassVar[int] = 1
     follows_size: ClassVar[bool] = False
     bag_size: int
     noise_multiplier: float

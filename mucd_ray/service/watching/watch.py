@@ -64,9 +64,9 @@ def describe(store: RunStore, news: dict, at_work: list[dict], unit: str) -> lis
         lines.append(f"certificate  {store.file('certificate.json')}")
     if bounds is None:
         return lines if news["finished"] else [*lines, "no bounds yet: the first are made from 100 instances"]
-    lines.append(f"from the first {bounds['instances']} instances, valid at every look together: mean return {round_down(bounds['mean_return'], 4)}")
+    lines.append(f"from the first {bounds['instances']} instances, valid at every look together: mean {(what := bounds.get('what', 'return'))} {round_down(bounds['mean_return'], 4)}")
     for share, entry in bounds["keeps"].items():
-        kept = f"up to r = {counted(entry['radius'], unit)} ({percent_down(entry['fraction'])} %), expected return at least {round_down(entry['bound'], 5)}"
+        kept = f"up to r = {counted(entry['radius'], unit)} ({percent_down(entry['fraction'])} %), expected {what} at least {round_down(entry['bound'], 5)}"
         lines.append(f"  keeps {100 * float(share):.0f} % {kept if entry['radius'] >= 0 else 'at no r'}")
     return lines
 

@@ -199,11 +199,13 @@ class Certifier(Watched):
         from mucd_ray.certify.policy import return_band, shares_kept
 
         self._read_run()
+        if not self.settings.rollouts:
+            return None
         eta = effective_eta(self.choices["eta"], "anytime", len(returns))
         band = return_band(returns, self.settings.return_range, eta=eta, method=self.choices["band"])
         mean, cap = float(returns.mean()), self.settings.radius_cap(self.choices["threat"])
         keeps = shares_kept(mean, band, self.guarantees, cap, self.settings.units)
-        return {"instances": len(returns), "eta": eta, "threat": self.choices["threat"], "mean_return": mean, "keeps": keeps}
+        return {"instances": len(returns), "eta": eta, "threat": self.choices["threat"], "what": "return" if self.settings.evaluator is None else "score", "mean_return": mean, "keeps": keeps}
 
     def certificate(self, evidence: "Evidence", reference: list[int] | None, exact: np.ndarray | None, assumptions: list[str], context: dict) -> dict:
         self._read_run()
@@ -222,11 +224,14 @@ def certificate_of(settings, evidence: "Evidence", choices: dict, reference: lis
     inputs = make_inputs(
         mechanism=settings.mechanism,
         units=settings.units,
-        returns=evidence.returns,
+        returns=evidence.returns if settings.rollouts else [],
+        instances=None if settings.rollouts else len(evidence.returns),
+        declared=None if settings.plays else settings.card.declared,
         return_range=settings.return_range,
         rollouts=settings.rollouts,
         discount=settings.discount,
-        clipped=settings.card.clip_returns,
+        clipped=settings.clips,
+        evaluator=settings.evaluator,
         condition=settings.condition,
         actions=actions,
         radius_cap=settings.radius_cap(choices["threat"]),
@@ -234,7 +239,10 @@ def certificate_of(settings, evidence: "Evidence", choices: dict, reference: lis
         features=settings.card.features_source(),
         **{name: choices[name] for name in INPUTS},
     )
-    return make_certificate(inputs, assumptions=assumptions, context=context | {"failures": sum(evidence.failures.values()), "failures_by_cause": evidence.failures})
+    failures = {"failures": sum(evidence.failures.values()), "failures_by_cause": evidence.failures}
+    if settings.evaluator is not None:
+        failures |= {"unscored": sum(evidence.unscored.values()), "unscored_by_cause": evidence.unscored}
+    return make_certificate(inputs, assumptions=assumptions, context=context | failures)
 
 
 def _actions(settings, evidence: "Evidence", inference: str, reference: list[int] | None, exact: np.ndarray | None) -> dict | None:

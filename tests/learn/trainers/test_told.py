@@ -25,9 +25,9 @@ STREAMS = Streams(b"the secret of these tests")
 HISTORY, WIDTH = 3, 2
 
 
-def problem(algorithm="dt", discrete=True, history=HISTORY, **learner) -> Problem:
-    network = {"network": "transformer"} if algorithm == "dt" else {"hidden": (16,)}
-    learner = Learner(**{"algorithm": algorithm, "optimiser": "adam", "learning_rate": 0.003, "average": 0.5} | network | learner)
+def problem(network="transformer", discrete=True, history=HISTORY, **learner) -> Problem:
+    network = {"network": network} | ({} if network == "transformer" else {"hidden": (16,)})
+    learner = Learner(**{"algorithm": "rvs", "optimiser": "adam", "learning_rate": 0.003, "average": 0.5} | network | learner)
     return Problem(learner=learner, inputs=history * WIDTH, actions=2, discrete=discrete, action_bounds=None if discrete else ((-1.0, -1.0), (1.0, 1.0)), history=history)
 
 
@@ -47,12 +47,12 @@ def trajectories(count=40, length=20, history=HISTORY, seed=0, discrete=True) ->
 
 
 @pytest.mark.parametrize("discrete", [True, False])
-@pytest.mark.parametrize("algorithm", ["rvs", "dt"])
-def test_a_policy_does_what_trajectories_with_its_target_did(algorithm, discrete):
+@pytest.mark.parametrize("network", ["dense", "transformer"])
+def test_a_policy_does_what_trajectories_with_its_target_did(network, discrete):
     units, held_out = trajectories(discrete=discrete), trajectories(seed=1).features[:, :-1]
     does = {}
     for target in (1.0, 0.0):
-        asked = problem(algorithm, discrete, constants={"target": target})
+        asked = problem(network, discrete, constants={"target": target})
         policies = trained_policies(asked, fit_policies(problem=asked, fit=Fit(steps=300, batch=64), units=units, bags=[np.arange(40)], instances=[3], streams=STREAMS))
         outputs = policies.outputs(held_out, np.array([0]))
         assert outputs.shape == (len(held_out), 2)
@@ -62,10 +62,10 @@ def test_a_policy_does_what_trajectories_with_its_target_did(algorithm, discrete
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-@pytest.mark.parametrize("algorithm", ["rvs", "dt"])
-def test_the_acting_policy_is_the_trained_network_told_its_target(algorithm, normalise, monkeypatch):
+@pytest.mark.parametrize("network", ["dense", "transformer"])
+def test_the_acting_policy_is_the_trained_network_told_its_target(network, normalise, monkeypatch):
     """The network as it was trained, on normalised features beside the normalised target, against what is released."""
-    asked, units, kept = problem(algorithm), trajectories(), {}
+    asked, units, kept = problem(network), trajectories(), {}
     released = built_in._released
     monkeypatch.setattr(built_in, "_released", lambda *arguments: kept.update(given=arguments) or released(*arguments))
     bag = np.arange(4, 17)
@@ -77,7 +77,7 @@ def test_the_acting_policy_is_the_trained_network_told_its_target(algorithm, nor
     features = units.features[:50].copy()
     features[:, -1] = target
     x = torch.from_numpy(((features - center) / scale).astype(np.float32))
-    if algorithm == "dt":
+    if network == "transformer":
         module = transformer(2, HISTORY, WIDTH, told=True)(np.random.default_rng(0))
         assert len(trained) > 20 and not module.load_state_dict(trained, strict=False).missing_keys
         expected = module(x)
@@ -109,9 +109,9 @@ def test_entries_are_normalised_alike_at_every_step_and_the_transformer_is_causa
         assert torch.equal(module(x), again.eval()(x))
 
 
-@pytest.mark.parametrize("algorithm", ["rvs", "dt"])
-def test_it_is_a_function_of_its_bag_and_one_that_is_empty_or_poisoned_is_the_default_policy(algorithm):
-    asked, units = problem(algorithm), trajectories()
+@pytest.mark.parametrize("network", ["dense", "transformer"])
+def test_it_is_a_function_of_its_bag_and_one_that_is_empty_or_poisoned_is_the_default_policy(network):
+    asked, units = problem(network), trajectories()
     others = Units(**{"unit": "trajectory", **units.arrays(), "features": units.features.copy(), "ends": units.ends})
     others.features[:100] = np.inf
     given = {"problem": asked, "fit": Fit(steps=5, batch=32), "streams": STREAMS}
@@ -124,10 +124,10 @@ def test_it_is_a_function_of_its_bag_and_one_that_is_empty_or_poisoned_is_the_de
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("algorithm", ["rvs", "dt"])
-def test_a_stack_trains_what_single_ones_become(algorithm, monkeypatch):
+@pytest.mark.parametrize("network", ["dense", "transformer"])
+def test_a_stack_trains_what_single_ones_become(network, monkeypatch):
     """As on a GPU: several modules at once."""
-    asked = problem(algorithm)
+    asked = problem(network)
     given = {"problem": asked, "fit": Fit(steps=20, batch=16), "units": trajectories(), "bags": [np.arange(30), np.arange(35, 38), np.arange(5, 25)], "instances": [5, 6, 7], "streams": STREAMS}
     single = fit_policies(**given)
     in_blocks = built_in.in_blocks
@@ -159,7 +159,7 @@ def test_units_are_told_the_return_of_their_own_trajectory(recordings, unit):
 
 def test_mirror_images_are_told_the_same_return():
     mirror = Mirror(observation=(2, 1, -4, -3, 6, 5), actions=(1, 0))
-    asked, units = dataclasses.replace(problem("rvs"), mirror=mirror), trajectories()
+    asked, units = dataclasses.replace(problem("dense"), mirror=mirror), trajectories()
     both = built_in._as_shown(units, asked, Fit(mirrored=True)).features
     assert both.shape == (1600, 7) and np.array_equal(both[800:, -1], units.features[:, -1]) and np.array_equal(both[800:, :-1], mirror.observations(units.features[:, :-1]))
 

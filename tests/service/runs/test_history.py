@@ -81,24 +81,50 @@ def test_parts_and_trainers_from_outside_see_it_too(recordings, tmp_path, change
 def test_continuous_policies_see_it_too(tmp_path, recordings):
     record("Pendulum-v1", None, 2000, 5, "pendulum/stacked-v0")
     store = made_here(request("pendulum/stacked-v0", bag_size=2, learner=DT, fit={"steps": 20, "batch": 32}), tmp_path / "run")
-    assert verify(certify(store, Choices())) == [] and store.settings().problem.inputs == 9
+    assert verify(certify(store, Choices())) == [] and store.settings().problem.inputs == 3 * (2 + 1 + 3)
 
 
-def test_a_sequence_model_is_certified_and_served(recordings, tmp_path, local_ray):
-    out = tmp_path / "run"
-    learner = ["--trainer", "dt", "--history", "3", "--train-steps", "40", "--batch-size", "32", "--mechanism", "bag", "--bag-size", "3"]
-    assert main(["run", recordings["cartpole"], "--storage", str(out), "--instances", "20", "--states", "6", "--held-out", "1", "--seed", "4", *learner]) == 0
-    store, certificate = RunStore.open(out), read_certificate(out / "certificate.json")
-    about = certificate["context"]["learner"]
+def check_transformer(store):
+    """What the certificate of policies on CartPole's last three steps says, and what is served."""
+    certificate, states = store.certificate(), store.states()
+    about, features = certificate["context"]["learner"], {"source": "raw", "card": "CartPole-v1", "encoder": None, "steps": 3}
     assert verify(certificate) == [] and certificate["context"]["failures"] == 0 and (about["algorithm"], about["network"], about["constants"]) == ("dt", "transformer", {"target": 1.0})
-    # What was stored acts as the transformer that was trained, made anew here from the same bags.
-    settings = store.settings()
-    units, states = training_units(settings, load_dataset(recordings["cartpole"])), store.states()
-    again = train_and_evaluate(settings, store.secret(), units, states, range(4), "cpu")
-    assert np.array_equal(Tally(store, 20).evidence().returns[:4], again.returns) and not any("slope" in name for name in again.parameters)
-    ensemble = Ensemble(str(out))
+    assert certificate["inputs"]["features"] == features
+    assert any("the last 3 steps of the episode, oldest first" in sentence for sentence in certificate["claim"]) and any(note.startswith("Policies see the last 3 steps") for note in certificate["assumptions"])
+    for changed in ({"steps": 2}, {"steps": 0}, {"steps": "3"}, {"history": 3}):
+        assert verify(certificate | {"inputs": certificate["inputs"] | {"features": features | changed}})
+    # A state is what a policy sees of its own episode: the steps that there were, a reward of 1 for each, and the actions between them.
+    assert states.shape[1:] == (3, 2 + 2 + 4)
+    for state in states:
+        there = state[:, 0] == 1
+        assert there[-1] and (np.diff(there) >= 0).all() and not state[~there].any() and (np.diff(state[there, 1]) == 1).all() and (state[there, 2:4].sum(1) == (state[there, 1] > 0)).all()
+    ensemble = Ensemble(str(store.path))
     assert np.array_equal(ensemble.evidence(states), certificate["inputs"]["actions"]["counts"])
     assert np.array_equal(ensemble.evidence(states).argmax(1), certificate["results"]["action"]["action"])
+    schema = make_app(ensemble, None).openapi()["components"]["schemas"]["Observation"]["properties"]["observation"]
+    assert (schema["minItems"], schema["items"]["minItems"]) == (3, 8) and "the action before it (2 numbers" in schema["description"]
+
+
+def test_a_decision_transformer_is_certified_and_served(recordings, tmp_path):
+    store = made_here(request(recordings["cartpole"], learner=DT, fit={"steps": 8, "batch": 16}, held_out=1), tmp_path / "run")
+    certify(store, Choices())
+    check_transformer(store)
+
+
+@pytest.mark.slow
+def test_a_run_of_decision_transformers_is_grown_and_voted(recordings, tmp_path, local_ray):
+    out = tmp_path / "run"
+    learner = ["--trainer", "dt", "--history", "3", "--train-steps", "40", "--batch-size", "32", "--mechanism", "bag", "--bag-size", "3", "--policy", "vote", "--episodes", "2", "--nodes", "40"]
+    assert main(["run", recordings["cartpole"], "--storage", str(out), "--instances", "20", "--states", "6", "--held-out", "1", "--seed", "4", *learner]) == 0
+    store = RunStore.open(out)
+    assert store.certificate()["results"]["voted"]["episodes"] == 2
+    check_transformer(store)
+    # What was stored acts as the transformer that was trained, made anew here from the same bags.
+    settings, returns = store.settings(), Tally(store, 20).evidence().returns
+    again = train_and_evaluate(settings, store.secret(), training_units(settings, load_dataset(recordings["cartpole"])), store.states(), range(4), "cpu")
+    assert np.array_equal(returns[:4], again.returns)
+    assert main(["grow", str(out), "--instances", "22", "--policy", "instance"]) == 0 and main(["verify", str(out / "certificate.json")]) == 0
+    assert np.array_equal(Tally(store, 20).evidence().returns, returns)
 
 
 def test_without_a_history_nothing_is_other_than_before(recordings):

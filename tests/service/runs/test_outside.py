@@ -3,11 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.cli import main
@@ -21,10 +23,10 @@ from mucd_ray.learn.trainers.parts import draw_part, units_by_part
 from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.service.runs.choices import Choices
-from mucd_ray.service.runs.driver import certify, train, training_units
+from mucd_ray.service.runs.driver import certify, train, training_units, trusted_units
 from mucd_ray.service.runs.session import Request, make_settings
 from mucd_ray.service.runs.summary import describe, finish
-from mucd_ray.service.runs.work import choose_states, train_and_evaluate
+from mucd_ray.service.runs.work import baselines, choose_states, train_and_evaluate
 from mucd_ray.service.serving.ensemble import Ensemble
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.workers.cluster import Resources
@@ -178,6 +180,32 @@ def test_the_same_trainer_on_trusted_data_is_a_yardstick_and_one_that_fails_is_s
     assert baselines["non_private_failure"] == "raised (ValueError: too much data)" and "non_private" not in baselines and baselines["trusted"] > 20
     assert "trained on all data      failed: raised (ValueError: too much data)" in printed and "above the policy trained on the trusted data alone" in printed
     assert "failed: raised (ValueError: too much data)" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("bag_format", ["npz", "minari"])
+def test_a_command_is_given_trusted_data_too(recordings, tmp_path, bag_format):
+    """Of sources, whose key nobody asks of trusted data: whole as a bag of trajectories, in the same format; and one that fails on them is said."""
+    operators, trusted, seen, policy = "cartpole/operators-of-a-command-v0", "cartpole/trusted-by-command-v0", tmp_path / "seen", tmp_path / "policy.pt"
+    record("CartPole-v1", None, 600, 94, operators, operators=4, overwrite=True)
+    record("CartPole-v1", None, 400, 93, trusted, overwrite=True)
+    linear = torch.nn.Linear(4, 2)
+    linear.weight.data, linear.bias.data = torch.tensor([[0.0, 0, -1, -1], [0.0, 0, 1, 1]]), torch.zeros(2)
+    torch.jit.script(linear).save(policy)
+    rows = {"npz": "import numpy; bag = numpy.load(sys.argv[1] + '/bag.npz'); found = str(bag['unit']), len(bag['rewards']), len(set(bag['units'].tolist()))",
+            "minari": "import minari; bag = minari.load_dataset('bag-v0'); found = 'sources', bag.total_steps, len({int(episode['unit']) for episode in bag.storage.get_episode_metadata(range(len(bag)))})"}
+    (tmp_path / "train.py").write_text(f"import shutil, sys\n{rows[bag_format]}\nprint(*found, file=open({str(seen)!r}, 'a'))\nassert {len(load_dataset(trusted))} != found[1] or not len(sys.argv) > 3\nshutil.copy({str(policy)!r}, sys.argv[2])\n")
+    dataset = load_dataset(operators, source_key="operator")
+    for fails in ("", " fails"):
+        trainer = outside("command", f"{sys.executable} {tmp_path / 'train.py'} {{bag}} {{out}}{fails}", bag_format=bag_format)
+        store = settled(dataset, tmp_path / f"run{fails}", trainer, trusted=trusted, unit="source", source_key="operator")
+        settings, states = store.settings(), np.zeros((5, 4), np.float32)
+        seen.write_text("")
+        found = baselines(settings, training_units(settings, dataset), states, trusted=trusted_units(settings))
+        told = [line.split() for line in seen.read_text().splitlines()[-2:]]
+        assert [int(rows) for _, rows, _ in told] == [len(dataset), len(load_dataset(trusted))] and [int(units) for *_, units in told] == [4, load_dataset(trusted).trajectories]
+        assert found["non_private"] > 20 and found["reference"] == [0] * 5
+        assert ("trusted" in found, "trusted_failure" in found) == (not fails, bool(fails)) and (fails or found["trusted"] > 20)
+    assert "AssertionError" in found["trusted_failure"]
 
 
 def test_one_command_certifies_a_trainer_of_ones_own(recordings, tmp_path, capfd, local_ray):

@@ -97,6 +97,38 @@ def test_of_clones_grades_or_a_share_and_of_others_a_share(recordings):
     assert "graded" not in question(recordings, "--algorithm", "iql,cql", kind=BAGS).space()
 
 
+def test_what_policies_see_is_searched_where_it_is_asked_for(recordings, tmp_path):
+    dataset, seen = load_dataset(recordings["cartpole"]), ("--entries", "all,2", "--history", "2,1")
+    asked = question(recordings, *seen, kind=BAGS)
+    assert list(asked.space())[-2:] == ["entries", "history"] and (asked.start()["entries"], asked.start()["history"]) == ("all", 2)
+    for entries, history in (("all", 2), ("2", 1), ("2", 2)):
+        tuned = asked.tuned(asked.start() | {"entries": entries, "history": history})
+        settings = asked.settings(tuned, dataset)
+        assert settings.fit.entries == (None if entries == "all" else 2) and settings.card.history == tuned.history == history
+        (tmp_path / "tuned.json").write_text(json.dumps(tuned.to_dict()))
+        assert read_tuned(str(tmp_path / "tuned.json")) == tuned and ("history" in tuned.to_dict()) == (history > 1)
+        assert any("tuned with the other constants" in note for note in settings.assumptions) == (history > 1) == ("how many observations" in settings.assumptions[0])
+    plain = question(recordings, kind=BAGS)
+    assert not {"entries", "history"} & set(plain.space()) and "history" not in plain.tuned(plain.start()).to_dict()
+    # A card without a mirror is searched, too.
+    without = dataclasses.replace(plain, card={name: value for name, value in plain.card.items() if not name.startswith("mirror")})
+    assert plain.of_card["mirrored"] and not without.of_card["mirrored"]
+
+
+@pytest.mark.slow
+def test_a_study_of_what_policies_see_makes_a_run(recordings, tmp_path, capfd, local_ray):
+    asked = ["--algorithm", "bc", "--entries", "2,all", "--history", "2,3", "--trials", "2", "--most-instances", "4"]
+    assert main([*command(recordings, tmp_path / "study", kind=BAGS), *asked, "--json"]) == 0
+    results = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert [row["failure"] for row in results["trials"]] == [None, None] and {(row["entries"] in ("2", "all"), row["history"] in (2, 3)) for row in results["trials"]} == {(True, True)}
+    tuned = read_tuned(results["tuned"])
+    run = ["run", recordings["cartpole"], "--tuned", results["tuned"], "--instances", "12", "--held-out", "1", "--states", "4", "--storage", str(tmp_path / "run")]
+    assert main([*run, "--history", "5"]) == 2 and "leave --history 5 out" in capfd.readouterr().err
+    assert main([*run, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["features"]["history"] == tuned.history
+    assert main(["verify", str(tmp_path / "run" / "certificate.json")]) == 0 and RunStore.open(tmp_path / "run").settings().fit == tuned.fit
+
+
 def test_of_bags_with_noise_every_point_is_a_run_and_the_first_one_certifies_the_target(recordings):
     asked, dataset = question(recordings, "--mechanism", "bag-then-noise", "--units", "200", kind=("--fraction", "0.05")), load_dataset(recordings["cartpole"])
     space, rng = asked.space(), np.random.default_rng(0)
@@ -170,6 +202,13 @@ def test_bad_input_is_one_line(recordings, tmp_path, capfd):
         ([base[0], "--simulate", "CartPole-v1", *base[3:], "--transitions", "0"], "transitions 0"),
         ([*base, "--trainers-per-trial", "0"], "--trainers-per-trial 0 must be"),
         ([*base, "--algorithm", "nonsense"], "'nonsense' is unknown"),
+        ([*base, "--history", "1,2"], "is for --mechanism bag or partition"),
+        ([*command(recordings, study, kind=BAGS), "--entries", "all,5"], "entries 5 is above the 4"),
+        ([*command(recordings, study, kind=BAGS), "--entries", "2,x"], "must be whole numbers or all"),
+        ([*command(recordings, study, kind=BAGS), "--history", "2,2"], "names one twice"),
+        ([*command(recordings, study, kind=BAGS), "--history", "0"], "history 0 must be"),
+        ([*command(recordings, study, kind=BAGS), "--history", "2", "--unit", "transition"], "not for bag with --unit transition"),
+        ([*command(recordings, study, kind=BAGS), "--trainer", f"{FOREIGN}:ridge", "--entries", "2"], "says nothing to"),
         ([*base, "--algorithm", "bc,iql"], "with noise a study is about one algorithm"),
         ([*base, "--mechanism", "bag"], "--signal-budget 150 is about noise"),
         ([*command(recordings, study, kind=BAGS), "--algorithm", "bc,td3-bc"], "'td3-bc'"),

@@ -1,0 +1,74 @@
+"""`mucd import` and `mucd inspect`: data of one's own."""
+
+import json
+import os
+
+from mucd_ray.cli.options import add_command, path
+from mucd_ray.errors import MucdError
+
+
+def add_import(commands):
+    sub = add_command(
+        commands, "import", import_file, "Make a dataset of a file or folder of another format, after a report on what is in it.",
+        "mucd import log.csv --dataset mine/log-v0 --columns 'obs=f1:f2:f3,action=act,reward=r,episode=ep' --environment CartPole-v1",
+    )
+    sub.add_argument("source", type=path, help="file or folder: LeRobot v2 or v3, Minari, RLDS, DQN Replay, RLlib, robomimic, d3rlpy, D4RL, OGBench, npz, parquet or CSV (docs/datasets.md)")
+    sub.add_argument("--dataset", required=True, metavar="ID", help="Minari id to write, such as mine/log-v0")
+    _add_reading(sub)
+    sub.add_argument("--drop-invalid", action="store_true", help="leave out every trajectory with a fault of its own (NaN, inf, an action outside its space, time that goes back, an end inside it), whole; without it they are refused")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing dataset of this id")
+
+
+def _add_reading(sub):
+    sub.add_argument("--format", metavar="F", help="name of the format (default: recognised by its layout and first bytes)")
+    sub.add_argument("--columns", metavar="MAP", help="of CSV, parquet and npz: ROLE=NAME:NAME:... with commas between, names or patterns such as obs=f*; roles are obs, action, reward, episode, terminated, truncated, next_obs, time and source (default: usual names)")
+    sub.add_argument("--observation-keys", metavar="A,B", help="of LeRobot, RLDS and robomimic: which observations, side by side in this order (default: all vectors, sorted)")
+    sub.add_argument("--max-episode-steps", type=int, metavar="N", help="an episode ends after N steps where nothing marks it, as in D4RL's files without timeouts")
+    sub.add_argument("--environment", metavar="ID", help="Gymnasium id of the environment in which it was recorded, of which a card is shipped; its spaces are then those of the dataset. A file's own word makes no environment")
+    sub.add_argument("--card", type=path, metavar="FILE", help="the same by a card of yours")
+    sub.add_argument("--actions", metavar="N|LO,HI", help="the action space where there is no environment: how many actions, or the range of continuous ones")
+
+
+def _reading(options, **others):
+    from mucd_ray.data.importing import ImportOptions
+
+    keys = None if options.observation_keys is None else tuple(options.observation_keys.split(","))
+    named = {name: getattr(options, name) for name in ("format", "columns", "max_episode_steps", "environment", "card", "actions")}
+    return ImportOptions(observation_keys=keys, **named, **others)
+
+
+def import_file(options, out):
+    from mucd_ray.data.importing import import_dataset
+    from mucd_ray.data.inspection import told
+
+    report = import_dataset(options.source, options.dataset, _reading(options, drop_invalid=options.drop_invalid), overwrite=options.overwrite)
+    out(json.dumps(report) if options.json else f"{told(report, report['dataset_id'])}\nin {report['path']}")
+
+
+def add_inspect(commands):
+    sub = add_command(commands, "inspect", inspect_dataset, "Report what is in a dataset or file: counts, spaces, sources, and whatever looks wrong.", "mucd inspect log.csv --plot log.png")
+    sub.add_argument("dataset", help="Minari id, or a file or folder that `mucd import` reads")
+    _add_reading(sub)
+    sub.add_argument("--plot", type=path, metavar="FILE", help="PNG to write: lengths and returns of its trajectories")
+
+
+def inspect_dataset(options, out):
+    from mucd_ray.data.importing import load_dataset_folder, load_source
+    from mucd_ray.data.inspection import inspect, told
+
+    name, reading = os.path.expanduser(options.dataset), _reading(options)
+    loaded = load_source(name, reading) if os.path.exists(name) else load_dataset_folder(options.dataset, reading)
+    report = inspect(loaded)
+    if options.plot:
+        _write_plot(options.plot, loaded)
+    out(json.dumps(report) if options.json else told(report, options.dataset))
+
+
+def _write_plot(file: str, loaded) -> None:
+    from mucd_ray.report.plots import trajectories
+
+    if loaded.dataset is None:
+        raise MucdError("it has no valid trajectory: there is nothing to draw")
+    content = trajectories(lengths=[len(episode) for episode in loaded.episodes], returns=loaded.dataset.trajectory_returns)
+    with open(file, "wb") as target:
+        target.write(content)

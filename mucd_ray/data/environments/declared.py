@@ -1,0 +1,124 @@
+"""The card of a dataset whose environment is unknown, not installed or does not exist: what the dataset declares of observations and actions, and constants of the user's."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+from minari.serialization import serialize_space
+
+from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.environments.card import EnvironmentCard
+from mucd_ray.data.formats.metadata import read_space
+from mucd_ray.data.spaces import Observations
+from mucd_ray.errors import MucdError
+
+NO_ENVIRONMENT = "no-environment"
+SOURCE = "Observations are taken as they were recorded: nothing is known of an environment."
+# What is taken of a card that the user gives: all that is about observations, and nothing about episodes.
+KEPT = ("observation_shape", "transform", "indices", "center", "scale", "clip", "reward_scale", "privileged", "mirror_observation", "mirror_actions", "entries", "learning_rate", "source")
+
+
+class DeclaredSpaces(gym.Env):
+    """Stands where an environment is asked for its spaces alone: no episode can be played."""
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, **_):
+        raise MucdError("there is no environment (--no-environment), so no episode can be played")
+
+    def step(self, action):
+        raise MucdError("there is no environment (--no-environment), so no episode can be played")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeclaredCard(EnvironmentCard):
+    """A card without an environment. Nothing of it is about returns: whoever asks for their range is refused.
+
+    Attributes:
+        observation_space, action_space: as the dataset declares them, in Minari's JSON; public assumptions of the claim.
+
+    Raises:
+        MucdError: as a card; a space that is none, or observations of another shape than the space's.
+    """
+
+    env_id: str = NO_ENVIRONMENT
+    # For the checks of a card; it is neither read nor stored.
+    return_range: tuple[float, float] = (0.0, 1.0)
+    observation_space: str
+    action_space: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        observations, _ = self.spaces
+        if observations.shape != tuple(self.without_history().observation_shape):
+            raise MucdError(f"observations are declared to be of shape {observations.shape}, and the card is of shape {tuple(self.observation_shape)}: use a card for these observations")
+
+    @classmethod
+    def of(cls, dataset: OfflineDataset, card: EnvironmentCard | None = None) -> "DeclaredCard":
+        """The declared spaces of a dataset; `card` is the user's, whose features, scales and source are taken."""
+        spaces = {"observation_space": serialize_space(dataset.observation_space), "action_space": serialize_space(dataset.action_space)}
+        if card is not None:
+            return cls(**{name: getattr(card, name) for name in KEPT}, **spaces)
+        everything = float(np.finfo(np.float32).max)
+        return cls(observation_shape=dataset.observations.shape[1:], indices=(), center=(0.0,), scale=(1.0,), clip=everything, source=SOURCE, **spaces)
+
+    @functools.cached_property
+    def spaces(self) -> tuple[gym.Space, gym.Space]:
+        """Of one observation, and of actions."""
+        return tuple(read_space(getattr(self, name), name, f"card of {self.env_id}") for name in ("observation_space", "action_space"))
+
+    @property
+    def declared(self) -> dict:
+        """What a certificate says of it (certify/file/evidence.py)."""
+        _, actions = self.spaces
+        discrete = isinstance(actions, gym.spaces.Discrete)
+        return {
+            "observation_shape": [int(length) for length in self.without_history().observation_shape],
+            "actions": int(actions.n) if discrete else 0,
+            "dimensions": 0 if discrete else int(np.prod(actions.shape)),
+            "sha256": hashlib.sha256(json.dumps([self.observation_space, self.action_space]).encode()).hexdigest(),
+        }
+
+    def one_hot(self) -> "DeclaredCard":
+        """This card of one observation, where whole numbers in a Discrete or MultiDiscrete space are declared of those one-hot."""
+        observations, _ = self.spaces
+        if self.mirror or not isinstance(observations, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+            return self
+        space = Observations.of(observations).space
+        return dataclasses.replace(self, observation_space=serialize_space(space), observation_shape=tuple(space.shape))
+
+    def make(self) -> gym.Env:
+        """The spaces, in the place of an environment."""
+        spaces = DeclaredSpaces(*self.spaces)
+        return spaces if self.history == 1 else gym.wrappers.FrameStackObservation(spaces, self.history, padding_type="reset")
+
+    @property
+    def is_as_registered(self) -> bool:
+        return False
+
+    def discounted_range(self, discount: float) -> tuple[float, float]:
+        raise MucdError("there is no environment, hence no public range of returns: of an algorithm that needs one give the constants v_min and v_max (--constant v_min=0 --constant v_max=100)")
+
+    def clipped(self, returns: np.ndarray) -> np.ndarray:
+        raise MucdError("there is no environment, hence no range of returns")
+
+    def check(self, dataset: OfflineDataset) -> None:
+        """Raise MucdError unless the dataset declares the same shape of observations and the same actions."""
+        shape, (_, actions) = tuple(self.without_history().observation_shape), self.spaces
+        if self._shape_in(dataset) != shape or dataset.action_space != actions:
+            raise MucdError(
+                f"dataset {dataset.name} declares observations of shape {dataset.observations.shape[1:]} and actions in {dataset.action_space}, but asked for are observations of shape {shape} and actions in {actions}"
+            )
+
+    def to_dict(self) -> dict:
+        return {name: value for name, value in super().to_dict().items() if name != "return_range"}
+
+
+def card_from(values: dict) -> EnvironmentCard:
+    """The card of a run folder, of either kind. Raises MucdError."""
+    return (DeclaredCard if isinstance(values, dict) and "action_space" in values else EnvironmentCard).from_dict(values)

@@ -1,0 +1,92 @@
+"""A CSV file with a header and a row for each step, named as usual or by a column map."""
+
+import csv
+import io
+
+import numpy as np
+
+from mucd_ray.data.formats.column_map import recording_of, resolved
+from mucd_ray.data.formats.episodes import Recording
+from mucd_ray.data.formats.source import Source
+from mucd_ray.errors import MucdError
+from mucd_ray.files import printable
+
+MOST_COLUMNS = 1 << 14
+ROWS_AT_A_TIME = 1 << 12
+
+
+def recognised(source: Source) -> bool:
+    return source.path.suffix.lower() in (".csv", ".tsv") and not source.is_folder
+
+
+def read(source: Source, options) -> Recording:
+    """Numbers are read as doubles, actions as whole numbers where all of them are written so; an empty cell is NaN. Cells of columns that are not asked for are not looked at."""
+    lines = io.TextIOWrapper(io.BytesIO(source.read()), encoding="utf-8-sig", errors="strict", newline="")
+    reader = csv.reader(lines, delimiter="\t" if source.path.suffix.lower() == ".tsv" else ",", strict=True)
+    try:
+        names = next(reader, [])
+        if not names or len(names) > MOST_COLUMNS or len(set(names)) < len(names):
+            raise MucdError(f"{source.name} must begin with a line of at most {MOST_COLUMNS:,} different names of columns")
+        found = resolved(options.columns, names)
+        places = {name: names.index(name) for columns in found.values() for name in columns}
+        texts = set(found.get("source", ())) | set(found.get("episode", ()))
+        table = _columns(reader, source, len(names), places, texts, set(found["action"]))
+    except UnicodeDecodeError as error:
+        raise MucdError(f"{source.name} is not text in UTF-8 ({error.reason} at byte {error.start})") from None
+    except csv.Error as error:
+        raise MucdError(f"{source.name} line {reader.line_num}: {error}") from None
+    return recording_of(table, found, most_steps=options.max_episode_steps)
+
+
+def _columns(reader, source: Source, width: int, places: dict[str, int], texts: set[str], whole: set[str]) -> dict:
+    """{name: numbers, or texts}. Rows are parsed a few at a time: a cell as text takes twenty times its number."""
+    parts, known = {name: [] for name in places}, {}
+    rows, line = [], reader.line_num + 1
+    for row in reader:
+        if len(row) != width:
+            if not row:
+                continue
+            raise MucdError(f"{source.name} line {reader.line_num} has {len(row)} cells, the header {width}: it may be cut off")
+        rows.append((reader.line_num, row))
+        if len(rows) == ROWS_AT_A_TIME:
+            _parse(rows, source, places, texts, whole, parts, known)
+            rows = []
+    _parse(rows, source, places, texts, whole, parts, known)
+    if line > reader.line_num:
+        raise MucdError(f"{source.name} has no rows")
+    return {name: _joined(columns, name in texts) for name, columns in parts.items()}
+
+
+def _parse(rows, source, places, texts, whole, parts, known) -> None:
+    for name, place in places.items():
+        if name in texts:
+            # Equal texts are one object.
+            parts[name].append([known.setdefault(row[place], row[place]) for _, row in rows])
+            continue
+        values = []
+        for line, row in rows:
+            try:
+                values.append(_number(row[place], name in whole))
+            except ValueError:
+                raise MucdError(f"{source.name} line {line}, column {printable(name)}: {printable(row[place])[:60]!r} is no number") from None
+        kind = np.int64 if name in whole and all(type(value) is int and abs(value) < 1 << 62 for value in values) else np.float64
+        parts[name].append(np.array(values, kind))
+
+
+def _number(text: str, whole: bool) -> float | int:
+    text = text.strip()
+    if not text:
+        return float("nan")
+    if "_" in text:
+        raise ValueError
+    if whole and len(text) <= 20 and text.lstrip("+-").isdecimal():
+        return int(text)
+    truth = {"true": 1.0, "false": 0.0}.get(text.lower())
+    return float(text) if truth is None else truth
+
+
+def _joined(columns: list, texts: bool):
+    if texts:
+        return [text for column in columns for text in column]
+    filled = [column for column in columns if len(column)]
+    return np.concatenate(filled) if filled else np.empty(0)
