@@ -144,3 +144,22 @@ def test_cells_one_hot_and_matrices(minari_root, tmp_path):
     settings = store.settings()
     assert verify(store.certificate()) == [] and settings.card.observation_shape == (9,) and np.array_equal(store.states().sum(1), np.ones(6)) and settings.dimensions == 4
     assert Ensemble(str(store.path)).act(store.states()).shape == (6, 2, 2)
+
+
+@pytest.mark.parametrize(("name", "keys", "shape", "actions"), [("Rooms", ("near", "way"), (10,), 6), ("Cells", (), (9,), 4)])
+def test_without_an_environment_spaces_are_those_that_the_dataset_declares(minari_root, tmp_path, name, keys, shape, actions):
+    np.save(tmp_path / "states.npy", np.eye(3, shape[0], dtype=np.float32))
+    request = Request(
+        dataset=f"{name.lower()}-v0", observation_keys=keys, mechanism="bag", bag_size=6, learner=LEARNER, fit={"steps": 20}, no_environment=True, states_file=str(tmp_path / "states.npy"),
+    )
+    dataset = read_dataset(request)
+    settings, states = make_settings(request, dataset, Choices())
+    assert settings.card.observation_shape == shape and max(settings.actions, settings.dimensions) == actions and settings.environment_actions.declared.shape in ((2,), (2, 2))
+    store = RunStore.create_or_open(str(tmp_path / "run"), settings, secret=SECRET)
+    store.write_states(states)
+    store.add_target(20)
+    store.commit(train_and_evaluate(settings, SECRET, training_units(settings, dataset), states, range(20), "cpu"))
+    store.write_json("baselines.json", {"reference": None})
+    certify(store, Choices())
+    assert verify(store.certificate()) == [] and store.certificate()["inputs"]["features"].get("keys", []) == list(keys)
+    assert Ensemble(str(store.path)).act(states).shape[1:] == settings.environment_actions.declared.shape
