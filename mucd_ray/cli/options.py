@@ -55,6 +55,11 @@ def key(text: str) -> str:
     return text
 
 
+def keys(text: str) -> tuple[str, ...]:
+    """"KEY,KEY"."""
+    return tuple(key(name.strip()) for name in text.split(","))
+
+
 def bounds(text: str) -> tuple[float, float]:
     """"LO,HI"."""
     try:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mucd_ray.cli.options import add_choices, add_command, add_environment, add_resources, add_until, key, path
+from mucd_ray.cli.options import add_choices, add_command, add_environment, add_resources, add_until, key, keys, path
 
 
 def add_run(commands):
@@ -15,6 +15,7 @@ def add_run(commands):
     sub.add_argument("--encoder", type=path, metavar="FILE", help="ONNX or TorchScript file whose outputs replace observations, for every mechanism; it must not depend on this dataset, and is run in this process")
     sub.add_argument("--unit", choices=["transition", "trajectory", "source"], help="what an attacker changes, and what the certificate counts (default: source with --source-key; otherwise trajectory where there are at least 18 of them, transition where there are fewer; with a mechanism given, transition for gaussian and trajectory for all others)")
     sub.add_argument("--source-key", type=key, metavar="NAME", help="key that tells the source of a trajectory (an operator, a robot, an upload): a text or whole number in the episodes' metadata, or among their infos; a trajectory without it is a source by itself")
+    sub.add_argument("--observation-keys", type=keys, metavar="KEY,...", help="of observations in a Dict or Tuple space, the keys that policies see, such as position,camera/front (default: all, in the order of their sorted names)")
     sub.add_argument("--tuned", type=path, metavar="FILE", help="tuned.json of `mucd tune`: sets unit, mechanism and learner")
     group = sub.add_argument_group("mechanism (public constants; by default planned from the declared size and the wanted fraction)")
     group.add_argument("--mechanism", choices=["gaussian", "bag", "bag-then-noise", "partition", "neighbours"], help="gaussian clips what each unit adds and trains with noise; bag trains every instance on a bag of its own, partition one policy on each part, both without noise; bag-then-noise trains with noise on a bag of its own; with neighbours the nearest units vote and nothing is trained (default: bag where trajectories or sources are the unit, gaussian where transitions are; `mucd plan --units N --unit UNIT` compares them)")

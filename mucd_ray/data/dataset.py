@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import gymnasium as gym
 import numpy as np
 
+from mucd_ray.data.spaces import Actions, Observations
 from mucd_ray.errors import MucdError
 
 # The order in which `fingerprint` reads the arrays.
@@ -20,12 +21,14 @@ class OfflineDataset:
         name: Minari id or the user's label.
         env_id, env_kwargs: Gymnasium id of the environment that was recorded and the arguments of its `make`, if known.
         env_max_episode_steps, env_wrappers: its time limit, if any, and the names of the wrappers around it, if known.
-        observations, next_observations: [N, *observation_shape], dtype as recorded.
+        observations, next_observations: [N, *observation_shape], dtype as recorded; those of a Dict or Tuple space as `data/spaces.py` joins their parts.
         actions: int64 [N] for a Discrete space (values as the space declares them, `start` included), float32 [N, k] for a Box.
         rewards: float64 [N].
         terminations, truncations: bool [N].
         trajectory_starts: int64 [M+1], offsets of the trajectories: the first is 0, the last is N.
-        action_space, observation_space: the spaces that the dataset declares.
+        action_space, observation_space: the spaces of these arrays: those that the dataset declares, where they are of one array, and of one whole number or one row of numbers.
+        observation_parts: `Observations.words` of the space that it declares, where that is a Dict or Tuple; else nothing.
+        declared_actions: the space that it declares, where that is MultiDiscrete, MultiBinary or a Box of other than one dimension; else None.
         sources: int64 [M], which source each trajectory is from: numbers from 0 in the order in which they first appear. Trajectories of a source need not be
             neighbours. None where no source key was asked for.
         actions_declared: false where the action space follows from the rows, as of an imported file: then no constant may be taken from it, an environment's counts.
@@ -46,27 +49,34 @@ class OfflineDataset:
     env_max_episode_steps: int | None = None
     env_wrappers: tuple[str, ...] = ()
     sources: np.ndarray | None = None
+    observation_parts: tuple[str, ...] = ()
+    declared_actions: gym.Space | None = None
     actions_declared: bool = True
 
     @classmethod
     def from_arrays(
         cls, *, observations, next_observations, actions, rewards, terminations, truncations, action_space, observation_space,
         trajectory_starts=None, name="arrays", env_id=None, env_kwargs=None, env_max_episode_steps=None, env_wrappers=(),
-        source_keys=None, actions_declared=True,
+        source_keys=None, actions_declared=True, observation_parts=(),
     ) -> "OfflineDataset":
         """Build and validate a dataset from flat arrays (shapes as in the class; rewards, terminations, truncations and discrete actions may be columns [N, 1]).
 
         `source_keys` are M texts or whole numbers, which say from whom each trajectory is: those with equal ones are one source, and one with None is a source by itself.
+        Observations of a Dict or Tuple space are dictionaries or tuples of arrays; `observation_parts` are for those that are joined already. Actions are as in the space, whatever it is.
         Without `trajectory_starts` a trajectory ends where `terminations` or `truncations` is set, and at the last transition.
 
         Raises:
-            MucdError: the action space is neither Discrete nor a one-dimensional Box, an array has another shape or does not hold numbers, or
-                `validate` finds a fault.
+            MucdError: a space that is not supported (`data/spaces.py`), an array has another shape or does not hold numbers, or `validate` finds a fault.
         """
         terminations, truncations = _flags(terminations, "terminations"), _flags(truncations, "truncations")
         if trajectory_starts is None:
             ends = np.flatnonzero(terminations | truncations) + 1
             trajectory_starts = np.unique(np.concatenate([[0], ends, [len(terminations)]]))
+        if isinstance(observation_space, gym.spaces.Dict | gym.spaces.Tuple):
+            joined = Observations.of(observation_space)
+            observations, next_observations = (joined.rows(joined.columns(values)) for values in (observations, next_observations))
+            observation_space, observation_parts = joined.space, joined.words
+        declared = Actions(declared=action_space)
         dataset = cls(
             name=name,
             env_id=env_id,
@@ -75,14 +85,16 @@ class OfflineDataset:
             env_wrappers=tuple(env_wrappers),
             observations=_rows(observations, "observations"),
             next_observations=_rows(next_observations, "next observations"),
-            actions=_as_declared(_rows(actions, "actions"), action_space),
+            actions=_as_declared(declared.rows(_rows(actions, "actions")), declared.space),
             rewards=as_column(rewards, "rewards").astype(np.float64),
             terminations=terminations,
             truncations=truncations,
             trajectory_starts=np.asarray(trajectory_starts, np.int64),
-            action_space=action_space,
+            action_space=declared.space,
             observation_space=observation_space,
             sources=None if source_keys is None else _numbered(source_keys),
+            observation_parts=tuple(observation_parts),
+            declared_actions=None if declared.is_plain else action_space,
             actions_declared=actions_declared,
         )
         dataset.validate()
@@ -110,6 +122,13 @@ class OfflineDataset:
                 raise MucdError(f"dataset {self.name} was read without a source key, and has no sources: say which key tells the source of a trajectory")
             return int(self.sources.max()) + 1
         return self.trajectories if unit == "trajectory" else len(self)
+
+    def one_hot(self) -> "OfflineDataset":
+        """The same transitions, where observations in a Discrete or MultiDiscrete space are one-hot."""
+        joined = Observations.of(self.observation_space)
+        return replace(
+            self, observations=joined.rows([self.observations]), next_observations=joined.rows([self.next_observations]), observation_space=joined.space, observation_parts=joined.words
+        )
 
     def with_history(self, history: int) -> "OfflineDataset":
         """The same transitions, where every (next) observation stands with those before it in its own trajectory: [N, history, *observation_shape], oldest first.
@@ -243,7 +262,7 @@ def _rows(values, name: str) -> np.ndarray:
     except (ValueError, TypeError) as error:
         raise MucdError(f"{name} are not one array ({error}): give one row per transition") from None
     if not array.ndim:
-        raise MucdError(f"{name} are not one array of one row per transition: datasets whose {name} are dictionaries or tuples are not supported")
+        raise MucdError(f"{name} are not one array of one row per transition: dictionaries and tuples are for observations in Dict and Tuple spaces")
     return array
 
 
@@ -283,4 +302,4 @@ def _as_declared(actions: np.ndarray, space: gym.Space) -> np.ndarray:
                 f"{int(bad.sum())} of {len(bad)} actions are NaN, inf or beyond what float32 holds (3.4e38), first in row {row} ({actions[row]}): drop or repair these transitions"
             )
         return rounded
-    raise MucdError(f"actions of shape {actions.shape} and dtype {actions.dtype} in {space} are not supported: use a Discrete or a one-dimensional Box action space")
+    raise MucdError(f"actions of shape {actions.shape} and dtype {actions.dtype} in {space} are not supported: give numbers in the shape of the action space")

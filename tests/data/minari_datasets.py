@@ -6,6 +6,7 @@ import gymnasium as gym
 import minari
 import numpy as np
 from minari.data_collector import EpisodeBuffer
+from own_spaces import stacked
 
 SPACES = {
     "box": gym.spaces.Box(np.array([-np.inf, -1.5], np.float32), np.array([np.inf, 2.5], np.float32)),
@@ -26,7 +27,7 @@ def create(name, observations, actions, data_format="hdf5", lengths=(4, 1, 6), j
     for length in lengths:
         ends = np.eye(1, length, length - 1, dtype=bool)[0]
         buffers.append(EpisodeBuffer(
-            observations=np.stack([observations.sample() for _ in range(length + 1)]), actions=np.stack([actions.sample() for _ in range(length)]),
+            observations=stacked([observations.sample() for _ in range(length + 1)]), actions=np.stack([actions.sample() for _ in range(length)]),
             rewards=rng.normal(size=length), terminations=ends, truncations=np.zeros(length, bool),
         ))
     with warnings.catch_warnings():

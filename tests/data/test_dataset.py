@@ -72,7 +72,8 @@ def _with(array, row, value):
         ("trajectory_starts", lambda a: [0, 3, 3, 6], "must increase strictly"),
         ("trajectory_starts", lambda a: [0, 3, 7], "must increase strictly"),
         ("trajectory_starts", lambda a: [], "must increase strictly"),
-        ("action_space", lambda a: gym.spaces.MultiDiscrete([2, 2]), "not supported"),
+        ("action_space", lambda a: gym.spaces.MultiDiscrete([2, 2]), "give one of shape .2,. per transition"),
+            ("action_space", lambda a: gym.spaces.Text(2), "type Text are not supported"),
         ("observations", lambda a: a.astype(str), "give numbers"),
     ],
 )

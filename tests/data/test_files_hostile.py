@@ -24,6 +24,7 @@ from mucd_ray.data.environments.cards import card_for, load_card
 from mucd_ray.data.formats.metadata import read_metadata
 from mucd_ray.data.formats.minari import load_dataset, local_datasets
 from mucd_ray.data.formats.tables import Tables
+from mucd_ray.data.spaces import Part
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_DEPTH, read_file, read_json, read_npy
 
@@ -96,7 +97,18 @@ BOX = {"type": "Box", "dtype": "float32", "shape": [2], "low": [0, 0], "high": [
         ({"observation_space": json.dumps({"type": "MultiDiscrete", "dtype": "int64", "nvec": [0], "start": [0]})}, "a MultiDiscrete space"),
         ({"observation_space": json.dumps({"type": "os:system"})}, "a space of type Box"),
         ({"observation_space": json.dumps({"type": ["Box"]})}, "a space of type Box"),
-        ({"observation_space": json.dumps({"type": "Dict", "subspaces": {"a": BOX}})}, "observations in a space of type Dict"),
+        ({"observation_space": json.dumps({"type": "Dict", "subspaces": {"a": BOX}})}, "/episode_0/observations is no group"),
+        ({"observation_space": json.dumps({"type": "Dict", "subspaces": ["a"]})}, "a Dict space as Minari writes it"),
+        ({"observation_space": json.dumps({"type": "Tuple", "subspaces": [BOX, 7]})}, "a space of type Box"),
+        ({"observation_space": json.dumps({"type": "Dict", "subspaces": {"a/../b": BOX}})}, "without a slash"),
+        ({"observation_space": json.dumps({"type": "Dict", "subspaces": {"\x1b[2J": BOX}})}, "keys of observations must be printable"),
+        ({"observation_space": json.dumps({"type": "Dict", "subspaces": {"a": {"type": "Text"}, "b": BOX}})}, "observations of key a are in a space of type Text"),
+        ({"observation_space": json.dumps({"type": "Sequence"})}, "observations are in a space of type Sequence"),
+        ({"observation_space": json.dumps({"type": "Tuple", "subspaces": [{"type": "Discrete", "n": 1 << 30, "start": 0}]})}, "key 0 would become more than 16,777,216 numbers"),
+        ({"observation_space": json.dumps({"type": "Tuple", "subspaces": [BOX] * 2000})}, "more than 1,024 parts"),
+        ({"observation_space": json.dumps({"type": "Tuple", "subspaces": [{"type": "Discrete", "n": 1 << 20, "start": 0}]}), "total_steps": 10**6}, "bytes, at most"),
+        ({"action_space": json.dumps({"type": "MultiBinary", "n": 1 << 20})}, "more than 512 combinations"),
+        ({"action_space": json.dumps({"type": "MultiDiscrete", "dtype": "uint64", "nvec": [(1 << 64) - 1] * 99, "start": [0] * 99})}, "has whole numbers beyond"),
         ({"action_space": json.dumps({"type": "Dict", "subspaces": {"a": BOX}})}, "actions in a space of type Dict"),
         ({"action_space": json.dumps({"type": "Discrete", "dtype": "int64", "n": 1 << 62, "start": 1 << 62})}, "a Discrete space"),
         ({"observation_space": "[" * 100_000}, f"more than {MOST_DEPTH} deep"),
@@ -123,6 +135,39 @@ BOX = {"type": "Box", "dtype": "float32", "shape": [2], "low": [0, 0], "high": [
 def test_metadata_of_another_kind(root, change, message, refusal):
     edit(root, lambda values: values.update(change))
     assert message in refusal(load_dataset, "mine-v0")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.__setitem__("episode_1/observations/b", h5py.SoftLink("/episode_0/observations/b")), "b is missing, or a link to elsewhere"),
+        (lambda file: file.__setitem__("episode_1/observations", h5py.ExternalLink("other.hdf5", "/")), "observations is missing, or a link to elsewhere"),
+        (lambda file: file.__setitem__("episode_1/observations/b", np.zeros(3)), "b is no group"),
+        (lambda file: file.__setitem__("episode_1/observations/b/_index_0", np.array([7, 5])), "1 of 2 observations of key b/0 are outside their space, first in row 0"),
+        (lambda file: file.__setitem__("episode_1/observations/b/_index_0", np.array([5])), "there are 2 observations of key a and 1 observations of key b/0"),
+        (lambda file: file.__setitem__("episode_1/observations/a", np.zeros((2, 3))), "observations of key a have shape (3,)"),
+        (lambda file: file.__setitem__("episode_1/observations/a", np.full((2, 2), np.nan)), "observations are NaN or inf in 1 of 11 rows, first in row 4"),
+        (lambda file: file.__setitem__("episode_1/observations/a", h5py.Empty("f4")), "is no array"),
+    ],
+)
+def test_dictionaries_of_another_kind(minari_root, change, message, refusal):
+    space = gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (2,)), b=gym.spaces.Tuple([gym.spaces.Discrete(2, start=5)]), c=gym.spaces.Text(2))
+    create("mine-v0", space, ACTIONS["discrete"])
+    assert load_dataset("mine-v0", observation_keys=("a", "b")).observations.shape == (11, 4)
+    with h5py.File(minari_root / "mine-v0/data/main_data.hdf5", "a") as file:
+        change(_Replaced(file))
+    assert message in refusal(lambda: load_dataset("mine-v0", observation_keys=("a", "b")))
+
+
+class _Replaced:
+    """An HDF5 file in which what is set takes the place of what is there."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __setitem__(self, name, value):
+        del self.file[name]
+        self.file[name] = value
 
 
 @pytest.mark.parametrize(
@@ -652,7 +697,8 @@ def test_mutated_files_are_read_or_refused(minari_root, data_format, count):
     create("table-v0", SPACES["box"], ACTIONS["discrete"], data_format)
     folder, rng, ended = minari_root / "table-v0/data", np.random.default_rng(236), 0
     path, metadata = folder / f"0/part-0.{data_format}", read_metadata(folder)
-    whole, tables = path.read_bytes(), Tables(folder, metadata, image=False)
+    parts = (Part(path=(), space=metadata.observation_space),)
+    whole, tables = path.read_bytes(), Tables(folder, metadata, parts, [False])
     for _ in range(count):
         path.write_bytes(mutated(whole, rng))
         try:
@@ -660,7 +706,7 @@ def test_mutated_files_are_read_or_refused(minari_root, data_format, count):
         except (ValueError, OSError) as error:
             if "the process that read it" in str(error):
                 tables.__exit__()
-                tables, ended = Tables(folder, metadata, image=False), ended + 1
+                tables, ended = Tables(folder, metadata, parts, [False]), ended + 1
     path.write_bytes(whole)
     assert len(tables.episode(0)["rewards"]) == 4
     tables.__exit__()

@@ -65,6 +65,8 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
 
 def _features(features: dict) -> str:
     sentence = f"Features: {FEATURES[features['source']].format(**features)}"
+    if "keys" in features:
+        sentence += f", of which policies see nothing but {'the key ' if len(features['keys']) == 1 else 'the keys '}{', '.join(features['keys'])}"
     if "history" in features:
         sentence += (
             f", the last {features['history']} of the episode, oldest first. At its beginning the first one stands for those that are missing. A state of this certificate is such a stack, and learners were "

@@ -37,6 +37,8 @@ FEATURES = {
     "privileged": "features of the card of {card} out of the controller, or the model of the environment, that made the data (privileged: they show the mechanism, not what others would get)",
     "encoder": "the outputs of an encoder from outside at raw observations of {card} (SHA-256 of its file: {encoder})",
 }
+# Of observations, that policies see.
+MOST_KEYS = 1 << 10
 # A claim repeats the name: it must not be able to be a sentence.
 NAME, HASH = re.compile(r"[\w./:-]{1,200}"), re.compile("[0-9a-f]{64}")
 ACTION_KEYS = {
@@ -95,12 +97,14 @@ def continuous_evidence(counts: np.ndarray, low, high) -> dict:
 
 
 def _check_features(features) -> None:
-    if not isinstance(features, dict) or set(features) - {"history", "steps"} != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
+    if not isinstance(features, dict) or set(features) - {"history", "keys", "steps"} != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
         raise MucdError(f"features {_shown(features)} must have source (one of {', '.join(FEATURES)}), card and encoder")
     if "history" in features and not (type(features["history"]) is int and 2 <= features["history"] <= MOST_COUNTS and features["source"] == "raw"):
         raise MucdError(f"history {_shown(features['history'])} of the features must be a whole number of raw observations, at least 2, or left out")
     if "steps" in features and not (type(features["steps"]) is int and 1 <= features["steps"] <= MOST_COUNTS and features["source"] == "raw" and "history" not in features):
         raise MucdError(f"steps {_shown(features['steps'])} of the features must be a whole number of recalled ones, at least 1, of raw observations without a history, or left out")
+    if "keys" in features and not (isinstance(features["keys"], list) and 0 < len(features["keys"]) <= MOST_KEYS and all(isinstance(key, str) and NAME.fullmatch(key) for key in features["keys"])):
+        raise MucdError(f"keys {_shown(features['keys'])} of the features must be names of parts of an observation, or left out")
     card, encoder = features["card"], features["encoder"]
     if not (isinstance(card, str) and NAME.fullmatch(card)):
         raise MucdError(f"card {_shown(card)} of the features must be the id of an environment")

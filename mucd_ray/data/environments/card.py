@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import re
@@ -16,7 +17,9 @@ from mucd_ray.data.environments.encoding import encoded
 from mucd_ray.data.environments.make import limited, make_environment, shortens
 from mucd_ray.data.environments.mirror import Mirror
 from mucd_ray.data.environments.past import ACTION, Past, with_past
+from mucd_ray.data.environments.plain import declared_spaces, plain
 from mucd_ray.data.environments.recorded_in import check_arguments, check_environment_id, check_time_limit, name_of
+from mucd_ray.data.spaces import CHOSEN_KEY, Observations, shown
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_types, read_file, read_json
 
@@ -49,7 +52,9 @@ class EnvironmentCard:
     Attributes:
         env_id, make_kwargs: arguments of `gymnasium.make`.
         wrapper: name of a public wrapper in `WRAPPERS` that the environment is put into, or None.
-        observation_shape: shape of what policies see: one observation, or [history, *shape of one], or [history, numbers of a step].
+        observation_shape: shape of what policies see: one observation, or [history, *shape of one], or [history, numbers of a step]. Observations in a Dict or Tuple space are joined first, and whole numbers of a Discrete or
+            MultiDiscrete one are one-hot where this is the shape of those (`data/spaces.py`).
+        observation_keys: keys of observations in a Dict or Tuple space that policies see; none means all of them.
         history: policies see so many of an episode's last observations, oldest first; at its beginning the first one stands for those that are missing.
         recalled: (numbers of an action, *shape of an observation) where policies see an episode's last steps as `past.Past` gives them; else none.
         transform: name of a public function in `TRANSFORMS` that replaces each observation first, or None.
@@ -98,6 +103,7 @@ class EnvironmentCard:
     privileged: bool = False
     mirror_observation: tuple[int, ...] = ()
     mirror_actions: tuple[int, ...] = ()
+    observation_keys: tuple[str, ...] = ()
     entries: int | None = None
     learning_rate: float | None = None
     random_return: float | None = None
@@ -110,6 +116,8 @@ class EnvironmentCard:
         if not isinstance(self.make_kwargs, dict) or not isinstance(self.source, str):
             raise MucdError(f"card of {self.env_id}: make_kwargs must be an object and source a sentence")
         _check_history(self.history)
+        if not all(isinstance(key, str) and CHOSEN_KEY.fullmatch(key) for key in self.observation_keys) or len(set(self.observation_keys)) < len(self.observation_keys):
+            raise MucdError(f"card of {self.env_id}: observation_keys {self.observation_keys!r:.200} must be different keys of letters, digits and the signs . _ - : /")
         for name in ("indices", "observation_shape", "recalled"):
             if not all(type(value) is int and 0 <= value < 1 << 31 for value in getattr(self, name)):
                 raise MucdError(f"card of {self.env_id}: {name} {getattr(self, name)} must be whole numbers from 0 on")
@@ -277,13 +285,17 @@ class EnvironmentCard:
         return dataclasses.replace(self, history=1, recalled=(), observation_shape=shape, mirror_observation=mirror)
 
     def as_seen(self, dataset: OfflineDataset) -> OfflineDataset:
-        """The transitions of a dataset with (next) observations as policies see them: a map of each trajectory by itself."""
+        """The transitions of a dataset with (next) observations as policies see them, whole numbers one-hot where the card's shape says so: a map of each trajectory by itself."""
+        if dataset.observations.shape[1:] != self._shape_of_one and _is_whole(dataset.observation_space):
+            dataset = dataset.one_hot()
         return with_past(dataset, self.history) if self.recalled else dataset.with_history(self.history)
 
     def features_source(self) -> dict:
         """What policies see, as a certificate says it (certify/file/evidence.py)."""
         source = "privileged" if self.privileged else "raw" if self == self.raw() else "card"
         stacked = {"steps": self.history} if self.recalled else {"history": self.history} if self.history > 1 else {}
+        if self.observation_keys:
+            stacked["keys"] = list(self.observation_keys)
         return {"source": "encoder" if self.encoder else source, "card": self.env_id, "encoder": self.encoder and self.encoder[0]} | stacked
 
     def discounted_range(self, discount: float) -> tuple[float, float]:
@@ -328,9 +340,41 @@ class EnvironmentCard:
         """
         environment = limited(make_environment(self.env_id, **self.make_kwargs), self.env_id, self.max_episode_steps)
         environment = environment if self.wrapper is None else WRAPPERS[self.wrapper](environment)
+        try:
+            environment = plain(environment, self.observation_keys, self._shape_of_one)
+        except MucdError as error:
+            environment.close()
+            raise MucdError(f"{self.env_id}: {error}") from None
         if self.recalled:
             return Past(environment, self.history)
         return environment if self.history == 1 else gym.wrappers.FrameStackObservation(environment, self.history, padding_type="reset")
+
+    @property
+    def _shape_of_one(self) -> tuple[int, ...]:
+        return tuple(self.recalled[1:] if self.recalled else self.observation_shape if self.history == 1 else self.observation_shape[1:])
+
+    def of_keys(self, keys: tuple[str, ...]) -> "EnvironmentCard":
+        """The card of one observation whose policies see these keys of it, in the shape that they have in the environment.
+
+        Raises:
+            MucdError: the environment's observations have no such keys, or the card's features are of others.
+        """
+        environment = make_environment(self.env_id, **self.make_kwargs)
+        environment.close()
+        try:
+            shape = Observations.of(environment.observation_space, keys).space.shape
+        except MucdError as error:
+            raise MucdError(f"{self.env_id}: {error}") from None
+        return dataclasses.replace(self, observation_keys=tuple(sorted(set(keys))), observation_shape=tuple(map(int, shape)))
+
+    def one_hot(self) -> "EnvironmentCard":
+        """This card of one observation, where the environment's observations are whole numbers in a Discrete or MultiDiscrete space of those one-hot. Not where it has a mirror of them as they are."""
+        if len(self.observation_shape) > 1 or self.mirror:
+            return self
+        environment = self.make()
+        environment.close()
+        space = environment.observation_space
+        return dataclasses.replace(self, observation_shape=tuple(Observations.of(space).space.shape)) if _is_whole(space) else self
 
     def _shortens(self, registered: int | None) -> bool:
         """Whether this card's limit is below the one with which Gymnasium makes the environment."""
@@ -348,24 +392,44 @@ class EnvironmentCard:
         check_environment_id(dataset, self.env_id)
         environment = self.make()
         action_space, spec = environment.action_space, environment.spec
+        observations, actions = declared_spaces(environment)
         try:
             check_arguments(dataset, environment)
         finally:
             environment.close()
         check_time_limit(dataset, self.env_id, spec.max_episode_steps, by_card=self._shortens(gym.registry[spec.id].max_episode_steps))
-        if dataset.observations.shape[1:] != tuple(self.observation_shape):
+        self._check_observations(dataset, observations)
+        if not dataset.fits_actions(action_space) or dataset.declared_actions is not None and dataset.declared_actions != actions:
             raise MucdError(
-                f"dataset {dataset.name} has observations of shape {dataset.observations.shape[1:]}, the card of {self.env_id} expects "
+                f"dataset {dataset.name} declares actions in {shown(dataset.declared_actions or dataset.action_space)}, {self.env_id} has {shown(actions)}: use the environment that was recorded"
+            )
+
+    def _check_observations(self, dataset: OfflineDataset, space: gym.Space) -> None:
+        """Raise MucdError unless recorded observations are read as those of the environment's space are."""
+        recorded = dataset.observation_parts or (Observations.of(dataset.observation_space).words if _is_whole(dataset.observation_space) else ())
+        if recorded:
+            parts = Observations.of(space, self.observation_keys).words
+            if recorded != parts:
+                recorded, there = next((one, other) for one, other in itertools.zip_longest(recorded, parts) if one != other)
+                raise MucdError(
+                    f"dataset {dataset.name} declares observations with {recorded or 'less'!s:.200}, {self.env_id} has {there or 'nothing'!s:.200} there: use the environment that was recorded, or keys that "
+                    "both have (--observation-keys)"
+                )
+        shape = self._shape_in(dataset)
+        if shape != tuple(self.observation_shape):
+            raise MucdError(
+                f"dataset {dataset.name} has observations of shape {shape}, the card of {self.env_id} expects "
                 f"{tuple(self.observation_shape)}: use the card that fits the recording"
             )
-        if not dataset.fits_actions(action_space):
-            raise MucdError(
-                f"dataset {dataset.name} declares actions in {dataset.action_space}, {self.env_id} has {action_space}: use the environment that was recorded"
-            )
+
+    def _shape_in(self, dataset: OfflineDataset) -> tuple[int, ...]:
+        """That of one observation of a dataset: whole numbers as this card sees them."""
+        shape = dataset.observations.shape[1:]
+        return tuple(Observations.of(dataset.observation_space).space.shape) if shape != self._shape_of_one and _is_whole(dataset.observation_space) else shape
 
     def to_dict(self) -> dict:
         """Plain JSON values; `from_dict` inverts it. Fields that cards of earlier versions' runs do not have are left out where they say nothing."""
-        unknown_before = {"history": 1, "recalled": (), "mirror_observation": (), "mirror_actions": (), "entries": None, "learning_rate": None}
+        unknown_before = {"history": 1, "recalled": (), "mirror_observation": (), "mirror_actions": (), "observation_keys": (), "entries": None, "learning_rate": None}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in unknown_before or value != unknown_before[name]}
         return json.loads(json.dumps(values, sort_keys=True))
 
@@ -386,6 +450,11 @@ class EnvironmentCard:
             return cls(**values)
         except (TypeError, ValueError, IndexError) as error:
             raise MucdError(f"a field of the card of {str(values.get('env_id'))[:60]} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
+
+
+def _is_whole(space: gym.Space) -> bool:
+    """Whether its elements are whole numbers that may be made one-hot."""
+    return isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
 
 
 def _check_history(history: int) -> None:

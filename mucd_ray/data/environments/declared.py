@@ -1,5 +1,6 @@
 """The card of a dataset whose environment is unknown, not installed or does not exist: what the dataset declares of observations and actions, and constants of the user's."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -12,6 +13,7 @@ from minari.serialization import serialize_space
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.card import EnvironmentCard
 from mucd_ray.data.formats.metadata import read_space
+from mucd_ray.data.spaces import Observations
 from mucd_ray.errors import MucdError
 
 NO_ENVIRONMENT = "no-environment"
@@ -82,6 +84,14 @@ class DeclaredCard(EnvironmentCard):
             "sha256": hashlib.sha256(json.dumps([self.observation_space, self.action_space]).encode()).hexdigest(),
         }
 
+    def one_hot(self) -> "DeclaredCard":
+        """This card of one observation, where whole numbers in a Discrete or MultiDiscrete space are declared of those one-hot."""
+        observations, _ = self.spaces
+        if self.mirror or not isinstance(observations, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+            return self
+        space = Observations.of(observations).space
+        return dataclasses.replace(self, observation_space=serialize_space(space), observation_shape=tuple(space.shape))
+
     def make(self) -> gym.Env:
         """The spaces, in the place of an environment."""
         spaces = DeclaredSpaces(*self.spaces)
@@ -100,7 +110,7 @@ class DeclaredCard(EnvironmentCard):
     def check(self, dataset: OfflineDataset) -> None:
         """Raise MucdError unless the dataset declares the same shape of observations and the same actions."""
         shape, (_, actions) = tuple(self.without_history().observation_shape), self.spaces
-        if dataset.observations.shape[1:] != shape or dataset.action_space != actions:
+        if self._shape_in(dataset) != shape or dataset.action_space != actions:
             raise MucdError(
                 f"dataset {dataset.name} declares observations of shape {dataset.observations.shape[1:]} and actions in {dataset.action_space}, but asked for are observations of shape {shape} and actions in {actions}"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
+from mucd_ray.data.spaces import Unread
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
 
@@ -48,7 +49,8 @@ class Metadata:
     Attributes:
         dataset_id, minari_version, data_format: texts.
         episodes, steps: totals.
-        observation_space, action_space: spaces of one array.
+        observation_space: of one array, or a Dict or Tuple, in which `Unread` stands for what is no space of numbers.
+        action_space: of one array.
         jpeg: whether observations of images are stored as JPEG files.
         recorded: where it was recorded, if it says so.
         actions_declared: false where the action space follows from the rows (`mucd import`).
@@ -159,12 +161,22 @@ def read_space(text: str, name: str, path) -> gym.Space:
 
 def _space(values: dict, name: str, path) -> gym.Space:
     """A space as `minari.serialization.serialize_space` writes it."""
-    space = _inner(values, name, path)
-    kind = space.get("type")
+    return _parsed(_inner(values, name, path), name, path)
+
+
+def _parsed(space, name: str, path) -> gym.Space:
+    kind = space.get("type") if isinstance(space, dict) else None
+    if name == "observation_space" and isinstance(kind, str) and kind in ("Dict", "Tuple"):
+        inner = space.get("subspaces")
+        if not isinstance(inner, dict if kind == "Dict" else list):
+            raise _wrong(path, name, f"a {kind} space as Minari writes it")
+        # Of each in turn: JSON is nested no deeper than `read_json` allows.
+        return gym.spaces.Dict({key: _parsed(value, name, path) for key, value in inner.items()}) if kind == "Dict" else gym.spaces.Tuple([_parsed(value, name, path) for value in inner])
+    if name == "observation_space" and isinstance(kind, str) and kind in _NO_NUMBERS:
+        return Unread(kind)
     if not isinstance(kind, str) or kind not in _SPACES:
-        if isinstance(kind, str) and kind in ("Dict", "Tuple", "Text", "Sequence", "Graph", "OneOf"):
-            what = "observations" if name == "observation_space" else "actions"
-            raise MucdError(f"{path}: {what} in a space of type {kind}: only {what} that are one array are supported")
+        if isinstance(kind, str) and kind in ("Dict", "Tuple", *_NO_NUMBERS):
+            raise MucdError(f"{path}: actions in a space of type {kind} are not supported: {', '.join(_SPACES)} are")
         raise _wrong(path, name, f"a space of type {', '.join(_SPACES)}")
     try:
         return _SPACES[kind](space)
@@ -197,6 +209,7 @@ def _multi_binary(space: dict) -> gym.Space:
     return gym.spaces.MultiBinary(list(shape) if isinstance(n, list) else n)
 
 
+_NO_NUMBERS = ("Text", "Sequence", "Graph", "OneOf")
 _SPACES = {"Box": _box, "Discrete": _discrete, "MultiDiscrete": _multi_discrete, "MultiBinary": _multi_binary}
 
 

@@ -1,9 +1,11 @@
 """Reading Minari datasets, each of which may be an attacker's: by a reader of our own, see docs/files.md."""
 
 import contextlib
+import math
 import os
 from pathlib import Path
 
+import gymnasium as gym
 import h5py
 import numpy as np
 from minari import supported_dataset_versions
@@ -12,10 +14,11 @@ from minari.dataset.minari_storage import is_image_space
 from minari.storage import get_dataset_path
 
 from mucd_ray.data.dataset import OfflineDataset, as_column
-from mucd_ray.data.formats.hdf5 import Hdf5File
+from mucd_ray.data.formats.hdf5 import MOST_UNPACKED_BYTES, Hdf5File
 from mucd_ray.data.formats.keys import MOST_LOOKED_AT, OWN, only_key, told
 from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
 from mucd_ray.data.formats.tables import FORMATS, Tables, episode_metadata
+from mucd_ray.data.spaces import Observations, Part, Unread
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_within, printable
 
@@ -61,18 +64,20 @@ def _is_named(root: Path, dataset_id: str) -> bool:
         return False
 
 
-def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | None = None) -> OfflineDataset:
+def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | None = None, observation_keys: tuple[str, ...] = ()) -> OfflineDataset:
     """Read a local Minari dataset; nothing is downloaded, and nothing that it names is made, imported or called.
 
     Args:
         root: the folder of the datasets, by default Minari's.
         source_key: name of the episode's metadata, or of infos that are one value all through an episode (HDF5 alone), which tells the source of each trajectory.
+        observation_keys: of observations in a Dict or Tuple space, as of `Observations.of`; nothing else of them is read. By default all are.
     Raises:
-        MucdError: unknown id, files that are damaged or not what they should be, observations that are not one array, or a fault found by
+        MucdError: unknown id, files that are damaged or not what they should be, spaces that are not supported (`data/spaces.py`), or a fault found by
             `OfflineDataset.validate`; no episode with the source key, or one where it is no text and no whole number.
     """
     with _opened(dataset_id, root) as (folder, metadata):
-        episodes = _episodes(folder, metadata, source_key)
+        read = read_as(metadata, observation_keys)
+        episodes = _episodes(folder, metadata, source_key, read)
         if source_key is not None and all(episode["key"] is None for episode in episodes):
             raise MucdError(f"dataset {dataset_id!r}: no episode has the source key {printable(source_key)!r}; {told(_key_names(folder, metadata))}")
 
@@ -95,7 +100,8 @@ def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | No
         trajectory_starts=np.cumsum([0] + [len(episode["rewards"]) for episode in episodes]),
         action_space=metadata.action_space,
         actions_declared=metadata.actions_declared,
-        observation_space=metadata.observation_space,
+        observation_space=read.space if read else metadata.observation_space,
+        observation_parts=read.words if read else (),
         source_keys=None if source_key is None else [episode["key"] for episode in episodes],
     )
 
@@ -154,10 +160,23 @@ def _opened(dataset_id: str, root: Path | None):
         raise MucdError(f"dataset {dataset_id!r} cannot be read ({printable(error) or type(error).__name__}): record it again or restore its folder") from error
 
 
-def _episodes(folder: Path, metadata: Metadata, source_key: str | None) -> list[dict]:
+def read_as(metadata: Metadata, keys: tuple[str, ...]) -> Observations | None:
+    """How observations are joined from their parts; None where they are one array. Raises MucdError for spaces that are not supported, and for more than is taken."""
+    if not keys and not isinstance(metadata.observation_space, gym.spaces.Dict | gym.spaces.Tuple):
+        if isinstance(metadata.observation_space, Unread):
+            Observations.of(metadata.observation_space)
+        return None
+    joined = Observations.of(metadata.observation_space, keys)
+    size = (metadata.steps + metadata.episodes) * math.prod(joined.space.shape) * joined.space.dtype.itemsize
+    if size > MOST_UNPACKED_BYTES:
+        raise MucdError(f"its observations become {size:,} bytes, at most {MOST_UNPACKED_BYTES:,} are taken: choose some of their keys with --observation-keys")
+    return joined
+
+
+def _episodes(folder: Path, metadata: Metadata, source_key: str | None, read: Observations | None) -> list[dict]:
     """The arrays of every episode, their lengths checked against each other and the totals, and its `key`, None without one."""
     episodes, steps = [], 0
-    for number, episode in enumerate(_stored(folder, metadata, _one_key(folder, source_key))):
+    for number, episode in enumerate(_stored(folder, metadata, _one_key(folder, source_key), read)):
         for name in ("rewards", "terminations", "truncations"):
             episode[name] = as_column(episode[name], name)
         for name in ("observations", "actions"):
@@ -191,7 +210,7 @@ def stored_with_keys(folder: Path, metadata: Metadata):
                 found[name] = only_key(content.keys(group, name), name, number)
         return {name: key for name, key in found.items() if key}
 
-    yield from _stored(folder, metadata, keys)
+    yield from _stored(folder, metadata, keys, read_as(metadata, ()))
 
 
 def _one_key(folder: Path, source_key: str | None):
@@ -205,23 +224,36 @@ def _one_key(folder: Path, source_key: str | None):
     return key
 
 
-def _stored(folder: Path, metadata: Metadata, key_of):
+def _stored(folder: Path, metadata: Metadata, key_of, read: Observations | None):
     """Yields the arrays of each episode as they are stored, and its `key`: key_of(number) of a table, key_of(number, file, group) of HDF5."""
-    image = metadata.jpeg and is_image_space(metadata.observation_space)
+    parts = read.parts if read else (Part(path=(), space=metadata.observation_space),)
+    images = [metadata.jpeg and is_image_space(part.space) for part in parts]
     if metadata.jpeg and is_image_space(metadata.action_space):
-        raise MucdError("its actions are images: only Discrete and one-dimensional Box actions are supported")
+        raise MucdError("its actions are stored as JPEG images, which are not exact: record them with jpeg_encoding=False")
+
+    def joined(arrays: list) -> np.ndarray:
+        return read.rows(arrays) if read else arrays[0]
+
     if metadata.data_format in FORMATS:
-        with Tables(folder, metadata, image) as tables:
+        with Tables(folder, metadata, parts, images) as tables:
             for number in range(metadata.episodes):
-                yield tables.episode(number) | {"key": key_of(number)}
+                episode = tables.episode(number)
+                yield episode | {"observations": joined(episode["observations"]), "key": key_of(number)}
         return
     with _hdf5(folder, metadata) as content:
         for number in range(metadata.episodes):
             group = content.group(content.file, f"episode_{number}")
             episode = {name: content.array(group, name) for name in ("actions", "rewards", "terminations", "truncations")}
-            shape = metadata.observation_space.shape
-            episode["observations"] = content.images(group, "observations", shape) if image else content.array(group, "observations")
+            episode["observations"] = joined([_part_of(content, group, part, image) for part, image in zip(parts, images)])
             yield episode | {"key": key_of(number, content, group)}
+
+
+def _part_of(content: Hdf5File, episode: h5py.Group, part: Part, image: bool) -> np.ndarray:
+    """One part of an episode's observations, in the groups in which Minari puts it."""
+    parent, *names = ["observations", *(f"_index_{key}" if isinstance(key, int) else key for key in part.path)]
+    for name in names:
+        episode, parent = content.group(episode, parent), name
+    return content.images(episode, parent, part.space.shape) if image else content.array(episode, parent)
 
 
 def _key_names(folder: Path, metadata: Metadata) -> set[str]:

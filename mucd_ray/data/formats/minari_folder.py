@@ -5,9 +5,10 @@ Traps: images of 32 x 32 or more are stored as JPEG, which is not what was recor
 
 from mucd_ray.data.formats.episodes import Episode, Recording, column
 from mucd_ray.data.formats.metadata import FILE, read_metadata
-from mucd_ray.data.formats.minari import HDF5_FILE, stored_with_keys
+from mucd_ray.data.formats.minari import HDF5_FILE, read_as, stored_with_keys
 from mucd_ray.data.formats.source import Source
 from mucd_ray.data.formats.tables import FORMATS
+from mucd_ray.data.spaces import Actions
 from mucd_ray.errors import MucdError
 
 
@@ -26,6 +27,7 @@ def read(source: Source, options) -> Recording:
         raise MucdError(f"{source.path} holds no data/{FILE}")
     path = source.path / folder
     metadata = read_metadata(path)
+    joined, actions = read_as(metadata, ()), Actions(declared=metadata.action_space)
     files = [f"{folder}{FILE}", *(source.names(f"{folder}*/*") if metadata.data_format in FORMATS else [f"{folder}{HDF5_FILE}"])]
     for name in files:
         source.hash(name)
@@ -40,11 +42,11 @@ def read(source: Source, options) -> Recording:
         faults = [f"it ends at step {int(marks.argmax())}, inside it"] if marks[:-1].any() else []
         steps += len(rewards)
         episodes.append(Episode(
-            observations=stored["observations"], actions=stored["actions"], rewards=rewards, terminated=bool(len(rewards) and terminations[-1]), truncated=bool(len(rewards) and truncations[-1]),
+            observations=stored["observations"], actions=actions.rows(stored["actions"]), rewards=rewards, terminated=bool(len(rewards) and terminations[-1]), truncated=bool(len(rewards) and truncations[-1]),
             place=f"episode {number}", keys=stored["key"], faults=tuple(faults),
         ))
     if steps != metadata.steps or len(episodes) != metadata.episodes:
         raise MucdError(f"metadata.json declares {metadata.episodes} episodes of {metadata.steps} steps, its files hold {len(episodes)} of {steps}")
     # What followed from the rows once is no declaration.
-    action_space = metadata.action_space if metadata.actions_declared else None
-    return Recording(episodes=episodes, observation_space=metadata.observation_space, action_space=action_space, recorded=metadata.recorded)
+    action_space = actions.space if metadata.actions_declared else None
+    return Recording(episodes=episodes, observation_space=joined.space if joined else metadata.observation_space, action_space=action_space, recorded=metadata.recorded)

@@ -9,6 +9,7 @@ import numpy as np
 from mucd_ray.data.formats.child import Child
 from mucd_ray.data.formats.jpeg import decoded
 from mucd_ray.data.formats.metadata import Metadata
+from mucd_ray.data.spaces import Part
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
 
@@ -26,11 +27,14 @@ class Tables:
 
     Args:
         folder: the dataset's folder `data`.
-        image: whether observations are JPEG files.
+        parts: of observations; a single one without a path is the whole.
+        images: which of them are JPEG files.
     """
 
-    def __init__(self, folder: Path, metadata: Metadata, image: bool):
-        self.folder, self.metadata, self.image, self.left = folder, metadata, image, MOST_UNPACKED_BYTES
+    def __init__(self, folder: Path, metadata: Metadata, parts: tuple[Part, ...], images: list[bool]):
+        self.folder, self.metadata, self.left = folder, metadata, MOST_UNPACKED_BYTES
+        # By the column in which a part is, and the fields within it.
+        self.parts = {"/".join(["observations", part.name] if part.path else ["observations"]): (part.space, image) for part, image in zip(parts, images, strict=True)}
         self.reader = Child()
         self.child = self.reader.process
 
@@ -41,7 +45,7 @@ class Tables:
         self.reader.__exit__()
 
     def episode(self, number: int) -> dict[str, np.ndarray]:
-        """The arrays of an episode: T + 1 observations and T of everything else.
+        """The arrays of an episode: of observations a list of their parts, T + 1 of each, and T of everything else.
 
         Raises:
             MucdError, OSError, ValueError: the file is missing, leads elsewhere, ends the process that reads it, or holds anything but these
@@ -54,22 +58,25 @@ class Tables:
         table = self._columns(read_file(self.folder / str(number) / name, MOST_FILE_BYTES, within=self.folder))
         # Minari fills up the last row of all but the observations.
         arrays = {column: table[column][:-1] for column in COLUMNS[1:]}
+        arrays["actions"] = arrays["actions"].reshape(-1, *self.metadata.action_space.shape)
         return arrays | {
-            "observations": self._images(table["observations"], table["observations-ends"]) if self.image
-            else table["observations"].reshape(-1, *self.metadata.observation_space.shape)
+            "observations": [
+                self._images(table[name], table[f"{name}-ends"], space.shape) if image else table[name].reshape(-1, *space.shape) for name, (space, image) in self.parts.items()
+            ]
         }
 
     def _columns(self, content: bytes) -> dict[str, np.ndarray]:
-        spaces = {"observations": self.metadata.observation_space, "actions": self.metadata.action_space}
+        spaces = {name: space for name, (space, _) in self.parts.items()} | {"actions": self.metadata.action_space}
         wanted = {name: [str(space), None if isinstance(space, gym.spaces.Discrete) else math.prod(space.shape), False] for name, space in spaces.items()}
         wanted |= {name: ["", None, False] for name in COLUMNS[2:]}
         most_bytes = min(self.left, (self.metadata.steps + 1) * 8 * sum(entries or 1 for _, entries, _ in wanted.values()))
-        wanted["observations"][2] = self.image
-        if self.image:
+        images = {name: space for name, (space, image) in self.parts.items() if image}
+        for name, space in images.items():
+            wanted[name][2] = True
             # A JPEG file is smaller than what it shows, but for its headers.
-            most_bytes += (self.metadata.steps + 1) * (MOST_JPEG_HEADER + 2 * math.prod(self.metadata.observation_space.shape))
+            most_bytes += (self.metadata.steps + 1) * (MOST_JPEG_HEADER + 2 * math.prod(space.shape))
         most_bytes = min(self.left, most_bytes)
-        question = {"format": self.metadata.data_format, "columns": wanted, "most_rows": self.metadata.steps + 1, "left": most_bytes if self.image else self.left}
+        question = {"format": self.metadata.data_format, "columns": wanted, "most_rows": self.metadata.steps + 1, "left": most_bytes if images else self.left}
         answer, arrays = self.reader.ask(question, content, most_bytes)
         self._take(answer["unpacked"])
         return arrays
@@ -79,8 +86,7 @@ class Tables:
         if self.left < 0:
             raise ValueError(f"its episodes unpack to more than {MOST_UNPACKED_BYTES:,} bytes in all")
 
-    def _images(self, content: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        shape = self.metadata.observation_space.shape
+    def _images(self, content: np.ndarray, ends: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         self._take(len(ends) * math.prod(shape))
         images, start = np.empty((len(ends), *shape), np.uint8), 0
         for row, end in enumerate(ends):

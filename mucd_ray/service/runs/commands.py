@@ -27,7 +27,7 @@ from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
 from mucd_ray.service.runs.neighbours import card_with_metric, certify_neighbours
-from mucd_ray.service.runs.session import Request, execute, request_card, usual_learner
+from mucd_ray.service.runs.session import Request, execute, read_dataset, request_card, usual_learner
 from mucd_ray.service.runs.settings import RunSettings, check_imports
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
@@ -90,6 +90,7 @@ def start_run(options, out) -> int:
         tuned=read_tuned(options.tuned) if options.tuned else None,
         unit=options.unit,
         source_key=options.source_key,
+        observation_keys=options.observation_keys or (),
         chosen=options.chosen,
         rollouts=options.rollouts,
         discount=options.discount,
@@ -102,7 +103,7 @@ def start_run(options, out) -> int:
         history=options.history,
         encoder=read_encoder(options.encoder) if options.encoder else None,
     )
-    dataset, choices = load_dataset(options.dataset, source_key=options.source_key), _choices(options)
+    dataset, choices = read_dataset(request), _choices(options)
     if given:
         request = replace(request, learner=_learner(request, given, dataset, choices.accountant))
     return _print(execute(request, options.storage, choices=choices, resources=_resources(options), seed=options.seed, dataset=dataset), options, out)
@@ -127,7 +128,7 @@ def grow_run(options, out) -> int:
     _may_play(store, options)
     _may_score(store, settings, options.evaluator)
     choices, resources = _choices(options, _certified(store)), _resources(options)
-    dataset = load_dataset(settings.dataset, source_key=settings.source_key)
+    dataset = load_dataset(settings.dataset, source_key=settings.source_key, observation_keys=settings.card.observation_keys)
     return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
 
 
@@ -165,7 +166,7 @@ def _check_card(store: RunStore, settings: RunSettings, path: str | None, said: 
 
     def is_of(given: EnvironmentCard) -> bool:
         metric = [card_with_metric(given, settings.mechanism.metric)] if settings.mechanism.kind == Neighbours.kind and given.env_id == card.env_id else []
-        return card in [like.without_learning() for like in (given, given.raw(), *metric)]
+        return card in [_as_seen(like.without_learning(), card) for like in (given, given.raw(), *metric)]
 
     if path is not None:
         if not is_of(said.of_card(load_card(path))):
@@ -180,6 +181,16 @@ def _check_card(store: RunStore, settings: RunSettings, path: str | None, said: 
             f"{store.location} has no shipped card but one of its own, whose environment is {card.env_id!r:.100}, and which is made only on your word: give the file with "
             "which you began the run, --card FILE, or --return-range, --max-episode-steps and --make-kwargs as you gave them then"
         )
+
+
+def _as_seen(given: EnvironmentCard, card: EnvironmentCard) -> EnvironmentCard:
+    """A card with the keys and the shape of observations of a run's: those may be options of that run. Not one whose transform is of its own shape."""
+    if given.transform is not None or given.env_id != card.env_id:
+        return given
+    try:
+        return replace(given, observation_keys=card.observation_keys, observation_shape=card.observation_shape)
+    except MucdError:
+        return given
 
 
 def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:

@@ -71,7 +71,7 @@ def trusted_units(settings: RunSettings) -> Units | Recorded | None:
     if settings.trusted is None:
         return None
     name, fingerprint = settings.trusted
-    trusted = load_dataset(name)
+    trusted = load_dataset(name, observation_keys=settings.card.observation_keys)
     if trusted.fingerprint() != fingerprint:
         raise MucdError(f"the trusted dataset {name} has changed since the run began: restore it, or start a new run folder")
     trusted = settings.card.as_seen(trusted)

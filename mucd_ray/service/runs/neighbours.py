@@ -121,7 +121,7 @@ def _units(store: RunStore, settings: RunSettings, dataset: OfflineDataset) -> t
 def recorded_units(store: RunStore) -> Nearest:
     """The units of the run's dataset, read anew. Raises MucdError where it, or the code, is not that with which the run began."""
     settings = store.settings()
-    return _units(store, settings, load_dataset(settings.dataset, source_key=settings.source_key))[1]
+    return _units(store, settings, load_dataset(settings.dataset, source_key=settings.source_key, observation_keys=settings.card.observation_keys))[1]
 
 
 def _play(policy: NeighbourPolicy, settings: RunSettings, secret: bytes, keep: bool, progress) -> tuple[np.ndarray, np.ndarray | None]:

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import gymnasium
 import numpy as np
+from minari.serialization import serialize_space
 
 from mucd_ray.certify.confidence.looks import effective_eta
 from mucd_ray.certify.confidence.proportions import LARGEST
@@ -17,8 +18,10 @@ from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard
 from mucd_ray.data.environments.declared import DeclaredCard
 from mucd_ray.data.environments.own import UserEnvironment, card_of
+from mucd_ray.data.environments.plain import declared_spaces
 from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.formats.minari import load_dataset, source_keys
+from mucd_ray.data.spaces import Actions, Observations, only
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
 from mucd_ray.learn.algorithms import algorithm_for
@@ -57,6 +60,7 @@ HISTORY_NOTE = (
 )
 RANGE_NOTE = f"The range into which returns are clipped was given by the user. {CONDITIONAL}"
 STEPS_NOTE = f"Episodes are cut after {{steps}} steps, a number that was given by the user. {CONDITIONAL}"
+KEYS_NOTE = f"Policies see nothing of an observation but {{keys}}: these keys were chosen by the user. {CONDITIONAL}"
 GIVEN_NOTE = f"This number was given by the user. {CONDITIONAL}"
 PAST_NOTE = (
     "Policies see the last {history} steps of an episode, oldest first, each with the action and the sum of all rewards before it; learners are given the same of every trajectory by itself, and "
@@ -64,6 +68,8 @@ PAST_NOTE = (
 )
 STATES_NOTE = "The states were drawn at random, by a public generator, from the dataset {name} (SHA-256 of its content {sha256}), which the user trusts."
 WIDEST_BOUND = 1e18
+# Of one observation that may be served by its keys: the settings hold the bounds of each.
+MOST_NAMED_ENTRIES = 1 << 12
 # Up to so many times the wanted radius half of a good return may be kept: of a claim that ends before that the user is told.
 FURTHER = 4
 USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONAL}"
@@ -72,7 +78,7 @@ USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONA
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a run is asked for. `None` means: the package's default, which for mechanism and unit may follow from how many trajectories there are (`settled`), or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
-    `encoder` the content of the encoder's file. With `no_environment` nothing is played, and of a `card` what is about observations alone is taken.
+    `encoder` the content of the encoder's file. `observation_keys` stand in the place of the card's. With `no_environment` nothing is played, and of a `card` what is about observations alone is taken.
 
     `tuned` takes the place of mechanism, unit, fraction, bag_size, parts, fit, sample_rate, noise_multiplier, steps, clip_norm and learner; a `trainer` and a `source_key` stand beside it.
     """
@@ -84,6 +90,7 @@ class Request:
     mechanism: str | None = None
     unit: str | None = None
     source_key: str | None = None
+    observation_keys: tuple[str, ...] = ()
     fraction: float = 0.01
     units: int | None = None
     sample_rate: float | None = None
@@ -141,7 +148,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         card = card_with_metric(card, request.metric or "declared")
     elif request.mechanism not in WITH_NOISE:
         recalls = request.learner is not None and request.trainer is None and algorithm_for(request.learner.algorithm, discrete).recalls
-        card = card.raw().with_past(request.history, actions) if recalls else card.raw().with_history(request.history)
+        card = card.raw() if card.encoder else card.raw().one_hot()
+        card = card.with_past(request.history, actions) if recalls else card.with_history(request.history)
     if tuned is not None and name_of(tuned.environment) != name_of(card.env_id):
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     observation_space, action_space = _spaces(card)
@@ -183,6 +191,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         evaluator=request.evaluator,
         observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
         first_action=int(action_space.start) if discrete else 0,
+        declared_actions=_declared_actions(card, dataset),
+        declared_observations=_declared_observations(card),
         fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, card, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,
@@ -207,6 +217,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *([] if said.return_range is None else [RANGE_NOTE]),
             *([] if said.max_episode_steps is None else [STEPS_NOTE.format(steps=said.max_episode_steps)]),
             *([] if request.encoder is None else [ENCODER_NOTE]),
+            *([KEYS_NOTE.format(keys=", ".join(card.observation_keys))] if request.observation_keys else []),
             *(
                 [(PAST_NOTE if card.recalled else HISTORY_NOTE).format(history=request.history, how="This number was tuned with the other constants." if tuned else GIVEN_NOTE)]
                 if card.recalled or request.history > 1 else []
@@ -229,6 +240,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             why = f"trajectories could be so many, or so few, that the unit would be another: choose it yourself, --unit {settings.mechanism.unit}"
         asked = f"the wanted fraction {exactly(request.fraction)} is r = {wanted}, but " if from_fraction and wanted > cap else ""
         print(f"mucd: {asked}no radius above {cap} will be claimed, beyond which {why}", file=sys.stderr)
+    if discrete and _tells_masks(card):
+        print(f"mucd: {card.env_id} tells which actions are allowed (action_mask), which is not used: policies choose among all, and what it does with one that is not allowed counts", file=sys.stderr)
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
 
@@ -266,7 +279,7 @@ def _check_source(request: Request) -> None:
 
 def _trusted(name: str, dataset: OfflineDataset, card: EnvironmentCard) -> tuple[str, str]:
     """(name, content hash) of the user's trusted data, recorded in the same environment."""
-    trusted = load_dataset(name)
+    trusted = load_dataset(name, observation_keys=card.observation_keys)
     card.check(trusted)
     if trusted.fingerprint() == dataset.fingerprint():
         raise MucdError(f"the trusted dataset {name} is the one to be certified: if you trust all of it, no certificate is needed")
@@ -291,6 +304,37 @@ def _spaces(card: EnvironmentCard) -> tuple[gymnasium.Space, gymnasium.Space]:
     return environment.observation_space, environment.action_space
 
 
+def _tells_masks(card: EnvironmentCard) -> bool:
+    """Whether an episode begins with a mask of actions, by Gymnasium's convention."""
+    environment = card.make()
+    try:
+        return "action_mask" in environment.reset(seed=0)[1]
+    except Exception:  # whoever plays episodes says so
+        return False
+    finally:
+        environment.close()
+
+
+def _declared_actions(card: EnvironmentCard, dataset: OfflineDataset) -> str | None:
+    """The action space that the environment declares, in Minari's JSON, where actions are counted otherwise; None where they are not."""
+    space = dataset.declared_actions
+    if space is None:
+        environment = card.make()
+        environment.close()
+        _, space = declared_spaces(environment)
+    return None if Actions(declared=space).is_plain else serialize_space(space)
+
+
+def _declared_observations(card: EnvironmentCard) -> str | None:
+    """The Dict space of one observation with the keys that policies see, in Minari's JSON; None of other spaces, of large ones, and with history."""
+    environment = card.make()
+    environment.close()
+    space, _ = declared_spaces(environment)
+    if not isinstance(space, gymnasium.spaces.Dict) or card.history > 1 or math.prod(card.observation_shape) > MOST_NAMED_ENTRIES:
+        return None
+    return serialize_space(only(space, Observations.of(space, card.observation_keys).parts))
+
+
 def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Public (low [d], high [d]) of the environment's continuous actions; None if they are discrete, or unbounded to all intents."""
     if not isinstance(space, gymnasium.spaces.Box):
@@ -303,15 +347,16 @@ def _action_bounds(space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[flo
 
 
 def request_card(request: Request, dataset: OfflineDataset) -> EnvironmentCard:
-    """The card of a `Request` that knows its mechanism, before anything is taken from it or added; without an environment what the dataset declares. Raises MucdError as `card_of`."""
+    """The card of a `Request` that knows its mechanism, before anything is taken from it or added, of the keys of observations that are asked for; without an environment what the dataset declares. Raises MucdError as `card_of`."""
     if request.no_environment:
         if request.environment != UserEnvironment():
             raise MucdError("--import, --make-kwargs, --max-episode-steps and --return-range are about an environment: leave them out with --no-environment")
         _check_without_environment(request)
-        return DeclaredCard.of(dataset, request.card)
+        return replace(DeclaredCard.of(dataset, request.card), observation_keys=_keys(request))
     scaled = request.mechanism in WITH_NOISE or request.mechanism == Neighbours.kind and request.metric in (None, "declared")
     env_id = request.card.env_id if request.card else _environment_of(dataset)
-    return card_of(env_id, request.environment, request.card, scaled=scaled, observation_shape=dataset.observations.shape[1:], action_space=dataset.action_space)
+    card = card_of(env_id, request.environment, request.card, scaled=scaled, observation_shape=dataset.observations.shape[1:], action_space=dataset.action_space)
+    return card.of_keys(request.observation_keys) if request.observation_keys else card
 
 
 def usual_learner(request: Request, card: EnvironmentCard, network: str = "dense") -> Learner:
@@ -371,11 +416,20 @@ def _states_of_file(path: str | None, card: EnvironmentCard) -> np.ndarray | Non
     return states
 
 
+def read_dataset(request: Request) -> OfflineDataset:
+    """The dataset of a request, with its source key and keys of observations. Raises MucdError as `load_dataset`."""
+    return load_dataset(request.dataset, source_key=request.source_key, observation_keys=_keys(request))
+
+
+def _keys(request: Request) -> tuple[str, ...]:
+    return tuple(sorted(set(request.observation_keys or (request.card.observation_keys if request.card else ()))))
+
+
 def execute(
     request: Request, storage: str, *, choices: Choices = Choices(), resources: Resources = Resources(), seed: int | None = None, dataset: OfflineDataset | None = None
 ) -> dict:
     """The whole of `mucd run`: load unless `dataset` is there, settle, train, certify, report. `storage`: a local path or fsspec URL. Returns the summary."""
-    dataset = load_dataset(request.dataset, source_key=request.source_key) if dataset is None else dataset
+    dataset = read_dataset(request) if dataset is None else dataset
     settings, states = make_settings(request, dataset, choices)
     secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
     if seed is not None:

@@ -14,7 +14,8 @@ from mucd_ray.certify.planning.size import round_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.data.environments.declared import DeclaredCard, card_from
-from mucd_ray.data.formats.metadata import MOST_TEXT
+from mucd_ray.data.formats.metadata import MOST_TEXT, read_space
+from mucd_ray.data.spaces import Actions, Observations
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_types, printable
 from mucd_ray.learn.algorithms import algorithm_for
@@ -40,7 +41,7 @@ DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_dig
 
 
 # Fields that runs of earlier versions do not have, where they are None.
-UNKNOWN_BEFORE = ("source_key", "states_from", "evaluator")
+UNKNOWN_BEFORE = ("source_key", "states_from", "evaluator", "declared_actions", "declared_observations")
 WITHOUT_STATES = (
     "without an environment no policy meets states by itself: give those at which actions are to be certified with --states-file FILE, or draw them from data that you trust with --trusted-states DATASET. "
     "Not from {dataset}: whoever poisons it would choose the states at which the claim is made"
@@ -61,6 +62,8 @@ class RunSettings:
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t; with 0 of them there are no returns, and actions alone are certified.
         mechanism, learner: how an instance is trained.
         fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
+        declared_observations: the Dict space of an observation with the keys that policies see, in Minari's JSON, by which one may be served; else None.
+        declared_actions: the environment's action space in Minari's JSON, where actions are numbers of its combinations or its flattened rows (data/spaces.py); else None.
         evaluator: of the user's, whose score takes the place of the return; then `rollouts` scores are asked for and their mean counts. None: episodes in the environment.
         trainer: from outside; None: the package's own. Its policies take observation_dtype.
         first_action: the number of the lowest discrete action; votes and outputs count from it.
@@ -103,6 +106,8 @@ class RunSettings:
     evaluator: Evaluator | None = None
     observation_dtype: str = "float32"
     first_action: int = 0
+    declared_actions: str | None = None
+    declared_observations: str | None = None
     condition: str | None = None
     trusted: tuple[str, str] | None = None
     imports: tuple[str, ...] = ()
@@ -143,6 +148,10 @@ class RunSettings:
             raise MucdError(f"states from {self.states_from!r:.100} must be the name and the content hash of a dataset")
         if self.observation_dtype not in DTYPES or abs(self.first_action) > 2**31:
             raise MucdError(f"observation dtype {self.observation_dtype!r:.100} must be one of {', '.join(DTYPES)}, and first action {self.first_action} within 32 bits")
+        if self.declared_actions is not None and self.environment_actions.space.shape != ((self.dimensions,) if self.dimensions else ()):
+            raise MucdError(f"declared actions {self.declared_actions!r:.100} do not fit {self.actions or self.dimensions} actions or dimensions")
+        if self.declared_observations is not None and self.environment_observations.space.shape != tuple(self.card.observation_shape):
+            raise MucdError(f"declared observations {self.declared_observations!r:.100} do not have the shape {tuple(self.card.observation_shape)} of the card")
         if self.trainer is not None and self.mechanism.kind in WITH_NOISE:
             raise MucdError(f"{self.trainer.option} {self.trainer.name} is not trained with noise, which would have to be added inside it: use --mechanism bag or partition")
         if (self.fit is None) != (self.mechanism.kind in WITH_NOISE or self.trainer is not None):
@@ -182,6 +191,17 @@ class RunSettings:
             action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape), history=self.card.history,
             mirror=self.card.mirror if self.fit and self.fit.mirrored else None,
         )
+
+    @functools.cached_property
+    def environment_observations(self) -> Observations | None:
+        """How one observation, a dictionary, is joined, where that is known."""
+        space = None if self.declared_observations is None else read_space(self.declared_observations, "observation_space", "the settings")
+        return None if space is None else Observations.of(space, self.card.observation_keys)
+
+    @functools.cached_property
+    def environment_actions(self) -> Actions | None:
+        """How the environment's actions are counted, where that is not as it declares them."""
+        return None if self.declared_actions is None else Actions(declared=read_space(self.declared_actions, "action_space", "the settings"))
 
     @property
     def declared_by_card(self) -> dict[str, int | float]:

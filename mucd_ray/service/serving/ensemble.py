@@ -131,8 +131,14 @@ class Ensemble:
         )
 
     def answers(self, observations: np.ndarray) -> list[dict]:
-        """One answer per observation [S, *observation_shape], as plain JSON values; a radius is None where not even r = 0 is certified."""
-        evidence = self.evidence(observations)
+        """One answer per observation [S, *observation_shape], as plain JSON values; a radius is None where not even r = 0 is certified.
+
+        Where actions are numbers of combinations, or flattened, "environment_action" is the action as the environment takes it.
+        """
+        answers, actions = self._answers(self.evidence(observations)), self.settings.environment_actions
+        return answers if actions is None else [answer | {"environment_action": actions.original(answer["action"]).tolist()} for answer in answers]
+
+    def _answers(self, evidence: np.ndarray) -> list[dict]:
         if self.kind == "continuous":
             return self._intervals(evidence)
         if self.kind == "votes":
@@ -150,7 +156,8 @@ class Ensemble:
         """The voted (for continuous actions: the median) action at each of S observations, or at a single one, as the environment takes it.
 
         Args:
-            observations: [S, *observation_shape] -> int64 [S] or float64 [S, d]; or [*observation_shape] -> an int64 number or float64 [d].
+            observations: [S, *observation_shape] -> int64 [S] or float64 [S, d]; or [*observation_shape] -> an int64 number or float64 [d]. Where the environment's action space is MultiDiscrete,
+                MultiBinary or a Box of another shape, actions are in that shape and dtype. One observation in a Dict space may be given as the dictionary that it is.
         """
         observations, one = self._rows_of(observations)
         evidence = self.evidence(observations)
@@ -160,6 +167,8 @@ class Ensemble:
         else:
             votes = evidence if self.kind in VOTES else evidence @ np.arange(LEVELS + 1)
             actions = votes.argmax(axis=1) + self.settings.first_action
+        if self.settings.environment_actions is not None:
+            actions = np.stack([self.settings.environment_actions.original(action) for action in actions])
         return actions[0] if one else actions
 
     def radius(self, observations: np.ndarray, tolerance: float = 0.1) -> np.ndarray:
@@ -180,6 +189,8 @@ class Ensemble:
         return radii[0] if one else radii
 
     def _rows_of(self, observations: np.ndarray) -> tuple[np.ndarray, bool]:
+        if isinstance(observations, dict) and self.settings.environment_observations is not None:
+            return self.settings.environment_observations.one(observations)[None], True
         observations = np.asarray(observations)
         one = observations.shape == tuple(self.settings.card.observation_shape)
         return (observations[None] if one else observations), one

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import ray
@@ -75,13 +75,21 @@ class Policy:
 def make_app(ensemble: Ensemble, answers) -> FastAPI:
     """The HTTP interface of one ensemble; `answers`: coroutine from observations [S, *shape] to S answers."""
     about, confidence = ensemble.about(), ensemble.confidence
-    observation = observation_type(ensemble.settings.card.observation_shape, ensemble.states.dtype)
+    joined, dtype = ensemble.settings.environment_observations, ensemble.states.dtype
+    observation = observation_type(ensemble.settings.card.observation_shape, dtype)
+    if joined is not None:
+        # `row` looks at what is in it.
+        observation = observation | dict[str, Any]
     strict = ConfigDict(extra="forbid")
     seen = what_is_seen(ensemble.settings.card)
+    if joined is not None:
+        seen += f", as a dictionary of its keys, or joined in this order, whole numbers of categories one-hot: {'; '.join(joined.words)}"
     One = create_model("Observation", __config__=strict, observation=(observation, Field(description=seen)))
     many = Annotated[list[observation], Field(min_length=1, max_length=MOST_OBSERVATIONS)]
     Many = create_model("Observations", __config__=strict, observations=(many, Field(description="raw observations")))
     Answer = ANSWERS[ensemble.kind]
+    if ensemble.settings.environment_actions is not None:
+        Answer = create_model(Answer.__name__, __base__=Answer, environment_action=(list, Field(description="the action as the environment takes it")))
     told = (str, Field(description="for which states the radius holds, and with which probability"))
     OneAnswer = create_model("CertifiedAction", __base__=Answer, confidence=told)
     ManyAnswers = create_model("CertifiedActions", answers=(list[Answer], ...), confidence=told)
@@ -89,6 +97,17 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
     app = FastAPI(title="mucd_ray", version="1", description=" ".join([*about["claim"], confidence]), docs_url=None, redoc_url=None)
 
     app.add_middleware(BodyLimit, most=BYTES_OF_A_REQUEST + MOST_OBSERVATIONS * BYTES_OF_A_NUMBER * (math.prod(ensemble.settings.card.observation_shape) + 1), within=BODY_WITHIN)
+
+    def row(value) -> np.ndarray:
+        """One observation that has passed as what it says, as an array."""
+        if isinstance(value, dict):
+            try:
+                value = joined.one(value)
+            except MucdError as error:
+                raise HTTPException(422, str(error)) from None
+            if not np.isfinite(value).all():
+                raise HTTPException(422, "an observation holds finite numbers only")
+        return np.array(value, dtype)
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request, error: RequestValidationError) -> JSONResponse:
@@ -98,12 +117,12 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
 
     @app.post("/act", response_model=OneAnswer, summary="The ensemble's action at one observation, and its certified radius")
     async def act(body: One):
-        (answer,) = await answers(np.array([body.observation], ensemble.states.dtype))
+        (answer,) = await answers(row(body.observation)[None])
         return answer | {"confidence": confidence}
 
     @app.post("/act/batch", response_model=ManyAnswers, summary=f"The same for 1 to {MOST_OBSERVATIONS} observations, in their order")
     async def act_batch(body: Many):
-        return {"answers": await answers(np.array(body.observations, ensemble.states.dtype)), "confidence": confidence}
+        return {"answers": await answers(np.stack([row(value) for value in body.observations])), "confidence": confidence}
 
     @app.get("/about", response_model=About, summary="What is served: the certificate's claim and assumptions")
     async def tell():
@@ -176,13 +195,13 @@ RADIUS = Field(description="number of changed units up to which this is certifie
 
 
 class VotedAction(BaseModel):
-    action: int = Field(description="the action with most votes, counted from 0")
+    action: int = Field(description="the action with most votes, as the environment numbers it")
     radius: int | None = RADIUS
     votes: list[int] = Field(description="number of instances that choose each action")
 
 
 class ScoredAction(BaseModel):
-    action: int = Field(description="the action with the largest mean score, counted from 0")
+    action: int = Field(description="the action with the largest mean score, as the environment numbers it")
     radius: int | None = RADIUS
     scores: list[float] = Field(description="mean probability that the instances give each action, in steps of 1/200 downwards")
 

@@ -80,7 +80,8 @@ def tuning_data(options, folder: Path) -> tuple[str, OfflineDataset]:
     if options.tune_on is not None:
         if (options.behaviour, options.policy, options.transitions) != (None, None, None):
             raise MucdError("--behaviour, --policy and --transitions are about --simulate: leave them out with --tune-on")
-        return TRUSTED, load_dataset(options.tune_on, source_key=options.source_key)
+        keys = load_card(options.card).observation_keys if options.card else ()
+        return TRUSTED, load_dataset(options.tune_on, source_key=options.source_key, observation_keys=keys)
     if options.source_key is not None:
         raise MucdError("a simulator records no sources: with --source-key tune on data that you trust, --tune-on DATASET")
     transitions, said = 20_000 if options.transitions is None else options.transitions, UserEnvironment.of(options)

@@ -1,0 +1,165 @@
+"""Runs on observations that are dictionaries and actions that are several numbers: trained in this process, certified, verified and served."""
+
+import json
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from own_spaces import Rooms, card, record
+
+from mucd_ray.certify.file.certificate import verify
+from mucd_ray.data.environments.card import EnvironmentCard
+from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner
+from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.commands import _check_card
+from mucd_ray.service.runs.driver import certify, training_units
+from mucd_ray.service.runs.session import Request, make_settings, read_dataset
+from mucd_ray.service.runs.settings import RunSettings
+from mucd_ray.service.runs.work import baselines, choose_states, train_and_evaluate
+from mucd_ray.service.serving.ensemble import Ensemble
+from mucd_ray.service.storage.store import RunStore
+
+SECRET = b"s" * 32
+LEARNER = Learner(algorithm="bc", hidden=(8,), optimiser="adam", learning_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def minari_root(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
+        for name in ("Rooms", "Pictures", "Cells"):
+            record(f"{name}-v0", f"{name.lower()}-v0", 24)
+        yield
+
+
+def made(name: str, folder: Path, keys: tuple[str, ...] = (), learner: Learner = LEARNER, **asked) -> RunStore:
+    """A small certified run on bags, with the card's file beside it."""
+    (folder / "card.json").write_text(json.dumps(card(f"{name}-v0")))
+    request = Request(
+        dataset=f"{name.lower()}-v0", card=EnvironmentCard.from_dict(card(f"{name}-v0")), observation_keys=keys, mechanism="bag", bag_size=6, learner=learner, fit={"steps": 60}, states=6, held_out=1, **asked
+    )
+    dataset = read_dataset(request)
+    settings, _ = make_settings(request, dataset, Choices())
+    assert RunSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    store = RunStore.create_or_open(str(folder / "run"), settings, secret=SECRET)
+    units = training_units(settings, dataset)
+    states = store.write_states(choose_states(settings, SECRET, units, "cpu"))
+    store.add_target(20)
+    store.commit(train_and_evaluate(settings, SECRET, units, states, range(20), "cpu"))
+    if learner == LEARNER:
+        store.write_json("baselines.json", baselines(settings, units, states))
+    certify(store, Choices())
+    return store
+
+
+@pytest.fixture(scope="module")
+def rooms(minari_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rooms")
+    return made("Rooms", folder, ("way", "near", "count")), folder / "card.json"
+
+
+def test_dictionaries_and_several_whole_numbers(rooms):
+    store, path = rooms
+    certificate, settings = store.certificate(), store.settings()
+    assert verify(certificate) == [] and certificate["inputs"]["features"]["keys"] == ["count", "near", "way"] and settings.actions == 6
+    assert "of which policies see nothing but the keys count, near, way." in " ".join(certificate["claim"])
+    # Steps to the left are worth nothing on the right: the policy has learned more than any constant action earns.
+    assert certificate["results"]["policy"]["unpoisoned_mean"] > certificate["context"]["baselines"]["best_constant_return"] + 2
+
+    served, room = Ensemble(str(store.path)), Rooms()
+    seen, _ = room.reset(seed=1)
+    joined = settings.environment_observations.one(seen)
+    (answer,) = served.answers(joined[None])
+    assert np.unravel_index(answer["action"], (3, 2)) == tuple(np.array(answer["environment_action"]) - [1, 0])
+    assert served.act(seen) in room.action_space and np.array_equal(served.act(seen), answer["environment_action"]) and np.array_equal(served.act(joined[None])[0], served.act(seen))
+
+    _check_card(store, settings, str(path))
+    with pytest.raises(MucdError, match="made only on your word"):
+        _check_card(store, settings, None)
+
+
+@pytest.fixture(scope="module")
+def post(rooms):
+    """post(path, body): (status, JSON) from a real server in this process."""
+    uvicorn, ensemble = pytest.importorskip("uvicorn"), Ensemble(str(rooms[0].path))
+    from mucd_ray.service.serving.serve import make_app
+
+    async def answers(observations):
+        return ensemble.answers(observations)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(make_app(ensemble, answers), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.02)
+
+    def call(path, body):
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body, default=lambda value: value.tolist()).encode(), {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=300) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    yield call
+    server.should_exit = True
+    thread.join()
+
+
+def test_dictionaries_over_http(rooms, post):
+    seen, _ = Rooms().reset(seed=2)
+    flat = rooms[0].settings().environment_observations.one(seen)
+    _, both = post("/act/batch", {"observations": [seen, flat]})
+    assert both["answers"][0] == both["answers"][1] and both["answers"][0]["environment_action"] == post("/act", {"observation": seen})[1]["environment_action"]
+    for foul, words in (
+        ({"way": seen["way"], "count": seen["count"]}, "key near/0 are missing"), (seen | {"way": {"to": [0.5], "sign": 9}}, "key way/sign are outside"), (seen | {"way": {"to": [0.5, 1], "sign": 5}}, "key way/to have shape"),
+        (seen | {"way": {"to": "x", "sign": 5}}, "key way/to"), (seen | {"way": {"to": [[0.5], 1], "sign": 5}}, "key way/to"), (seen | {"way": {"to": [float("nan")], "sign": 5}}, "finite"),
+    ):
+        status, told = post("/act", {"observation": foul})
+        assert status == 422 and words in str(told["detail"])
+    assert post("/act", {"observation": flat.tolist()[:-1]})[0] == 422
+
+
+def test_an_image_of_a_dictionary_and_bits(minari_root, tmp_path):
+    store = made("Pictures", tmp_path, ("image",), Learner(algorithm="bc", hidden=(), network="convolutional", optimiser="adam", learning_rate=0.003))  # too slow to compare
+    settings = store.settings()
+    assert verify(store.certificate()) == [] and settings.card.observation_shape == (8, 9, 3) and store.states().dtype == np.uint8 and settings.actions == 4
+    assert Ensemble(str(store.path)).act(store.states()).shape == (6, 2)
+
+
+def test_cells_one_hot_and_matrices(minari_root, tmp_path):
+    store = made("Cells", tmp_path)
+    settings = store.settings()
+    assert verify(store.certificate()) == [] and settings.card.observation_shape == (9,) and np.array_equal(store.states().sum(1), np.ones(6)) and settings.dimensions == 4
+    assert Ensemble(str(store.path)).act(store.states()).shape == (6, 2, 2)
+
+
+@pytest.mark.parametrize(("name", "keys", "shape", "actions"), [("Rooms", ("near", "way"), (10,), 6), ("Cells", (), (9,), 4)])
+def test_without_an_environment_spaces_are_those_that_the_dataset_declares(minari_root, tmp_path, name, keys, shape, actions):
+    np.save(tmp_path / "states.npy", np.eye(3, shape[0], dtype=np.float32))
+    request = Request(
+        dataset=f"{name.lower()}-v0", observation_keys=keys, mechanism="bag", bag_size=6, learner=LEARNER, fit={"steps": 20}, no_environment=True, states_file=str(tmp_path / "states.npy"),
+    )
+    dataset = read_dataset(request)
+    settings, states = make_settings(request, dataset, Choices())
+    assert settings.card.observation_shape == shape and max(settings.actions, settings.dimensions) == actions and settings.environment_actions.declared.shape in ((2,), (2, 2))
+    store = RunStore.create_or_open(str(tmp_path / "run"), settings, secret=SECRET)
+    store.write_states(states)
+    store.add_target(20)
+    store.commit(train_and_evaluate(settings, SECRET, training_units(settings, dataset), states, range(20), "cpu"))
+    store.write_json("baselines.json", {"reference": None})
+    certify(store, Choices())
+    assert verify(store.certificate()) == [] and store.certificate()["inputs"]["features"].get("keys", []) == list(keys)
+    assert Ensemble(str(store.path)).act(states).shape[1:] == settings.environment_actions.declared.shape
