@@ -12,6 +12,7 @@ from mucd_ray.data.environments.card import EnvironmentCard
 from mucd_ray.data.environments.cards import no_card, shipped_card
 from mucd_ray.data.environments.make import make_environment
 from mucd_ray.data.environments.recorded_in import name_of
+from mucd_ray.data.spaces import Observations
 from mucd_ray.errors import MucdError
 from mucd_ray.modules import check_module_name
 
@@ -70,7 +71,8 @@ class UserEnvironment:
 
 
 def card_of(
-    env_id: str, said: UserEnvironment, given: EnvironmentCard | None = None, *, scaled: bool, observation_shape: tuple[int, ...] | None = None, action_space: gym.Space | None = None
+    env_id: str, said: UserEnvironment, given: EnvironmentCard | None = None, *, scaled: bool, observation_shape: tuple[int, ...] | None = None, action_space: gym.Space | None = None,
+    observation_keys: tuple[str, ...] = (),
 ) -> EnvironmentCard:
     """The user's card, else the shipped one that fits best, else one of what the environment declares; with what the user says instead.
 
@@ -79,6 +81,7 @@ def card_of(
         given: the user's card.
         scaled: whether features are needed, and not observations as they are.
         observation_shape, action_space: choose between shipped cards, as of `shipped_card`.
+        observation_keys: of a card of what the environment declares.
     Raises:
         MucdError: there is no card and no return range, or what is needed is not declared.
     """
@@ -86,11 +89,11 @@ def card_of(
         raise MucdError(f"--make-kwargs {said.make_kwargs} are not those of the card of {given.env_id}, {given.make_kwargs}: leave one of them out")
     card = given or shipped_card(env_id, observation_shape, action_space, said.make_kwargs)
     if card is None or said.make_kwargs not in (None, card.make_kwargs):
-        return declared_card(env_id, said, scaled=scaled)
+        return declared_card(env_id, said, scaled=scaled, observation_keys=observation_keys)
     return said.of_card(card)
 
 
-def declared_card(env_id: str, said: UserEnvironment, *, scaled: bool) -> EnvironmentCard:
+def declared_card(env_id: str, said: UserEnvironment, *, scaled: bool, observation_keys: tuple[str, ...] = ()) -> EnvironmentCard:
     """A card of what the environment declares, and of the return range that the user gives; observations as they are, or `scaled` by their declared bounds.
 
     Raises:
@@ -102,7 +105,7 @@ def declared_card(env_id: str, said: UserEnvironment, *, scaled: bool) -> Enviro
             f"{no_card(name)}: give the range of its returns, --return-range LO,HI, into which they are clipped, or a card, --card FILE, as `mucd card {name} --out FILE` writes "
             "of what the environment declares"
         )
-    values = declared(name, said)
+    values = declared(name, said, observation_keys)
     if any(None in values[field] for field in ("center", "scale")):
         if scaled:
             raise MucdError(
@@ -115,12 +118,12 @@ def declared_card(env_id: str, said: UserEnvironment, *, scaled: bool) -> Enviro
     return card if scaled else card.raw()
 
 
-def declared(env_id: str, said: UserEnvironment = UserEnvironment()) -> dict:
+def declared(env_id: str, said: UserEnvironment = UserEnvironment(), observation_keys: tuple[str, ...] = ()) -> dict:
     """Fields of an `EnvironmentCard` as the environment declares them: its spaces, its time limit, its range of rewards if it has one, and the return that is registered as
     solving it. None, or None in a list, stands for what it does not declare and the user does not say.
 
     Raises:
-        MucdError: there is no such environment, or its observations are not one array.
+        MucdError: there is no such environment, or its observations are in a space that is not supported.
     """
     environment = make_environment(env_id, **(said.make_kwargs or {}))
     try:
@@ -128,8 +131,8 @@ def declared(env_id: str, said: UserEnvironment = UserEnvironment()) -> dict:
         rewards = _range_of(getattr(environment.unwrapped, "reward_range", None))
     finally:
         environment.close()
-    if space.shape is None:
-        raise MucdError(f"observations of {env_id} are a {type(space).__name__}, not one array: wrap the environment, with gymnasium.wrappers.FlattenObservation, say, and register that")
+    if space.shape is None or observation_keys:  # a dictionary, say: what a run makes of it
+        space = Observations.of(space, observation_keys).space
     center, scale = _scales(space)
     steps = said.max_episode_steps or (spec.max_episode_steps if (spec.max_episode_steps or 0) >= 1 else None)
     returns = said.return_range
@@ -140,6 +143,7 @@ def declared(env_id: str, said: UserEnvironment = UserEnvironment()) -> dict:
         "env_id": env_id,
         "make_kwargs": said.make_kwargs or {},
         "observation_shape": tuple(space.shape),
+        **({"observation_keys": tuple(sorted(set(observation_keys)))} if observation_keys else {}),
         "indices": (),
         "center": center,
         "scale": scale,

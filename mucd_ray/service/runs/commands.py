@@ -176,7 +176,7 @@ def _check_card(store: RunStore, settings: RunSettings, path: str | None, said: 
         return
     # By the name alone: the module in an id of the folder is not imported, and its arguments are compared only.
     scaled = settings.mechanism.kind in WITH_NOISE or settings.mechanism.kind == Neighbours.kind
-    if said.return_range is None or not is_of(declared_card(card.env_id, said, scaled=scaled and card != card.raw())):
+    if said.return_range is None or not is_of(declared_card(card.env_id, said, scaled=scaled and card != card.raw(), observation_keys=card.observation_keys)):
         raise MucdError(
             f"{store.location} has no shipped card but one of its own, whose environment is {card.env_id!r:.100}, and which is made only on your word: give the file with "
             "which you began the run, --card FILE, or --return-range, --max-episode-steps and --make-kwargs as you gave them then"

@@ -355,7 +355,7 @@ def request_card(request: Request, dataset: OfflineDataset) -> EnvironmentCard:
         return replace(DeclaredCard.of(dataset, request.card), observation_keys=_keys(request))
     scaled = request.mechanism in WITH_NOISE or request.mechanism == Neighbours.kind and request.metric in (None, "declared")
     env_id = request.card.env_id if request.card else _environment_of(dataset)
-    card = card_of(env_id, request.environment, request.card, scaled=scaled, observation_shape=dataset.observations.shape[1:], action_space=dataset.action_space)
+    card = card_of(env_id, request.environment, request.card, scaled=scaled, observation_shape=dataset.observations.shape[1:], action_space=dataset.action_space, observation_keys=request.observation_keys)
     return card.of_keys(request.observation_keys) if request.observation_keys else card
 
 

@@ -65,7 +65,7 @@ def test_without_a_card_the_return_range_is_enough_for_raw_observations_and_boun
         declared_card("Corridor-v0", UserEnvironment(), scaled=False)
     with pytest.raises(MucdError, match="declares no bounds.*mucd card Corridor-v0 --out FILE.*--mechanism bag"):
         declared_card("Corridor-v0", RANGE, scaled=True)
-    with pytest.raises(MucdError, match="observations of Told-v0 are a Dict"):
+    with pytest.raises(MucdError, match="key words are in a space of type Text"):
         declared_card("Told-v0", RANGE, scaled=False)
     with pytest.raises(MucdError, match="'Nobodys-v0' cannot be made.*--import MODULE"):
         declared_card("Nobodys-v0", RANGE, scaled=False)
@@ -132,3 +132,13 @@ def test_a_module_that_cannot_be_imported_is_one_line_with_the_place(tmp_path, c
             import_modules([str(tmp_path / "broken.py")])
     with pytest.raises(MucdError, match="^--import no_such_module cannot be imported"):
         import_modules(["no_such_module"])
+
+
+def test_dictionaries_need_no_card_either():
+    import own_spaces  # noqa: F401  registers them
+
+    keys = ("way", "near", "count")
+    card = declared_card("own_spaces/Rooms-v0", RANGE, scaled=False, observation_keys=keys)
+    assert card.observation_shape == (14,) and card.observation_keys == tuple(sorted(keys)) and card == card.of_keys(keys)
+    with card.make() as environment:
+        assert environment.reset(seed=0)[0].shape == (14,)
