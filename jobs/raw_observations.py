@@ -176,7 +176,7 @@ def table(rows: list[dict]) -> str:
         against = {key: entry["return"] for key, entry in first["yardsticks"].items()}
         lines += [
             f"### {data.title}", "",
-            f"{trajectories} trajectories, `mucd record {BEHAVIOURS[data.behaviour].env_id} --transitions {data.transitions} --seed {data.seed}`; behaviour policy "
+            f"{trajectories} trajectories, `mucd record {BEHAVIOURS[data.behaviour].env_id} --behaviour {data.behaviour} --transitions {data.transitions} --seed {data.seed}`; behaviour policy "
             f"{against['behaviour']:.4g}, best constant action {against['best_constant_return']:.4g}.", "",
             "| mechanism | learner | P | mean return | the vote, or median, earns | keeps 90 % up to | 75 % | 50 % | above the best constant action up to | above the behaviour policy up to | median action radius | minutes |",
             "|" + "---|" * 12,
