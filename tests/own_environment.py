@@ -33,6 +33,30 @@ class Told(gym.Env):
     action_space = gym.spaces.Discrete(2)
 
 
+class Broken(Corridor):
+    """What an environment may do wrong, in its third step."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.steps = how, 0
+
+    def step(self, action):
+        self.steps += 1
+        observation, reward, ends, cut, info = super().step(action)
+        if self.steps == 3:
+            if self.how == "leaves":
+                raise SystemExit(0)
+            if self.how == "raises":
+                raise ValueError("one\ntwo")
+            return {
+                "shape": (observation[:1], reward, ends, cut, info), "rewards": (observation, np.ones(3), ends, cut, info), "words": (observation, "much", ends, cut, info),
+                "ends": (observation, reward, np.zeros(2, bool), cut, info), "four": (observation, reward, ends, info), "nan": (observation * np.nan, reward, ends, cut, info),
+                "nan reward": (observation, np.nan, ends, cut, info), "nothing": None,
+            }[self.how]
+        return observation, reward, ends, cut, info
+
+
+gym.register("Broken-v0", entry_point=Broken, max_episode_steps=40)
 gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=40, reward_threshold=3.0)
 gym.register("Endless-v0", entry_point=Corridor)
 gym.register("Told-v0", entry_point=Told, max_episode_steps=5)
@@ -45,6 +69,10 @@ def right(observation):
 
 def breaks(observation):
     return observation[7]
+
+
+def leaves(observation):
+    raise SystemExit(3)
 
 
 def half(observation):

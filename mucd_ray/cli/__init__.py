@@ -50,7 +50,7 @@ COMMANDS = (
 
 def main(arguments: list[str] | None = None) -> int:
     open_standard_streams()
-    received = []
+    received, options = [], None
     try:
         try:
             options = build_parser().parse_args(arguments)
@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
             status = options.command(options, out)
         return status or 0
     except MucdError as error:
+        if received:  # inside the user's code, whose SystemExit is a failure like any other
+            return _ended(received[0])
         return last_words(2, f"error: {' '.join(str(error).split())}")
     except OSError as error:
         if isinstance(error, BrokenPipeError) and readers_are_gone():
@@ -72,10 +74,16 @@ def main(arguments: list[str] | None = None) -> int:
         return last_words(2, f"error: there is not enough memory ({error}): ask for less at a time, or use a machine with more" if str(error) else "error: there is not enough memory")
     except KeyboardInterrupt:
         return last_words(130, "interrupted; run the same command again to continue")
-    except SystemExit:
-        if not received:
+    except SystemExit as error:
+        if received:
+            return _ended(received[0])
+        if options is None:  # --help, or a word that it does not know
             raise
-        return last_words(128 + received[0], f"{ENDED[received[0]]}; run the same command again to continue")
+        return last_words(2, f"error: code of yours ends the process (SystemExit: {error}): mend it")
+
+
+def _ended(number: int) -> int:
+    return last_words(128 + number, f"{ENDED[number]}; run the same command again to continue")
 
 
 def build_parser() -> Parser:

@@ -50,7 +50,7 @@ def record(options, out):
             summary = record_dataset(
                 options.environment, options.behaviour, 20_000 if options.transitions is None else options.transitions, options.seed or 0, options.dataset,
                 tuple(options.noise) if options.noise else None, frames=options.frames, operators=options.operators, overwrite=options.overwrite, progress=progress,
-                policy=given_policy(options.policy, options.environment) if options.policy else None, said=said,
+                policy=given_policy(options.policy, options.environment) if options.policy is not None else None, said=said,
             )
     text = (
         f"{summary['dataset_id']}: {counted(summary['transitions'], 'transition')} in {counted(summary['trajectories'], 'trajectory')} of {summary['env_id']}, "

@@ -214,8 +214,10 @@ def _declared(text: str | None, shape: tuple[int, ...]) -> gym.Space | None:
         numbers = [float(part) for part in text.split(",")]
         if len(numbers) == 1 and numbers[0].is_integer() and 1 <= numbers[0] <= MOST_ACTIONS:
             return gym.spaces.Discrete(int(numbers[0]))
-        if len(numbers) == 2 and np.isfinite(numbers).all() and numbers[0] < numbers[1]:
-            return gym.spaces.Box(np.float32(numbers[0]), np.float32(numbers[1]), shape or (1,), np.float32)
+        with np.errstate(over="ignore"):
+            bounds = np.array(numbers, np.float32)
+        if len(numbers) == 2 and np.isfinite(bounds).all() and bounds[0] < bounds[1]:
+            return gym.spaces.Box(bounds[0], bounds[1], shape or (1,), np.float32)
     except ValueError:
         pass
     raise MucdError(f"--actions {printable(text)!r}: give the number of actions, such as 5, or the range of continuous ones, such as -1,1")

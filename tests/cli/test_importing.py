@@ -41,6 +41,7 @@ def test_what_is_wrong_is_one_line(log, tmp_path, refusal):
     assert "observations have shape [3], CartPole-v1 has" in refusal("import", str(log), "--dataset", "mine/log-v0", "--columns", foreign.COLUMNS, "--environment", "CartPole-v1")
     assert "give one of them" in refusal("import", str(log), "--dataset", "mine/log-v0", "--actions", "3", "--environment", "CartPole-v1")
     assert "--actions 'many'" in refusal("import", str(log), "--dataset", "mine/log-v0", "--columns", foreign.COLUMNS, "--actions", "many")
+    assert "--actions '-1e300,1e300'" in refusal("import", str(log), "--dataset", "mine/log-v0", "--columns", foreign.COLUMNS, "--actions=-1e300,1e300")
     assert not list((tmp_path / "minari").rglob("*")) and not (tmp_path / "run").exists()
 
 

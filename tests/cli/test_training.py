@@ -24,6 +24,7 @@ def test_bad_runs_are_refused_before_anything_is_written(refusal, recordings, tm
         (tmp_path / f"{name}.json").write_text(json.dumps({**card_for("CartPole-v1").to_dict(), **change}))
     np.save(tmp_path / "states.npy", np.zeros((4, 9)))
     np.save(tmp_path / "nan.npy", np.full((4, 4), np.nan))
+    np.save(tmp_path / "four.npy", np.zeros((4, 4)))
     for arguments, named in [
         (["unknown/data-v0"], cartpole),
         ([cartpole, "--instances", "1"], "at least 11 are needed"),
@@ -50,6 +51,11 @@ def test_bad_runs_are_refused_before_anything_is_written(refusal, recordings, tm
         ([cartpole, "--discount", "0.9", "--card", str(bare)], "reward_range"),
         *(([cartpole, "--card", str(tmp_path / f"{name}.json")], named) for name, named in (("lines", "source 'one\\ntwo' must be one line"), ("half", "must be one line"), ("wide", "within +-1e+100"), ("narrow", "wider than 1e-06 of its ends"))),
         ([cartpole, "--chosen", "by a paper\nand by hand"], "one line of printable text"),
+        ([cartpole, "--max-episode-steps", "99999999999999999999"], "--max-episode-steps 99999999999999999999"),
+        ([cartpole, "--mechanism", "bag", "--unit", "trajectory", "--bag-size", "3", "--instances", "100000000"], "100000000 instances are more than"),
+        ([cartpole, "--mechanism", "bag", "--unit", "trajectory", "--bag-size", "3", "--algorithm", "c51", "--constant", "v_min=5", "--constant", "v_max=5"], "v_min 5.0 must be below v_max 5.0"),
+        ([cartpole, "--mechanism", "bag", "--unit", "trajectory", "--bag-size", "3", "--network", "convolutional"], "wants images"),
+        ([cartpole, "--mechanism", "bag", "--unit", "trajectory", "--bag-size", "3", "--mirrored", "--no-environment", "--states-file", str(tmp_path / "four.npy")], "--mirrored needs a mirror"),
         ([cartpole, "--until", "better"], "goal 'better'"),
         ([cartpole, "--until", "return>=2@0.01"], "goal 'return>=2@0.01'"),
         ([cartpole, "--until", "return>=0.5@0.9"], "fraction 0.9"),
@@ -60,7 +66,7 @@ def test_bad_runs_are_refused_before_anything_is_written(refusal, recordings, tm
     ]:
         message = refusal("run", *arguments, "--out", str(out))
         assert named in message, (arguments, message)
-        assert not (out / "blocks").exists() or "--address" in arguments
+        assert not out.exists() or "--address" in arguments
 
 
 def test_help_tells_the_true_defaults(capsys):

@@ -4,10 +4,11 @@ import importlib
 import warnings
 
 import gymnasium as gym
+import numpy as np
 
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
-from mucd_ray.modules import look_in_working_folder
+from mucd_ray.modules import look_in_working_folder, told
 
 # What an environment's id starts with: (the module it needs, the extra of this package that installs it).
 EXTRAS = {
@@ -44,6 +45,38 @@ class StepLimit(gym.wrappers.TimeLimit):
         return observation, reward, terminated, truncated or (not terminated and self._elapsed_steps >= self._max_episode_steps), info
 
 
+class AsPromised(gym.Wrapper):
+    """An environment that answers as Gymnasium says: its code may be the user's, and what fails in it is told in a line."""
+
+    @property
+    def spec(self):
+        return self.env.spec
+
+    def reset(self, **options):
+        try:
+            observation, info = self.env.reset(**options)
+            self._check(observation)
+            return observation, info
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def step(self, action):
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            self._check(observation)
+            return observation, float(reward), bool(terminated), bool(truncated), info
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def _check(self, observation) -> None:
+        shape = self.observation_space.shape
+        if shape is not None and np.shape(observation) != shape:
+            raise ValueError(f"an observation of shape {np.shape(observation)}, declared are {shape}")
+
+    def _failure(self, error: Exception) -> Exception:
+        return error if isinstance(error, MucdError | MemoryError) else MucdError(f"environment {self.spec.id} fails ({told(error)}): mend it")
+
+
 def make_environment(env_id: str, **kwargs) -> gym.Env:
     """A fresh environment; the package that an id needs is imported on first use.
 
@@ -60,7 +93,7 @@ def make_environment(env_id: str, **kwargs) -> gym.Env:
     if ":" in env_id:
         look_in_working_folder()
     try:
-        return gym.make(env_id, disable_env_checker=True, **kwargs)
+        return AsPromised(gym.make(env_id, disable_env_checker=True, **kwargs))
     except gym.error.UnregisteredEnv as error:
         raise MucdError(
             f"environment {env_id!r} cannot be made ({printable(error)}): give an installed Gymnasium id, and with --import MODULE the package that registers it, if that is not Gymnasium's own"

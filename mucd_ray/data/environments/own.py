@@ -14,6 +14,7 @@ from mucd_ray.data.environments.make import make_environment
 from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.spaces import Observations
 from mucd_ray.errors import MucdError
+from mucd_ray.files import LARGEST_WHOLE
 from mucd_ray.modules import check_module_name
 
 # A Box bounded by more than this says nothing about how large its entries are.
@@ -53,8 +54,8 @@ class UserEnvironment:
             check_module_name(name, "--import")
         if len(set(self.imports)) < len(self.imports):
             raise MucdError(f"--import {' --import '.join(self.imports)} names one twice: name each once")
-        if self.max_episode_steps is not None and not (type(self.max_episode_steps) is int and self.max_episode_steps >= 1):
-            raise MucdError(f"--max-episode-steps {self.max_episode_steps} must be a whole number, at least 1")
+        if self.max_episode_steps is not None and not (type(self.max_episode_steps) is int and 1 <= self.max_episode_steps <= LARGEST_WHOLE):
+            raise MucdError(f"--max-episode-steps {self.max_episode_steps} must be a whole number, at least 1 and at most {LARGEST_WHOLE:,}")
         if self.return_range is not None and not -math.inf < self.return_range[0] < self.return_range[1] < math.inf:
             raise MucdError(f"--return-range {','.join(map(str, self.return_range))} must be two finite numbers, the lower first, such as -500,330")
 

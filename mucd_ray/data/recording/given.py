@@ -46,7 +46,7 @@ class Given(Behaviour):
     def _called(self, function, *arguments):
         try:
             return function(*arguments)
-        except Exception as error:  # the user's code
+        except (Exception, SystemExit) as error:  # the user's code
             raise MucdError(f"--policy {self.name} fails ({told(error)}): mend it; nothing is recorded") from error
 
     def _checked(self, action, space: gym.Space):

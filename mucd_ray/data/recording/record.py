@@ -140,14 +140,10 @@ def _episode(environment: gym.Env, policy, seed: int, sees_ram: bool) -> Episode
     # Every step but the last neither terminated nor truncated.
     flags = np.zeros((2, len(rewards)), bool)
     flags[:, -1] = ended
-    return EpisodeBuffer(
-        seed=seed,
-        observations=np.stack(observations),
-        actions=np.array(actions),
-        rewards=np.array(rewards, np.float64),
-        terminations=flags[0],
-        truncations=flags[1],
-    )
+    stacked = np.stack(observations)
+    if not (np.isfinite(stacked).all() and np.isfinite(rewards).all()):
+        raise MucdError(f"environment {environment.spec.id} gives NaN or inf among its observations or rewards: mend it; nothing is recorded")
+    return EpisodeBuffer(seed=seed, observations=stacked, actions=np.array(actions), rewards=np.array(rewards, np.float64), terminations=flags[0], truncations=flags[1])
 
 
 def _write(environment, behaviour, episodes, metadata, dataset_id, path, overwrite) -> None:

@@ -96,11 +96,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     store.secret()
     check_imports(store, settings, resources.imports)
     choices.check(settings)
-    needed = least_instances(max(settings.actions, 2), effective_eta(choices.eta, choices.looks, instances))
-    if instances < needed:
-        raise MucdError(f"{instances} instances cannot certify anything at eta {exactly(choices.eta)}: at least {needed} are needed (--instances {needed})")
-    if instances > MOST_INSTANCES:
-        raise MucdError(f"{instances} instances are more than the {MOST_INSTANCES:,} for which a run folder has names: ask for fewer")
+    check_instances(settings, choices, instances)
     check_code(settings)
     if dataset.fingerprint() != settings.fingerprint:
         raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.location} began: restore it, or start a new run folder")
@@ -109,6 +105,15 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     _refuse_less(store, instances)
     certificate = _trained(store, settings, dataset, instances, choices, resources, states)
     return with_votes(store, certificate, choices) if choices.policy == "vote" else certificate
+
+
+def check_instances(settings: RunSettings, choices: Choices, instances: int) -> None:
+    """Raise MucdError where so few instances certify nothing, or a run folder has no names for so many."""
+    needed = least_instances(max(settings.actions, 2), effective_eta(choices.eta, choices.looks, instances))
+    if instances < needed:
+        raise MucdError(f"{instances} instances cannot certify anything at eta {exactly(choices.eta)}: at least {needed} are needed (--instances {needed})")
+    if instances > MOST_INSTANCES:
+        raise MucdError(f"{instances} instances are more than the {MOST_INSTANCES:,} for which a run folder has names: ask for fewer")
 
 
 def _trained(store: RunStore, settings: RunSettings, dataset: OfflineDataset, instances: int, choices: Choices, resources: Resources, states) -> dict:

@@ -36,7 +36,7 @@ from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.modules import import_modules
 from mucd_ray.service.runs.choices import Choices
-from mucd_ray.service.runs.driver import train
+from mucd_ray.service.runs.driver import check_instances, train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_fit, planned, settled
 from mucd_ray.service.runs.neighbours import EPISODES, card_with_metric, check_neighbours, run_neighbours
 from mucd_ray.service.runs.settings import MOST, RunSettings, check_history, code_digest, constants_of, package_version
@@ -231,6 +231,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     settings.radius_cap(choices.threat)
     if request.mechanism == Neighbours.kind:
         check_neighbours(settings)
+    elif request.trainer is None:
+        settings.problem  # raises what trainers would say of the learner when the run folder is made
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
     from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and request.neighbours is None and tuned is None
@@ -262,6 +264,8 @@ def _fit(request: Request, learner: Learner, card: EnvironmentCard, discrete: bo
     entries = constants_of(card, request.mechanism, learner.network).get("entries")
     fit = Fit(**{"mirrored": mirrored, "entries": entries} | usual | asked)
     # A trainer would say so, too, but only after the run folder is made.
+    if fit.mirrored and card.mirror is None:
+        raise MucdError(f"--mirrored needs a mirror, and the card of {card.env_id} has none: leave it out, or give mirror_observation and mirror_actions in a card, --card FILE")
     if fit.entries is not None and learner.network != "dense":
         raise MucdError(f"{fit.entries} entries cannot be chosen for a {learner.network} network, which looks at whole observations: leave --entries out")
     if fit.entries is not None and fit.entries > card.width:
@@ -434,6 +438,8 @@ def execute(
     secret = None if seed is None else hashlib.sha256(f"mucd seed {seed}".encode()).digest()
     if seed is not None:
         settings = replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
+    if request.mechanism != Neighbours.kind:
+        check_instances(settings, choices, request.instances)
     if settings.trainer is not None and resources.runtime_env is None and not RunStore(storage).exists():
         # Before anything is written; with another environment only the trainers can tell.
         open_nursery(settings, "cpu")

@@ -129,10 +129,12 @@ class RunStore:
                 # Another process may have made it a run folder since the look above.
                 if foreign and not store.exists():
                     raise MucdError(f"{store.location} is not empty and not a run folder: choose a new folder with --storage")
+                content = json.dumps(settings.to_dict(), indent=1).encode()
+                RunSettings.from_dict(read_json(content, "what this run is asked for"))  # a folder that could not be read again is none
                 check_commits(store.storage)
                 store.storage.create("secret", (secret or secrets.token_bytes(32)).hex().encode(), private=True)
                 store.storage.create("secret.sha256", _secret_hash(store.storage.read("secret")), private=True)
-                store.storage.create("settings.json", json.dumps(settings.to_dict(), indent=1).encode())
+                store.storage.create("settings.json", content)
         except OSError as error:
             raise MucdError(f"run folder {store.location} cannot be written ({reason(error)}): choose another with --storage") from None
         store._check_same(settings, secret)

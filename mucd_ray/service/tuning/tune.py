@@ -77,6 +77,7 @@ def tuning_data(options, folder: Path) -> tuple[str, OfflineDataset]:
     """
     if (options.tune_on is None) == (options.simulate is None):
         raise MucdError("tune on data that you trust, --tune-on DATASET, or on the simulator, --simulate ENV_ID: exactly one of them")
+    check_numbers(options)
     if options.tune_on is not None:
         if (options.behaviour, options.policy, options.transitions) != (None, None, None):
             raise MucdError("--behaviour, --policy and --transitions are about --simulate: leave them out with --tune-on")
@@ -112,12 +113,17 @@ def _recorded_before(folder: Path) -> OfflineDataset | None:
     return None
 
 
-def make_question(options, kind: str, dataset: OfflineDataset, trainer: Outside | None = None) -> Question:
-    """Raises MucdError: the options do not fit each other or the data."""
+def check_numbers(options) -> None:
+    """Raise MucdError where one is outside its range, before anything is recorded."""
     for name, least, most in (("trials", 1, MOST_TRIALS), ("most_instances", 4, MOST_INSTANCES), ("seed", 0, LARGEST), ("instances", 1, MOST_INSTANCES), ("units", 1, LARGEST)):
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             raise MucdError(f"--{name.replace('_', '-')} {value} must be at least {least}, and at most {most:,}")
+
+
+def make_question(options, kind: str, dataset: OfflineDataset, trainer: Outside | None = None) -> Question:
+    """Raises MucdError: the options do not fit each other or the data."""
+    check_numbers(options)
     if dataset.env_id is None and not options.card:
         raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
     said, given = UserEnvironment.of(options), load_card(options.card) if options.card else None

@@ -66,11 +66,28 @@ def test_the_command_says_where_a_policy_fails_and_writes_nothing(minari_root, c
         ("no_such_module:act", "ModuleNotFoundError: No module named 'no_such_module'"),
         (OWN, "is none: give path/to/file.py:function"),
         ("a b:act", "--policy 'a b' is no name of a module"),
+        (f"{OWN}:leaves", "fails (SystemExit: 3 in "),
+        ("", "--policy is none"),
     ]:
         assert words in refused("--policy", policy)
     assert "noise 0.5 says nothing to random actions" in refused("--policy", "random", "--noise", "0.5")
     assert "leave one of them out" in refused("--policy", "random", "--behaviour", "acrobot-swing")
     assert "no behaviour for 'Corridor-v0'" in refused()
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("raises", "environment Broken-v0 fails (ValueError: one two in "), ("leaves", "code of yours ends the process (SystemExit: 0)"), ("shape", "an observation of shape (1,), declared are (2,)"),
+        ("rewards", "environment Broken-v0 fails (TypeError"), ("words", "could not convert string to float: 'much'"), ("ends", "environment Broken-v0 fails (ValueError"),
+        ("four", "environment Broken-v0 fails (ValueError"), ("nothing", "environment Broken-v0 fails (TypeError"), ("nan", "gives NaN or inf"), ("nan reward", "gives NaN or inf"),
+    ],
+)
+def test_an_environment_that_fails_is_one_line_and_nothing_is_written(minari_root, capfd, how, words):
+    arguments = ["--import", OWN, "--make-kwargs", json.dumps({"how": how}), "--policy", "random", "--transitions", "20", "--dataset", "corridor/no-v0"]
+    assert main(["record", "Broken-v0", *arguments]) == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error and words in error.splitlines()[-1] and not (minari_root / "corridor" / "no-v0").exists()
 
 
 def test_an_environment_without_end_or_with_words_is_refused(minari_root):
