@@ -13,6 +13,7 @@ import contextlib
 import inspect
 import io
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from mucd_ray.certify.file.certificate import make_certificate, make_inputs, par
 from mucd_ray.certify.file.certificate import verify as mismatches
 from mucd_ray.certify.file.evidence import exact_evidence, votes_evidence
 from mucd_ray.errors import MucdError
+from mucd_ray.files import printable
 from mucd_ray.mechanism.kinds import AnyMechanism, from_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
@@ -60,6 +62,8 @@ def run(dataset: str, *, storage: str, trainer: Callable | str | None = None, en
     with contextlib.ExitStack() as stack:
         if trainer is not None:
             options["trainer"] = _name_of(trainer) if callable(trainer) else trainer
+        if not isinstance(dataset, str) or dataset.startswith("-") or not isinstance(imports, (str, tuple, list)):
+            raise MucdError(f"dataset {dataset!r:.100} must be the id of one, and imports {imports!r:.100} the names of modules")
         if environment is not None:
             options["card"] = environment if isinstance(environment, (str, Path)) else _written(environment, stack)
         named = [f"--import={name}" for name in ([imports] if isinstance(imports, str) else imports)]
@@ -78,7 +82,8 @@ def load(run: str, *, encoder: str | None = None) -> "Ensemble":
     """
     from mucd_ray.service.serving.ensemble import Ensemble
 
-    return Ensemble(str(run), encoder)
+    with _files_named():
+        return Ensemble(str(run), encoder)
 
 
 def certify(
@@ -122,8 +127,9 @@ def certify(
         MucdError: evidence that does not fit together, or values outside their range.
     """
     mechanism = mechanism if isinstance(mechanism, AnyMechanism) else from_values(mechanism)
-    if type(units) is not int or not isinstance(return_range, (tuple, list)) or len(return_range) != 2:
-        raise MucdError(f"units {units!r:.60} must be a whole number, and return_range {return_range!r:.60} two numbers, (least, greatest)")
+    _check_statements(units, return_range, threat, accountant, band, rollouts, discount, clipped, assumptions)
+    if out is not None:
+        _check_new(out)
     if isinstance(mechanism, Neighbours):
         raise MucdError("the votes of neighbours are certified with the radii along episodes, which `mucd run --mechanism neighbours` finds: votes and returns alone do not do")
     evidence = None
@@ -139,6 +145,37 @@ def certify(
     return certificate
 
 
+def _check_statements(units, return_range, threat, accountant, band, rollouts, discount, clipped, assumptions) -> None:
+    """Raise MucdError where one is of another type: what a certificate says must be what was given, and not what that can be turned into."""
+    numbers = list(return_range) if isinstance(return_range, (tuple, list)) else []
+    if type(units) is not int or len(numbers) != 2 or not all(_is_number(number) for number in numbers):
+        raise MucdError(f"units {units!r:.60} must be a whole number, and return_range {return_range!r:.60} two numbers, (least, greatest)")
+    for name, value in (("threat", threat), ("accountant", accountant), ("band", band)):
+        if not isinstance(value, str):
+            raise MucdError(f"{name} {value!r:.60} must be a text")
+    if type(rollouts) is not int or type(clipped) is not bool or not _is_number(discount):
+        raise MucdError(f"rollouts {rollouts!r:.60} must be a whole number, discount {discount!r:.60} a number, and clipped {clipped!r:.60} True or False")
+    if not isinstance(assumptions, (tuple, list)) or not all(isinstance(text, str) and text.isprintable() for text in assumptions):
+        raise MucdError(f"assumptions {assumptions!r:.100} must be a list of sentences, each one line of printable text")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _check_new(out) -> None:
+    """Raise MucdError unless a certificate can be written there: before it is made."""
+    if not isinstance(out, (str, Path)) or not str(out):
+        raise MucdError(f"out {out!r:.100} must be the path of a folder")
+    folder = Path(out)
+    if (folder / "certificate.json").exists():
+        raise MucdError(f"{folder} has a certificate already: choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MucdError(f"{folder} cannot be made ({error.strerror}): choose another folder") from None
+
+
 def verify(certificate: dict | str, *, patience: float = 1.0) -> list[str]:
     """Every mismatch between what a certificate says and what follows from the evidence in it: an empty list if it holds.
 
@@ -149,8 +186,14 @@ def verify(certificate: dict | str, *, patience: float = 1.0) -> list[str]:
     Raises:
         MucdError: no certificate of this format, or more work than that.
     """
+    if not isinstance(certificate, (dict, str, Path)) or not _is_number(patience):
+        raise MucdError(f"certificate {certificate!r:.100} must be a certificate or its path, and patience {patience!r:.60} a number")
     if isinstance(certificate, dict):
-        return mismatches(parse_certificate(json.dumps(certificate).encode(), "this certificate"), patience)
+        try:
+            content = json.dumps(certificate).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise MucdError(f"this certificate is no JSON ({printable(error)}): give it as `certify` returns it") from None
+        return mismatches(parse_certificate(content, "this certificate"), patience)
     path = Path(certificate)
     return mismatches(read_certificate(path / "certificate.json" if path.is_dir() else path, patience), patience)
 
@@ -164,12 +207,22 @@ def _called(command: Callable, arguments: list[str], options: dict) -> dict:
         words += _words("--" + name.replace("_", "-"), value)
     told = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
             parsed = build_parser().parse_args(words)
     except SystemExit:
-        raise MucdError(" ".join(told.getvalue().split()).removeprefix("mucd: error: ")) from None
-    command(parsed, printed.append)
+        raise MucdError(" ".join(told.getvalue().split()).removeprefix("mucd: error: ") or "help is for the command line: leave it out") from None
+    with _files_named():
+        command(parsed, printed.append)
     return json.loads(printed[0])
+
+
+@contextlib.contextmanager
+def _files_named():
+    """Files and folders that cannot be read or written are refused in a line, as by the commands."""
+    try:
+        yield
+    except OSError as error:
+        raise MucdError(f"{error.strerror or error}: {error.filename or 'a file'}") from error
 
 
 def _words(option: str, value) -> list[str]:
@@ -179,7 +232,10 @@ def _words(option: str, value) -> list[str]:
     if isinstance(value, bool):
         return [option if value else option.replace("--", "--no-", 1)]
     if option == "--make-kwargs":
-        return [f"{option}={json.dumps(value)}"]
+        try:
+            return [f"{option}={json.dumps(value)}"]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise MucdError(f"make_kwargs {value!r:.200} are no JSON ({printable(error)}): give texts, numbers, lists and dictionaries") from None
     if isinstance(value, dict):
         return [f"{option}={key}={number}" for key, number in value.items()]
     return [f"{option}={','.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"]
@@ -196,6 +252,10 @@ def _name_of(trainer: Callable) -> str:
 
 
 def _written(card: "EnvironmentCard", stack: contextlib.ExitStack) -> str:
+    from mucd_ray.data.environments.card import EnvironmentCard
+
+    if not isinstance(card, EnvironmentCard):
+        raise MucdError(f"environment {card!r:.100} must be an EnvironmentCard, or the path of its JSON file")
     path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "card.json"
     path.write_text(json.dumps(card.to_dict()))
     return str(path)
@@ -214,8 +274,6 @@ def _array(name: str, values, dimensions: int) -> np.ndarray:
 def _write(folder: Path, certificate: dict) -> None:
     from mucd_ray.report.report import report_files
 
-    if (folder / "certificate.json").exists():
-        raise MucdError(f"{folder} has a certificate already: choose another folder")
     files = report_files(certificate, {}, str(folder)) | {"certificate.json": json.dumps(certificate, indent=1).encode()}
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

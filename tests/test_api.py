@@ -51,6 +51,10 @@ EVIDENCE = {"returns": [400.0] * 300, "return_range": (0, 500), "votes": [[290, 
         {"votes": [[1, 2], [3]]}, {"votes": [[289.5, 10.5]]}, {"votes": [[290, 11]]}, {"votes": [[300]]}, {"returns": []}, {"returns": [float("nan")] * 300}, {"returns": ["a"] * 300},
         {"units": 5}, {"units": 1000.5}, {"units": "1000"}, {"mechanism": {"kind": "x"}}, {"mechanism": 3}, {"return_range": (0, 1)}, {"return_range": None}, {"eta": "x"}, {"eta": 0},
         {"threat": "none"}, {"mechanism": {"kind": "neighbours", "unit": "trajectory", "neighbours": 3, "metric": "declared"}},
+        # What a certificate says is what was given: 1.5 episodes are not one.
+        {"rollouts": 1.5}, {"rollouts": True}, {"rollouts": None}, {"clipped": "no"}, {"clipped": None}, {"discount": "x"}, {"discount": None}, {"return_range": ("a", "b")}, {"return_range": (0, 10**400)},
+        {"return_range": (None, 1)}, {"threat": ["symmetric"]}, {"band": {}}, {"accountant": None}, {"assumptions": ("one\ntwo",)}, {"assumptions": ("\x1b[31m",)}, {"assumptions": (1,)},
+        {"assumptions": "abc"}, {"assumptions": None}, {"assumptions": ("\ud800",)}, {"out": ""}, {"out": 3}, {"out": "/proc/none"}, {"out": __file__},
     ],
     ids=str,
 )
@@ -78,3 +82,19 @@ def test_certifying_and_verifying_need_numpy_and_scipy_only():
         "assert not {'torch', 'ray', 'gymnasium', 'minari', 'matplotlib'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [], b"x", {"a": object()}, {1: {2}}], ids=str)
+def test_what_is_no_certificate_is_refused(refusal, wrong):
+    refusal(lambda: mucd_ray.verify(wrong))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"dataset": None}, {"dataset": 3}, {"dataset": "--help"}, {"help": True}, {"environment": 3}, {"environment": {}}, {"imports": 3}, {"make_kwargs": {"a": object()}}, {"make_kwargs": {"a": {1}}}, {"storage": None}],
+    ids=str,
+)
+def test_a_run_that_cannot_be_is_refused_and_nothing_is_written(tmp_path, capfd, wrong):
+    with pytest.raises(mucd_ray.MucdError, match="."):
+        mucd_ray.run(**{"dataset": "cartpole/none-v0", "storage": str(tmp_path / "run")} | wrong)
+    assert not (tmp_path / "run").exists() and capfd.readouterr().out == ""
