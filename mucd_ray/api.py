@@ -25,7 +25,7 @@ from mucd_ray.certify.file.certificate import make_certificate, make_inputs, par
 from mucd_ray.certify.file.certificate import verify as mismatches
 from mucd_ray.certify.file.evidence import exact_evidence, votes_evidence
 from mucd_ray.errors import MucdError
-from mucd_ray.files import printable
+from mucd_ray.files import printable, write_file
 from mucd_ray.mechanism.kinds import AnyMechanism, from_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
@@ -276,5 +276,6 @@ def _write(folder: Path, certificate: dict) -> None:
 
     files = report_files(certificate, {}, str(folder)) | {"certificate.json": json.dumps(certificate, indent=1).encode()}
     for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+        with _files_named():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_file(folder / name, content)

@@ -1,4 +1,4 @@
-"""Bytes from outside: JSON and .npy, read so that no file of an attacker takes more than its own size (docs/files.md)."""
+"""Bytes from outside: JSON and .npy, read so that no file of an attacker takes more than its own size (docs/files.md); and files that the user names, written whole."""
 
 import contextlib
 import io
@@ -52,6 +52,33 @@ def read_file(path, most_bytes: int, within: Path | None = None) -> bytes:
         if status.st_size > most_bytes:
             raise MucdError(f"{path} has {status.st_size:,} bytes, at most {most_bytes:,} are read: it is not what it should be")
         return file.read(status.st_size)
+
+
+def write_file(path, content: bytes, *, new: bool = False) -> None:
+    """Write a file that the user named, whole or not at all; with `new` only if there is none.
+
+    Raises:
+        MucdError: it cannot be written, or is there already.
+    """
+    path = Path(path)
+    try:
+        if not new and path.exists() and not path.is_file():  # a pipe, say
+            path.write_bytes(content)
+            return
+        final = path if new else path.resolve()
+        part = final if new else final.with_name(f".{final.name}.{os.getpid()}")
+        with open(part, "xb", buffering=0) as file:
+            try:
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                if not new:
+                    os.replace(part, final)
+            except BaseException:
+                part.unlink()
+                raise
+    except OSError as error:
+        raise MucdError(f"{path} cannot be written ({error.strerror or error}): choose another place") from None
 
 
 def check_within(path, folder: Path) -> None:

@@ -159,6 +159,7 @@ def _frontier(options, asked: dict) -> list[dict]:
     import numpy as np
 
     from mucd_ray.certify.planning.plan import FRONTIER_INSTANCES, frontier
+    from mucd_ray.files import write_file
     from mucd_ray.report import plots
 
     file = Path(options.frontier)
@@ -171,10 +172,7 @@ def _frontier(options, asked: dict) -> list[dict]:
         curves.setdefault(counted(row["instances"], "instance"), []).append(row["fraction"])
     budgets = np.array(list(dict.fromkeys(row["signal_budget"] for row in rows)))
     look = replace(plots.WIDE, warning="not sound: the published rule" if options.accountant == "published" else "")
-    try:
-        file.write_bytes(plots.frontier(signal_budget=budgets, fraction={label: np.array(shares) for label, shares in curves.items()}, look=look))
-    except OSError as error:
-        raise MucdError(f"--frontier {file} cannot be written: {error.strerror}") from None
+    write_file(file, plots.frontier(signal_budget=budgets, fraction={label: np.array(shares) for label, shares in curves.items()}, look=look))
     return rows
 
 

@@ -65,10 +65,9 @@ def inspect_dataset(options, out):
 
 
 def _write_plot(file: str, loaded) -> None:
+    from mucd_ray.files import write_file
     from mucd_ray.report.plots import trajectories
 
     if loaded.dataset is None:
         raise MucdError("it has no valid trajectory: there is nothing to draw")
-    content = trajectories(lengths=[len(episode) for episode in loaded.episodes], returns=loaded.dataset.trajectory_returns)
-    with open(file, "wb") as target:
-        target.write(content)
+    write_file(file, trajectories(lengths=[len(episode) for episode in loaded.episodes], returns=loaded.dataset.trajectory_returns))

@@ -106,6 +106,7 @@ def card(options, out):
     from mucd_ray.data.environments.own import ASKED_FOR, UserEnvironment, card_file, declared
     from mucd_ray.data.environments.recorded_in import name_of
     from mucd_ray.data.formats.minari import recorded_environment
+    from mucd_ray.files import write_file
     from mucd_ray.modules import import_modules
 
     said = UserEnvironment.of(options)
@@ -114,8 +115,7 @@ def card(options, out):
     # What a dataset names is looked up in what is registered, and nothing that it names is imported.
     text, missing = card_file(declared(options.subject if recorded is None else name_of(recorded), said))
     if options.out:
-        with open(options.out, "x", encoding="utf-8") as file:
-            file.write(text + "\n")
+        write_file(options.out, (text + "\n").encode(), new=True)
     out(text if not options.out else json.dumps({"card": options.out, "missing": missing}) if options.json else options.out)
     for name in missing:
         print(f"mucd: {name} is not declared and to be filled in, never from the data to be certified: {ASKED_FOR[name]}", file=sys.stderr)

@@ -20,7 +20,7 @@ def test_bad_runs_are_refused_before_anything_is_written(refusal, recordings, tm
     card.write_text(json.dumps(card_for("Acrobot-v1").to_dict()))
     bare = tmp_path / "bare.json"
     bare.write_text(json.dumps({**card_for("CartPole-v1").to_dict(), "reward_range": None}))
-    for name, change in (("lines", {"source": "one\ntwo"}), ("half", {"source": "\ud800"}), ("wide", {"return_range": [-1e308, 1e308]}), ("narrow", {"return_range": [1e9, 1e9 + 1]})):
+    for name, change in (("lines", {"source": "one\ntwo"}), ("half", {"source": "\ud800"}), ("encoded", {"encoder": ["a" * 64, 4]}), ("long", {"env_id": "a" * 100_000}), ("wide", {"return_range": [-1e308, 1e308]}), ("narrow", {"return_range": [1e9, 1e9 + 1]})):
         (tmp_path / f"{name}.json").write_text(json.dumps({**card_for("CartPole-v1").to_dict(), **change}))
     np.save(tmp_path / "states.npy", np.zeros((4, 9)))
     np.save(tmp_path / "nan.npy", np.full((4, 4), np.nan))
@@ -49,7 +49,7 @@ def test_bad_runs_are_refused_before_anything_is_written(refusal, recordings, tm
         ([cartpole, "--discount", "0"], "discount 0.0"),
         ([cartpole, "--discount", "1.5"], "discount 1.5"),
         ([cartpole, "--discount", "0.9", "--card", str(bare)], "reward_range"),
-        *(([cartpole, "--card", str(tmp_path / f"{name}.json")], named) for name, named in (("lines", "source 'one\\ntwo' must be one line"), ("half", "must be one line"), ("wide", "within +-1e+100"), ("narrow", "wider than 1e-06 of its ends"))),
+        *(([cartpole, "--card", str(tmp_path / f"{name}.json")], named) for name, named in (("lines", "source 'one\\ntwo' must be one line"), ("half", "must be one line"), ("encoded", "give its file, --encoder FILE"), ("long", "at most 1000 characters"), ("wide", "within +-1e+100"), ("narrow", "wider than 1e-06 of its ends"))),
         ([cartpole, "--chosen", "by a paper\nand by hand"], "one line of printable text"),
         ([cartpole, "--max-episode-steps", "99999999999999999999"], "--max-episode-steps 99999999999999999999"),
         ([cartpole, "--mechanism", "bag", "--unit", "trajectory", "--bag-size", "3", "--instances", "100000000"], "100000000 instances are more than"),

@@ -43,6 +43,7 @@ MOST_CARD_BYTES = 1 << 24
 # Of one observation.
 MOST_ENTRIES = 1 << 24
 MOST_HISTORY = 1 << 10
+MOST_ID = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +112,8 @@ class EnvironmentCard:
     source: str
 
     def __post_init__(self):
-        if not isinstance(self.env_id, str) or not self.env_id.isprintable():
-            raise MucdError(f"env_id {self.env_id!r:.100} of a card must be a Gymnasium id")
+        if not isinstance(self.env_id, str) or not self.env_id.isprintable() or len(self.env_id) > MOST_ID:
+            raise MucdError(f"env_id {self.env_id!r:.100} of a card must be a Gymnasium id of at most {MOST_ID} characters")
         if not isinstance(self.make_kwargs, dict) or not isinstance(self.source, str):
             raise MucdError(f"card of {self.env_id}: make_kwargs must be an object and source a sentence")
         _check_history(self.history)

@@ -26,7 +26,9 @@ def card_for(
 def no_card(env_id: str) -> str:
     """That none is shipped, in words."""
     shipped = ", ".join(dict.fromkeys(card.env_id for card in CARDS))
-    version = next((f"; the shipped {card.env_id} is another version, with other dynamics or rewards" for card in CARDS if other_version(card.env_id, env_id)), "")
+    same = [f"; the shipped {card.env_id} is made with other arguments" for card in CARDS if card.env_id == env_id]
+    others = [f"; the shipped {card.env_id} is another version, with other dynamics or rewards" for card in CARDS if other_version(card.env_id, env_id)]
+    version = [*same, *others, ""][0]
     return f"no environment card is shipped for {env_id!r} (shipped: {shipped}{version})"
 
 

@@ -141,6 +141,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
     card = request_card(request, dataset)
     card.check(dataset)
+    if request.encoder is None and card.encoder is not None:
+        raise MucdError(f"the card of {card.env_id} has an encoder, which is run only on your word: give its file, --encoder FILE")
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
     actions, discrete = action_shape(dataset.action_space)
