@@ -181,7 +181,7 @@ def print_profile(rows: int) -> None:
     """Where the time of a step goes."""
     problem = make_problem("bc", SHAPES[1])
     units = UnitsOnDevice(make_data(problem, rows), torch.device("cuda"))
-    
+
     def run() -> None:
         train_captured(problem, mechanism_of(rows, 200), units, range(1024), Streams(bytes(32)))
 

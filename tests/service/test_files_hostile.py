@@ -18,7 +18,7 @@ from mucd_ray.data.environments.cards import card_for, load_card
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.service.runs.session import _states
+from mucd_ray.service.runs.session import _states_of_file
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage import store as store_module
 from mucd_ray.service.storage.store import Block, RunStore
@@ -115,11 +115,11 @@ def test_states_of_another_kind(store, tmp_path, refusal):
         (store.path / "states.npy").write_bytes(content)
         assert "states.npy cannot be read" in refusal(store.states)
         (tmp_path / "mine.npy").write_bytes(content)
-        assert "mine.npy cannot be read" in refusal(_states, tmp_path / "mine.npy", SETTINGS.card)
+        assert "mine.npy cannot be read" in refusal(_states_of_file, tmp_path / "mine.npy", SETTINGS.card)
     np.save(tmp_path / "objects.npy", np.array([os.system, 1], object), allow_pickle=True)
-    assert "cannot be read" in refusal(_states, tmp_path / "objects.npy", SETTINGS.card)
+    assert "cannot be read" in refusal(_states_of_file, tmp_path / "objects.npy", SETTINGS.card)
     np.savez(tmp_path / "several.npz", np.zeros(4))
-    assert "cannot be read" in refusal(_states, tmp_path / "several.npz", SETTINGS.card)
+    assert "cannot be read" in refusal(_states_of_file, tmp_path / "several.npz", SETTINGS.card)
 
 
 @pytest.mark.parametrize("states", [np.zeros((3, 4)), np.zeros((7, 2)), np.zeros(7), np.zeros((0, 1 << 40)), np.float64(1)])

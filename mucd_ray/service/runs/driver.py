@@ -282,7 +282,7 @@ class Driver:
                 self.live.renew()
                 bar.update(result is not None)
 
-    def train(self, instances: int, behaviour: dict | None) -> Evidence:
+    def train(self, instances: int, behaviour: dict | None) -> Evidence:  # type: ignore[return]
         """The evidence of instances 0..instances-1: what is missing is trained, and beside it the baselines if they are missing, too.
 
         Args:

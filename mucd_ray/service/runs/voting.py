@@ -200,7 +200,7 @@ def _read(store: RunStore, name: str, horizon: int, least_reward: float | None) 
     try:
         file = store.read_json(name)
         table = checked_array("table", file["table"], 2)
-        tree_of(file["episode"], *table.shape, horizon, least_reward)
+        tree_of(file["episode"], *table.shape, horizon, least_reward)  # type: ignore[call-arg]
         return table, file["episode"]
     except (MucdError, LookupError, TypeError, ValueError) as error:
         raise MucdError(f"{store.file(name)} is no episode of the voted policy ({printable(error)}): delete it, and it is played again") from None
