@@ -85,8 +85,8 @@ def certify(
     *,
     mechanism: AnyMechanism | dict,
     units: int,
-    returns: np.ndarray,
-    return_range: tuple[float, float],
+    returns: np.ndarray | None = None,
+    return_range: tuple[float, float] | None = None,
     votes: np.ndarray | None = None,
     reference: np.ndarray | None = None,
     eta: float = 0.001,
@@ -106,7 +106,7 @@ def certify(
     Args:
         mechanism: such as `Bag(unit="trajectory", bag_size=10)` (mucd_ray.mechanism), or its fields as a dict with the `kind`.
         units: N, how many units the dataset has.
-        returns: what each instance earned, in any order, [P].
+        returns: what each instance earned, in any order, [P]; None: actions alone are certified.
         return_range: public (least, greatest) return.
         votes: at S public states how many of the P instances prefer each of A actions, [S, A]; of a partition those of all its parts.
         reference: [S], the actions against which certified accuracy is counted.
@@ -122,17 +122,22 @@ def certify(
         MucdError: evidence that does not fit together, or values outside their range.
     """
     mechanism = mechanism if isinstance(mechanism, AnyMechanism) else from_values(mechanism)
-    if type(units) is not int or not isinstance(return_range, (tuple, list)) or len(return_range) != 2:
-        raise MucdError(f"units {units!r:.60} must be a whole number, and return_range {return_range!r:.60} two numbers, (least, greatest)")
+    if type(units) is not int:
+        raise MucdError(f"units {units!r:.60} must be a whole number")
+    if returns is None and votes is None:
+        raise MucdError("there are neither votes nor returns: give at least one of them")
+    if returns is not None and not (isinstance(return_range, (tuple, list)) and len(return_range) == 2):
+        raise MucdError(f"return_range {return_range!r:.60} must be two numbers, (least, greatest)")
     if isinstance(mechanism, Neighbours):
         raise MucdError("the votes of neighbours are certified with the radii along episodes, which `mucd run --mechanism neighbours` finds: votes and returns alone do not do")
     evidence = None
     if votes is not None:
         evidence = (exact_evidence if isinstance(mechanism, Partition) else votes_evidence)(_array("votes", votes, 2), None if reference is None else _array("reference", reference, 1))
-    inputs = make_inputs(
-        mechanism=mechanism, units=units, returns=_array("returns", returns, 1), return_range=return_range, actions=evidence, eta=eta, threat=threat, accountant=accountant,
-        band=band, rollouts=rollouts, discount=discount, clipped=clipped,
-    )
+    if returns is None:
+        earned = {"returns": [], "return_range": None, "rollouts": 0, "instances": sum(evidence["counts"][0])}
+    else:
+        earned = {"returns": _array("returns", returns, 1), "return_range": return_range, "rollouts": rollouts, "discount": discount, "clipped": clipped}
+    inputs = make_inputs(mechanism=mechanism, units=units, actions=evidence, eta=eta, threat=threat, accountant=accountant, band=band, **earned)
     certificate = make_certificate(inputs, assumptions=[*ELSEWHERE, *assumptions], context={"baselines": None, "made": "elsewhere"})
     if out is not None:
         _write(Path(out), certificate)
