@@ -90,8 +90,8 @@ def certify(
     *,
     mechanism: AnyMechanism | dict,
     units: int,
-    returns: np.ndarray,
-    return_range: tuple[float, float],
+    returns: np.ndarray | None = None,
+    return_range: tuple[float, float] | None = None,
     votes: np.ndarray | None = None,
     reference: np.ndarray | None = None,
     eta: float = 0.001,
@@ -111,7 +111,7 @@ def certify(
     Args:
         mechanism: such as `Bag(unit="trajectory", bag_size=10)` (mucd_ray.mechanism), or its fields as a dict with the `kind`.
         units: N, how many units the dataset has.
-        returns: what each instance earned, in any order, [P].
+        returns: what each instance earned, in any order, [P]; None: actions alone are certified.
         return_range: public (least, greatest) return.
         votes: at S public states how many of the P instances prefer each of A actions, [S, A]; of a partition those of all its parts.
         reference: [S], the actions against which certified accuracy is counted.
@@ -127,7 +127,11 @@ def certify(
         MucdError: evidence that does not fit together, or values outside their range.
     """
     mechanism = mechanism if isinstance(mechanism, AnyMechanism) else from_values(mechanism)
-    _check_statements(units, return_range, threat, accountant, band, rollouts, discount, clipped, assumptions)
+    _check_statements(units, None if returns is None else return_range, threat, accountant, band, rollouts, discount, clipped, assumptions)
+    if returns is None and votes is None:
+        raise MucdError("there are neither votes nor returns: give at least one of them")
+    if returns is not None and return_range is None:
+        raise MucdError("return_range None must be two numbers, (least, greatest)")
     if out is not None:
         _check_new(out)
     if isinstance(mechanism, Neighbours):
@@ -135,10 +139,11 @@ def certify(
     evidence = None
     if votes is not None:
         evidence = (exact_evidence if isinstance(mechanism, Partition) else votes_evidence)(_array("votes", votes, 2), None if reference is None else _array("reference", reference, 1))
-    inputs = make_inputs(
-        mechanism=mechanism, units=units, returns=_array("returns", returns, 1), return_range=return_range, actions=evidence, eta=eta, threat=threat, accountant=accountant,
-        band=band, rollouts=rollouts, discount=discount, clipped=clipped,
-    )
+    if returns is None:
+        earned = {"returns": [], "return_range": None, "rollouts": 0, "instances": sum(evidence["counts"][0])}
+    else:
+        earned = {"returns": _array("returns", returns, 1), "return_range": return_range, "rollouts": rollouts, "discount": discount, "clipped": clipped}
+    inputs = make_inputs(mechanism=mechanism, units=units, actions=evidence, eta=eta, threat=threat, accountant=accountant, band=band, **earned)
     certificate = make_certificate(inputs, assumptions=[*ELSEWHERE, *assumptions], context={"baselines": None, "made": "elsewhere"})
     if out is not None:
         _write(Path(out), certificate)
@@ -147,9 +152,10 @@ def certify(
 
 def _check_statements(units, return_range, threat, accountant, band, rollouts, discount, clipped, assumptions) -> None:
     """Raise MucdError where one is of another type: what a certificate says must be what was given, and not what that can be turned into."""
-    numbers = list(return_range) if isinstance(return_range, (tuple, list)) else []
-    if type(units) is not int or len(numbers) != 2 or not all(_is_number(number) for number in numbers):
-        raise MucdError(f"units {units!r:.60} must be a whole number, and return_range {return_range!r:.60} two numbers, (least, greatest)")
+    if type(units) is not int:
+        raise MucdError(f"units {units!r:.60} must be a whole number")
+    if return_range is not None and not (isinstance(return_range, (tuple, list)) and len(return_range) == 2 and all(map(_is_number, return_range))):
+        raise MucdError(f"return_range {return_range!r:.60} must be two numbers, (least, greatest)")
     for name, value in (("threat", threat), ("accountant", accountant), ("band", band)):
         if not isinstance(value, str):
             raise MucdError(f"{name} {value!r:.60} must be a text")

@@ -42,6 +42,13 @@ def test_the_same_evidence_from_elsewhere_gives_the_same_numbers(summary, tmp_pa
         mucd_ray.certify(**given, out=str(tmp_path / "mine"))
 
 
+def test_votes_alone_certify_actions():
+    both = mucd_ray.certify(**EVIDENCE)
+    alone = mucd_ray.certify(votes=EVIDENCE["votes"], mechanism=EVIDENCE["mechanism"], units=1000)
+    assert alone["results"]["action"] == both["results"]["action"] and alone["results"]["policy"] is None and mucd_ray.verify(alone) == []
+    assert any("Nothing is said of other states" in sentence for sentence in alone["claim"]) and not any("return" in sentence.split("With which")[0] for sentence in alone["claim"])
+
+
 EVIDENCE = {"returns": [400.0] * 300, "return_range": (0, 500), "votes": [[290, 10]], "mechanism": Bag(unit="trajectory", bag_size=10), "units": 1000}
 
 
@@ -49,7 +56,7 @@ EVIDENCE = {"returns": [400.0] * 300, "return_range": (0, 500), "votes": [[290, 
     "wrong",
     [
         {"votes": [[1, 2], [3]]}, {"votes": [[289.5, 10.5]]}, {"votes": [[290, 11]]}, {"votes": [[300]]}, {"returns": []}, {"returns": [float("nan")] * 300}, {"returns": ["a"] * 300},
-        {"units": 5}, {"units": 1000.5}, {"units": "1000"}, {"mechanism": {"kind": "x"}}, {"mechanism": 3}, {"return_range": (0, 1)}, {"return_range": None}, {"eta": "x"}, {"eta": 0},
+        {"units": 5}, {"units": 1000.5}, {"units": "1000"}, {"mechanism": {"kind": "x"}}, {"mechanism": 3}, {"return_range": (0, 1)}, {"return_range": None}, {"returns": None, "votes": None}, {"eta": "x"}, {"eta": 0},
         {"threat": "none"}, {"mechanism": {"kind": "neighbours", "unit": "trajectory", "neighbours": 3, "metric": "declared"}},
         # What a certificate says is what was given: 1.5 episodes are not one.
         {"rollouts": 1.5}, {"rollouts": True}, {"rollouts": None}, {"clipped": "no"}, {"clipped": None}, {"discount": "x"}, {"discount": None}, {"return_range": ("a", "b")}, {"return_range": (0, 10**400)},
@@ -63,6 +70,8 @@ def test_evidence_that_cannot_be_is_refused(refusal, wrong):
 
 
 def test_options_that_the_command_lacks_are_refused(refusal, recordings, tmp_path):
+    import mucd_ray.service.runs.commands  # noqa: F401  what the first call imports is not what a refusal costs
+
     def tried(**options):
         return refusal(lambda: mucd_ray.run(recordings["cartpole"], storage=str(tmp_path / "run"), **options))
 

@@ -18,6 +18,7 @@ from own_spaces import Rooms, card, record
 
 from mucd_ray.certify.file.certificate import verify
 from mucd_ray.data.environments.card import EnvironmentCard
+from mucd_ray.data.environments.own import UserEnvironment
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.service.runs.choices import Choices
@@ -83,9 +84,9 @@ def test_dictionaries_and_several_whole_numbers(rooms):
     assert np.unravel_index(answer["action"], (3, 2)) == tuple(np.array(answer["environment_action"]) - [1, 0])
     assert served.act(seen) in room.action_space and np.array_equal(served.act(seen), answer["environment_action"]) and np.array_equal(served.act(joined[None])[0], served.act(seen))
 
-    _check_card(store, settings, str(path))
+    _check_card(store, settings, str(path), UserEnvironment())
     with pytest.raises(MucdError, match="made only on your word"):
-        _check_card(store, settings, None)
+        _check_card(store, settings, None, UserEnvironment())
 
 
 @pytest.fixture(scope="module")

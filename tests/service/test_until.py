@@ -108,6 +108,7 @@ def test_certificates_of_a_run_that_was_looked_at(reference, capfd):
     assert "looked at at 100, 160, 250 instances" in notes and "chosen after looking" in notes
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_between_looks_stops_where_an_undisturbed_one_does(local_ray, reference, tmp_path):
     """A real process with its own Ray, SIGKILL between the first two looks; then the same command again."""
     store = new_run(reference, tmp_path)

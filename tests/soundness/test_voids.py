@@ -423,7 +423,7 @@ def test_the_secret_comes_from_the_operating_system_and_a_seed_is_spelled_out(tm
     def stop(store, *_):
         raise Stop(store)
 
-    monkeypatch.setattr(session, "load_dataset", lambda name, source_key: cartpole())
+    monkeypatch.setattr(session, "load_dataset", lambda name, **asked: cartpole())
     monkeypatch.setattr(session, "train", stop)
     with pytest.raises(Stop) as stopped:
         session.execute(Request(dataset="made-up", steps=5), str(tmp_path / "seeded"), choices=Choices(), seed=11)

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.file.evidence import FEATURES, TUNED_ON_THIS_DATASET
-from mucd_ray.certify.file.neighbours import declared_claim, neighbour_claim
+from mucd_ray.certify.file.neighbours import declared_claim, neighbour_claim, states_claim
 from mucd_ray.certify.file.voted import SURE, voted_claim
 from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
 from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
@@ -42,6 +42,8 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
         sentences.append(_features(inputs["features"] | ({"card": "the declared space"} if "declared" in inputs else {})))
     if "declared" in inputs:
         sentences += declared_claim(inputs, results)
+    elif results["policy"] is None:
+        sentences.append(states_claim(results))
     sentences += MECHANISMS[inputs["mechanism"]["kind"]](inputs["mechanism"], inputs["units"], kind, inputs["trainer"])
     if inputs["trainer"] is not None:
         sentences.append(_trainer(inputs["trainer"]))

@@ -194,8 +194,8 @@ def _check_without_returns(inputs: dict, mechanism) -> None:
     """Of policies that played nothing, what they do at given states is all that there is."""
     if (inputs["returns"], inputs["return_range"], inputs["discount"], inputs["clipped"]) != ([], None, 1, False) or "voted" in inputs:
         raise MucdError("rollouts 0 leave nothing to certify of returns: their list must be empty, their range null, the discount 1, clipped false, and voted left out")
-    if inputs["actions"] is None or "declared" not in inputs:
-        raise MucdError("without returns a certificate is about actions at given states: it must have them, and the spaces that the dataset declares")
+    if inputs["actions"] is None:
+        raise MucdError("without returns a certificate is about actions at given states: it must have them")
     if isinstance(mechanism, Neighbours) == ("instances" in inputs):
         raise MucdError("without returns there must be the number of instances, and for neighbours none")
     if "instances" in inputs:

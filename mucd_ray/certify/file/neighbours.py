@@ -156,17 +156,19 @@ def declared_claim(inputs: dict, results: dict) -> list[str]:
     declared = inputs["declared"]
     actions = counted(declared["actions"], "discrete action") if declared["actions"] else f"actions of {counted(declared['dimensions'], 'real number')}"
     shape = " x ".join(map(str, declared["observation_shape"])) or "one number"
-    sentences = [
+    sentence = (
         f"Declared: there is no environment. D and every D' declare observations of shape {shape} and {actions}, and these declarations are public; of a dataset that declares others nothing is said "
         f"(SHA-256 of the declared spaces: {declared['sha256']})."
-    ]
-    if results["action"] is None:
-        return sentences
-    return [
-        *sentences,
+    )
+    return [sentence] if results["action"] is None else [sentence, states_claim(results)]
+
+
+def states_claim(results: dict) -> str:
+    """Where actions alone are certified."""
+    return (
         f"At which states: at {counted(results['action']['states'], 'fixed state')} that came with the question and not from D, so that no attacker chose where it is asked. Nothing is said of other states, "
-        "nor of what a sequence of actions leads to.",
-    ]
+        "nor of what a sequence of actions leads to."
+    )
 
 
 def _radius(value) -> str:

@@ -172,6 +172,8 @@ class RunSettings:
                 f"algorithm {self.learner.algorithm!r} with a {self.learner.network} network reads whole trajectories, and is for --mechanism {' or '.join(WITH_HISTORY)} with --unit trajectory "
                 f"or source, not for {self.mechanism.kind} with --unit {self.mechanism.unit}"
             )
+        if self.trainer is None:
+            self.problem  # noqa: B018  refuses what does not fit together before a run folder is made
 
     def _check_without_environment(self) -> None:
         if self.rollouts and self.evaluator is None:

@@ -70,7 +70,6 @@ ATTACKS = {
     "a discount": ("votes", lambda inputs: inputs.update(discount=0.5)),
     "clipping": ("votes", lambda inputs: inputs.update(clipped=True)),
     "no actions": ("votes", lambda inputs: inputs.update(actions=None)),
-    "nothing declared": ("votes", lambda inputs: inputs.pop("declared")),
     "other actions": ("votes", lambda inputs: inputs["declared"].update(actions=4)),
     "other dimensions": ("continuous", lambda inputs: inputs["declared"].update(dimensions=3)),
     "both kinds": ("votes", lambda inputs: inputs["declared"].update(dimensions=2)),

@@ -9,6 +9,7 @@ import pytest
 from mucd_ray.certify.file.certificate import verify
 from mucd_ray.cli import build_parser
 from mucd_ray.data.environments.cards import CARDS, card_for
+from mucd_ray.data.environments.own import UserEnvironment
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
@@ -82,6 +83,6 @@ def test_runs_of_cards_without_them_are_what_they_were(recordings):
     breakout = next(card for card in CARDS if card.entries is not None)
     assert (breakout.env_id, breakout.entries, breakout.learning_rate) == ("ALE/Breakout-v5", 6, 0.003)
     before = replace(breakout.raw(), entries=None, learning_rate=None, source="as it was described then")
-    commands._check_card(Namespace(location="run"), Namespace(card=before, mechanism=settings.mechanism), None)
+    commands._check_card(Namespace(location="run"), Namespace(card=before, mechanism=settings.mechanism), None, UserEnvironment())
     with pytest.raises(MucdError, match="only on your word"):
-        commands._check_card(Namespace(location="run"), Namespace(card=replace(before, make_kwargs={"game": "/tmp/mine.bin"}), mechanism=settings.mechanism), None)
+        commands._check_card(Namespace(location="run"), Namespace(card=replace(before, make_kwargs={"game": "/tmp/mine.bin"}), mechanism=settings.mechanism), None, UserEnvironment())

@@ -81,6 +81,7 @@ def test_mucd_run_on_ray_equals_the_run_in_one_process(on_ray, recordings, refer
     assert certificate["results"] == certify(alone, Choices())["results"] and verify(certificate) == []
     assert set(certificate["context"]["baselines"]) == {
         "non_private", "non_private_standard_error", "non_private_episodes", "behaviour", "best_constant_action", "best_constant_return",
+        "returns_recorded", "returns_outside", "observations_outside", "observations_outside_feature",
     }
     assert len(certificate["inputs"]["actions"]["reference"]) == 12 and 0 <= certificate["results"]["action"]["agreement"] <= 1
     assert {"certificate.json", "report.html", "settings.json", "summary.json", "states.npy"} <= set(os.listdir(folder))

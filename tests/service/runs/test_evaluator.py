@@ -55,6 +55,7 @@ def in_one_process(request, folder) -> tuple[RunStore, dict]:
     return store, certify(store, Choices())
 
 
+@pytest.mark.slow
 def test_on_ray_without_an_environment(local_ray, log, tmp_path, capfd):
     name, states = log
     command = ["run", name, "--no-environment", "--states-file", states, "--evaluator", SHARE, "--score-range", "0,1", "--mechanism", "bag", "--bag-size", "1", "--train-steps", "20"]

@@ -182,6 +182,7 @@ def test_the_same_trainer_on_trusted_data_is_a_yardstick_and_one_that_fails_is_s
     assert "failed: raised (ValueError: too much data)" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bag_format", ["npz", "minari"])
 def test_a_command_is_given_trusted_data_too(recordings, tmp_path, bag_format):
     """Of sources, whose key nobody asks of trusted data: whole as a bag of trajectories, in the same format; and one that fails on them is said."""
