@@ -233,8 +233,6 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     settings.radius_cap(choices.threat)
     if request.mechanism == Neighbours.kind:
         check_neighbours(settings)
-    elif request.trainer is None:
-        settings.problem  # raises what trainers would say of the learner when the run folder is made
     choices.check(settings)
     wanted, cap = math.ceil(Fraction(str(request.fraction)) * declared), settings.radius_cap(choices.threat)
     from_fraction = request.noise_multiplier is None and (request.bag_size is None or request.mechanism in WITH_NOISE) and request.parts is None and request.neighbours is None and tuned is None
