@@ -12,6 +12,7 @@ from matplotlib.image import imread
 
 from mucd_ray.certify.file.certificate import make_certificate, make_inputs, read_certificate
 from mucd_ray.certify.file.evidence import continuous_evidence, exact_evidence, histogram, levels, scores_evidence, votes_evidence
+from mucd_ray.certify.file.plain import plain_words
 from mucd_ray.certify.file.voted import voted_evidence
 from mucd_ray.certify.policy import return_band
 from mucd_ray.errors import MucdError
@@ -154,6 +155,13 @@ def test_the_page_holds_the_certificates_numbers_and_nothing_from_elsewhere(tmp_
         ["baselines.json", "certificate.json", "report.html", "plots"]
         + ["action_radii.png", "certified_share.png", "poisoned_return.png", "return_bound.png", "returns.png"]
     )
+
+
+def test_plain_words_come_first(tmp_path):
+    certificate = write_run(tmp_path)
+    texts = Page(write_report(tmp_path).read_text()).texts
+    places = [texts.index(sentence) for sentence in [*plain_words(certificate), certificate["claim"][0]]]
+    assert places == sorted(places) and len(places) == 3
 
 
 def test_every_route_and_every_split_is_shown_and_the_claimed_and_the_worst_are_marked(tmp_path):
