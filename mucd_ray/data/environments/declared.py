@@ -60,7 +60,13 @@ class DeclaredCard(EnvironmentCard):
 
     @classmethod
     def of(cls, dataset: OfflineDataset, card: EnvironmentCard | None = None) -> "DeclaredCard":
-        """The declared spaces of a dataset; `card` is the user's, whose features, scales and source are taken."""
+        """The declared spaces of a dataset; `card` is the user's, whose features, scales and source are taken.
+
+        Raises:
+            MucdError: nobody declared its actions: which there are would follow from its rows, and so from whoever wrote one of them.
+        """
+        if not dataset.actions_declared:
+            raise MucdError(f"actions of {dataset.name} are read off its rows, which one poisoned row could change: declare them, `mucd import --actions N` (or LO,HI), and import it again")
         spaces = {"observation_space": serialize_space(dataset.observation_space), "action_space": serialize_space(dataset.action_space)}
         if card is not None:
             return cls(**{name: getattr(card, name) for name in KEPT}, **spaces)

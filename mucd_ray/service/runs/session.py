@@ -150,6 +150,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         card = card_with_metric(card, request.metric or "declared")
     elif request.mechanism not in WITH_NOISE:
         recalls = request.learner is not None and request.trainer is None and algorithm_for(request.learner.algorithm, discrete).recalls
+        if recalls and not dataset.actions_declared:
+            raise MucdError(f"policies of {request.learner.algorithm} recall actions, and those of {dataset.name} are read off its rows: declare them, `mucd import --environment ID` or --actions N, and import it again")
         card = card.raw() if card.encoder else card.raw().one_hot()
         card = card.with_past(request.history, actions) if recalls else card.with_history(request.history)
     if tuned is not None and name_of(tuned.environment) != name_of(card.env_id):

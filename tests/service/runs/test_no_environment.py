@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -14,9 +15,11 @@ from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.cli import main
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import card_for
+from mucd_ray.data.environments.declared import DeclaredCard
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.trainers.outside import outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import certify, training_units
@@ -201,3 +204,11 @@ def test_a_trainer_from_outside_is_tried_on_what_is_declared(logs, tmp_path):
     store = trained(request(*logs, trainer=trainer, fit=None, instances=25), tmp_path / "run")
     certificate = certify(store, Choices())
     assert verify(certificate) == [] and certificate["context"]["failures"] == 0
+
+
+def test_actions_that_follow_from_the_rows_are_no_declaration(recordings, refusal):
+    dataset = load_dataset(recordings["cartpole"])
+    assert DeclaredCard.of(dataset).declared["actions"] == 2
+    assert "--actions N" in refusal(DeclaredCard.of, replace(dataset, actions_declared=False))
+    asked = Request(dataset=dataset.name, mechanism="bag", unit="trajectory", bag_size=3, learner=Learner(algorithm="dt", network="transformer", learning_rate=0.001), history=2)
+    assert "recall actions" in refusal(make_settings, asked, replace(dataset, actions_declared=False), Choices())
