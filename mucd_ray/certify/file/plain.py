@@ -18,9 +18,11 @@ TOLERANCE = "0.1"
 
 
 def plain_words(certificate: dict) -> list[str]:
-    """Two or three sentences: what a policy still earns, and how many actions stay, with how many units poisoned."""
+    """A few sentences: what a policy still earns, and how many actions stay, with how many units poisoned."""
     inputs, results = certificate["inputs"], certificate["results"]
-    return [sentence for sentence in (_returns(inputs, results.get("policy")), _actions(inputs, results["action"])) if sentence]
+    unsound = None if results["sound"] else "NOT SOUND, for comparison only: what follows may be wrong."
+    condition = None if inputs["condition"] is None else "Only on a condition, which the claim names first:"
+    return [sentence for sentence in (unsound, condition, _returns(inputs, results.get("policy")), _actions(inputs, results["action"])) if sentence]
 
 
 def _returns(inputs: dict, policy: dict | None) -> str | None:

@@ -8,6 +8,7 @@ from mucd_ray.certify.file.evidence import continuous_evidence, histogram, level
 from mucd_ray.certify.file.plain import plain_words
 from mucd_ray.certify.rounding import percent_down
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 
 RETURNS = np.random.default_rng(3).uniform(400.4, 499.9, 300)
 
@@ -41,6 +42,13 @@ def test_where_nothing_is_certified_that_is_said():
     returns, actions = plain_words(certificate("symmetric", votes_evidence(np.array([[200, 100]])), size=250))
     assert "not certified against a single poisoned trajectory" in returns
     assert actions.startswith("At none of the 1 tested states")
+
+
+def test_what_is_not_sound_or_on_a_condition_says_so_first():
+    mechanism = Mechanism(sample_rate=0.02, noise_multiplier=4.0, clip_norm=1.0, steps=10, normaliser=1.0)
+    inputs = make_inputs(mechanism=mechanism, units=503, returns=RETURNS, return_range=(0, 500), accountant="published", condition="tuned-on-this-dataset")
+    first, second, *_ = plain_words(make_certificate(inputs, assumptions=[], context={}))
+    assert first.startswith("NOT SOUND") and second.startswith("Only on a condition")
 
 
 def test_half_of_the_states_have_the_named_radius():
