@@ -46,8 +46,8 @@ def run(dataset: str, *, storage: str, trainer: Callable | str | None = None, en
     Args:
         dataset: Minari id.
         storage: run folder; an unfinished run there is continued.
-        trainer: a learner's name (docs/algorithms.md), "package.module:function", "path/to/file.py:function", or a function at the top of a file.
-        environment: the environment's public facts, as a card or the path of its JSON file; by default the shipped card of the environment that the dataset names.
+        trainer: a learner's or plug-in's name (docs/algorithms.md, docs/plugins.md), "package.module:function", "path/to/file.py:function", or a function at the top of a file.
+        environment: the environment's public facts, as a card, the path of its JSON file, or the name of a plug-in; by default the shipped card of the environment that the dataset names.
         imports: modules that register the environment, imported by every process that makes it: --import. With return_range=(lo, hi) no card is needed.
         options: of `mucd run --help`, with _ in the place of -, such as mechanism="bag", bag_size=10, instances=300; `constant={"alpha": 2.0}`, `mirrored=False`.
 
@@ -70,12 +70,13 @@ def run(dataset: str, *, storage: str, trainer: Callable | str | None = None, en
         return _called(start_run, ["run", dataset, *named], {"storage": storage} | options)
 
 
-def load(run: str, *, encoder: str | None = None) -> "Ensemble":
+def load(run: str, *, encoder: str | None = None, features: str | None = None) -> "Ensemble":
     """The certified ensemble of a run folder as one policy: `act(observations)`, `radius(observations)`, and `answers(observations)` for both with votes.
 
     Args:
         run: run folder, a local path or an fsspec URL, with its certificate.
         encoder: SHA-256 of the encoder that you vouch for, where the run has one.
+        features: name of the plug-in whose features its policies see, where that is so: it is imported.
 
     Raises:
         MucdError: no certificate of actions there, or instances that are not those of the certificate.
@@ -83,7 +84,7 @@ def load(run: str, *, encoder: str | None = None) -> "Ensemble":
     from mucd_ray.service.serving.ensemble import Ensemble
 
     with _files_named():
-        return Ensemble(str(run), encoder)
+        return Ensemble(str(run), encoder, features)
 
 
 def certify(

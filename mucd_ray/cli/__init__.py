@@ -1,6 +1,7 @@
 """The command line: thin calls into the rooms, one file per group of commands. Heavy imports happen inside the commands, so that `verify` needs numpy and
 scipy only. A new command is a function, its parser beside it, and a line of COMMANDS."""
 
+import argparse
 import os
 import signal
 import sys
@@ -86,9 +87,20 @@ def _ended(number: int) -> int:
     return last_words(128 + number, f"{ENDED[number]}; run the same command again to continue")
 
 
+class Version(argparse.Action):
+    """Of the package; then a line for each kind of installed plug-ins, none of which is imported."""
+
+    def __call__(self, parser, *_):
+        from mucd_ray.plugins import GROUPS, listed
+
+        plugins = [f"plug-ins, {group.removeprefix('mucd_ray.')}: {', '.join(listed(kind))}" for kind, group in GROUPS.items() if listed(kind)]
+        print("\n".join([f"mucd_ray {__version__}", *plugins]))
+        parser.exit()
+
+
 def build_parser() -> Parser:
     parser = Parser(prog="mucd", description=DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"mucd_ray {__version__}")
+    parser.add_argument("--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="show the version, and which plug-ins are installed, and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)

@@ -102,7 +102,7 @@ def add_card(commands):
 
 
 def card(options, out):
-    from mucd_ray.data.environments.cards import shipped_card
+    from mucd_ray.data.environments.cards import known_card
     from mucd_ray.data.environments.own import ASKED_FOR, UserEnvironment, card_file, declared
     from mucd_ray.data.environments.recorded_in import name_of
     from mucd_ray.data.formats.minari import recorded_environment
@@ -119,5 +119,6 @@ def card(options, out):
     out(text if not options.out else json.dumps({"card": options.out, "missing": missing}) if options.json else options.out)
     for name in missing:
         print(f"mucd: {name} is not declared and to be filled in, never from the data to be certified: {ASKED_FOR[name]}", file=sys.stderr)
-    if shipped_card(recorded or options.subject) is not None:
-        print("mucd: a card is shipped for this environment, and used where no other is given", file=sys.stderr)
+    known, plugin = known_card(recorded or options.subject)
+    if known is not None:
+        print(f"mucd: {f'the plug-in {plugin} has a card' if plugin else 'a card is shipped'} for this environment, and used where no other is given", file=sys.stderr)

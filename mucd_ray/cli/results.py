@@ -36,6 +36,7 @@ def add_serve(commands):
     sub = add_command(commands, "serve", serve, "Answer observations over HTTP with the ensemble's action and its certified radius (extra `serve`).", "mucd serve runs/acrobot --port 8000")
     sub.add_argument("run", type=path, help="run folder with a certificate")
     sub.add_argument("--encoder", type=path, metavar="FILE", help="the file with which the run began, if it has one")
+    sub.add_argument("--features", metavar="NAME", help="the features of a plug-in with which the run began, if it has some")
     sub.add_argument("--host", default="127.0.0.1", help="address to listen at; anybody who reaches it may ask")
     sub.add_argument("--port", type=int, default=8000)
     sub.add_argument("--replicas", type=int, default=1, help="copies of the ensemble, one CPU each")
@@ -45,7 +46,7 @@ def add_serve(commands):
 def serve(options, out):
     from mucd_ray.service.serving.serve import serve_run
 
-    serve_run(options.run, encoder=options.encoder, host=options.host, port=options.port, replicas=options.replicas, address=options.address, out=out)
+    serve_run(options.run, encoder=options.encoder, features=options.features, host=options.host, port=options.port, replicas=options.replicas, address=options.address, out=out)
 
 
 def add_verify(commands):

@@ -8,6 +8,7 @@ import numpy as np
 
 from mucd_ray.data.spaces import Actions, Observations
 from mucd_ray.errors import MucdError
+from mucd_ray.plugins import Plugin
 
 # The order in which `fingerprint` reads the arrays.
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "terminations", "truncations", "trajectory_starts")
@@ -32,6 +33,7 @@ class OfflineDataset:
         sources: int64 [M], which source each trajectory is from: numbers from 0 in the order in which they first appear. Trajectories of a source need not be
             neighbours. None where no source key was asked for.
         actions_declared: false where the action space follows from the rows, as of an imported file: then no constant may be taken from it, an environment's counts.
+        imported_by: the plug-in that read it from another format, as it says itself; else None.
     """
 
     name: str
@@ -52,6 +54,7 @@ class OfflineDataset:
     observation_parts: tuple[str, ...] = ()
     declared_actions: gym.Space | None = None
     actions_declared: bool = True
+    imported_by: Plugin | None = None
 
     @classmethod
     def from_arrays(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,13 +11,12 @@ from minari.data_collector import EpisodeBuffer
 from minari.storage import get_dataset_path
 
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.environments.card import EnvironmentCard, load_card
-from mucd_ray.data.environments.cards import card_for
+from mucd_ray.data.environments.cards import EnvironmentCard, card_for, card_named
 from mucd_ray.data.environments.recorded_in import same_environment
 from mucd_ray.data.formats.column_map import parse
 from mucd_ray.data.formats.episodes import Episode, Recording, with_fault
 from mucd_ray.data.formats.keys import OWN
-from mucd_ray.data.formats.metadata import IMPORTED, MOST_TEXT, UNDECLARED
+from mucd_ray.data.formats.metadata import IMPORTED, MOST_TEXT, READER, UNDECLARED
 from mucd_ray.data.formats.minari import check_is_local
 from mucd_ray.data.formats.registry import ReadOptions, read_source
 from mucd_ray.data.formats.source import Source
@@ -25,6 +24,7 @@ from mucd_ray.data.formats.writing import target_folder, write_dataset
 from mucd_ray.data.inspection import inspect
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
+from mucd_ray.plugins import Plugin
 from mucd_ray.words import harmless
 
 # Of whole numbers that may be numbers of actions.
@@ -81,6 +81,7 @@ class Loaded:
         declared: whether the action space was declared, or follows from the rows.
         environment: the environment that the user named, or that a Minari dataset names, as its env_spec.
         format, sha256, files: what was read.
+        plugin: that read it; None for the package's own formats.
     """
 
     dataset: OfflineDataset | None
@@ -94,6 +95,7 @@ class Loaded:
     files: int
     observation_space: gym.Space
     action_space: gym.Space
+    plugin: Plugin | None = None
 
 
 def import_dataset(source, dataset_id: str, options: ImportOptions = ImportOptions(), *, overwrite: bool = False, root: Path | None = None) -> dict:
@@ -129,12 +131,12 @@ def import_dataset(source, dataset_id: str, options: ImportOptions = ImportOptio
 def load_source(source, options: ImportOptions = ImportOptions()) -> Loaded:
     """The episodes of a file in one shape and type, sound ones apart from the others. Raises MucdError as `import_dataset`."""
     with Source(source) as opened:
-        name, recording = read_source(opened, options.format, options.reading)
+        name, recording, plugin = read_source(opened, options.format, options.reading)
         sha256, files = opened.digest(), opened.files
     if not recording.episodes:
         raise MucdError(f"{source} has no episodes")
     try:
-        return _settled(recording, options, name, sha256, files)
+        return replace(_settled(recording, options, name, sha256, files), plugin=plugin)
     except MucdError as error:
         raise MucdError(f"{source}: {harmless(str(error))}") from None
 
@@ -202,7 +204,7 @@ def _of_one_kind(episodes: list[Episode], what: str) -> tuple[np.dtype, tuple[in
 def _card(options: ImportOptions, shape: tuple[int, ...]) -> EnvironmentCard | None:
     """What the user named; a file's own words make no environment."""
     if options.card is not None:
-        return load_card(options.card)
+        return card_named(options.card)[0]
     return None if options.environment is None else card_for(options.environment, shape or (1,))
 
 
@@ -324,5 +326,5 @@ def _metadata(loaded: Loaded, options: ImportOptions) -> dict:
     return spec | {
         "description": f"imported by mucd from {loaded.format}", IMPORTED: {
             "format": loaded.format, "sha256": loaded.sha256, "files": loaded.files, "options": chosen, "notes": list(loaded.notes), "dropped": len(loaded.invalid),
-        } | ({} if loaded.declared else {UNDECLARED: True}),
+        } | ({} if loaded.declared else {UNDECLARED: True}) | ({} if loaded.plugin is None else {READER: asdict(loaded.plugin)}),
     }

@@ -1,6 +1,7 @@
 """What is in a dataset or file, for people: counts, and whatever looks wrong. Nothing else uses it: no constant of a run follows from a report."""
 
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 
@@ -16,13 +17,13 @@ def inspect(loaded) -> dict:
     """The report on an `importing.Loaded`, in plain values. Counts are of the valid trajectories alone.
 
     Returns:
-        format, sha256, files; transitions, trajectories, terminated, truncated; spaces {observations, actions, actions_declared}; lengths and returns {least, median, greatest};
+        format, plugin (that reads it, or None), sha256, files; transitions, trajectories, terminated, truncated; spaces {observations, actions, actions_declared}; lengths and returns {least, median, greatest};
         sources {key: how many different}; duplicates {trajectories, of}; constant_columns; non_finite {observations, actions, rewards: rows, invalid trajectories included};
         invalid [{place, faults}], at most MOST_LISTED of invalid_trajectories; findings, sentences.
     """
     dataset, episodes = loaded.dataset, loaded.episodes
     report = {
-        "format": loaded.format, "sha256": loaded.sha256, "files": loaded.files, "environment": loaded.spec and loaded.spec["id"],
+        "format": loaded.format, "plugin": loaded.plugin and asdict(loaded.plugin), "sha256": loaded.sha256, "files": loaded.files, "environment": loaded.spec and loaded.spec["id"],
         "transitions": len(dataset) if dataset else 0, "trajectories": len(episodes), "terminated": sum(episode.terminated for episode in episodes),
         "truncated": sum(episode.truncated for episode in episodes),
         "spaces": {"observations": _space(loaded.observation_space), "actions": _space(loaded.action_space), "actions_declared": loaded.declared},
@@ -108,9 +109,10 @@ def _continued(dataset) -> int:
 def told(report: dict, name: str) -> str:
     """The report in lines."""
     spread = {key: "none" if report[key] is None else "{least:g} to {greatest:g}, median {median:g}".format(**report[key]) for key in ("lengths", "returns")}
+    by = "" if report["plugin"] is None else ", read by the plug-in {value} of {package} {version}".format(**report["plugin"])
     keys = ", ".join(f"{printable(key)} ({counted(number, 'source')})" for key, number in report["sources"].items())
     lines = [
-        f"{name}: {counted(report['transitions'], 'transition', form=',')} in {counted(report['trajectories'], 'trajectory', form=',')} ({report['format']})",
+        f"{name}: {counted(report['transitions'], 'transition', form=',')} in {counted(report['trajectories'], 'trajectory', form=',')} ({report['format']}{by})",
         f"ends          {report['terminated']:,} terminated, {report['truncated']:,} truncated",
         f"lengths       {spread['lengths']}",
         f"returns       {spread['returns']}",

@@ -10,12 +10,11 @@ import warnings
 
 import numpy as np
 
-from mucd_ray.data.environments.encoding import ENCODERS
+from mucd_ray.data.environments.encoding import ENCODERS, tried
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable, read_file
 
 MOST_ENCODER_BYTES = 1 << 28
-MOST_OUTPUTS = 1 << 20
 TORCHSCRIPT = b"PK\x03\x04"
 # Of an ONNX model's input -> what observations are given as.
 INPUTS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
@@ -48,18 +47,13 @@ def load_encoder(content: bytes, observation_shape: tuple[int, ...]) -> tuple[st
     name, shape = f"the encoder {encoder_hash(content)[:16]}...", tuple(observation_shape)
     try:
         function = (_torchscript if content.startswith(TORCHSCRIPT) else _onnx)(content)
-        one, other = np.random.default_rng(0).uniform(0, 1, (2, *shape)).astype(np.float32)
-        first, _, again = function(one), function(other), function(one)
+        outputs = tried(function, name, shape)
     except MucdError:
         raise
     except Exception as error:  # the code of any model, and of its readers
         raise MucdError(f"{name} cannot be run ({printable(error) or type(error).__name__}): give ONNX in one piece or TorchScript that takes one observation as [1, {', '.join(map(str, shape))}]") from None
-    if first.shape != again.shape or not np.array_equal(first, again, equal_nan=True):
-        raise MucdError(f"{name} answers the same observation in two ways: remove dropout and whatever it remembers, since features must follow from one observation alone")
-    if not 1 <= first.size <= MOST_OUTPUTS:
-        raise MucdError(f"{name} gives {first.size} outputs: 1 to {MOST_OUTPUTS:,} are wanted")
     ENCODERS[encoder_hash(content)] = function
-    return encoder_hash(content), first.size
+    return encoder_hash(content), outputs
 
 
 def _torchscript(content: bytes):

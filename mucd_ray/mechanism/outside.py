@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
+from mucd_ray.plugins import NAME
 
 FUNCTION = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[^:]+\.py):[A-Za-z_]\w*")
 LONGEST_NAME = 1000
@@ -21,9 +22,9 @@ class Outside:
     """A trainer from outside.
 
     Attributes:
-        kind: "function" or "command".
-        name: "package.module:function" or "path/to/file.py:function"; a command with {bag}, {out} and maybe {seed} and {device}.
-        sha256: of the file that holds the function, or over the hashes of the files that the command names.
+        kind: "function", "command" or "plug-in".
+        name: "package.module:function" or "path/to/file.py:function"; a command with {bag}, {out} and maybe {seed} and {device}; the name of a plug-in.
+        sha256: of the file that holds the function, or over the hashes of the files that the command names; that of the plug-in (plugins.py).
         seconds: that a training may take, and once more that its policy may take in all to act: public, and part of the learner.
         memory: GB that a learner and all that it starts may take: public, and part of the learner.
         bag_format: in which a command finds its bag, one of BAG_FORMATS.
@@ -40,8 +41,8 @@ class Outside:
     bag_format: str = BAG_FORMATS[0]
 
     def __post_init__(self):
-        if self.kind not in ("function", "command"):
-            raise MucdError(f"trainer of kind {self.kind!r:.60} is unknown: use function or command")
+        if self.kind not in ("function", "command", "plug-in"):
+            raise MucdError(f"trainer of kind {self.kind!r:.60} is unknown: use function, command or plug-in")
         check_name(self.kind, self.name)
         if not isinstance(self.sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise MucdError(f"trainer {self.name}: {self.sha256!r:.100} is no SHA-256")
@@ -68,6 +69,10 @@ def check_name(kind: str, name: str) -> None:
     """Raise MucdError where no trainer of this kind, or evaluator, can be called so."""
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
         raise MucdError(f"{option_of(kind)} {printable(name)!r:.100} must be a printable text of at most {LONGEST_NAME} characters")
+    if kind == "plug-in":
+        if not NAME.fullmatch(name):
+            raise MucdError(f"{option_of(kind)} {name} is no name of a plug-in: such names have letters, digits and the signs . _ - /")
+        return
     if kind != "command":
         if not FUNCTION.fullmatch(name):
             raise MucdError(f"{option_of(kind)} {name} is no name of a function: use package.module:function or path/to/file.py:function")

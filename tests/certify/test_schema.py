@@ -37,6 +37,7 @@ from mucd_ray.mechanism.neighbours import METRICS, Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
+from mucd_ray.plugins import Plugin
 
 TEXT = (Path(__file__).parents[2] / "docs" / "certificate.md").read_text()
 ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| (.*) \|$", re.MULTILINE)
@@ -74,6 +75,7 @@ def run_context():
         problem=SimpleNamespace(parameter_count=18),
         code="ef",
         imports=("my_envs",),
+        plugins=(Plugin(kind="card", name="arm", value="my_envs:arm.json", package="my-envs", version="1.0", sha256="0f" * 32),),
         held_out=16,
         states_sha256=None,
         states_from=None,
@@ -111,6 +113,7 @@ def certificates():
         {"mechanism": Partition(parts=POLICIES), "actions": exact_evidence(votes, [0, 0, 1]), "voted": voted_evidence("exact", 1, -1.0, [votes[:1]], [episode])},
         {"mechanism": Bag(bag_size=10), "evaluator": Evaluator(name="mine.py:success", sha256="0" * 64, low=-500, high=0)},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="function", name="mine.trainers:clone", sha256="0" * 64)},
+        {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="plug-in", name="forest", sha256="0" * 64), "features": {"source": "plug-in", "card": "Acrobot-v1", "encoder": "0f" * 32, "name": "arm"}},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="command", name="python train.py {bag} {out}", sha256="0" * 64, bag_format="parquet")},
         {"mechanism": Neighbours(neighbours=20), "actions": neighbours_evidence(rng.integers(0, 2, (STATES, 40)), 2, [0, 1, 1]), "path_radii": [3] * POLICIES},
         {

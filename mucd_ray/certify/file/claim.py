@@ -125,7 +125,7 @@ def _partition(mechanism: dict, units: int, kind: str, trainer: dict | None) -> 
 
 
 def _trainer(trainer: dict) -> str:
-    what = {"function": "the Python function", "command": "the command"}[trainer["kind"]]
+    what = {"function": "the Python function", "command": "the command", "plug-in": "the plug-in"}[trainer["kind"]]
     found = f", which finds its bag in the format {trainer['bag_format']}" if "bag_format" in trainer else ""
     return (
         f"The learner is from outside the package: {what} {json.dumps(trainer['name'])} (in its maker's words; SHA-256 {trainer['sha256']}){found}, with {exactly(trainer['seconds'])} seconds and {exactly(trainer['memory'])} GB for a "

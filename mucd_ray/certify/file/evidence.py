@@ -36,6 +36,7 @@ FEATURES = {
     "raw": "raw observations of {card}", "card": "public features of the card of {card}",
     "privileged": "features of the card of {card} out of the controller, or the model of the environment, that made the data (privileged: they show the mechanism, not what others would get)",
     "encoder": "the outputs of an encoder from outside at raw observations of {card} (SHA-256 of its file: {encoder})",
+    "plug-in": "the features {name} of a plug-in from outside at raw observations of {card} (SHA-256 of its package: {encoder})",
 }
 # Of observations, that policies see.
 MOST_KEYS = 1 << 10
@@ -97,7 +98,7 @@ def continuous_evidence(counts: np.ndarray, low, high) -> dict:
 
 
 def _check_features(features) -> None:
-    if not isinstance(features, dict) or set(features) - {"history", "keys", "steps"} != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
+    if not isinstance(features, dict) or set(features) - {"history", "keys", "steps", "name"} != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
         raise MucdError(f"features {_shown(features)} must have source (one of {', '.join(FEATURES)}), card and encoder")
     if "history" in features and not (type(features["history"]) is int and 2 <= features["history"] <= MOST_COUNTS and features["source"] == "raw"):
         raise MucdError(f"history {_shown(features['history'])} of the features must be a whole number of raw observations, at least 2, or left out")
@@ -105,11 +106,13 @@ def _check_features(features) -> None:
         raise MucdError(f"steps {_shown(features['steps'])} of the features must be a whole number of recalled ones, at least 1, of raw observations without a history, or left out")
     if "keys" in features and not (isinstance(features["keys"], list) and 0 < len(features["keys"]) <= MOST_KEYS and all(isinstance(key, str) and NAME.fullmatch(key) for key in features["keys"])):
         raise MucdError(f"keys {_shown(features['keys'])} of the features must be names of parts of an observation, or left out")
+    if ("name" in features) != (features["source"] == "plug-in") or "name" in features and not (isinstance(features["name"], str) and NAME.fullmatch(features["name"])):
+        raise MucdError(f"name {_shown(features.get('name'))} of the features must be that of a plug-in where the source is one, else left out")
     card, encoder = features["card"], features["encoder"]
     if not (isinstance(card, str) and NAME.fullmatch(card)):
         raise MucdError(f"card {_shown(card)} of the features must be the id of an environment")
-    if (features["source"] == "encoder") != (encoder is not None) or encoder is not None and not (isinstance(encoder, str) and HASH.fullmatch(encoder)):
-        raise MucdError(f"encoder {_shown(encoder)} of the features must be a SHA-256 where the source is an encoder, else null")
+    if (features["source"] in ("encoder", "plug-in")) != (encoder is not None) or encoder is not None and not (isinstance(encoder, str) and HASH.fullmatch(encoder)):
+        raise MucdError(f"encoder {_shown(encoder)} of the features must be a SHA-256 where the source is an encoder or a plug-in, else null")
 
 
 def neighbours_evidence(votes: np.ndarray, actions: int, reference: np.ndarray | None = None) -> dict:

@@ -22,6 +22,7 @@ from mucd_ray.data.environments.recorded_in import check_arguments, check_enviro
 from mucd_ray.data.spaces import CHOSEN_KEY, Observations, shown
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_types, read_file, read_json
+from mucd_ray.plugins import NAME
 
 # Public functions of one observation that a card may name: [..., *observation_shape] -> [..., *any shape].
 TRANSFORMS = {
@@ -61,6 +62,7 @@ class EnvironmentCard:
         transform: name of a public function in `TRANSFORMS` that replaces each observation first, or None.
         encoder: (SHA-256 of its file, number of its outputs) of an encoder from outside whose outputs replace each observation first
             (`learn/encoders.py`), or None.
+        named_features: name of the plug-in whose features (`features.py`) stand in the place of an encoder's outputs; then `encoder` has its SHA-256. None where there is none, or a file.
         indices: entries of the flattened (transformed) observation that are the policy's features, [d]; none means all of them.
         center, scale: one number per feature, or a single one for all: feature = (entry - center) / scale.
         clip: features are limited to [-clip, clip].
@@ -92,6 +94,7 @@ class EnvironmentCard:
     recalled: tuple[int, ...] = ()
     transform: str | None = None
     encoder: tuple[str, int] | None = None
+    named_features: str | None = None
     indices: tuple[int, ...]
     center: tuple[float, ...]
     scale: tuple[float, ...]
@@ -128,6 +131,8 @@ class EnvironmentCard:
             raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
         if self.encoder is not None:
             self._check_encoder()
+        elif self.named_features is not None:
+            raise MucdError(f"card of {self.env_id}: features of plug-ins are named on the command line, --features NAME, and not in a card")
         if (self.history > 1 or self.recalled) and (self.transform is not None or self.encoder is not None or self.indices or self.observation_shape[:1] != (self.history,)):
             raise MucdError(f"history {self.history} is of raw observations: leave the transform, the encoder and the indices of the card of {self.env_id} out")
         if self.recalled and tuple(self.observation_shape[1:]) != (ACTION + self.recalled[0] + math.prod(self.recalled[1:]),):
@@ -170,6 +175,8 @@ class EnvironmentCard:
         sha256, outputs = self.encoder if len(self.encoder) == 2 else (None, None)
         if not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) and type(outputs) is int and 1 <= outputs <= MOST_ENTRIES):
             raise MucdError(f"card of {self.env_id}: encoder {self.encoder!r:.100} must be the SHA-256 of a file and the number of its outputs")
+        if self.named_features is not None and not NAME.fullmatch(self.named_features):
+            raise MucdError(f"card of {self.env_id}: named_features {self.named_features!r:.100} is no name of a plug-in")
         if self.transform is not None:
             raise MucdError(f"card of {self.env_id}: an encoder takes the place of the transform {self.transform!r}: leave one of them out")
 
@@ -297,6 +304,8 @@ class EnvironmentCard:
         stacked = {"steps": self.history} if self.recalled else {"history": self.history} if self.history > 1 else {}
         if self.observation_keys:
             stacked["keys"] = list(self.observation_keys)
+        if self.named_features:
+            return {"source": "plug-in", "card": self.env_id, "encoder": self.encoder[0], "name": self.named_features} | stacked
         return {"source": "encoder" if self.encoder else source, "card": self.env_id, "encoder": self.encoder and self.encoder[0]} | stacked
 
     def discounted_range(self, discount: float) -> tuple[float, float]:
@@ -430,7 +439,7 @@ class EnvironmentCard:
 
     def to_dict(self) -> dict:
         """Plain JSON values; `from_dict` inverts it. Fields that cards of earlier versions' runs do not have are left out where they say nothing."""
-        unknown_before = {"history": 1, "recalled": (), "mirror_observation": (), "mirror_actions": (), "observation_keys": (), "entries": None, "learning_rate": None}
+        unknown_before = {"history": 1, "recalled": (), "mirror_observation": (), "mirror_actions": (), "observation_keys": (), "entries": None, "learning_rate": None, "named_features": None}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in unknown_before or value != unknown_before[name]}
         return json.loads(json.dumps(values, sort_keys=True))
 
@@ -486,7 +495,11 @@ def load_card(path) -> EnvironmentCard:
         lacking = [name for name, value in values.items() if name in asked and (value is None or isinstance(value, list) and None in value)]
         if lacking:
             raise MucdError(f"card {path} is not complete: {', '.join(lacking)} must be filled in by you, and not from the data to be certified (`mucd card` says what they are)")
-    card = EnvironmentCard.from_dict(values)
+    return check_of_one(EnvironmentCard.from_dict(values), str(path))
+
+
+def check_of_one(card: EnvironmentCard, name: str) -> EnvironmentCard:
+    """A card as users give them; MucdError where what they see is what only a run adds."""
     if card.history > 1 or card.recalled:
-        raise MucdError(f"card {path} has the history {card.history}: a card is about one observation; leave it out, and give --history {card.history}")
+        raise MucdError(f"card {name} has the history {card.history}: a card is about one observation; leave it out, and give --history {card.history}")
     return card

@@ -1,23 +1,28 @@
-"""The shipped environment cards."""
+"""The shipped environment cards, and those of plug-ins."""
 
+import contextlib
 import dataclasses
+import os
+from pathlib import Path
 
 import gymnasium as gym
 
-from mucd_ray.data.environments.card import EnvironmentCard, check_discount, load_card
+from mucd_ray import plugins
+from mucd_ray.data.environments.card import EnvironmentCard, check_discount, check_of_one, load_card
 from mucd_ray.data.environments.frames import SIDE, STACK
 from mucd_ray.data.environments.recorded_in import is_alias, name_of, other_version
 from mucd_ray.errors import MucdError
+from mucd_ray.plugins import Plugin
 
-__all__ = ["CARDS", "EnvironmentCard", "card_for", "check_discount", "load_card"]
+__all__ = ["CARDS", "EnvironmentCard", "card_for", "card_named", "check_discount", "known_card", "load_card", "plugged_cards"]
 
 
 def card_for(
     env_id: str, observation_shape: tuple[int, ...] | None = None, action_space: gym.Space | None = None, make_kwargs: dict | None = None,
     wrapper: str | None = None,
 ) -> EnvironmentCard:
-    """`shipped_card`, or MucdError: none is shipped."""
-    card = shipped_card(env_id, observation_shape, action_space, make_kwargs, wrapper)
+    """`known_card`, or MucdError: there is none."""
+    card, _ = known_card(env_id, observation_shape, action_space, make_kwargs, wrapper)
     if card is None:
         raise MucdError(f"{no_card(env_id)}: write one as JSON (`mucd card ID --out FILE` begins it) and pass it with --card FILE")
     return card
@@ -29,7 +34,66 @@ def no_card(env_id: str) -> str:
     same = [f"; the shipped {card.env_id} is made with other arguments" for card in CARDS if card.env_id == env_id]
     others = [f"; the shipped {card.env_id} is another version, with other dynamics or rewards" for card in CARDS if other_version(card.env_id, env_id)]
     version = [*same, *others, ""][0]
-    return f"no environment card is shipped for {env_id!r} (shipped: {shipped}{version})"
+    installed = plugins.listed("card")
+    return f"no environment card is shipped for {env_id!r} (shipped: {shipped}{version})" + (f"; --card NAME takes one of a plug-in: {', '.join(installed)}" if installed else "")
+
+
+def card_named(named: str) -> tuple[EnvironmentCard, Plugin | None]:
+    """The card of --card: of a JSON file, or of an installed plug-in of this name, which is then the other one.
+
+    Raises:
+        MucdError: neither or both of them, or what is there is no card.
+    """
+    plugin = plugins.find("card", named, {card.env_id for card in CARDS})
+    if plugin is None:
+        installed = plugins.listed("card")
+        if installed and not os.path.lexists(named):
+            raise MucdError(f"card {named:.200} is neither a file nor a plug-in: give a JSON file with the fields of an environment card, or one of {', '.join(installed)}")
+        return load_card(named), None
+    if os.path.lexists(named):
+        raise MucdError(f"card {named} is a file here and also the plug-in {plugin}: write ./{named} for the file, or go elsewhere for the plug-in")
+    return _card_of(plugin.load(), str(plugin)), plugin
+
+
+def _card_of(given, name: str) -> EnvironmentCard:
+    """That of a plug-in: a JSON file's, a card, or its fields. Raises MucdError."""
+    if isinstance(given, Path):
+        return load_card(given)
+    if type(given) is not EnvironmentCard and not isinstance(given, dict):
+        raise MucdError(f"the plug-in {name} is a {type(given).__name__}: it must be an EnvironmentCard, its fields as a dictionary, or a JSON file beside its package, package:name.json")
+    # Neither of a class nor of types of its own.
+    return check_of_one(EnvironmentCard.from_dict(given if isinstance(given, dict) else given.to_dict()), f"of the plug-in {name}")
+
+
+def plugged_cards(env_id: str) -> dict[str, EnvironmentCard]:
+    """Cards of plug-ins for an environment, by the names of the plug-ins. Nothing is imported for them: they are JSON files, or in modules that have been imported already. Modules that their ids name are left out, too."""
+    cards = {}
+    for name, given in plugins.at_hand("card"):
+        # Nobody has asked for one that is broken.
+        with contextlib.suppress(MucdError):
+            card = _card_of(given, name)
+            if name_of(card.env_id) == name_of(env_id):
+                cards[name] = dataclasses.replace(card, env_id=name_of(env_id))
+    return cards
+
+
+def known_card(
+    env_id: str, observation_shape: tuple[int, ...] | None = None, action_space: gym.Space | None = None, make_kwargs: dict | None = None, wrapper: str | None = None,
+) -> tuple[EnvironmentCard | None, Plugin | None]:
+    """(`shipped_card`, None); where none is shipped, the card of a plug-in for which nothing has to be imported, and the plug-in.
+
+    Raises:
+        MucdError: several plug-ins have one that fits.
+    """
+    shipped = shipped_card(env_id, observation_shape, action_space, make_kwargs, wrapper)
+    cards = plugged_cards(env_id) if shipped is None else {}
+    if len(cards) > 1:
+        cards = {name: card for name, card in cards.items() if _fits(card, observation_shape, action_space, make_kwargs, wrapper)} or cards
+    if len(cards) > 1:
+        raise MucdError(f"several plug-ins have a card of {name_of(env_id)}: name one with --card, {' or '.join(cards)}")
+    for name, card in cards.items():
+        return card, plugins.find("card", name)
+    return shipped, None
 
 
 def shipped_card(
@@ -47,15 +111,16 @@ def shipped_card(
     if len(cards) <= 1:
         return next(iter(cards), None)
 
-    def fits(card):
-        return (
-            (observation_shape is None or tuple(observation_shape) == card.observation_shape)
-            and (make_kwargs is None or make_kwargs == card.make_kwargs)
-            and (wrapper is None or wrapper == card.wrapper)
-            and (action_space is None or action_space == _action_space(card))
-        )
+    return next((card for card in cards if _fits(card, observation_shape, action_space, make_kwargs, wrapper)), cards[0])
 
-    return next(filter(fits, cards), cards[0])
+
+def _fits(card: EnvironmentCard, observation_shape, action_space, make_kwargs, wrapper) -> bool:
+    return (
+        (observation_shape is None or tuple(observation_shape) == card.observation_shape)
+        and (make_kwargs is None or make_kwargs == card.make_kwargs)
+        and (wrapper is None or wrapper == card.wrapper)
+        and (action_space is None or action_space == _action_space(card))
+    )
 
 
 def _action_space(card: EnvironmentCard) -> gym.Space:

@@ -1,4 +1,4 @@
-"""Encoders that this process has loaded (`learn/encoders.py`): functions of one observation whose outputs take its place."""
+"""Encoders that this process has loaded (`learn/encoders.py`; features of plug-ins: `features.py`): functions of one observation whose outputs take its place."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,25 @@ import numpy as np
 
 from mucd_ray.errors import MucdError
 
-# By the SHA-256 of the file: [*observation_shape] -> float32 [width].
+MOST_OUTPUTS = 1 << 20
+# By the SHA-256 of the file, or the plug-in: [*observation_shape] -> float32 [width].
 ENCODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+
+
+def tried(function: Callable[[np.ndarray], np.ndarray], name: str, observation_shape: tuple[int, ...]) -> int:
+    """The number of outputs, found on made-up observations.
+
+    Raises:
+        MucdError: chance or a state that outputs depend on; no outputs, or too many.
+        Exception: whatever the function raises.
+    """
+    one, other = np.random.default_rng(0).uniform(0, 1, (2, *observation_shape)).astype(np.float32)
+    first, _, again = function(one), function(other), function(one)
+    if first.shape != again.shape or not np.array_equal(first, again, equal_nan=True):
+        raise MucdError(f"{name} answers the same observation in two ways: remove dropout and whatever it remembers, since features must follow from one observation alone")
+    if not 1 <= first.size <= MOST_OUTPUTS:
+        raise MucdError(f"{name} gives {first.size} outputs: 1 to {MOST_OUTPUTS:,} are wanted")
+    return first.size
 
 
 def encoded(sha256: str, width: int, observations: np.ndarray) -> np.ndarray:
@@ -20,7 +37,7 @@ def encoded(sha256: str, width: int, observations: np.ndarray) -> np.ndarray:
         MucdError: this encoder is not loaded.
     """
     if sha256 not in ENCODERS:
-        raise MucdError(f"the encoder {sha256[:16]}... is not loaded: give its file with --encoder FILE")
+        raise MucdError(f"the encoder {sha256[:16]}... is not loaded: give its file with --encoder FILE, or --features NAME of a plug-in")
     features = np.full((len(observations), width), np.nan, np.float32)
     for row, observation in zip(features, observations):
         try:

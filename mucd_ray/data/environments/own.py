@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from mucd_ray.data.environments.card import EnvironmentCard
-from mucd_ray.data.environments.cards import no_card, shipped_card
+from mucd_ray.data.environments.cards import known_card, no_card
 from mucd_ray.data.environments.make import make_environment
 from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.spaces import Observations
@@ -75,7 +75,7 @@ def card_of(
     env_id: str, said: UserEnvironment, given: EnvironmentCard | None = None, *, scaled: bool, observation_shape: tuple[int, ...] | None = None, action_space: gym.Space | None = None,
     observation_keys: tuple[str, ...] = (),
 ) -> EnvironmentCard:
-    """The user's card, else the shipped one that fits best, else one of what the environment declares; with what the user says instead.
+    """The user's card, else the shipped one that fits best, else one of a plug-in, else one of what the environment declares; with what the user says instead.
 
     Args:
         env_id: where no card is given the id that a dataset names, say: whatever module it names is left out, and no argument comes from there.
@@ -88,7 +88,7 @@ def card_of(
     """
     if given is not None and said.make_kwargs not in (None, given.make_kwargs):
         raise MucdError(f"--make-kwargs {said.make_kwargs} are not those of the card of {given.env_id}, {given.make_kwargs}: leave one of them out")
-    card = given or shipped_card(env_id, observation_shape, action_space, said.make_kwargs)
+    card = given or known_card(env_id, observation_shape, action_space, said.make_kwargs)[0]
     if card is None or said.make_kwargs not in (None, card.make_kwargs):
         return declared_card(env_id, said, scaled=scaled, observation_keys=observation_keys)
     return said.of_card(card)

@@ -3,6 +3,7 @@
 Minari's own reader makes the environment that the metadata describe where they lack a space, and its description may name any function.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,15 @@ import numpy as np
 from mucd_ray.data.spaces import Unread
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
+from mucd_ray.plugins import Plugin, from_values
 
 FILE = "metadata.json"
 MOST_BYTES = 1 << 24
 # Entries of one observation or action.
 MOST_ENTRIES = 1 << 24
 MOST_TEXT = 200
-# What `mucd import` says of a dataset, and its word that the action space follows from the rows.
-IMPORTED, UNDECLARED = "mucd_import", "actions_undeclared"
+# What `mucd import` says of a dataset, in it its word that the action space follows from the rows, and which plug-in read the file.
+IMPORTED, UNDECLARED, READER = "mucd_import", "actions_undeclared", "reader"
 _INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _FLOATS = ("float16", "float32", "float64")
 
@@ -54,6 +56,7 @@ class Metadata:
         jpeg: whether observations of images are stored as JPEG files.
         recorded: where it was recorded, if it says so.
         actions_declared: false where the action space follows from the rows (`mucd import`).
+        imported_by: the plug-in that read it from another format, as it says itself.
     """
 
     dataset_id: str
@@ -66,6 +69,7 @@ class Metadata:
     jpeg: bool
     recorded: Recorded | None
     actions_declared: bool = True
+    imported_by: Plugin | None = None
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -76,7 +80,8 @@ def read_metadata(folder: Path) -> Metadata:
     """
     path = folder / FILE
     values = raw_metadata(folder)
-    recorded = values.get("env_spec")
+    recorded, imported = values.get("env_spec"), values.get(IMPORTED)
+    imported = imported if isinstance(imported, dict) else {}
     return Metadata(
         dataset_id=_text(values, "dataset_id", path),
         minari_version=_text(values, "minari_version", path),
@@ -87,8 +92,17 @@ def read_metadata(folder: Path) -> Metadata:
         action_space=_space(values, "action_space", path),
         jpeg=_flag(values, "jpeg_encoding", path),
         recorded=None if recorded is None else _recorded(_inner(values, "env_spec", path), path),
-        actions_declared=not (isinstance(imported := values.get(IMPORTED), dict) and imported.get(UNDECLARED) is True),
+        actions_declared=imported.get(UNDECLARED) is not True,
+        imported_by=_reader(imported.get(READER)),
     )
+
+
+def _reader(values) -> Plugin | None:
+    """The plug-in of this description; None where it is none."""
+    plugins = ()
+    with contextlib.suppress(MucdError):
+        plugins = from_values([values])
+    return next((plugin for plugin in plugins if plugin.kind == "format"), None)
 
 
 def raw_metadata(folder: Path) -> dict:

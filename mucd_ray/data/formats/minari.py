@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -85,7 +86,7 @@ def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | No
         return np.concatenate([episode[field][part] for episode in episodes])
 
     recorded = metadata.recorded
-    return OfflineDataset.from_arrays(
+    dataset = OfflineDataset.from_arrays(
         name=dataset_id,
         env_id=recorded and recorded.env_id,
         env_kwargs=recorded and recorded.kwargs,
@@ -104,6 +105,7 @@ def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | No
         observation_parts=read.words if read else (),
         source_keys=None if source_key is None else [episode["key"] for episode in episodes],
     )
+    return replace(dataset, imported_by=metadata.imported_by)
 
 
 def recorded_environment(dataset_id: str, root: Path | None = None) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 from minari.data_collector import EpisodeBuffer
 from minari.storage import get_dataset_path
 
-from mucd_ray.data.environments.cards import shipped_card
+from mucd_ray.data.environments.cards import known_card
 from mucd_ray.data.environments.frames import SIDE, STACK, AtariFrames
 from mucd_ray.data.environments.make import limited, make_environment
 from mucd_ray.data.environments.own import UserEnvironment
@@ -95,12 +95,12 @@ def record(
 
 
 def _made(env_id: str, behaviour: Behaviour, frames: bool, said: UserEnvironment) -> gym.Env:
-    """As the shipped card makes it, which `mucd run` would take; else as it is registered."""
+    """As the shipped card, or that of a plug-in, makes it, which `mucd run` would take; else as it is registered."""
     if behaviour.make_kwargs is not None and said.make_kwargs not in (None, behaviour.make_kwargs):
         raise MucdError(f"--make-kwargs {said.make_kwargs} are not those of the behaviour {behaviour.name}, {behaviour.make_kwargs}: choose another behaviour, or leave them out")
     shape = (STACK, SIDE, SIDE)
     wanted = said.make_kwargs if behaviour.make_kwargs is None else behaviour.make_kwargs
-    card = shipped_card(env_id, shape if frames else None, make_kwargs=wanted)
+    card, _ = known_card(env_id, shape if frames else None, make_kwargs=wanted)
     if frames and (card is None or card.observation_shape != shape):
         raise MucdError(f"{env_id} has no recording of frames: leave out --frames, or choose an Atari game")
     if card is not None and wanted in (None, card.make_kwargs):

@@ -30,6 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mucd_ray import plugins
+from mucd_ray.errors import MucdError
 from mucd_ray.learn.trainers.artifacts import from_bytes, given_dtype, policy_of
 from mucd_ray.learn.trainers.bag_files import WRITERS
 from mucd_ray.learn.trainers.given import GivenBag
@@ -85,11 +87,14 @@ def main(control: socket.socket) -> None:
     be imported, which learners would import one by one otherwise."""
     _prctl(PR_SET_CHILD_SUBREAPER)
     task = json.loads(control.recv(1 << 16))
+    if task["kind"] == "plug-in" and sys.path[0] == os.getcwd():
+        # It stands first because of how this process was started; where a plug-in was found what is installed does.
+        sys.path.append(sys.path.pop(0))
     try:
         digest = file_digest(task["kind"], task["name"])
         train = None if task["named_only"] else TRAINERS[task["kind"]](task["name"])
     except BaseException as error:  # a module may raise anything while it is imported
-        control.send(json.dumps({"error": text_of(error)}).encode())
+        control.send(json.dumps({"refused": str(error)} if isinstance(error, MucdError) else {"error": text_of(error)}).encode())
         return
     control.send(json.dumps({"sha256": digest}).encode())
     while True:
@@ -250,8 +255,15 @@ def function_trainer(name: str):
     Raises:
         Exception: whatever the import raises; no such function, or one that does not take (bag, seed, device).
     """
-    function = _function(name, None, 0, "cpu")
+    return _trainer_of(_function(name, None, 0, "cpu"))
 
+
+def plugin_trainer(name: str):
+    """The same of an installed plug-in, by its name."""
+    return _trainer_of(_taking(_plugin(name).load(), None, 0, "cpu"))
+
+
+def _trainer_of(function):
     def train(header: dict, body: bytes, folder: str) -> tuple:
         _seed_generators(header["seed"])
         return _trained(function, header, GivenBag.from_npz(body))
@@ -262,9 +274,19 @@ def function_trainer(name: str):
 def _function(name: str, *arguments):
     """Raises whatever its import does; AttributeError, TypeError where it does not take such arguments."""
     where, _, called = name.rpartition(":")
-    function = getattr(named_module(where), called)
+    return _taking(getattr(named_module(where), called), *arguments)
+
+
+def _taking(function, *arguments):
     inspect.signature(function).bind(*arguments)
     return function
+
+
+def _plugin(name: str) -> plugins.Plugin:
+    plugin = plugins.find("trainer", name)
+    if plugin is None:
+        raise MucdError(f"trainer {name} is no installed plug-in: install its package on every node")
+    return plugin
 
 
 def _seed_generators(seed: int) -> None:
@@ -387,17 +409,19 @@ def _spaces(header: dict) -> tuple:
     return deserialize_space(header["observation_space"]), deserialize_space(header["action_space"])
 
 
-TRAINERS = {"function": function_trainer, "command": command_trainer, "stored": stored_policies, "evaluator": evaluator}
+TRAINERS = {"function": function_trainer, "plug-in": plugin_trainer, "command": command_trainer, "stored": stored_policies, "evaluator": evaluator}
 
 
 def file_digest(kind: str, name: str) -> str:
-    """SHA-256 of the file that holds the function, or of all files that the command names, in their order. Raises OSError or ValueError where there is none."""
+    """SHA-256 of the file that holds the function, of the plug-in, or of all files that the command names, in their order. Raises OSError or ValueError where there is none."""
     if kind == "command":
         words = shlex.split(name)
         found = [Path(word) for word in words if "{" not in word and Path(word).is_file()]
         return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in found)).hexdigest()
     if kind == "stored":
         return ""
+    if kind == "plug-in":
+        return _plugin(name).sha256
     where = name.rpartition(":")[0]
     if not where.endswith(".py"):
         spec = importlib.util.find_spec(where)

@@ -28,6 +28,7 @@ from mucd_ray.learn.trainers.given import GivenBag
 from mucd_ray.learn.trainers.made_up import made_up_bag, made_up_observations
 from mucd_ray.learn.trainers.nursery import FRAME, frame
 from mucd_ray.mechanism.outside import Outside, check_name, option_of
+from mucd_ray.words import harmless
 
 # Seconds that a nursery may take to import what the trainer needs, and to end a learner.
 START_PATIENCE, END_PATIENCE = 600.0, 60.0
@@ -74,6 +75,8 @@ class NurseryProcess:
             option = option_of(kind)
             if answer is None:
                 raise MucdError(f"{option} {name} ends the process that imports it, or does not let it start in {START_PATIENCE:g} seconds: mend it")
+            if "refused" in answer:
+                raise MucdError(harmless(" ".join(str(answer["refused"]).split())))
             if "error" in answer:
                 raise MucdError(f"{option} {name} cannot be used ({printable(answer['error'])}): it must be importable here or from PYTHONPATH, and take {TAKES.get(kind, '(bag, seed, device)')}")
             self.sha256 = str(answer.get("sha256"))

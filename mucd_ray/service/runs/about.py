@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from importlib.metadata import version
 
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.mechanisms import CONDITIONAL
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
@@ -23,6 +25,8 @@ CONSTANTS = {
     "partition": "The number of parts, the hash that sorts units into them, learner and the environment card are constants that do not depend on the data, except on its rounded size where the next "
     "sentence says so. Observations are taken as they were recorded; each policy normalises them by the statistics of its own part.",
 }
+READER = "The dataset says that the plug-in {plugin}, {plugin.value} (SHA-256 of its package {plugin.sha256}), has read it from another format: D is what that made of the file."
+PLUGIN = "The plug-in {plugin}, {plugin.value}, was installed beside this package (SHA-256 of its package {plugin.sha256}). {conditional}"
 CONSTANTS_OUTSIDE = (
     "The sizes of bags or the number of parts, the trainer with all that its code contains or reads, and the environment card are constants that do not depend on the data, except on its rounded size where the "
     "next sentence says so. Observations are given to the trainer as they were recorded."
@@ -39,6 +43,7 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
         f"{CARD[settings.plays]}: {settings.card.source}",
         *([] if settings.source_key is None else [f"The source of a trajectory is told by the key {settings.source_key!r}, as it was recorded with the data."]),
         *settings.assumptions,
+        *((READER if plugin.kind == "format" else PLUGIN).format(plugin=plugin, conditional=CONDITIONAL) for plugin in settings.plugins),
     ]
     # Not the threat and the accountant: what is said against one threat, or by one rule, is true beside what is said by another.
     given = [name for name in ("eta", "band", "inference") if getattr(choices, name) != getattr(Choices(), name)]
@@ -55,6 +60,8 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
 
 def _constants(settings: RunSettings) -> str:
     note = CONSTANTS[settings.mechanism.kind] if settings.trainer is None else CONSTANTS_OUTSIDE
+    if settings.trainer is not None and settings.card.encoder is not None:
+        note = note.replace("Observations are given to the trainer as they were recorded.", "The trainer is given features of observations in their place.")
     return note if settings.plays else note.replace("the environment card", "the declared spaces")
 
 
@@ -113,7 +120,7 @@ def context(store: RunStore, settings: RunSettings) -> dict:
         "states_sha256": store.states_hash(),
         "states_chosen_by": _states_chosen_by(settings),
         "software": {name: version(name) for name in ("mucd_ray", "numpy", "scipy", "torch", "ray", "gymnasium", "minari")},
-    }
+    } | ({"plugins": [asdict(plugin) for plugin in settings.plugins]} if settings.plugins else {})
 
 
 def _states_chosen_by(settings: RunSettings) -> str:

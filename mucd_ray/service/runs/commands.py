@@ -8,12 +8,14 @@ from dataclasses import replace
 import yaml
 
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, load_card
+from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_named, plugged_cards
+from mucd_ray.data.environments.features import load_features_of, may_see
 from mucd_ray.data.environments.own import UserEnvironment, declared_card
 from mucd_ray.data.formats.minari import load_dataset, local_datasets
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.evaluators import evaluator
 from mucd_ray.files import MOST_JSON_BYTES, as_expected, printable, read_file
+from mucd_ray.learn.algorithms import NAMES
 from mucd_ray.learn.encoders import encoder_hash, load_encoder, read_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.trainers.outside import outside, sha256_of
@@ -23,6 +25,7 @@ from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside, option_of
 from mucd_ray.modules import import_modules
+from mucd_ray.plugins import choices, find
 from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
@@ -51,12 +54,12 @@ def _check_no_file(name: str) -> None:
 def start_run(options, out) -> int:
     _check_no_file(options.dataset)
     import_modules(options.imports or ())
+    trainer = _trainer(options)
     if options.tuned:
-        trainer = options.algorithm is not None and ":" in options.algorithm
         given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None and not (name == "algorithm" and trainer)]
         if given:
             raise MucdError(f"--tuned {options.tuned} sets {given[0]}: leave one of the two out")
-    trainer = _trainer(options)
+    card, of_card = card_named(options.card) if options.card else (None, None)
     names = ("algorithm", "network", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
     given = {name: getattr(options, name) for name in names if name != "algorithm" or trainer is None}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
@@ -70,7 +73,8 @@ def start_run(options, out) -> int:
     request = Request(
         dataset=options.dataset,
         instances=options.instances,
-        card=load_card(options.card) if options.card else None,
+        card=card,
+        plugins=tuple(plugin for plugin in (trainer and trainer.kind == "plug-in" and find("trainer", trainer.name), of_card) if plugin),
         environment=UserEnvironment.of(options),
         fraction=0.01 if options.fraction is None else options.fraction,
         units=options.units,
@@ -102,6 +106,7 @@ def start_run(options, out) -> int:
         trusted=options.trusted,
         history=options.history,
         encoder=read_encoder(options.encoder) if options.encoder else None,
+        features=options.features,
     )
     dataset, choices = read_dataset(request), _choices(options)
     if given:
@@ -126,6 +131,7 @@ def grow_run(options, out) -> int:
     if settings.mechanism.kind == Neighbours.kind:
         raise MucdError(f"{store.location} is a run of neighbours, which trains no instances: nothing can grow; start a new run for more episodes (--rollouts)")
     _may_play(store, options)
+    _may_train(store, settings, options.trainer)
     _may_score(store, settings, options.evaluator)
     choices, resources = _choices(options, _certified(store)), _resources(options)
     dataset = load_dataset(settings.dataset, source_key=settings.source_key, observation_keys=settings.card.observation_keys)
@@ -139,10 +145,21 @@ def _may_play(store: RunStore, options) -> None:
     import_modules(said.imports)
     if settings.plays:
         _check_card(store, settings, options.card, said)
-    if settings.card.encoder is not None:
+    if may_see(store.location, settings.card, options.features):
+        load_features_of(settings.card)
+    elif settings.card.encoder is not None:
         content = check_encoder(store.location, settings.card, options.encoder)
         load_encoder(content, settings.card.observation_shape)
         store.write_encoder(content)
+
+
+def _may_train(store: RunStore, settings: RunSettings, name: str | None) -> None:
+    """Raise MucdError unless the trainer of a run folder, if it is a plug-in, is the user's word: what a folder names is no reason to import it."""
+    trainer = settings.trainer
+    if name is None and trainer is not None and trainer.kind == "plug-in":
+        raise MucdError(f"{store.location} has a plug-in as its trainer, which is imported only on your word: add --trainer {trainer.name}")
+    if name is not None and (trainer is None or name != trainer.name):
+        raise MucdError(f"--trainer {name} is not that of {store.location}: {'leave it out' if trainer is None else f'it began with {trainer.name}'}")
 
 
 def _may_score(store: RunStore, settings: RunSettings, name: str | None) -> None:
@@ -158,21 +175,21 @@ def _may_score(store: RunStore, settings: RunSettings, name: str | None) -> None
 
 
 def _check_card(store: RunStore, settings: RunSettings, path: str | None, said: UserEnvironment) -> None:
-    """Raise MucdError unless the card of a run folder is a shipped one, the user's, in the file `path`, or of what a registered environment declares, each with what the user says beside.
+    """Raise MucdError unless the card of a run folder is a shipped one, or one of a plug-in for which nothing is imported, the user's, in the file or plug-in `path`, or of what a registered environment declares, each with what the user says beside.
 
     A card says which module is imported, and its arguments may name files or other environments: what a folder brings along is no reason to make it.
     """
-    card = replace(settings.card.without_history(), encoder=None).without_learning()
+    card = replace(settings.card.without_history(), encoder=None, named_features=None).without_learning()
 
     def is_of(given: EnvironmentCard) -> bool:
         metric = [card_with_metric(given, settings.mechanism.metric)] if settings.mechanism.kind == Neighbours.kind and given.env_id == card.env_id else []
         return card in [_as_seen(like.without_learning(), card) for like in (given, given.raw(), *metric)]
 
     if path is not None:
-        if not is_of(said.of_card(load_card(path))):
+        if not is_of(said.of_card(card_named(path)[0])):
             raise MucdError(f"card {path} is not that of {store.location}: give the one with which the run began")
         return
-    if any(is_of(said.of_card(shipped)) for shipped in CARDS if said.make_kwargs in (None, shipped.make_kwargs)):
+    if any(is_of(said.of_card(shipped)) for shipped in (*CARDS, *plugged_cards(card.env_id).values()) if said.make_kwargs in (None, shipped.make_kwargs)):
         return
     # By the name alone: the module in an id of the folder is not imported, and its arguments are compared only.
     scaled = settings.mechanism.kind in WITH_NOISE or settings.mechanism.kind == Neighbours.kind
@@ -304,11 +321,13 @@ def _trainer(options) -> Outside | None:
     limits = {field: value for field, value in limits.items() if value is not None}
     if command is None and "bag_format" in limits:
         raise MucdError(f"--bag-format {options.bag_format} is for --trainer-command: a function is given arrays, and the package's learners read none; leave it out")
-    if command is None and (name is None or ":" not in name):
+    kind = "command" if command is not None else "function" if ":" in (name or "") else "plug-in" if name is not None and find("trainer", name, NAMES) else None
+    if kind is None:
+        if name is not None and not {part.strip() for part in name.split(",")} <= set(NAMES):
+            raise MucdError(f"algorithm {printable(name)!r} is unknown: use one of {choices('trainer', NAMES)}, or a function of yours, package.module:function or path/to/file.py:function")
         if limits:
             raise MucdError(f"--train-{next(iter(limits))} is for a trainer of yours: give --trainer package.module:function or --trainer-command")
         return None
-    kind = "function" if command is None else "command"
     if options.mechanism in WITH_NOISE:
         raise MucdError(f"{option_of(kind)} {name or command} is not trained with noise, which would have to be added inside it: add --mechanism bag or partition")
     return outside(kind, name or command, **limits)

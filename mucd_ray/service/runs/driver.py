@@ -19,6 +19,7 @@ from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units, make_units
+from mucd_ray.plugins import check_same
 from mucd_ray.service.runs.about import assumptions, context
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.settings import RunSettings, check_code, check_imports
@@ -47,7 +48,7 @@ def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Re
     """The data as the learner reads it; says on standard error how many units are longer than the cap."""
     dataset = settings.card.as_seen(dataset)
     if settings.trainer is not None:
-        return Recorded.of(dataset, settings.mechanism.unit)
+        return Recorded.of(_encoded(settings, dataset), settings.mechanism.unit)
     cap, unit = settings.learner.local.cap, settings.mechanism.unit
     units = make_units(dataset, settings.card, settings.problem, unit)
     longer = int((units.lengths > cap).sum()) if unit != "transition" and settings.fit is None else 0
@@ -76,8 +77,15 @@ def trusted_units(settings: RunSettings) -> Units | Recorded | None:
         raise MucdError(f"the trusted dataset {name} has changed since the run began: restore it, or start a new run folder")
     trusted = settings.card.as_seen(trusted)
     if settings.trainer is not None:
-        return Recorded.of(trusted, settings.trusted_unit)
+        return Recorded.of(_encoded(settings, trusted), settings.trusted_unit)
     return make_units(trusted, settings.card, settings.problem, settings.trusted_unit)
+
+
+def _encoded(settings: RunSettings, dataset: OfflineDataset) -> OfflineDataset:
+    """As trainers from outside see it: observations as recorded, or each replaced by its features."""
+    if settings.card.encoder is None:
+        return dataset
+    return replace(dataset, observations=settings.card.features(dataset.observations), next_observations=settings.card.features(dataset.next_observations))
 
 
 def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Choices, resources: Resources, states=None) -> dict:
@@ -98,6 +106,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     choices.check(settings)
     check_instances(settings, choices, instances)
     check_code(settings)
+    check_same(settings.plugins, store.location)
     if dataset.fingerprint() != settings.fingerprint:
         raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.location} began: restore it, or start a new run folder")
     if settings.states_sha256 is not None and states is None and store.states() is None:

@@ -15,8 +15,9 @@ from mucd_ray.certify.confidence.proportions import LARGEST
 from mucd_ray.certify.planning.size import declared_size
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.environments.cards import CARDS, EnvironmentCard
+from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, known_card
 from mucd_ray.data.environments.declared import DeclaredCard
+from mucd_ray.data.environments.features import load_features
 from mucd_ray.data.environments.own import UserEnvironment, card_of
 from mucd_ray.data.environments.plain import declared_spaces
 from mucd_ray.data.environments.recorded_in import name_of
@@ -35,6 +36,7 @@ from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.modules import import_modules
+from mucd_ray.plugins import Plugin
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import check_instances, train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_fit, planned, settled
@@ -52,6 +54,10 @@ SEED_NOTE = "The secret was derived from a number given by the user (--seed): th
 LOCAL_NOTE = "Of a {unit} with more than {cap} transitions, {cap} evenly spaced ones from a random start take part in a step."
 ENCODER_NOTE = (
     "Every observation is replaced by the outputs of an encoder from outside, which is given one observation at a time and must be a function of it alone. It was given by the user. "
+    f"{CONDITIONAL}"
+)
+FEATURES_NOTE = (
+    "Every observation is replaced by the features {name} of a plug-in, which is given one observation at a time and must be a function of it alone. They were named by the user. "
     f"{CONDITIONAL}"
 )
 HISTORY_NOTE = (
@@ -78,7 +84,7 @@ USER_LEARNER_NOTE = f"The learner's settings were given by the user. {CONDITIONA
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a run is asked for. `None` means: the package's default, which for mechanism and unit may follow from how many trajectories there are (`settled`), or planned from the declared size and the fraction; `fit` holds fields of `Fit` by name.
-    `encoder` the content of the encoder's file. `observation_keys` stand in the place of the card's. With `no_environment` nothing is played, and of a `card` what is about observations alone is taken.
+    `encoder` the content of the encoder's file; `features` the name of a plug-in in its place. `plugins`: those that trainer and card are. `observation_keys` stand in the place of the card's. With `no_environment` nothing is played, and of a `card` what is about observations alone is taken.
 
     `tuned` takes the place of mechanism, unit, fraction, bag_size, parts, fit, sample_rate, noise_multiplier, steps, clip_norm and learner; a `trainer` and a `source_key` stand beside it.
     """
@@ -118,6 +124,8 @@ class Request:
     trusted: str | None = None
     history: int = 1
     encoder: bytes | None = None
+    features: str | None = None
+    plugins: tuple[Plugin, ...] = ()
 
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
@@ -139,12 +147,17 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     _check_source(request)
     if request.trainer is not None and request.encoder is not None:
         raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
-    card = request_card(request, dataset)
+    if request.features is not None and request.encoder is not None:
+        raise MucdError(f"--features {request.features} and --encoder both say what takes the place of observations: leave one of the two out")
+    card, used = request_card(request, dataset), (*request.plugins, *_plugin_of_card(request, dataset))
     card.check(dataset)
     if request.encoder is None and card.encoder is not None:
-        raise MucdError(f"the card of {card.env_id} has an encoder, which is run only on your word: give its file, --encoder FILE")
+        raise MucdError(f"the card of {card.env_id} has an encoder, which is run only on your word: give its file, --encoder FILE, or --features NAME of a plug-in, and leave it out of the card")
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
+    if request.features is not None:
+        plugin, outputs = load_features(request.features, card.observation_shape)
+        card, used = replace(card.raw(), encoder=(plugin.sha256, outputs), named_features=plugin.name), (*used, plugin)
     actions, discrete = action_shape(dataset.action_space)
     if request.mechanism == Neighbours.kind:
         card = card_with_metric(card, request.metric or "declared")
@@ -193,7 +206,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         learner=learner,
         trainer=request.trainer,
         evaluator=request.evaluator,
-        observation_dtype=str(observation_space.dtype) if request.trainer else "float32",
+        observation_dtype=str(observation_space.dtype) if request.trainer and request.features is None else "float32",
         first_action=int(action_space.start) if discrete else 0,
         declared_actions=_declared_actions(card, dataset),
         declared_observations=_declared_observations(card),
@@ -210,6 +223,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         source_key=request.source_key,
         code=code_digest(),
         imports=said.imports,
+        plugins=(*used, *([] if dataset.imported_by is None else [dataset.imported_by])),
         version=package_version(),
         condition=tuned.condition(dataset) if tuned is not None else None,
         trusted=None if request.trusted is None else _trusted(request.trusted, dataset, card),
@@ -221,6 +235,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *([] if said.return_range is None else [RANGE_NOTE]),
             *([] if said.max_episode_steps is None else [STEPS_NOTE.format(steps=said.max_episode_steps)]),
             *([] if request.encoder is None else [ENCODER_NOTE]),
+            *([] if request.features is None else [FEATURES_NOTE.format(name=request.features)]),
             *([KEYS_NOTE.format(keys=", ".join(card.observation_keys))] if request.observation_keys else []),
             *(
                 [(PAST_NOTE if card.recalled else HISTORY_NOTE).format(history=request.history, how="This number was tuned with the other constants." if tuned else GIVEN_NOTE)]
@@ -365,9 +380,17 @@ def request_card(request: Request, dataset: OfflineDataset) -> EnvironmentCard:
     return card.of_keys(request.observation_keys) if request.observation_keys else card
 
 
+def _plugin_of_card(request: Request, dataset: OfflineDataset) -> list[Plugin]:
+    """That of the card that `request_card` finds by the environment's id, if it is one's."""
+    if request.no_environment or request.card is not None:
+        return []
+    card, plugin = known_card(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space, request.environment.make_kwargs)
+    return [] if plugin is None or request.environment.make_kwargs not in (None, card.make_kwargs) else [plugin]
+
+
 def usual_learner(request: Request, card: EnvironmentCard, network: str = "dense") -> Learner:
     """The learner where the user says nothing but perhaps the network; `request` knows its mechanism."""
-    learner, own = DEFAULT_LEARNERS[request.mechanism], request.trainer is None and request.encoder is None
+    learner, own = DEFAULT_LEARNERS[request.mechanism], request.trainer is None and request.encoder is None and request.features is None
     return replace(learner, learning_rate=constants_of(card, request.mechanism, network).get("learning_rate", learner.learning_rate)) if own else learner
 
 

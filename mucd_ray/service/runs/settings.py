@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mucd_ray
+from mucd_ray import plugins
 from mucd_ray.certify.file.evidence import LARGEST_VALUE, LEAST_WIDTH
 from mucd_ray.certify.planning.size import round_size
 from mucd_ray.certify.rounding import exactly
@@ -30,6 +31,7 @@ from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, from_values, to_v
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.mechanism.partition import Partition
+from mucd_ray.plugins import Plugin
 from mucd_ray.words import counted
 
 DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
@@ -77,6 +79,7 @@ class RunSettings:
         code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
         condition: what every claim about this run depends on that nothing accounts for (certify/file/evidence.py), or None.
         imports: modules that the user had imported before the environment was made. Only what he names again is: `check_imports`.
+        plugins: those of other packages that take part, by their names and hashes: another installed one stops the run.
         version: of the package with which the run began, for people: `code` decides what may be mixed. "" in runs of earlier versions.
         assumptions: sentences about how the constants were chosen, repeated in every certificate.
     """
@@ -111,6 +114,7 @@ class RunSettings:
     condition: str | None = None
     trusted: tuple[str, str] | None = None
     imports: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
     version: str = ""
     assumptions: tuple[str, ...] = ()
 
@@ -293,6 +297,7 @@ class RunSettings:
                 "action_bounds": values["action_bounds"] and tuple(map(tuple, values["action_bounds"])),
                 "trusted": values.get("trusted") and tuple(values["trusted"]),
                 "imports": tuple(values.get("imports") or ()),
+                "plugins": plugins.from_values(values.get("plugins") or ()),
                 "states_from": values.get("states_from") and tuple(values["states_from"]),
             }
         )
@@ -303,7 +308,7 @@ class RunSettings:
 
     def _deciding(self) -> dict:
         """All but the version: two that train the same instances may share a run. Nor what earlier versions knew nothing of, where it is as they did it."""
-        values = {name: value for name, value in self.to_dict().items() if name != "version" and not (value is None and name in UNKNOWN_BEFORE) and (name, value) != ("imports", [])}
+        values = {name: value for name, value in self.to_dict().items() if name != "version" and not (value is None and name in UNKNOWN_BEFORE) and (name, value) not in (("imports", []), ("plugins", []))}
         if self.fit is not None:
             values["fit"] = {name: value for name, value in values["fit"].items() if (name, value) not in FIT_AS_BEFORE}
         return values

@@ -128,6 +128,9 @@ def open_nursery(settings: RunSettings, device: str, progress: Progress | None =
         while _nurseries:
             _nurseries.popitem()[1].close()
         environment = settings.card.make()
+        if settings.card.encoder is not None:
+            outputs = gymnasium.spaces.Box(-np.inf, np.inf, (settings.card.width,), np.float32)
+            environment = gymnasium.wrappers.TransformObservation(environment, settings.card.features, outputs)
         try:
             _nurseries[key] = Nursery(settings.trainer, environment, settings.mechanism.unit, device, progress)
         finally:

@@ -13,6 +13,7 @@ from mucd_ray.certify.file.results import TOLERANCES
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.rounding import confidence_percent, percent_up
 from mucd_ray.certify.tabulated import tabulated
+from mucd_ray.data.environments.features import load_features_of, may_see
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all, softmax_probabilities
 from mucd_ray.evaluate.votes import counts
@@ -46,16 +47,18 @@ class Ensemble:
         voters: how many policies vote.
         certificate: as it stands in the run folder.
 
-    `encoder`: SHA-256 of the encoder that the user vouches for, where the run has one: the run folder's own is loaded if it is that one.
+    `encoder`: SHA-256 of the encoder that the user vouches for, where the run has one: the run folder's own is loaded if it is that one. `features`: name of the plug-in in its place.
 
     Raises:
-        MucdError: an encoder that nobody vouches for; no certificate, one that certifies no actions or is of other instances than the stored ones, or missing instances.
+        MucdError: features or an encoder that nobody vouches for; no certificate, one that certifies no actions or is of other instances than the stored ones, or missing instances.
     """
 
-    def __init__(self, run: str, encoder: str | None = None):
+    def __init__(self, run: str, encoder: str | None = None, features: str | None = None):
         store = RunStore.open(run)
         self.certificate, self.settings = store.certificate(), store.settings()
-        if self.settings.card.encoder is not None:
+        if may_see(run, self.settings.card, features):
+            load_features_of(self.settings.card)
+        elif self.settings.card.encoder is not None:
             if encoder != self.settings.card.encoder[0]:
                 raise MucdError(f"policies of {run} see observations through an encoder, which is run only on your word: give its SHA-256, or with `mucd serve` its file")
             load_encoder(store.encoder(), self.settings.card.observation_shape)

@@ -19,6 +19,7 @@ import numpy as np
 import ray
 
 from mucd_ray.data.environments.card import EnvironmentCard
+from mucd_ray.data.environments.features import may_see
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.encoders import encoder_hash
 from mucd_ray.service.runs.commands import check_encoder
@@ -55,8 +56,8 @@ MOST_ERRORS = 10
 class Policy:
     """One replica: all instances, and all accounting, in memory."""
 
-    def __init__(self, run: str, encoder: str | None):
-        self.ensemble = Ensemble(run, encoder)
+    def __init__(self, run: str, encoder: str | None, features: str | None):
+        self.ensemble = Ensemble(run, encoder, features)
         self.ensemble.warm_up()
 
     # Nobody waits for a batch to fill: what arrives while one is being answered makes the next one.
@@ -242,7 +243,7 @@ class Health(BaseModel):
     instances: int
 
 
-def serve_run(run: str, *, encoder: str | None = None, host: str, port: int, replicas: int, address: str | None, out) -> None:
+def serve_run(run: str, *, encoder: str | None = None, features: str | None = None, host: str, port: int, replicas: int, address: str | None, out) -> None:
     """Serve the certified ensemble of a run folder until SIGINT, SIGTERM or SIGHUP; `out` gets one line when it is ready.
 
     Raises:
@@ -251,8 +252,8 @@ def serve_run(run: str, *, encoder: str | None = None, host: str, port: int, rep
     if replicas < 1:
         raise MucdError(f"--replicas {replicas} must be at least 1")
     card = RunStore.open(run).settings().card
-    vouched = card.encoder and encoder_hash(check_encoder(run, card, encoder))
-    Ensemble(run, vouched)
+    vouched = None if may_see(run, card, features) or card.encoder is None else encoder_hash(check_encoder(run, card, encoder))
+    Ensemble(run, vouched, features)
     _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with contextlib.ExitStack() as quiet, joined(Resources(address=address)):
@@ -260,7 +261,7 @@ def serve_run(run: str, *, encoder: str | None = None, host: str, port: int, rep
         # Only now: Ray has its own.
         _on_signals(signal.default_int_handler)
         try:
-            _deploy(run, vouched, host, port, replicas)
+            _deploy(run, vouched, features, host, port, replicas)
             out(f"serving {run} at http://{host}:{port} (POST /act, /act/batch; GET /about, /health, /openapi.json); Ctrl-C stops it")
             _wait()
         finally:
@@ -288,11 +289,11 @@ def _wait() -> None:
     raise MucdError("the deployment was deleted from outside: start it again with the same command")
 
 
-def _deploy(run: str, encoder: str | None, host: str, port: int, replicas: int) -> None:
+def _deploy(run: str, encoder: str | None, features: str | None, host: str, port: int, replicas: int) -> None:
     options = {"num_cpus": 1, "num_gpus": 0, "runtime_env": NO_GPU}
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-        serve.run(Policy.options(num_replicas=replicas, ray_actor_options=options).bind(RunStore.open(run).storage.absolute, encoder), name=APPLICATION, route_prefix="/")
+        serve.run(Policy.options(num_replicas=replicas, ray_actor_options=options).bind(RunStore.open(run).storage.absolute, encoder, features), name=APPLICATION, route_prefix="/")
     except Exception as error:  # Ray raises bare ones, too
         raise MucdError(f"the deployment did not start ({' '.join(str(error).split())[-500:]})") from None
 

@@ -28,7 +28,8 @@ def stored_policies(store: RunStore, instances: Iterable[int]) -> Policies:
             f"{unstored} of the {len(instances)} policies are objects of {settings.trainer.name}, which acted while it was trained and are not stored: let it return torch modules, TorchScript or ONNX"
         )
     # Not those of an environment: a run folder's card makes none.
-    observations = gymnasium.spaces.Box(0, 1, settings.card.observation_shape, np.dtype(settings.observation_dtype))
+    shape = settings.card.observation_shape if settings.card.encoder is None else (settings.card.width,)
+    observations = gymnasium.spaces.Box(0, 1, shape, np.dtype(settings.observation_dtype))
     actions = gymnasium.spaces.Discrete(settings.actions, start=settings.first_action) if settings.actions else gymnasium.spaces.Box(-np.inf, np.inf, (settings.dimensions,))
     return StoredPolicies([content for content, _ in found], observations, actions, settings.trainer.memory)
 

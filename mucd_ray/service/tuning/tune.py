@@ -28,7 +28,7 @@ from mucd_ray.certify.planning.calibration import MOST_INSTANCES
 from mucd_ray.certify.planning.plan import frontier, plan
 from mucd_ray.certify.rounding import exactly, percent_down
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.environments.cards import load_card
+from mucd_ray.data.environments.cards import card_named
 from mucd_ray.data.environments.own import UserEnvironment, card_of
 from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.formats.minari import load_dataset
@@ -81,7 +81,7 @@ def tuning_data(options, folder: Path) -> tuple[str, OfflineDataset]:
     if options.tune_on is not None:
         if (options.behaviour, options.policy, options.transitions) != (None, None, None):
             raise MucdError("--behaviour, --policy and --transitions are about --simulate: leave them out with --tune-on")
-        keys = load_card(options.card).observation_keys if options.card else ()
+        keys = card_named(options.card)[0].observation_keys if options.card else ()
         return TRUSTED, load_dataset(options.tune_on, source_key=options.source_key, observation_keys=keys)
     if options.source_key is not None:
         raise MucdError("a simulator records no sources: with --source-key tune on data that you trust, --tune-on DATASET")
@@ -126,7 +126,7 @@ def make_question(options, kind: str, dataset: OfflineDataset, trainer: Outside 
     check_numbers(options)
     if dataset.env_id is None and not options.card:
         raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
-    said, given = UserEnvironment.of(options), load_card(options.card) if options.card else None
+    said, given = UserEnvironment.of(options), card_named(options.card)[0] if options.card else None
     card = card_of(
         given.env_id if given else dataset.env_id, said, given, scaled=options.mechanism in WITH_NOISE, observation_shape=dataset.observations.shape[1:], action_space=dataset.action_space,
     )

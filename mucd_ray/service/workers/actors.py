@@ -55,6 +55,7 @@ class Trainer(Watched):
 
     def prepare(self) -> None:
         """Read the run folder, and check the data; before anything else."""
+        from mucd_ray.data.environments.features import load_features_of
         from mucd_ray.learn.encoders import load_encoder
         from mucd_ray.learn.engines.precision import forbid_coarse_products
         from mucd_ray.learn.trainers.recorded import Recorded
@@ -69,7 +70,9 @@ class Trainer(Watched):
         self.store = RunStore.open(self.run)
         self.settings, self.secret = self.store.settings(), self.store.secret()
         check_code(self.settings)
-        if self.settings.card.encoder is not None:
+        if self.settings.card.named_features is not None:
+            load_features_of(self.settings.card)
+        elif self.settings.card.encoder is not None:
             # The driver has compared it with the user's own file, by the hash that the settings hold.
             load_encoder(self.store.encoder(), self.settings.card.observation_shape)
         kind, names = (Units, ARRAYS) if self.settings.trainer is None else (Recorded, Recorded.ARRAYS)

@@ -319,5 +319,6 @@ def _end_process(process: int) -> None:
 
 
 def text_of(error: Exception) -> str:
-    """The reason, which stands at the end of Ray's text, which is coloured."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m|\^{2,}", "", str(error)).split())[-500:]
+    """The reason, which stands at the end of Ray's text, which is coloured; one of ours without what led there."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|\^{2,}", "", str(error)).split())
+    return text.rpartition(" mucd_ray.errors.MucdError: ")[2][-500:]

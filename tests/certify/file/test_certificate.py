@@ -91,9 +91,9 @@ def test_looking_at_any_time_costs_a_little_and_is_said():
     assert anytime["results"]["goal"]["met"] == (anytime["results"]["goal"]["certified"] >= 0.5) and "mean of 3 episodes" in " ".join(anytime["claim"])
 
 
-@pytest.mark.parametrize("source,words", [("raw", "raw observations of ALE/Freeway-v5"), ("privileged", "out of the controller"), ("encoder", "encoder from outside"), (None, None)])
+@pytest.mark.parametrize("source,words", [("raw", "raw observations of ALE/Freeway-v5"), ("privileged", "out of the controller"), ("encoder", "encoder from outside"), ("plug-in", "the features arm of a plug-in from outside"), (None, None)])
 def test_the_claim_names_what_policies_see(source, words):
-    features = source and {"source": source, "card": "ALE/Freeway-v5", "encoder": "0f" * 32 if source == "encoder" else None}
+    features = source and {"source": source, "card": "ALE/Freeway-v5", "encoder": "0f" * 32 if source in ("encoder", "plug-in") else None} | ({"name": "arm"} if source == "plug-in" else {})
     certificate = make_certificate(inputs(features=features), assumptions=[], context={})
     assert verify(certificate) == [] and [words in text for text in certificate["claim"] if text.startswith("Features: ")] == [True] * (source is not None)
 
