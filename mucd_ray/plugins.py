@@ -63,13 +63,15 @@ class Plugin:
         Raises:
             MucdError: it cannot be imported, or its files have changed since this process did.
         """
-        if _loaded.setdefault((self.kind, self.name), self) != self:
+        if _loaded.get((self.kind, self.name), self) != self and not self.value.endswith(".json"):
             raise MucdError(f"the plug-in {self} has changed since this process imported it: start anew")
         entry = metadata.EntryPoint(self.name, self.value, GROUPS[self.kind])
         try:
-            return _json_file(entry) or entry.load()
+            found = _json_file(entry) or entry.load()
         except (Exception, SystemExit) as error:  # a module may raise anything
             raise MucdError(f"the plug-in {self} cannot be imported ({told(error)}): mend {self.value}, or uninstall {self.package}") from None
+        _loaded[self.kind, self.name] = self
+        return found
 
 
 # What this process has imported: Python would not do so again.

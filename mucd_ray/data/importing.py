@@ -139,6 +139,10 @@ def load_source(source, options: ImportOptions = ImportOptions()) -> Loaded:
         return replace(_settled(recording, options, name, sha256, files), plugin=plugin)
     except MucdError as error:
         raise MucdError(f"{source}: {harmless(str(error))}") from None
+    except Exception as error:
+        if plugin is None:
+            raise
+        raise MucdError(f"{source}: what the plug-in {plugin} makes of it cannot be taken ({printable(error) or type(error).__name__}): mend that") from None
 
 
 def load_dataset_folder(dataset_id: str, options: ImportOptions = ImportOptions()) -> Loaded:

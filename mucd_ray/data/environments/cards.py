@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mucd_ray.data.environments.card import EnvironmentCard, check_discount, che
 from mucd_ray.data.environments.frames import SIDE, STACK
 from mucd_ray.data.environments.recorded_in import is_alias, name_of, other_version
 from mucd_ray.errors import MucdError
+from mucd_ray.files import printable
 from mucd_ray.plugins import Plugin
 
 __all__ = ["CARDS", "EnvironmentCard", "card_for", "card_named", "check_discount", "known_card", "load_card", "plugged_cards"]
@@ -61,8 +63,12 @@ def _card_of(given, name: str) -> EnvironmentCard:
         return load_card(given)
     if type(given) is not EnvironmentCard and not isinstance(given, dict):
         raise MucdError(f"the plug-in {name} is a {type(given).__name__}: it must be an EnvironmentCard, its fields as a dictionary, or a JSON file beside its package, package:name.json")
-    # Neither of a class nor of types of its own.
-    return check_of_one(EnvironmentCard.from_dict(given if isinstance(given, dict) else given.to_dict()), f"of the plug-in {name}")
+    try:
+        # Neither of a class nor of types of its own: as a run folder will have it.
+        values = json.loads(json.dumps(given if isinstance(given, dict) else given.to_dict()))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MucdError(f"the plug-in {name} has fields that are no JSON ({printable(error)}): give texts, numbers, lists and dictionaries") from None
+    return check_of_one(EnvironmentCard.from_dict(values), f"of the plug-in {name}")
 
 
 def plugged_cards(env_id: str) -> dict[str, EnvironmentCard]:

@@ -87,7 +87,7 @@ def read_source(source: Source, name: str | None, options: ReadOptions) -> tuple
         format = known[name] if name else next((format for format in _fitting(options) if _recognises(format, source)), None)
         if format is None:
             raise MucdError(f"none of the formats {', '.join(known)} fits: name one with --format{_of_plugins()}, or give a file of one of them")
-        if format not in FORMATS:
+        if plugin is None and format not in FORMATS:
             plugin = plugins.find("format", format.name)
         for option, value in vars(options).items():
             if value is not None and option not in format.options:
@@ -138,7 +138,8 @@ def _of_plugins() -> str:
 
 
 def _format_of(given, name: str) -> Format:
-    if not isinstance(given, Format) or not callable(given.read) or not callable(given.recognised) or not set(given.options) <= set(vars(ReadOptions())):
+    known = vars(ReadOptions())
+    if not isinstance(given, Format) or not callable(given.read) or not callable(given.recognised) or not isinstance(given.options, tuple) or not all(isinstance(option, str) and option in known for option in given.options):
         raise MucdError(f"the plug-in format {printable(name)} is no Format of mucd_ray.data.formats.registry with recognised(source), read(source, options) and names of options that there are: mend it")
     return replace(given, name=name)
 
@@ -149,6 +150,8 @@ def _check(recording) -> None:
         raise TypeError(f"it gives a {type(recording).__name__} instead of a Recording")
     kinds = {"observation_space": gym.Space | None, "action_space": gym.Space | None, "recorded": Recorded | None, "notes": tuple, "episodes": list}
     wrong = [name for name, kind in kinds.items() if not isinstance(getattr(recording, name), kind)]
+    if isinstance(recording.recorded, Recorded) and not isinstance(recording.recorded.env_id, str):
+        wrong.append("recorded")
     if wrong or not all(isinstance(note, str) for note in recording.notes) or not all(isinstance(episode, Episode) for episode in recording.episodes):
         raise TypeError(f"{wrong[0] if wrong else 'notes or episodes'} of its Recording is of another type than it should be")
     for number, episode in enumerate(recording.episodes):
@@ -157,5 +160,5 @@ def _check(recording) -> None:
         if not arrays or rewards.ndim != 1 or rewards.dtype.kind not in "biuf" or not len(observations) - 1 == len(actions) == len(rewards):
             raise TypeError(f"episode {number} does not have arrays of T + 1 observations, T actions and T rewards")
         words = isinstance(episode.place, str) and all(isinstance(fault, str) for fault in episode.faults)
-        if not words or {type(episode.terminated), type(episode.truncated)} != {bool} or not isinstance(episode.keys, dict) or not all(isinstance(key, str) and isinstance(value, str | int) for key, value in episode.keys.items()):
+        if not words or {type(episode.terminated), type(episode.truncated)} != {bool} or episode.terminated and episode.truncated or not isinstance(episode.keys, dict) or not all(isinstance(key, str) and (isinstance(value, str) or isinstance(value, int) and abs(value) < 1 << 63) for key, value in episode.keys.items()):
             raise TypeError(f"terminated, truncated, place, keys or faults of episode {number} are of other types than they should be")
