@@ -3,7 +3,7 @@
 import json
 import os
 
-from mucd_ray.cli.options import add_command, path
+from mucd_ray.cli.options import add_command, json_object, path
 from mucd_ray.errors import MucdError
 
 
@@ -24,8 +24,10 @@ def _add_reading(sub):
     sub.add_argument("--columns", metavar="MAP", help="of CSV, parquet and npz: ROLE=NAME:NAME:... with commas between, names or patterns such as obs=f*; roles are obs, action, reward, episode, terminated, truncated, next_obs, time and source (default: usual names)")
     sub.add_argument("--observation-keys", metavar="A,B", help="of LeRobot, RLDS and robomimic: which observations, side by side in this order (default: all vectors, sorted)")
     sub.add_argument("--max-episode-steps", type=int, metavar="N", help="an episode ends after N steps where nothing marks it, as in D4RL's files without timeouts")
-    sub.add_argument("--environment", metavar="ID", help="Gymnasium id of the environment in which it was recorded, of which a card is shipped; its spaces are then those of the dataset. A file's own word makes no environment")
+    sub.add_argument("--environment", metavar="ID", help="Gymnasium id of the environment in which it was recorded; its spaces are then those of the dataset. A file's own word makes no environment")
     sub.add_argument("--card", type=path, metavar="FILE", help="the same by a card of yours")
+    sub.add_argument("--import", dest="imports", action="append", metavar="MODULE", help="with --environment: import package.module or path/to/file.py, which registers it; may be repeated")
+    sub.add_argument("--make-kwargs", type=json_object, metavar="JSON", help="with --environment: its arguments, such as '{\"continuous\": true}' (default: those of its card)")
     sub.add_argument("--actions", metavar="N|LO,HI", help="the action space where there is no environment: how many actions, or the range of continuous ones")
 
 
@@ -33,8 +35,8 @@ def _reading(options, **others):
     from mucd_ray.data.importing import ImportOptions
 
     keys = None if options.observation_keys is None else tuple(options.observation_keys.split(","))
-    named = {name: getattr(options, name) for name in ("format", "columns", "max_episode_steps", "environment", "card", "actions")}
-    return ImportOptions(observation_keys=keys, **named, **others)
+    named = {name: getattr(options, name) for name in ("format", "columns", "max_episode_steps", "environment", "card", "make_kwargs", "actions")}
+    return ImportOptions(observation_keys=keys, imports=tuple(options.imports or ()), **named, **others)
 
 
 def import_file(options, out):

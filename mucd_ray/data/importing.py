@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,8 +11,11 @@ from minari.data_collector import EpisodeBuffer
 from minari.storage import get_dataset_path
 
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.environments.card import EnvironmentCard, load_card
-from mucd_ray.data.environments.cards import card_for
+from mucd_ray.data.environments.card import load_card
+from mucd_ray.data.environments.cards import shipped_card
+from mucd_ray.data.environments.make import make_environment
+from mucd_ray.data.environments.own import UserEnvironment
+from mucd_ray.data.environments.plain import declared_spaces, plain
 from mucd_ray.data.environments.recorded_in import same_environment
 from mucd_ray.data.formats.column_map import parse
 from mucd_ray.data.formats.episodes import Episode, Recording, with_fault
@@ -23,8 +26,10 @@ from mucd_ray.data.formats.registry import ReadOptions, read_source
 from mucd_ray.data.formats.source import Source
 from mucd_ray.data.formats.writing import target_folder, write_dataset
 from mucd_ray.data.inspection import inspect
+from mucd_ray.data.spaces import Actions
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
+from mucd_ray.modules import import_modules
 from mucd_ray.words import harmless
 
 # Of whole numbers that may be numbers of actions.
@@ -42,8 +47,9 @@ class ImportOptions:
         format: name of a format, or None to recognise it.
         columns: text of --columns.
         observation_keys, max_episode_steps: as in ReadOptions.
-        environment: Gymnasium id of a shipped card, in whose environment the file was recorded.
+        environment: Gymnasium id of the environment in which the file was recorded.
         card: path of a card instead.
+        imports, make_kwargs: modules that register the environment, and its arguments, as of `UserEnvironment`.
         actions: declared action space, "5" or "-1,1", where there is no environment.
         drop_invalid: leave out trajectories with a fault.
     """
@@ -54,6 +60,8 @@ class ImportOptions:
     max_episode_steps: int | None = None
     environment: str | None = None
     card: str | None = None
+    imports: tuple[str, ...] = ()
+    make_kwargs: dict | None = field(default=None)
     actions: str | None = None
     drop_invalid: bool = False
 
@@ -62,6 +70,9 @@ class ImportOptions:
             raise MucdError(f"--max-episode-steps {self.max_episode_steps} must be at least 1")
         if sum(value is not None for value in (self.environment, self.card, self.actions)) > 1:
             raise MucdError("--environment, --card and --actions each declare the actions: give one of them")
+        if self.environment is None and (self.imports or self.make_kwargs is not None):
+            raise MucdError("--import and --make-kwargs are about the environment that --environment ID names: give that, too, or leave them out")
+        UserEnvironment(imports=self.imports)  # checks the names of modules
         if self.observation_keys is not None and (not all(self.observation_keys) or len(set(self.observation_keys)) < len(self.observation_keys)):
             raise MucdError("--observation-keys must be different names with commas between")
 
@@ -150,13 +161,13 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
     if not filled:
         raise MucdError(f"none of its {len(recording.episodes)} episodes has a transition")
     observations, actions = _of_one_kind(filled, "observations"), _of_one_kind(filled, "actions")
-    notes, card = list(recording.notes[:MOST_NOTES]), _card(options, observations[1])
-    environment = None if card is None else card.make()
+    notes, environment = list(recording.notes[:MOST_NOTES]), _environment(options, observations[1])
     try:
+        counted = Actions(declared=declared_spaces(environment)[1]) if environment else None
         declared = environment.action_space if environment else _declared(options.actions, actions[1]) or recording.action_space
         observation_space, cast = _observation_space(environment, recording, *observations)
         action_space = declared if declared is not None else _undeclared(filled, *actions)
-        spec = _spec(recording, card, environment, notes)
+        spec = _spec(recording, environment, notes)
     finally:
         if environment is not None:
             environment.close()
@@ -167,7 +178,7 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
     sound, invalid = [], []
     for episode in recording.episodes:
         episode = replace(episode, keys=_keys(episode.keys))
-        checked = _checked(episode, observation_space, cast, action_space) if len(episode) else with_fault(episode, "it has no transition")
+        checked = _checked(_counted(episode, counted), observation_space, cast, action_space) if len(episode) else with_fault(episode, "it has no transition")
         (invalid if checked.faults else sound).append(checked)
     if options.drop_invalid and invalid:
         notes.append(f"--drop-invalid left out {len(invalid)} of {len(recording.episodes)} trajectories, each for a fault of its own")
@@ -175,6 +186,16 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
         dataset=_dataset(sound, observation_space, action_space, spec, declared is not None) if sound else None, episodes=sound, invalid=invalid, notes=tuple(harmless(note)[:MOST_NOTE] for note in notes), declared=declared is not None,
         spec=spec, format=name, sha256=sha256, files=files, observation_space=observation_space, action_space=action_space,
     )
+
+
+def _counted(episode: Episode, actions: Actions | None) -> Episode:
+    """The episode with the numbers of combinations for actions of several whole numbers; with a fault where these are in none."""
+    if actions is None or not actions.is_joint or episode.actions.shape[1:] != actions.declared.shape:
+        return episode
+    try:
+        return replace(episode, actions=actions.rows(episode.actions))
+    except MucdError as error:
+        return with_fault(replace(episode, actions=np.zeros(len(episode), np.int64)), str(error))
 
 
 def _keys(keys: dict) -> dict:
@@ -199,11 +220,17 @@ def _of_one_kind(episodes: list[Episode], what: str) -> tuple[np.dtype, tuple[in
     return first
 
 
-def _card(options: ImportOptions, shape: tuple[int, ...]) -> EnvironmentCard | None:
-    """What the user named; a file's own words make no environment."""
+def _environment(options: ImportOptions, shape: tuple[int, ...]) -> gym.Env | None:
+    """That of what the user named: his card, a shipped one that fits, or the id alone; a file's own words make no environment."""
     if options.card is not None:
-        return load_card(options.card)
-    return None if options.environment is None else card_for(options.environment, shape or (1,))
+        return load_card(options.card).make()
+    if options.environment is None:
+        return None
+    import_modules(options.imports)
+    card = shipped_card(options.environment, shape or (1,), make_kwargs=options.make_kwargs)
+    if card is not None and options.make_kwargs in (None, card.make_kwargs):
+        return card.make()
+    return plain(make_environment(options.environment, **(options.make_kwargs or {})), (), shape)
 
 
 def _declared(text: str | None, shape: tuple[int, ...]) -> gym.Space | None:
@@ -248,12 +275,12 @@ def _undeclared(episodes: list[Episode], dtype: np.dtype, shape: tuple[int, ...]
     return gym.spaces.Box(-np.inf, np.inf, shape or (1,), np.float32)
 
 
-def _spec(recording: Recording, card: EnvironmentCard | None, environment, notes: list[str]) -> dict | None:
+def _spec(recording: Recording, environment: gym.Env | None, notes: list[str]) -> dict | None:
     """Which environment the dataset will say that it was recorded in: the user's word, else a Minari dataset's own, as words."""
     recorded = recording.recorded
     if environment is not None:
-        if recorded is not None and not same_environment(recorded.env_id, card.env_id):
-            notes.append(f"the file says that it was recorded in {recorded.env_id}, you say {card.env_id}: yours is written")
+        if recorded is not None and not same_environment(recorded.env_id, environment.spec.id):
+            notes.append(f"the file says that it was recorded in {recorded.env_id}, you say {environment.spec.id}: yours is written")
         return {"id": environment.spec.id, "entry_point": None, "kwargs": environment.spec.kwargs, "max_episode_steps": None, "additional_wrappers": []}
     if recorded is None:
         return None
@@ -319,7 +346,7 @@ def _buffer(episode: Episode) -> EpisodeBuffer:
 
 def _metadata(loaded: Loaded, options: ImportOptions) -> dict:
     """Plain texts and numbers: whence it came and what was chosen."""
-    chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items() if value not in (None, False)}
+    chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items() if value not in (None, False, ())}
     spec = {} if loaded.spec is None else {"env_spec": json.dumps(loaded.spec, default=str)}
     return spec | {
         "description": f"imported by mucd from {loaded.format}", IMPORTED: {

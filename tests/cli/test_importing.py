@@ -37,7 +37,7 @@ def test_what_is_wrong_is_one_line(log, tmp_path, refusal):
     assert f"{log} is a file: mucd import {log} --dataset NAME first" in refusal("run", str(log), "--storage", str(tmp_path / "run"))
     assert "not among the local Minari datasets" in refusal("inspect", "mine/other-v0")
     assert "is malformed" in refusal("import", str(log), "--dataset", "nothing", "--columns", foreign.COLUMNS)
-    assert "no environment card is shipped for 'Nothing-v0'" in refusal("import", str(log), "--dataset", "mine/log-v0", "--columns", foreign.COLUMNS, "--environment", "Nothing-v0")
+    assert "environment 'Nothing-v0' cannot be made" in refusal("import", str(log), "--dataset", "mine/log-v0", "--columns", foreign.COLUMNS, "--environment", "Nothing-v0")
     assert "observations have shape [3], CartPole-v1 has" in refusal("import", str(log), "--dataset", "mine/log-v0", "--columns", foreign.COLUMNS, "--environment", "CartPole-v1")
     assert "give one of them" in refusal("import", str(log), "--dataset", "mine/log-v0", "--actions", "3", "--environment", "CartPole-v1")
     assert "--actions 'many'" in refusal("import", str(log), "--dataset", "mine/log-v0", "--columns", foreign.COLUMNS, "--actions", "many")
