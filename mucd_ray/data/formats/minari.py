@@ -237,7 +237,10 @@ def _stored(folder: Path, metadata: Metadata, key_of, read: Observations | None)
     if metadata.data_format in FORMATS:
         with Tables(folder, metadata, parts, images) as tables:
             for number in range(metadata.episodes):
-                episode = tables.episode(number)
+                try:
+                    episode = tables.episode(number)
+                except (ValueError, OSError) as error:
+                    raise MucdError(f"episode {number}: {printable(error)}") from None
                 yield episode | {"observations": joined(episode["observations"]), "key": key_of(number)}
         return
     with _hdf5(folder, metadata) as content:
