@@ -67,9 +67,11 @@ def inspect_dataset(options, out):
 
 
 def _write_plot(file: str, loaded) -> None:
+    import numpy as np
+
     from mucd_ray.files import write_file
     from mucd_ray.report.plots import trajectories
 
-    if loaded.dataset is None:
+    if not loaded.episodes:
         raise MucdError("it has no valid trajectory: there is nothing to draw")
-    write_file(file, trajectories(lengths=[len(episode) for episode in loaded.episodes], returns=loaded.dataset.trajectory_returns))
+    write_file(file, trajectories(lengths=[len(episode) for episode in loaded.episodes], returns=np.concatenate([loaded.alone(episode).trajectory_returns for episode in loaded.episodes])))

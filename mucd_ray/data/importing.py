@@ -1,7 +1,6 @@
 """`mucd import`: episodes of a stranger's file become a Minari dataset, or are refused with their place in the file."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -86,15 +85,13 @@ class Loaded:
     """A source as it was read, and what is declared about it.
 
     Attributes:
-        dataset: its sound episodes; None if there are none.
-        episodes: the same, each with its place and keys.
+        episodes: those that are sound, each with its place and keys.
         invalid: episodes with a fault.
         declared: whether the action space was declared, or follows from the rows.
         environment: the environment that the user named, or that a Minari dataset names, as its env_spec.
         format, sha256, files: what was read.
     """
 
-    dataset: OfflineDataset | None
     episodes: list[Episode]
     invalid: list[Episode]
     notes: tuple[str, ...]
@@ -105,6 +102,15 @@ class Loaded:
     files: int
     observation_space: gym.Space
     action_space: gym.Space
+
+    def alone(self, episode: Episode) -> OfflineDataset:
+        """One episode as a dataset; its arrays are not copied. Raises MucdError as `OfflineDataset.from_arrays`."""
+        last = np.arange(len(episode)) == len(episode) - 1
+        return OfflineDataset.from_arrays(
+            name="import", env_id=self.spec and self.spec["id"], observations=episode.observations[:-1], next_observations=episode.observations[1:], actions=episode.actions, rewards=episode.rewards,
+            terminations=last & episode.terminated, truncations=last & episode.truncated, trajectory_starts=[0, len(episode)], action_space=self.action_space, observation_space=self.observation_space,
+            actions_declared=self.declared,
+        )
 
 
 def import_dataset(source, dataset_id: str, options: ImportOptions = ImportOptions(), *, overwrite: bool = False, root: Path | None = None) -> dict:
@@ -127,7 +133,7 @@ def import_dataset(source, dataset_id: str, options: ImportOptions = ImportOptio
             f"{source}: {len(loaded.invalid)} of {len(loaded.invalid) + len(loaded.episodes)} trajectories are invalid ({told}{'; ...' if len(loaded.invalid) > MOST_TOLD else ''}): "
             "mend them, or leave out every invalid trajectory, whole, with --drop-invalid (`mucd inspect` lists them)"
         )
-    if loaded.dataset is None:
+    if not loaded.episodes:
         raise MucdError(f"{source} has no trajectory that is valid ({loaded.invalid[0].place}: {loaded.invalid[0].faults[0]}): nothing is left to import")
     report = inspect(loaded)
     write_dataset(
@@ -183,7 +189,7 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
     if options.drop_invalid and invalid:
         notes.append(f"--drop-invalid left out {len(invalid)} of {len(recording.episodes)} trajectories, each for a fault of its own")
     return Loaded(
-        dataset=_dataset(sound, observation_space, action_space, spec, declared is not None) if sound else None, episodes=sound, invalid=invalid, notes=tuple(harmless(note)[:MOST_NOTE] for note in notes), declared=declared is not None,
+        episodes=sound, invalid=invalid, notes=tuple(harmless(note)[:MOST_NOTE] for note in notes), declared=declared is not None,
         spec=spec, format=name, sha256=sha256, files=files, observation_space=observation_space, action_space=action_space,
     )
 
@@ -293,7 +299,7 @@ def _checked(episode: Episode, observation_space: gym.Space, cast: np.dtype, act
     faults = list(episode.faults)
     observations = episode.observations.reshape(len(episode.observations), *observation_space.shape)
     with np.errstate(over="ignore", invalid="ignore"):
-        written, rewards = observations.astype(cast), episode.rewards.astype(np.float64)
+        written, rewards = observations.astype(cast, copy=False), episode.rewards.astype(np.float64)
     for name, values in (("observations", written if cast.kind == "f" else observations), ("actions", episode.actions), ("rewards", rewards)):
         bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if bad.any():
@@ -322,20 +328,6 @@ def _actions(actions: np.ndarray, space: gym.Space) -> tuple[np.ndarray, np.ndar
         written = flat.astype(space.dtype)
         low, high = np.nextafter(np.float32(space.low), -np.inf), np.nextafter(np.float32(space.high), np.inf)
         return written, ~(np.isfinite(np.float32(flat)) & (flat >= low) & (flat <= high)).all(axis=1)
-
-
-def _dataset(episodes: list[Episode], observation_space, action_space, spec: dict | None, declared: bool) -> OfflineDataset:
-    def joined(part: Callable):
-        return np.concatenate([part(episode) for episode in episodes])
-
-    def last(name):
-        return joined(lambda episode: np.arange(len(episode)) == (len(episode) - 1 if getattr(episode, name) else -1))
-
-    return OfflineDataset.from_arrays(
-        name="import", env_id=spec and spec["id"], observations=joined(lambda episode: episode.observations[:-1]), next_observations=joined(lambda episode: episode.observations[1:]),
-        actions=joined(lambda episode: episode.actions), rewards=joined(lambda episode: episode.rewards), terminations=last("terminated"), truncations=last("truncated"),
-        trajectory_starts=np.cumsum([0, *map(len, episodes)]), action_space=action_space, observation_space=observation_space, actions_declared=declared,
-    )
 
 
 def _buffer(episode: Episode) -> EpisodeBuffer:

@@ -80,8 +80,10 @@ def test_d4rl_without_next_observations(minari_root, tmp_path):
     assert any("left out" in text for text in report["findings"])
 
 
-def test_d4rl_ends_that_nothing_marks(minari_root, tmp_path):
+@pytest.mark.parametrize("at_a_time", [1, 12, 1 << 22])
+def test_d4rl_ends_that_nothing_marks(minari_root, tmp_path, monkeypatch, at_a_time):
     """As in medium-replay: the next observation shows them, or --max-episode-steps, or they stay one episode and the report says so."""
+    monkeypatch.setattr("mucd_ray.data.formats.episodes.ENTRIES_AT_A_TIME", at_a_time)
     made = foreign.episodes(lengths=[4, 4, 4])
     report = imported(foreign.d4rl(tmp_path, made, timeouts=False))
     check(report, made)
