@@ -1,6 +1,7 @@
 """`mucd import`: episodes of a stranger's file become a Minari dataset, or are refused with their place in the file."""
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from mucd_ray.files import printable
 from mucd_ray.modules import import_modules
 from mucd_ray.words import harmless
 
+NUMBER = re.compile(r"[-+]?(\d.*|\.\d.*|inf.*|nan)?", re.IGNORECASE)
 # Of whole numbers that may be numbers of actions.
 MOST_ACTIONS = 1 << 16
 MOST_TOLD = 3
@@ -49,7 +51,7 @@ class ImportOptions:
         environment: Gymnasium id of the environment in which the file was recorded.
         card: path of a card instead.
         imports, make_kwargs: modules that register the environment, and its arguments, as of `UserEnvironment`.
-        actions: declared action space, "5" or "-1,1", where there is no environment.
+        actions: declared action space, "5" or "-1,1", where there is no environment; or the names of discrete ones, "off,low,high".
         drop_invalid: leave out trajectories with a fault.
     """
 
@@ -72,12 +74,16 @@ class ImportOptions:
         if self.environment is None and (self.imports or self.make_kwargs is not None):
             raise MucdError("--import and --make-kwargs are about the environment that --environment ID names: give that, too, or leave them out")
         UserEnvironment(imports=self.imports)  # checks the names of modules
+        if self.actions is not None:
+            _declared(self.actions, ())  # refuses what it cannot read
         if self.observation_keys is not None and (not all(self.observation_keys) or len(set(self.observation_keys)) < len(self.observation_keys)):
             raise MucdError("--observation-keys must be different names with commas between")
 
     @property
     def reading(self) -> ReadOptions:
-        return ReadOptions(columns=None if self.columns is None else parse(self.columns), observation_keys=self.observation_keys, max_episode_steps=self.max_episode_steps)
+        return ReadOptions(
+            columns=None if self.columns is None else parse(self.columns), observation_keys=self.observation_keys, max_episode_steps=self.max_episode_steps, actions=_names(self.actions)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -240,9 +246,11 @@ def _environment(options: ImportOptions, shape: tuple[int, ...]) -> gym.Env | No
 
 
 def _declared(text: str | None, shape: tuple[int, ...]) -> gym.Space | None:
-    """The space of --actions: "5" is Discrete(5); "-1,1" a Box with these bounds."""
+    """The space of --actions: "5" is Discrete(5), as are five names; "-1,1" a Box with these bounds."""
     if text is None:
         return None
+    if (names := _names(text)) is not None:
+        return gym.spaces.Discrete(len(names))
     try:
         numbers = [float(part) for part in text.split(",")]
         if len(numbers) == 1 and numbers[0].is_integer() and 1 <= numbers[0] <= MOST_ACTIONS:
@@ -253,7 +261,15 @@ def _declared(text: str | None, shape: tuple[int, ...]) -> gym.Space | None:
             return gym.spaces.Box(bounds[0], bounds[1], shape or (1,), np.float32)
     except ValueError:
         pass
-    raise MucdError(f"--actions {printable(text)!r}: give the number of actions, such as 5, or the range of continuous ones, such as -1,1")
+    raise MucdError(f"--actions {printable(text)!r}: give the number of actions, such as 5, the range of continuous ones, such as -1,1, or the names of those that are texts, such as off,low,high")
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Several names of which none is a number, in their order."""
+    names = tuple(name.strip() for name in (text or "").split(","))
+    if len(names) < 2 or len(set(names)) < len(names) or len(names) > MOST_ACTIONS or any(NUMBER.fullmatch(name) or not name.isprintable() for name in names):
+        return None
+    return names
 
 
 def _observation_space(environment, recording: Recording, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[gym.Space, np.dtype]:

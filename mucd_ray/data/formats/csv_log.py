@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 
-from mucd_ray.data.formats.column_map import recording_of, resolved
+from mucd_ray.data.formats.column_map import NAMED, recording_of, resolved
 from mucd_ray.data.formats.episodes import Recording
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
@@ -29,13 +29,13 @@ def read(source: Source, options) -> Recording:
             raise MucdError(f"{source.name} must begin with a line of at most {MOST_COLUMNS:,} different names of columns")
         found = resolved(options.columns, names)
         places = {name: names.index(name) for columns in found.values() for name in columns}
-        texts = set(found.get("source", ())) | set(found.get("episode", ()))
+        texts = set(found.get("source", ())) | set(found.get("episode", ())) | set(found["action"] if options.actions else ())
         table = _columns(reader, source, len(names), places, texts, set(found["action"]))
     except UnicodeDecodeError as error:
         raise MucdError(f"{source.name} is not text in UTF-8 ({error.reason} at byte {error.start})") from None
     except csv.Error as error:
         raise MucdError(f"{source.name} line {reader.line_num}: {error}") from None
-    return recording_of(table, found, most_steps=options.max_episode_steps)
+    return recording_of(table, found, most_steps=options.max_episode_steps, actions=options.actions)
 
 
 def _columns(reader, source: Source, width: int, places: dict[str, int], texts: set[str], whole: set[str]) -> dict:
@@ -68,7 +68,7 @@ def _parse(rows, source, places, texts, whole, parts, known) -> None:
             try:
                 values.append(_number(row[place], name in whole))
             except ValueError:
-                raise MucdError(f"{source.name} line {line}, column {printable(name)}: {printable(row[place])[:60]!r} is no number") from None
+                raise MucdError(f"{source.name} line {line}, column {printable(name)}: {printable(row[place])[:60]!r} is no number{NAMED if name in whole else ''}") from None
         kind = np.int64 if name in whole and all(type(value) is int and abs(value) < 1 << 62 for value in values) else np.float64
         parts[name].append(np.array(values, kind))
 

@@ -13,4 +13,4 @@ def read(source: Source, options) -> Recording:
     schema, _ = source.parquet_schema()
     found = resolved(options.columns, [name for name, kind in schema.items() if kind != "other"])
     table = source.parquet("", list(dict.fromkeys(name for columns in found.values() for name in columns)))
-    return recording_of(table, found, most_steps=options.max_episode_steps)
+    return recording_of(table, found, most_steps=options.max_episode_steps, actions=options.actions)
