@@ -202,7 +202,7 @@ MATRIX = {
         "minari hdf5": (hdf5(episode_1__actions=np.zeros((1, 3), np.float32)), "actions have two shapes or types, float32[2] in episode 0 and float32[3] in episode 1"),
         "minari parquet": (table(lambda found: found.set_column(found.column_names.index("actions"), "actions", pa.array([[0.0] * 3] * len(found), pa.list_(pa.float32(), 3))), "data/1/part-0.parquet"), "episode 1: its columns declare more values than its rows hold"),
     },
-    "packed": {"rllib": (table(lambda found: found.set_column(found.column_names.index("obs"), "obs", pa.array([b"\x04\x22M\x18"] * len(found))), "run-0.parquet"), "column obs of run-0.parquet is packed: write it as lists of numbers (in RLlib: output_compress_columns=[])")},
+    "packed": {"rllib": (table(lambda found: found.set_column(found.column_names.index("obs"), "obs", pa.array([b"\x04\x22M\x18"] * len(found))), "run-0.parquet"), "column obs of run-0.parquet is packed, or no lists of numbers: write it so (in RLlib: output_compress_columns=[])")},
     "agents": {"rllib": (table(lambda found: found.set_column(found.column_names.index("agent_id"), "agent_id", pa.array(["a", "b"] * 3)[: len(found)]), "run-0.parquet"), "only data of one agent are supported")},
     # The others: test_import_hostile.py.
     **{kind: dict.fromkeys(("lerobot v2", "d3rlpy 1", "minari hdf5", "minari arrow", "minari parquet"), (change, "")) for kind, change in (("truncated", truncated), ("magic", other_magic), ("empty", emptied))},

@@ -1,4 +1,4 @@
-"""A CSV file with a header and a row for each step, named as usual or by a column map."""
+"""A CSV file (commas, semicolons or tabs) with a header and a row for each step, named as usual or by a column map."""
 
 import csv
 import io
@@ -13,6 +13,8 @@ from mucd_ray.files import printable
 
 MOST_COLUMNS = 1 << 14
 ROWS_AT_A_TIME = 1 << 12
+MOST_HEADER_BYTES = 1 << 20
+DELIMITERS = ",;\t"
 
 
 def recognised(source: Source) -> bool:
@@ -21,10 +23,13 @@ def recognised(source: Source) -> bool:
 
 def read(source: Source, options) -> Recording:
     """Numbers are read as doubles, actions as whole numbers where all of them are written so; an empty cell is NaN. Cells of columns that are not asked for are not looked at."""
-    lines = io.TextIOWrapper(io.BytesIO(source.read()), encoding="utf-8-sig", errors="strict", newline="")
-    reader = csv.reader(lines, delimiter="\t" if source.path.suffix.lower() == ".tsv" else ",", strict=True)
+    content = source.read()
+    header = content[:MOST_HEADER_BYTES].partition(b"\n")[0].decode("utf-8", "replace")
+    lines = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", errors="strict", newline="")
+    # Of the header alone, and the comma where it has as many of others.
+    reader = csv.reader(lines, delimiter=max(DELIMITERS, key=header.count), strict=True)
     try:
-        names = next(reader, [])
+        names = [name.strip() for name in next(reader, [])]
         if not names or len(names) > MOST_COLUMNS or len(set(names)) < len(names):
             raise MucdError(f"{source.name} must begin with a line of at most {MOST_COLUMNS:,} different names of columns")
         found = resolved(options.columns, names)

@@ -8,6 +8,7 @@ import gymnasium as gym
 import h5py
 import minari
 import numpy as np
+import pyarrow.parquet
 import pytest
 from minari_datasets import ACTIONS, SPACES, create
 from own_spaces import Rooms
@@ -300,3 +301,27 @@ def test_any_registered_environment_gives_its_spaces(minari_root, tmp_path):
     for options, message in [({"make_kwargs": {"length": 3}}, "about the environment that --environment ID names"), ({"environment": "Levers-v0", "imports": ("no such",)}, "no name of a module"), ({"environment": "Levers-v0", "make_kwargs": {"x": 1}}, "cannot be made")]:
         with pytest.raises(MucdError, match=message):
             imported(path, ImportOptions(**options), "mine/c-v0")
+
+
+@pytest.mark.parametrize("between", [",", ", ", ";", "\t"])
+def test_csv_by_what_stands_between_the_names(minari_root, tmp_path, between):
+    made = foreign.episodes(discrete=True)
+    path = foreign.csv_log(tmp_path, made)
+    path.write_text(path.read_text().replace(",", between))
+    check(imported(path, MAP), [episode | {"observations": episode["observations"].astype(np.float64)} for episode in made])
+
+
+def test_a_log_in_several_parquet_files(minari_root, tmp_path):
+    """In the order of the numbers in their names; one with other columns is refused."""
+    made = foreign.episodes(discrete=True)
+    whole = pyarrow.parquet.read_table(foreign.parquet_log(tmp_path, made))
+    folder = tmp_path / "log"
+    folder.mkdir()
+    for number in (2, 10):
+        pyarrow.parquet.write_table(whole.slice(0, 5) if number == 2 else whole.slice(5), folder / f"part-{number}.parquet")
+    report = imported(folder, MAP)
+    check(report, [episode | {"observations": episode["observations"].astype(np.float64)} for episode in made])
+    assert report["format"] == "parquet" and report["files"] == 2
+    pyarrow.parquet.write_table(whole.drop_columns("who"), folder / "part-11.parquet")
+    with pytest.raises(MucdError, match="files with different columns"):
+        imported(folder, MAP, "mine/b-v0")
