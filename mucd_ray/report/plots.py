@@ -224,27 +224,27 @@ def share_certified(radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return at, np.array([np.mean(radius >= r) for r in at])
 
 
-def half_widths(
-    *, radius: dict[str, np.ndarray], median: dict[str, np.ndarray], largest: dict[str, np.ndarray], tolerances: list[float], units: int, unit: str, look=WIDE
+def action_widths(
+    *, radius: dict[str, np.ndarray], median: dict[str, np.ndarray], largest: dict[str, np.ndarray], marked: list[float], units: int, unit: str, look=WIDE
 ) -> bytes:
-    """Half-widths of the intervals of median actions, as shares of the action range, against r.
+    """Widths of the intervals of median actions, as shares of the action range, against r.
 
     Args:
         radius: evaluated radii [K], increasing from 0, per scope.
-        median, largest: over all states and dimensions, [K] per scope; 0.5, half the range, says nothing.
-        tolerances: half-widths to mark.
+        median, largest: over all states and dimensions, [K] per scope; 1, the whole range, says nothing.
+        marked: widths to mark.
     """
     fig, (ax,) = _figure(look)
-    last = max(at[median[label] < 0.5].max(initial=1) for label, at in radius.items())
+    last = max(at[median[label] < 1].max(initial=1) for label, at in radius.items())
     for curves, width, style, words in ((median, 2.2, "-", "median"), (largest, 1.4, (0, (4, 1.5)), "largest")):
         for (label, curve), colour in zip(curves.items(), SCOPE_COLOURS, strict=False):
             ax.plot(radius[label], curve, drawstyle="steps-pre", color=colour, linestyle=style, linewidth=width, label=f"{words}, {label}")
-    for tolerance in tolerances:
-        ax.axhline(tolerance, color=INK, linestyle=(0, (1, 3)), linewidth=1.1, zorder=1)
+    for width in marked:
+        ax.axhline(width, color=INK, linestyle=(0, (1, 3)), linewidth=1.1, zorder=1)
     _radius_axes([ax], 1.12 * last, units, unit)
-    ax.set_ylim(-0.01, 0.52)
+    ax.set_ylim(-0.02, 1.04)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    ax.set_ylabel("half-width, share of the action range")
+    ax.set_ylabel("width, share of the action range")
     return _png(fig, look, columns=2)
 
 

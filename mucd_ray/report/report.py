@@ -97,7 +97,7 @@ def draw(certificate: dict, baselines: dict) -> dict[str, FigureData]:
         return {figure.name: figure for figure in [*([_kept_episodes(certificate, baselines)] if played else []), *voted, *_actions(certificate)]}
     figures = [_return_bound(certificate, baselines), _poisoned_return(certificate), *voted] if played else []
     if action is not None:
-        figures += [_half_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
+        figures += [_action_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
     return {figure.name: figure for figure in [*figures, *([_returns(certificate)] if played else [])]}
 
 
@@ -254,29 +254,29 @@ def _actions(certificate: dict) -> list[FigureData]:
     ]
 
 
-def _half_widths(certificate: dict) -> FigureData:
+def _action_widths(certificate: dict) -> FigureData:
     inputs, action = certificate["inputs"], certificate["results"]["action"]
     curves = {f"{name.lower()} ({_confidence(inputs)} %)": action[key]["curve"] for key, name in SCOPES.items()}
-    tolerances = [float(share) for share in action["per_state"]["tolerance"]]
+    marked = [2 * float(share) for share in action["per_state"]["tolerance"]]
     units = UNITS[inputs["mechanism"]["unit"]]
-    alt = "; ".join(f"{label}: at r = 0 the median half-width is {claimed_percent_up(curve['median_half_width'][0])}" for label, curve in curves.items())
+    alt = "; ".join(f"{label}: at r = 0 the median width is {claimed_percent_up(2 * curve['median_half_width'][0])}" for label, curve in curves.items())
     return _both(
         certificate,
-        plots.half_widths,
+        plots.action_widths,
         {
             "radius": {label: np.array(curve["radius"]) for label, curve in curves.items()},
-            "median": {label: np.array(curve["median_half_width"]) for label, curve in curves.items()},
-            "largest": {label: np.array(curve["largest_half_width"]) for label, curve in curves.items()},
-            "tolerances": tolerances,
+            "median": {label: 2 * np.array(curve["median_half_width"]) for label, curve in curves.items()},
+            "largest": {label: 2 * np.array(curve["largest_half_width"]) for label, curve in curves.items()},
+            "marked": marked,
             "units": inputs["units"],
             "unit": units,
         },
-        name="half_widths",
+        name="action_widths",
         title="How far the median action can move",
-        caption=f"Claimed: when up to r {units} are poisoned, the median action lies in an interval with this half-width, of the action range, in each "
+        caption=f"Claimed: when up to r {units} are poisoned, the median action stays in an interval that is at most so wide, as a share of the action range, in each "
         f"dimension. Shown are the median and the largest over {_counted(action['states'], 'state')} and "
-        f"{_counted(action['dimensions'], 'dimension')}. 50 % is the whole range and says nothing. Dotted: the tolerances of the table.",
-        alt=f"Half-width of the interval of the median action against r, rising. {alt}.",
+        f"{_counted(action['dimensions'], 'dimension')}. 100 % is the whole range and says nothing. Dotted: the widths of the table.",
+        alt=f"Width of the interval of the median action against r, rising. {alt}.",
     )
 
 

@@ -181,7 +181,7 @@ def test_every_route_and_every_split_is_shown_and_the_claimed_and_the_worst_are_
 
 
 def test_scores_and_continuous_actions_have_their_own_tables_and_figures(tmp_path):
-    for kind, figures in (("scores", {"certified_share.png", "action_radii.png"}), ("continuous", {"half_widths.png"})):
+    for kind, figures in (("scores", {"certified_share.png", "action_radii.png"}), ("continuous", {"action_widths.png"})):
         certificate = write_run(tmp_path / kind, actions=ACTIONS[kind], threat="insert")
         text = write_report(tmp_path / kind).read_text()
         page, action = Page(text), certificate["results"]["action"]
@@ -194,7 +194,7 @@ def test_scores_and_continuous_actions_have_their_own_tables_and_figures(tmp_pat
         rows = page.tables["tolerances"][1:]
         expected = [(share, name, entry) for scope, name in (("per_state", "Each state"), ("family_wise", "All states")) for share, entry in action[scope]["tolerance"].items()]
         for (title, certified, median, largest), (share, name, entry) in zip(rows, expected, strict=True):
-            assert title.startswith(f"{100 * float(share):g} % of the range{name}") and shown(certified) == 100 * entry["certified_share"] > 0
+            assert title.startswith(f"{200 * float(share):g} % of the action range wide{name}") and shown(certified) == 100 * entry["certified_share"] > 0
             assert (shown(median), shown(largest)) == (entry["median_radius"], entry["max_radius"])
 
 

@@ -13,7 +13,7 @@ CHANGED = {
 }
 SINGLE = {"symmetric": "slipped in or taken away", "insert": "slipped in", "remove": "left out", "substitute": "changed"}
 SHARES = ("0.5", "0.75", "0.9")
-# The tolerance of median actions that is spoken of.
+# The tolerance of median actions that is spoken of: half the width of the interval in which both lie, the action on D and that on D'.
 TOLERANCE = "0.1"
 
 
@@ -54,7 +54,7 @@ def _actions(inputs: dict, action: dict | None) -> str | None:
     scope = action["family_wise"]
     radii = scope["tolerance"][TOLERANCE]["radius"] if "tolerance" in scope else scope["radius"]
     certified = sorted(radius for radius in radii if radius is not None and radius >= 1)
-    done, what = SINGLE[inputs["threat"]], f"moves the action by more than {100 * float(TOLERANCE):g} % of its range" if "tolerance" in scope else "decides which action is taken"
+    done, what = SINGLE[inputs["threat"]], f"moves the action by more than {200 * float(TOLERANCE):g} % of its range" if "tolerance" in scope else "decides which action is taken"
     if not certified:
         return f"At none of the {len(radii)} tested states is an action certified against a single {one} {done}."
     median = certified[len(certified) // 2]  # at least half of them are as large

@@ -273,7 +273,7 @@ def _describe_actions(part: dict, name: str) -> list[str]:
     """Nothing about what is certified at no state."""
     if "tolerance" in part:
         return [
-            f"certified median actions ({name}): in an interval {200 * float(share):g} % of the range wide at {percent_down(entry['certified_share'], 4)} % of states, "
+            f"certified median actions ({name}): in an interval at most {200 * float(share):g} % of the action range wide at {percent_down(entry['certified_share'], 4)} % of states, "
             f"median r = {_radius(entry['median_radius'])}, largest {_radius(entry['max_radius'])}"
             for share, entry in part["tolerance"].items()
             if entry["certified_share"]

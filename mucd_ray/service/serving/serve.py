@@ -207,7 +207,7 @@ class ScoredAction(BaseModel):
 
 
 class MedianInterval(BaseModel):
-    tolerance: float = Field(description="half-width of the interval, as a share of the action range")
+    tolerance: float = Field(description="half the width of the interval in which the action stays, as a share of the action range")
     radius: int | None = RADIUS
     low: list[float] | None = Field(description="the median action under any D' within the radius is at least this, per dimension")
     high: list[float] | None = Field(description="and at most this")
