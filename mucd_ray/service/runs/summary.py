@@ -10,6 +10,7 @@ from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
+from mucd_ray.progress import stage
 from mucd_ray.report.report import report_files
 from mucd_ray.report.warnings import warnings_of
 from mucd_ray.service.storage.store import RunStore
@@ -28,8 +29,9 @@ def finish(store: RunStore, certificate: dict) -> dict:
 
 def write_report(store: RunStore, certificate: dict) -> str:
     """Write the report and its plots into the run folder -> where it is."""
-    for name, content in report_files(certificate, store.baselines() or {}).items():
-        store.storage.replace(name, content)
+    with stage("report"):
+        for name, content in report_files(certificate, store.baselines() or {}).items():
+            store.storage.replace(name, content)
     return store.file("report.html")
 
 
