@@ -50,7 +50,8 @@ BLUE, SKY, GREEN, VERMILION, PURPLE, AMBER = "#0072B2", "#56B4E9", "#009E73", "#
 GREY = "#777777"
 LEVELS = {
     "unpoisoned mean": (GREEN, "-"),
-    "non-private learner": (VERMILION, (0, (6, 2))),
+    "trained on all data": (VERMILION, (0, (6, 2))),
+    "trained without noise": (VERMILION, (0, (6, 2))),
     "behaviour policy": (PURPLE, (0, (6, 2, 1, 2))),
     "best constant action": (AMBER, (0, (1, 1.5))),
     "trained on the trusted data alone": (BLUE, (0, (1, 1.5))),

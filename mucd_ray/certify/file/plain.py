@@ -32,11 +32,12 @@ def _returns(inputs: dict, policy: dict | None) -> str | None:
     one, many = inputs["mechanism"]["unit"], UNITS[inputs["mechanism"]["unit"]]
     untouched = f"{round_down(policy['unpoisoned_mean'], 4, high - low)} on the data as they are"
     share = next((share for share in SHARES if policy["keeps"][share]["radius"] >= 1), None)
+    nearest = inputs["mechanism"]["kind"] == Neighbours.kind
     if share is None:
-        return f"What policies trained so {earn} is not certified against a single poisoned {one} ({untouched})."
+        return f"What {'the vote of the nearest earns' if nearest else f'policies trained so {earn}'} is not certified against a single poisoned {one} ({untouched})."
     kept = policy["keeps"][share]
     changed = CHANGED[inputs["threat"]].format(any=_any(kept["radius"], one, many, inputs))
-    who = "the vote of the nearest, in the recorded episodes," if inputs["mechanism"]["kind"] == Neighbours.kind else "a policy trained so"
+    who = "the vote of the nearest, in the recorded episodes," if nearest else "a policy trained so"
     return f"{changed}, in any way whatever, {who} would still {earn} {round_down(kept['bound'], 4, high - low)} on average, or more ({untouched})."
 
 
