@@ -59,7 +59,8 @@ def readers_are_gone() -> bool:
 @contextlib.contextmanager
 def signals_end_the_process(received: list):
     """SIGTERM and SIGHUP, unless it is ignored (`nohup`), raise SystemExit, so that Ray's processes end, too. They are written down in `received`, since
-    inside a call of Ray's every SystemExit becomes another one."""
+    inside a call of Ray's every SystemExit becomes another one. What a signal raises while a library calls back, as HDF5's does, or in a destructor, Python
+    cannot pass on: then the signal is sent again, also SIGINT."""
     if threading.current_thread() is not threading.main_thread():
         yield  # where signals are somebody else's business
         return
@@ -68,10 +69,22 @@ def signals_end_the_process(received: list):
         received.append(number)
         sys.exit(128 + number)
 
+    def again(unraisable):
+        if unraisable.exc_type is KeyboardInterrupt or unraisable.exc_type is SystemExit and received:
+            number = signal.SIGINT if unraisable.exc_type is KeyboardInterrupt else received[-1]
+            # A little later: raised in here it would be lost, too.
+            timer = threading.Timer(0.02, signal.pthread_kill, (threading.main_thread().ident, number))
+            timer.daemon = True
+            timer.start()
+        else:
+            hook(unraisable)
+
+    hook, sys.unraisablehook = sys.unraisablehook, again
     before = {number: signal.signal(number, end) for number in ENDED if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -116,7 +116,7 @@ def told(report: dict, name: str) -> str:
         f"returns       {spread['returns']}",
         f"observations  {report['spaces']['observations']}",
         f"actions       {report['spaces']['actions']}" + ("" if report["spaces"]["actions_declared"] else " (not declared: it follows from the rows)"),
-        f"environment   {report['environment'] or 'not said: `mucd run` needs one, by --environment here or --card FILE there'}",
+        f"environment   {report['environment'] or 'not said: `mucd run` needs one, by --environment here or --card FILE there, or --no-environment'}",
         f"source keys   {keys or 'none'}",
         f"sha256        {report['sha256']}",
     ]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -130,6 +131,17 @@ def test_hangups_end_a_command_unless_they_are_ignored():
     ended, ignored = program(body=body), program(body=body.replace("sys.exit", "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nsys.exit"))
     assert (ended.returncode, ended.stdout, ended.stderr) == (129, "", "mucd: the terminal hung up; run the same command again to continue\n")
     assert (ignored.returncode, ignored.stdout, ignored.stderr) == (0, "goes on\n", "")
+
+
+@pytest.mark.parametrize("sent, status, words", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_a_signal_whose_exception_python_cannot_pass_on_ends_a_command_all_the_same(sent, status, words):
+    """What is raised in a destructor, or while a library of C calls back, is lost."""
+    body = (
+        "cli.calculating.plan = None\nimport time\nclass Closing:\n    def __del__(self):\n        signal.raise_signal(int(sys.argv.pop()))\n"
+        "cli.calculating.plan = lambda options, out: (Closing() and None, time.sleep(60), out('goes on'))\nsys.exit(cli.main(['plan', '--units', '100', '--radius', '5']))"
+    )
+    ended = program(str(int(sent)), body=body)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, "", f"mucd: {words}; run the same command again to continue\n")
 
 
 def test_a_working_folder_that_was_removed_is_one_line(tmp_path):

@@ -57,7 +57,7 @@ class AsPromised(gym.Wrapper):
             observation, info = self.env.reset(**options)
             self._check(observation)
             return observation, info
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failure(error) from error
 
     def step(self, action):
@@ -65,7 +65,7 @@ class AsPromised(gym.Wrapper):
             observation, reward, terminated, truncated, info = self.env.step(action)
             self._check(observation)
             return observation, float(reward), bool(terminated), bool(truncated), info
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failure(error) from error
 
     def _check(self, observation) -> None:
@@ -73,8 +73,9 @@ class AsPromised(gym.Wrapper):
         if shape is not None and np.shape(observation) != shape:
             raise ValueError(f"an observation of shape {np.shape(observation)}, declared are {shape}")
 
-    def _failure(self, error: Exception) -> Exception:
-        return error if isinstance(error, MucdError | MemoryError) else MucdError(f"environment {self.spec.id} fails ({told(error)}): mend it")
+    def _failure(self, error: BaseException) -> BaseException:
+        # Ray's own way to end a worker, whose work another one does, is no failure of the environment.
+        return error if isinstance(error, MucdError | MemoryError) or hasattr(error, "ray_terminate_msg") else MucdError(f"environment {self.spec.id} fails ({told(error)}): mend it")
 
 
 def make_environment(env_id: str, **kwargs) -> gym.Env:

@@ -78,7 +78,7 @@ def test_the_command_says_where_a_policy_fails_and_writes_nothing(minari_root, c
 @pytest.mark.parametrize(
     "how, words",
     [
-        ("raises", "environment Broken-v0 fails (ValueError: one two in "), ("leaves", "code of yours ends the process (SystemExit: 0)"), ("shape", "an observation of shape (1,), declared are (2,)"),
+        ("raises", "environment Broken-v0 fails (ValueError: one two in "), ("leaves", "environment Broken-v0 fails (SystemExit: 0 in "), ("shape", "an observation of shape (1,), declared are (2,)"),
         ("rewards", "environment Broken-v0 fails (TypeError"), ("words", "could not convert string to float: 'much'"), ("ends", "environment Broken-v0 fails (ValueError"),
         ("four", "environment Broken-v0 fails (ValueError"), ("nothing", "environment Broken-v0 fails (TypeError"), ("nan", "gives NaN or inf"), ("nan reward", "gives NaN or inf"),
     ],
