@@ -1,6 +1,5 @@
 """Episodes of the voted policy of a run, and what becomes of its certificate by them. Needs the stored policies (of neighbours the data) and the environment, not Ray."""
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -171,18 +170,19 @@ def with_votes(store: RunStore, certificate: dict, choices: Choices, least: Call
     settings, plan = store.settings(), VotePlan.of(certificate, choices)
     inputs, context = certificate["inputs"], dict(certificate["context"])
     own = certificate["assumptions"][len(standing_assumptions(inputs)) :]
-    voter = None
     if not settings.actions:
         with stage("voted policy"):
             context["median_action_return"] = Voter(store, plan).median_return()
         voted = None
     else:
         missing = missing_episodes(store, plan)
-        with bar("voted policy", "episode", len(missing)) if missing else contextlib.nullcontext() as shown:
-            for episode in missing:
-                voter = voter or Voter(store, plan, least and least())
-                store.write_json(plan.file(episode), voter.episode(episode))
-                shown.update()
+        if missing:
+            # What it may refuse is said before a bar is drawn.
+            voter = Voter(store, plan, least and least())
+            with bar("voted policy", "episode", len(missing)) as shown:
+                for episode in missing:
+                    store.write_json(plan.file(episode), voter.episode(episode))
+                    shown.update()
         horizon, least = horizon_of(settings), settings.card.reward_range and settings.card.reward_range[0]
         tables, episodes = zip(*(_read(store, plan.file(episode), horizon, least) for episode in range(plan.episodes)))
         voted = voted_evidence(kind_of(store, settings), horizon, least, tables, episodes)
