@@ -59,7 +59,12 @@ def inspect_dataset(options, out):
     from mucd_ray.data.inspection import inspect, told
 
     name, reading = os.path.expanduser(options.dataset), _reading(options)
-    loaded = load_source(name, reading) if os.path.exists(name) else load_dataset_folder(options.dataset, reading)
+    is_file = os.path.exists(name)
+    if not is_file and options.format not in (None, "minari"):
+        raise MucdError(f"--format {options.format} is of a file or folder, and {options.dataset} is none: name the file, or leave --format out for a Minari dataset of this id")
+    if not is_file and options.columns is not None:
+        raise MucdError(f"--columns {options.columns} is of a file, and {options.dataset} is none: name the file, or leave --columns out for a Minari dataset of this id")
+    loaded = load_source(name, reading) if is_file else load_dataset_folder(options.dataset, reading)
     report = inspect(loaded)
     if options.plot:
         _write_plot(options.plot, loaded)

@@ -36,6 +36,8 @@ def test_a_file_becomes_a_dataset_and_both_give_one_report(log, tmp_path, answer
 def test_what_is_wrong_is_one_line(log, tmp_path, refusal):
     assert f"{log} is a file: mucd import {log} --dataset NAME first" in refusal("run", str(log), "--storage", str(tmp_path / "run"))
     assert "not among the local Minari datasets" in refusal("inspect", "mine/other-v0")
+    assert "--format csv is of a file" in refusal("inspect", "mine/log-v0", "--format", "csv")
+    assert "--columns obs=f* is of a file" in refusal("inspect", "mine/log-v0", "--columns", "obs=f*")
     assert "is malformed" in refusal("import", str(log), "--dataset", "nothing", "--columns", foreign.COLUMNS)
     assert "environment 'Nothing-v0' cannot be made" in refusal("import", str(log), "--dataset", "mine/log-v0", "--columns", foreign.COLUMNS, "--environment", "Nothing-v0")
     assert "observations have shape [3], CartPole-v1 has" in refusal("import", str(log), "--dataset", "mine/log-v0", "--columns", foreign.COLUMNS, "--environment", "CartPole-v1")
