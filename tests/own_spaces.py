@@ -78,8 +78,29 @@ class Cells(_Room):
         return 0.2 * float(action[0, 1] + action[1, 0])
 
 
+class Doors(_Room):
+    """An observation beside a mask of actions, as PettingZoo has it; who takes an action that is not allowed has broken the rules. Where a step leads out of -1..1 it is not allowed."""
+
+    observation_space = gym.spaces.Dict({"observation": gym.spaces.Box(-2, 2, (2,), np.float32), "action_mask": gym.spaces.Box(0, 1, (4,), np.int8)})
+    action_space = gym.spaces.Discrete(4, start=3)
+    moves = (-0.6, -0.2, 0.2, 0.6)
+
+    def allowed(self):
+        return np.array([abs(self.place + move) <= 1 for move in self.moves], np.int8)
+
+    def _seen(self):
+        return {"observation": np.array([self.place, self.target - self.place], np.float32), "action_mask": self.allowed()}
+
+    def step(self, action):
+        assert self.allowed()[action - 3], "not allowed"
+        return super().step(action)
+
+    def _moved(self, action):
+        return self.moves[action - 3]
+
+
 CARD = {"center": [0], "scale": [1], "clip": 1e6, "indices": [], "return_range": [0, STEPS], "source": "A tiny room of the tests."}
-SHAPES = {"Rooms-v0": [14], "Pictures-v0": [8, 9, 3], "Cells-v0": []}
+SHAPES = {"Rooms-v0": [14], "Pictures-v0": [8, 9, 3], "Cells-v0": [], "Doors-v0": [6]}
 for name in SHAPES:
     gym.register(f"own_spaces/{name}", f"own_spaces:{name[:-3]}", max_episode_steps=STEPS)
 
@@ -109,7 +130,8 @@ def record(name: str, dataset: str, episodes: int, data_format: str = "hdf5", st
         observations, steps, ended = [observation], [], False
         while not ended:
             room = environment.unwrapped
-            action = max((environment.action_space.sample() for _ in range(1 if rng.random() < 0.3 else 6)), key=lambda action: room._moved(action) * (room.target - room.place))
+            masked = (room.allowed(),) if hasattr(room, "allowed") else ()
+            action = max((environment.action_space.sample(*masked) for _ in range(1 if rng.random() < 0.3 else 6)), key=lambda action: room._moved(action) * (room.target - room.place))
             observation, reward, terminated, truncated, _ = environment.step(action)
             observations.append(observation)
             steps.append((action, reward, terminated, truncated))

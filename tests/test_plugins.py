@@ -9,7 +9,7 @@ import pytest
 
 from mucd_ray import plugins
 from mucd_ray.cli import main
-from mucd_ray.data.environments.cards import card_named, known_card
+from mucd_ray.data.environments.cards import card_named, known_card, no_card
 from mucd_ray.data.environments.features import load_features, load_features_of
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
@@ -120,9 +120,8 @@ def test_what_nobody_names_is_not_imported_and_disturbs_nothing(site, recordings
     assert "also of plug-ins: broken (broken_plugins 1.0)" in refused("import", str(tmp_path / "file.nobody"), "--dataset", "own/log-v0")
     assert "dt, td3-bc, the plug-in broken (broken_plugins 1.0), or a function" in refused(*run, "--trainer", "brokn")
     assert "there are broken (broken_plugins 1.0)" in refused(*run, "--features", "brokn")
-    (tmp_path / "log.csv").write_text("obs,action,reward,episode\n1,0,1,a\n2,1,1,a\n")
     assert "neither a file nor a plug-in" in refused(*run, "--card", "brokn")
-    assert "--card NAME takes one of a plug-in: broken" in refused("import", str(tmp_path / "log.csv"), "--dataset", "own/log-v0", "--environment", "Nowhere-v0")
+    assert "--card NAME takes one of a plug-in: broken" in no_card("Nowhere-v0")
     assert not list((site / "broken_plugins").glob("sprung"))
     # Named, it is imported, and what it raises is told.
     for option in ("--trainer", "--features", "--card"):

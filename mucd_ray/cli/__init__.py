@@ -16,11 +16,11 @@ from mucd_ray.cli.process import (
     last_words,
     only_results_on_stdout,
     open_standard_streams,
-    progress_bar,
     readers_are_gone,
     signals_end_the_process,
 )
 from mucd_ray.errors import MucdError
+from mucd_ray.progress import counting as progress_bar
 
 __all__ = ["build_parser", "main", "progress_bar", "run_as_job"]
 

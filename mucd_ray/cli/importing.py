@@ -3,7 +3,7 @@
 import json
 import os
 
-from mucd_ray.cli.options import add_command, path
+from mucd_ray.cli.options import add_command, json_object, path
 from mucd_ray.errors import MucdError
 
 
@@ -21,23 +21,22 @@ def add_import(commands):
 
 def _add_reading(sub):
     sub.add_argument("--format", metavar="F", help="name of the format, or of an installed plug-in (`mucd --version` lists them; default: recognised by its layout and first bytes)")
-    sub.add_argument("--import", dest="imports", action="append", metavar="MODULE", help="import package.module or path/to/file.py first, which registers the environment, or whose formats are plug-ins that shall recognise files; may be repeated")
     sub.add_argument("--columns", metavar="MAP", help="of CSV, parquet and npz: ROLE=NAME:NAME:... with commas between, names or patterns such as obs=f*; roles are obs, action, reward, episode, terminated, truncated, next_obs, time and source (default: usual names)")
     sub.add_argument("--observation-keys", metavar="A,B", help="of LeRobot, RLDS and robomimic: which observations, side by side in this order (default: all vectors, sorted)")
     sub.add_argument("--max-episode-steps", type=int, metavar="N", help="an episode ends after N steps where nothing marks it, as in D4RL's files without timeouts")
-    sub.add_argument("--environment", metavar="ID", help="Gymnasium id of the environment in which it was recorded, of which a card is shipped; its spaces are then those of the dataset. A file's own word makes no environment")
+    sub.add_argument("--environment", metavar="ID", help="Gymnasium id of the environment in which it was recorded; its spaces are then those of the dataset. A file's own word makes no environment")
     sub.add_argument("--card", type=path, metavar="FILE", help="the same by a card of yours, or the name of a plug-in")
-    sub.add_argument("--actions", metavar="N|LO,HI", help="the action space where there is no environment: how many actions, or the range of continuous ones")
+    sub.add_argument("--import", dest="imports", action="append", metavar="MODULE", help="import package.module or path/to/file.py first, which registers the environment, or whose formats are plug-ins that shall recognise files; may be repeated")
+    sub.add_argument("--make-kwargs", type=json_object, metavar="JSON", help="with --environment: its arguments, such as '{\"continuous\": true}' (default: those of its card)")
+    sub.add_argument("--actions", metavar="N|LO,HI|A,B,C", help="the action space where there is no environment: how many actions, the range of continuous ones, or the names of actions that are texts in a table, in the order in which they are counted")
 
 
 def _reading(options, **others):
     from mucd_ray.data.importing import ImportOptions
-    from mucd_ray.modules import import_modules
 
-    import_modules(options.imports or ())
     keys = None if options.observation_keys is None else tuple(options.observation_keys.split(","))
-    named = {name: getattr(options, name) for name in ("format", "columns", "max_episode_steps", "environment", "card", "actions")}
-    return ImportOptions(observation_keys=keys, **named, **others)
+    named = {name: getattr(options, name) for name in ("format", "columns", "max_episode_steps", "environment", "card", "make_kwargs", "actions")}
+    return ImportOptions(observation_keys=keys, imports=tuple(options.imports or ()), **named, **others)
 
 
 def import_file(options, out):
@@ -60,7 +59,12 @@ def inspect_dataset(options, out):
     from mucd_ray.data.inspection import inspect, told
 
     name, reading = os.path.expanduser(options.dataset), _reading(options)
-    loaded = load_source(name, reading) if os.path.exists(name) else load_dataset_folder(options.dataset, reading)
+    is_file = os.path.exists(name)
+    if not is_file and options.format not in (None, "minari"):
+        raise MucdError(f"--format {options.format} is of a file or folder, and {options.dataset} is none: name the file, or leave --format out for a Minari dataset of this id")
+    if not is_file and options.columns is not None:
+        raise MucdError(f"--columns {options.columns} is of a file, and {options.dataset} is none: name the file, or leave --columns out for a Minari dataset of this id")
+    loaded = load_source(name, reading) if is_file else load_dataset_folder(options.dataset, reading)
     report = inspect(loaded)
     if options.plot:
         _write_plot(options.plot, loaded)
@@ -68,9 +72,11 @@ def inspect_dataset(options, out):
 
 
 def _write_plot(file: str, loaded) -> None:
+    import numpy as np
+
     from mucd_ray.files import write_file
     from mucd_ray.report.plots import trajectories
 
-    if loaded.dataset is None:
+    if not loaded.episodes:
         raise MucdError("it has no valid trajectory: there is nothing to draw")
-    write_file(file, trajectories(lengths=[len(episode) for episode in loaded.episodes], returns=loaded.dataset.trajectory_returns))
+    write_file(file, trajectories(lengths=[len(episode) for episode in loaded.episodes], returns=np.concatenate([loaded.alone(episode).trajectory_returns for episode in loaded.episodes])))

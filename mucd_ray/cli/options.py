@@ -7,16 +7,30 @@ import re
 
 from mucd_ray.words import harmless
 
+# Options in the first line of a command's help.
+MOST_IN_USAGE = 12
 # A negative number that begins a list, which argparse takes for an option.
 NEGATIVE_LIST = re.compile(r"-[\d.][\d.eE+-]*,[\d.eE+-]*")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, unless there is none or the text tells it itself."""
+    """Shows defaults, unless there is none or the text tells it itself; of many options those that are needed stand in the first line, and all of them below."""
 
     def _get_help_string(self, action):
-        told = action.default in (None, False) or "(default" in (action.help or "")
+        told = action.default is None or action.default is False or "(default" in (action.help or "")
         return action.help if told else super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action):
+        return METAVARS.get(action.type) or super()._get_default_metavar_for_optional(action)
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        actions = list(actions)
+        needed = [action for action in actions if action.required or not action.option_strings]
+        if len(actions) > MOST_IN_USAGE:
+            options = "".join(f" {action.option_strings[0]} {action.metavar or self._get_default_metavar_for_optional(action)}" for action in needed if action.option_strings)
+            names = [f"[{action.dest}]" if action.nargs == "?" else action.metavar or action.dest for action in needed if not action.option_strings]
+            usage = " ".join([f"%(prog)s{options} [OPTION ...]", *names])
+        super().add_usage(usage, actions, groups, prefix)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_command(commands, name, function, help, example):
     """One of `commands`, which calls function(options, out); returns its parser, for its own options."""
-    sub = commands.add_parser(name, help=help, description=help, epilog=f"example: {example}", formatter_class=HelpFormatter)
+    sub = commands.add_parser(name, help=help.split(". ")[0].rstrip("."), description=help, epilog=f"example: {example}", formatter_class=HelpFormatter)
     sub.set_defaults(command=function)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     return sub
@@ -52,6 +66,12 @@ def path(text: str) -> str:
 def key(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it is empty: name the key, or leave it out")
+    return text
+
+
+def sentence(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: say it in a sentence, or leave it out")
     return text
 
 
@@ -79,9 +99,13 @@ def json_object(text: str) -> dict:
     return values
 
 
+# How the values of options are named in help.
+METAVARS = {int: "N", float: "X", path: "PATH", key: "NAME", sentence: "TEXT"}
+
+
 def add_environment(sub, returns=True, again=False, when=""):
     """How an environment is made without a card; with `returns` also the range of returns. `again`: what a run began with is to be said again. See `UserEnvironment`."""
-    group = sub.add_argument_group("environment" + (f" ({when}each as the run began with it: a run folder alone imports and makes nothing)" if again else ""))
+    group = sub.add_argument_group("environment", f"{when}each as the run began with it: a run folder alone imports and makes nothing" if again else None)
     group.add_argument("--import", dest="imports", action="append", metavar="MODULE", help="import package.module or path/to/file.py, which registers the environment, in every process that makes it; may be repeated")
     group.add_argument("--make-kwargs", type=json_object, metavar="JSON", help="arguments of the environment, such as '{\"continuous\": true}' (default: those of its card)")
     group.add_argument("--max-episode-steps", type=int, metavar="N", help="cut episodes after N steps; needed where the environment has no time limit (default: as registered, or that of its card)")
@@ -109,7 +133,7 @@ def add_until(sub):
 
 def add_choices(sub, of_run=False):
     """With `of_run` options that are left out are None: what the run's certificate has."""
-    group = sub.add_argument_group("certificate" + (" (default: each as in the run's certificate.json)" if of_run else ""))
+    group = sub.add_argument_group("certificate", "each by default as in the run's certificate.json" if of_run else None)
 
     def default(value):
         return None if of_run else value

@@ -118,22 +118,3 @@ def last_words(status: int, words: str) -> int:
     with contextlib.suppress(OSError):
         print(harmless(f"mucd: {words}"), file=sys.stderr)
     return status
-
-
-@contextlib.contextmanager
-def progress_bar(what: str, unit: str):
-    """Yields progress(done, total), which draws a bar on standard error from its first call on."""
-    from tqdm import tqdm
-
-    bar = None
-
-    def progress(done: int, total: int) -> None:
-        nonlocal bar
-        bar = bar or tqdm(total=total, unit=unit, desc=what, file=sys.stderr, dynamic_ncols=True)
-        bar.update(min(done, total) - bar.n)
-
-    try:
-        yield progress
-    finally:
-        if bar is not None:
-            bar.close()

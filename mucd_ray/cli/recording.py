@@ -4,8 +4,8 @@ import json
 import sys
 
 from mucd_ray.cli.options import add_command, add_environment, path
-from mucd_ray.cli.process import progress_bar
 from mucd_ray.errors import MucdError
+from mucd_ray.progress import counting
 from mucd_ray.words import counted
 
 
@@ -29,7 +29,7 @@ def add_record(commands):
 def record(options, out):
     if options.list:
         return _list_recordings(options, out)
-    with progress_bar("recording", "transition") as progress:
+    with counting("recording", "transition") as progress:
         if options.recipe:
             from mucd_ray.data.recording.recipes import make
 

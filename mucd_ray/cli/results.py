@@ -38,7 +38,7 @@ def add_serve(commands):
     sub.add_argument("--encoder", type=path, metavar="FILE", help="the file with which the run began, if it has one")
     sub.add_argument("--features", metavar="NAME", help="the features of a plug-in with which the run began, if it has some")
     sub.add_argument("--host", default="127.0.0.1", help="address to listen at; anybody who reaches it may ask")
-    sub.add_argument("--port", type=int, default=8000)
+    sub.add_argument("--port", type=int, default=8000, help="port to listen at")
     sub.add_argument("--replicas", type=int, default=1, help="copies of the ensemble, one CPU each")
     sub.add_argument("--address", help="Ray cluster to join, on whose head node it listens (default: RAY_ADDRESS, or a local Ray)")
 

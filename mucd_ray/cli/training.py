@@ -2,7 +2,7 @@
 
 import argparse
 
-from mucd_ray.cli.options import add_choices, add_command, add_environment, add_resources, add_until, key, keys, path
+from mucd_ray.cli.options import add_choices, add_command, add_environment, add_resources, add_until, key, keys, path, sentence
 
 
 def add_run(commands):
@@ -18,7 +18,7 @@ def add_run(commands):
     sub.add_argument("--source-key", type=key, metavar="NAME", help="key that tells the source of a trajectory (an operator, a robot, an upload): a text or whole number in the episodes' metadata, or among their infos; a trajectory without it is a source by itself")
     sub.add_argument("--observation-keys", type=keys, metavar="KEY,...", help="of observations in a Dict or Tuple space, the keys that policies see, such as position,camera/front (default: all, in the order of their sorted names)")
     sub.add_argument("--tuned", type=path, metavar="FILE", help="tuned.json of `mucd tune`: sets unit, mechanism and learner")
-    group = sub.add_argument_group("mechanism (public constants; by default planned from the declared size and the wanted fraction)")
+    group = sub.add_argument_group("mechanism", "public constants; by default planned from the declared size and the wanted fraction")
     group.add_argument("--mechanism", choices=["gaussian", "bag", "bag-then-noise", "partition", "neighbours"], help="gaussian clips what each unit adds and trains with noise; bag trains every instance on a bag of its own, partition one policy on each part, both without noise; bag-then-noise trains with noise on a bag of its own; with neighbours the nearest units vote and nothing is trained (default: bag where trajectories or sources are the unit, gaussian where transitions are; `mucd plan --units N --unit UNIT` compares them)")
     group.add_argument("--bag-size", type=int, metavar="K", help="with bag: units in each bag (default: the most that withstand the wanted fraction; with bag-then-noise twice as many)")
     group.add_argument("--parts", type=int, metavar="U", help="with partition: number of parts (default: the fewest that withstand the wanted fraction)")
@@ -31,7 +31,7 @@ def add_run(commands):
     group.add_argument("--noise-multiplier", type=float, help="sigma; with it q and steps must be given and nothing is planned (default: planned)")
     group.add_argument("--steps", type=int, help="T (default: 100)")
     group.add_argument("--clip-norm", type=float, help="C (default: 0.1)")
-    group = sub.add_argument_group("learner (public constants)")
+    group = sub.add_argument_group("learner", "public constants")
     group.add_argument("--algorithm", "--trainer", metavar="NAME", help="offline learner, see docs/algorithms.md (default: bc, behaviour cloning); with bag or partition also a function train(bag, seed, device) of yours, package.module:function or path/to/file.py:function, or the name of an installed plug-in (`mucd --version` lists them)")
     group.add_argument("--trainer-command", metavar="COMMAND", help='with bag or partition: a command that trains, such as "python train.py {bag} {out} {seed}": it reads the bag from the folder {bag} and writes ONNX or TorchScript to {out}')
     group.add_argument("--bag-format", choices=["npz", "minari", "parquet"], help="with --trainer-command: {bag} holds bag.npz, the Minari dataset bag-v0, or bag.parquet with a row for each transition (default: npz)")
@@ -44,7 +44,7 @@ def add_run(commands):
     group.add_argument("--random-features", type=int, metavar="M", help="replace observations by M public random Fourier features (default: 0, as they are)")
     group.add_argument("--bandwidth", type=float, help="distance over which random features change (default: 1)")
     group.add_argument("--optimiser", help="sgd or adam (default: sgd; adam without noise)")
-    group.add_argument("--learning-rate", type=float, help="(default: 30) for bc and cql; 0.3 to 10 for the others; without noise that of the environment's card, or 0.001")
+    group.add_argument("--learning-rate", type=float, help="of the optimiser (default: with noise 30 for bc and cql, 0.3 to 10 for the others; without noise that of the environment's card, or 0.001)")
     group.add_argument("--momentum", type=float, help="of sgd (default: 0)")
     group.add_argument("--average", type=float, help="share of the final iterates that is averaged (default: 0.5)")
     group.add_argument("--cap", type=int, help="with --unit trajectory or source: most transitions of one of them that a step looks at (default: 200)")
@@ -56,7 +56,7 @@ def add_run(commands):
     group.add_argument("--top-share", type=float, help="with bag or partition: share of its trajectories that is learned from, those with the largest returns (default: 0.5 for bc of continuous actions; bc of discrete ones trusts trajectories by the rank of their returns; 1 for the others)")
     group.add_argument("--entries", type=int, metavar="N", help="with bag or partition: how many entries of an observation a policy looks at, chosen in each bag; worth it where observations are long, such as a game's RAM (default: what the environment's card declares, or all)")
     group.add_argument("--mirrored", action=argparse.BooleanOptionalAction, help="with bag or partition: learn from the mirror image of every trajectory, too (default: where the environment's card declares a mirror)")
-    group.add_argument("--chosen", help="one sentence for the certificate: how you chose these constants")
+    group.add_argument("--chosen", type=sentence, help="one sentence for the certificate: how you chose these constants")
     add_until(sub)
     group = sub.add_argument_group("evaluation")
     group.add_argument("--trusted", metavar="DATASET", help="Minari dataset of the same environment that you trust: what a policy trained on it alone earns is shown as a yardstick; nothing else uses it")
@@ -65,10 +65,10 @@ def add_run(commands):
     group.add_argument("--evaluator", metavar="NAME", help="your own score(policy, seed) -> number in the place of the return: package.module:function or path/to/file.py:function; policy.act(observations) acts. It must read nothing of this dataset")
     group.add_argument("--score-range", metavar="LO,HI", help="with --evaluator: public range of its scores; any other, an exception, or none in time counts as LO")
     group.add_argument("--evaluator-seconds", type=float, metavar="S", help="with --evaluator: a score may take this long; a public constant (default: 60)")
-    group.add_argument("--states", type=int, default=200, help="number of states to vote on, chosen by held-out instances, or drawn from --trusted-states")
+    group.add_argument("--states", type=int, help="number of states to vote on, chosen by held-out instances, or drawn from --trusted-states (default: 200)")
     group.add_argument("--states-file", type=path, help=".npy file of observations to vote on instead")
     group.add_argument("--trusted-states", metavar="DATASET", help="draw the states at random from this Minari dataset, which you trust and which declares the same spaces; the certificate names it by its content")
-    group.add_argument("--held-out", type=int, default=16, help="instances that choose the states and do not vote")
+    group.add_argument("--held-out", type=int, help="instances that choose the states and do not vote (default: 16)")
     group.add_argument("--seed", type=int, help="reproducible randomness, for tests: the certificate holds only if no attacker knows it (default: a secret)")
     add_environment(sub)
     add_choices(sub)

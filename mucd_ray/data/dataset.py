@@ -32,6 +32,7 @@ class OfflineDataset:
         declared_actions: the space that it declares, where that is MultiDiscrete, MultiBinary or a Box of other than one dimension; else None.
         sources: int64 [M], which source each trajectory is from: numbers from 0 in the order in which they first appear. Trajectories of a source need not be
             neighbours. None where no source key was asked for.
+        action_mask: where the mask of its actions begins in an observation (`Observations.mask`), if they have one.
         actions_declared: false where the action space follows from the rows, as of an imported file: then no constant may be taken from it, an environment's counts.
         imported_by: the plug-in that read it from another format, as it says itself; else None.
     """
@@ -53,6 +54,7 @@ class OfflineDataset:
     sources: np.ndarray | None = None
     observation_parts: tuple[str, ...] = ()
     declared_actions: gym.Space | None = None
+    action_mask: int | None = None
     actions_declared: bool = True
     imported_by: Plugin | None = None
 
@@ -60,7 +62,7 @@ class OfflineDataset:
     def from_arrays(
         cls, *, observations, next_observations, actions, rewards, terminations, truncations, action_space, observation_space,
         trajectory_starts=None, name="arrays", env_id=None, env_kwargs=None, env_max_episode_steps=None, env_wrappers=(),
-        source_keys=None, actions_declared=True, observation_parts=(),
+        source_keys=None, actions_declared=True, observation_parts=(), action_mask=None,
     ) -> "OfflineDataset":
         """Build and validate a dataset from flat arrays (shapes as in the class; rewards, terminations, truncations and discrete actions may be columns [N, 1]).
 
@@ -79,6 +81,7 @@ class OfflineDataset:
             joined = Observations.of(observation_space)
             observations, next_observations = (joined.rows(joined.columns(values)) for values in (observations, next_observations))
             observation_space, observation_parts = joined.space, joined.words
+            action_mask = joined.mask(Actions(declared=action_space).count)
         declared = Actions(declared=action_space)
         dataset = cls(
             name=name,
@@ -98,6 +101,7 @@ class OfflineDataset:
             sources=None if source_keys is None else _numbered(source_keys),
             observation_parts=tuple(observation_parts),
             declared_actions=None if declared.is_plain else action_space,
+            action_mask=action_mask,
             actions_declared=actions_declared,
         )
         dataset.validate()

@@ -1,8 +1,8 @@
 """`mucd import`: episodes of a stranger's file become a Minari dataset, or are refused with their place in the file."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import re
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,7 +11,10 @@ from minari.data_collector import EpisodeBuffer
 from minari.storage import get_dataset_path
 
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.environments.cards import EnvironmentCard, card_for, card_named
+from mucd_ray.data.environments.cards import card_named, known_card
+from mucd_ray.data.environments.make import make_environment
+from mucd_ray.data.environments.own import UserEnvironment
+from mucd_ray.data.environments.plain import declared_spaces, plain
 from mucd_ray.data.environments.recorded_in import same_environment
 from mucd_ray.data.formats.column_map import parse
 from mucd_ray.data.formats.episodes import Episode, Recording, with_fault
@@ -22,11 +25,14 @@ from mucd_ray.data.formats.registry import ReadOptions, read_source
 from mucd_ray.data.formats.source import Source
 from mucd_ray.data.formats.writing import target_folder, write_dataset
 from mucd_ray.data.inspection import inspect
+from mucd_ray.data.spaces import Actions
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
+from mucd_ray.modules import import_modules
 from mucd_ray.plugins import Plugin
 from mucd_ray.words import harmless
 
+NUMBER = re.compile(r"[-+]?(\d.*|\.\d.*|inf.*|nan)?", re.IGNORECASE)
 # Of whole numbers that may be numbers of actions.
 MOST_ACTIONS = 1 << 16
 MOST_TOLD = 3
@@ -42,9 +48,10 @@ class ImportOptions:
         format: name of a format, or None to recognise it.
         columns: text of --columns.
         observation_keys, max_episode_steps: as in ReadOptions.
-        environment: Gymnasium id of a shipped card, in whose environment the file was recorded.
+        environment: Gymnasium id of the environment in which the file was recorded.
         card: path of a card instead.
-        actions: declared action space, "5" or "-1,1", where there is no environment.
+        imports, make_kwargs: modules that register the environment, and its arguments, as of `UserEnvironment`.
+        actions: declared action space, "5" or "-1,1", where there is no environment; or the names of discrete ones, "off,low,high".
         drop_invalid: leave out trajectories with a fault.
     """
 
@@ -54,6 +61,8 @@ class ImportOptions:
     max_episode_steps: int | None = None
     environment: str | None = None
     card: str | None = None
+    imports: tuple[str, ...] = ()
+    make_kwargs: dict | None = field(default=None)
     actions: str | None = None
     drop_invalid: bool = False
 
@@ -62,12 +71,19 @@ class ImportOptions:
             raise MucdError(f"--max-episode-steps {self.max_episode_steps} must be at least 1")
         if sum(value is not None for value in (self.environment, self.card, self.actions)) > 1:
             raise MucdError("--environment, --card and --actions each declare the actions: give one of them")
+        if self.environment is None and self.make_kwargs is not None:
+            raise MucdError("--make-kwargs are those of the environment that --environment ID names: give that, too, or leave them out")
+        UserEnvironment(imports=self.imports)  # checks the names of modules
+        if self.actions is not None:
+            _declared(self.actions, ())  # refuses what it cannot read
         if self.observation_keys is not None and (not all(self.observation_keys) or len(set(self.observation_keys)) < len(self.observation_keys)):
             raise MucdError("--observation-keys must be different names with commas between")
 
     @property
     def reading(self) -> ReadOptions:
-        return ReadOptions(columns=None if self.columns is None else parse(self.columns), observation_keys=self.observation_keys, max_episode_steps=self.max_episode_steps)
+        return ReadOptions(
+            columns=None if self.columns is None else parse(self.columns), observation_keys=self.observation_keys, max_episode_steps=self.max_episode_steps, actions=_names(self.actions)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,8 +91,7 @@ class Loaded:
     """A source as it was read, and what is declared about it.
 
     Attributes:
-        dataset: its sound episodes; None if there are none.
-        episodes: the same, each with its place and keys.
+        episodes: those that are sound, each with its place and keys.
         invalid: episodes with a fault.
         declared: whether the action space was declared, or follows from the rows.
         environment: the environment that the user named, or that a Minari dataset names, as its env_spec.
@@ -84,7 +99,6 @@ class Loaded:
         plugin: that read it; None for the package's own formats.
     """
 
-    dataset: OfflineDataset | None
     episodes: list[Episode]
     invalid: list[Episode]
     notes: tuple[str, ...]
@@ -96,6 +110,15 @@ class Loaded:
     observation_space: gym.Space
     action_space: gym.Space
     plugin: Plugin | None = None
+
+    def alone(self, episode: Episode) -> OfflineDataset:
+        """One episode as a dataset; its arrays are not copied. Raises MucdError as `OfflineDataset.from_arrays`."""
+        last = np.arange(len(episode)) == len(episode) - 1
+        return OfflineDataset.from_arrays(
+            name="import", env_id=self.spec and self.spec["id"], observations=episode.observations[:-1], next_observations=episode.observations[1:], actions=episode.actions, rewards=episode.rewards,
+            terminations=last & episode.terminated, truncations=last & episode.truncated, trajectory_starts=[0, len(episode)], action_space=self.action_space, observation_space=self.observation_space,
+            actions_declared=self.declared,
+        )
 
 
 def import_dataset(source, dataset_id: str, options: ImportOptions = ImportOptions(), *, overwrite: bool = False, root: Path | None = None) -> dict:
@@ -118,7 +141,7 @@ def import_dataset(source, dataset_id: str, options: ImportOptions = ImportOptio
             f"{source}: {len(loaded.invalid)} of {len(loaded.invalid) + len(loaded.episodes)} trajectories are invalid ({told}{'; ...' if len(loaded.invalid) > MOST_TOLD else ''}): "
             "mend them, or leave out every invalid trajectory, whole, with --drop-invalid (`mucd inspect` lists them)"
         )
-    if loaded.dataset is None:
+    if not loaded.episodes:
         raise MucdError(f"{source} has no trajectory that is valid ({loaded.invalid[0].place}: {loaded.invalid[0].faults[0]}): nothing is left to import")
     report = inspect(loaded)
     write_dataset(
@@ -130,6 +153,8 @@ def import_dataset(source, dataset_id: str, options: ImportOptions = ImportOptio
 
 def load_source(source, options: ImportOptions = ImportOptions()) -> Loaded:
     """The episodes of a file in one shape and type, sound ones apart from the others. Raises MucdError as `import_dataset`."""
+    # Formats of plug-ins may be in them, too.
+    import_modules(options.imports)
     with Source(source) as opened:
         name, recording, plugin = read_source(opened, options.format, options.reading)
         sha256, files = opened.digest(), opened.files
@@ -156,13 +181,13 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
     if not filled:
         raise MucdError(f"none of its {len(recording.episodes)} episodes has a transition")
     observations, actions = _of_one_kind(filled, "observations"), _of_one_kind(filled, "actions")
-    notes, card = list(recording.notes[:MOST_NOTES]), _card(options, observations[1])
-    environment = None if card is None else card.make()
+    notes, environment = list(recording.notes[:MOST_NOTES]), _environment(options, observations[1])
     try:
+        counted = Actions(declared=declared_spaces(environment)[1]) if environment else None
         declared = environment.action_space if environment else _declared(options.actions, actions[1]) or recording.action_space
         observation_space, cast = _observation_space(environment, recording, *observations)
         action_space = declared if declared is not None else _undeclared(filled, *actions)
-        spec = _spec(recording, card, environment, notes)
+        spec = _spec(recording, environment, notes)
     finally:
         if environment is not None:
             environment.close()
@@ -173,14 +198,24 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
     sound, invalid = [], []
     for episode in recording.episodes:
         episode = replace(episode, keys=_keys(episode.keys))
-        checked = _checked(episode, observation_space, cast, action_space) if len(episode) else with_fault(episode, "it has no transition")
+        checked = _checked(_counted(episode, counted), observation_space, cast, action_space) if len(episode) else with_fault(episode, "it has no transition")
         (invalid if checked.faults else sound).append(checked)
     if options.drop_invalid and invalid:
         notes.append(f"--drop-invalid left out {len(invalid)} of {len(recording.episodes)} trajectories, each for a fault of its own")
     return Loaded(
-        dataset=_dataset(sound, observation_space, action_space, spec, declared is not None) if sound else None, episodes=sound, invalid=invalid, notes=tuple(harmless(note)[:MOST_NOTE] for note in notes), declared=declared is not None,
+        episodes=sound, invalid=invalid, notes=tuple(harmless(note)[:MOST_NOTE] for note in notes), declared=declared is not None,
         spec=spec, format=name, sha256=sha256, files=files, observation_space=observation_space, action_space=action_space,
     )
+
+
+def _counted(episode: Episode, actions: Actions | None) -> Episode:
+    """The episode with the numbers of combinations for actions of several whole numbers; with a fault where these are in none."""
+    if actions is None or not actions.is_joint or episode.actions.shape[1:] != actions.declared.shape:
+        return episode
+    try:
+        return replace(episode, actions=actions.rows(episode.actions))
+    except MucdError as error:
+        return with_fault(replace(episode, actions=np.zeros(len(episode), np.int64)), str(error))
 
 
 def _keys(keys: dict) -> dict:
@@ -205,17 +240,24 @@ def _of_one_kind(episodes: list[Episode], what: str) -> tuple[np.dtype, tuple[in
     return first
 
 
-def _card(options: ImportOptions, shape: tuple[int, ...]) -> EnvironmentCard | None:
-    """What the user named; a file's own words make no environment."""
+def _environment(options: ImportOptions, shape: tuple[int, ...]) -> gym.Env | None:
+    """That of what the user named: his card, a shipped one that fits, or the id alone; a file's own words make no environment."""
     if options.card is not None:
-        return card_named(options.card)[0]
-    return None if options.environment is None else card_for(options.environment, shape or (1,))
+        return card_named(options.card)[0].make()
+    if options.environment is None:
+        return None
+    card, _ = known_card(options.environment, shape or (1,), make_kwargs=options.make_kwargs)
+    if card is not None and options.make_kwargs in (None, card.make_kwargs):
+        return card.make()
+    return plain(make_environment(options.environment, **(options.make_kwargs or {})), (), shape)
 
 
 def _declared(text: str | None, shape: tuple[int, ...]) -> gym.Space | None:
-    """The space of --actions: "5" is Discrete(5); "-1,1" a Box with these bounds."""
+    """The space of --actions: "5" is Discrete(5), as are five names; "-1,1" a Box with these bounds."""
     if text is None:
         return None
+    if (names := _names(text)) is not None:
+        return gym.spaces.Discrete(len(names))
     try:
         numbers = [float(part) for part in text.split(",")]
         if len(numbers) == 1 and numbers[0].is_integer() and 1 <= numbers[0] <= MOST_ACTIONS:
@@ -226,7 +268,15 @@ def _declared(text: str | None, shape: tuple[int, ...]) -> gym.Space | None:
             return gym.spaces.Box(bounds[0], bounds[1], shape or (1,), np.float32)
     except ValueError:
         pass
-    raise MucdError(f"--actions {printable(text)!r}: give the number of actions, such as 5, or the range of continuous ones, such as -1,1")
+    raise MucdError(f"--actions {printable(text)!r}: give the number of actions, such as 5, the range of continuous ones, such as -1,1, or the names of those that are texts, such as off,low,high")
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Several names of which none is a number, in their order."""
+    names = tuple(name.strip() for name in (text or "").split(","))
+    if len(names) < 2 or len(set(names)) < len(names) or len(names) > MOST_ACTIONS or any(NUMBER.fullmatch(name) or not name.isprintable() for name in names):
+        return None
+    return names
 
 
 def _observation_space(environment, recording: Recording, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[gym.Space, np.dtype]:
@@ -254,12 +304,12 @@ def _undeclared(episodes: list[Episode], dtype: np.dtype, shape: tuple[int, ...]
     return gym.spaces.Box(-np.inf, np.inf, shape or (1,), np.float32)
 
 
-def _spec(recording: Recording, card: EnvironmentCard | None, environment, notes: list[str]) -> dict | None:
+def _spec(recording: Recording, environment: gym.Env | None, notes: list[str]) -> dict | None:
     """Which environment the dataset will say that it was recorded in: the user's word, else a Minari dataset's own, as words."""
     recorded = recording.recorded
     if environment is not None:
-        if recorded is not None and not same_environment(recorded.env_id, card.env_id):
-            notes.append(f"the file says that it was recorded in {recorded.env_id}, you say {card.env_id}: yours is written")
+        if recorded is not None and not same_environment(recorded.env_id, environment.spec.id):
+            notes.append(f"the file says that it was recorded in {recorded.env_id}, you say {environment.spec.id}: yours is written")
         return {"id": environment.spec.id, "entry_point": None, "kwargs": environment.spec.kwargs, "max_episode_steps": None, "additional_wrappers": []}
     if recorded is None:
         return None
@@ -272,7 +322,7 @@ def _checked(episode: Episode, observation_space: gym.Space, cast: np.dtype, act
     faults = list(episode.faults)
     observations = episode.observations.reshape(len(episode.observations), *observation_space.shape)
     with np.errstate(over="ignore", invalid="ignore"):
-        written, rewards = observations.astype(cast), episode.rewards.astype(np.float64)
+        written, rewards = observations.astype(cast, copy=False), episode.rewards.astype(np.float64)
     for name, values in (("observations", written if cast.kind == "f" else observations), ("actions", episode.actions), ("rewards", rewards)):
         bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if bad.any():
@@ -303,20 +353,6 @@ def _actions(actions: np.ndarray, space: gym.Space) -> tuple[np.ndarray, np.ndar
         return written, ~(np.isfinite(np.float32(flat)) & (flat >= low) & (flat <= high)).all(axis=1)
 
 
-def _dataset(episodes: list[Episode], observation_space, action_space, spec: dict | None, declared: bool) -> OfflineDataset:
-    def joined(part: Callable):
-        return np.concatenate([part(episode) for episode in episodes])
-
-    def last(name):
-        return joined(lambda episode: np.arange(len(episode)) == (len(episode) - 1 if getattr(episode, name) else -1))
-
-    return OfflineDataset.from_arrays(
-        name="import", env_id=spec and spec["id"], observations=joined(lambda episode: episode.observations[:-1]), next_observations=joined(lambda episode: episode.observations[1:]),
-        actions=joined(lambda episode: episode.actions), rewards=joined(lambda episode: episode.rewards), terminations=last("terminated"), truncations=last("truncated"),
-        trajectory_starts=np.cumsum([0, *map(len, episodes)]), action_space=action_space, observation_space=observation_space, actions_declared=declared,
-    )
-
-
 def _buffer(episode: Episode) -> EpisodeBuffer:
     flags = np.zeros((2, len(episode)), bool)
     flags[:, -1] = episode.terminated, episode.truncated
@@ -325,7 +361,7 @@ def _buffer(episode: Episode) -> EpisodeBuffer:
 
 def _metadata(loaded: Loaded, options: ImportOptions) -> dict:
     """Plain texts and numbers: whence it came and what was chosen."""
-    chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items() if value not in (None, False)}
+    chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items() if value not in (None, False, ())}
     spec = {} if loaded.spec is None else {"env_spec": json.dumps(loaded.spec, default=str)}
     return spec | {
         "description": f"imported by mucd from {loaded.format}", IMPORTED: {

@@ -1,5 +1,7 @@
 """What is in a dataset or file, for people: counts, and whatever looks wrong. Nothing else uses it: no constant of a run follows from a report."""
 
+import functools
+import itertools
 from collections import Counter
 from dataclasses import asdict
 
@@ -18,17 +20,22 @@ def inspect(loaded) -> dict:
 
     Returns:
         format, plugin (that reads it, or None), sha256, files; transitions, trajectories, terminated, truncated; spaces {observations, actions, actions_declared}; lengths and returns {least, median, greatest};
-        sources {key: how many different}; duplicates {trajectories, of}; constant_columns; non_finite {observations, actions, rewards: rows, invalid trajectories included};
+        sources {key: how many different}; duplicates {trajectories whose content another one before them has, of how many different ones they are copies}; constant_columns; non_finite {observations, actions, rewards: rows, invalid trajectories included};
         invalid [{place, faults}], at most MOST_LISTED of invalid_trajectories; findings, sentences.
     """
-    dataset, episodes = loaded.dataset, loaded.episodes
+    episodes = loaded.episodes
+    returns, digests = [], Counter()
+    for episode in episodes:
+        alone = loaded.alone(episode)
+        returns += alone.trajectory_returns.tolist()
+        digests.update(alone.trajectory_digests())
     report = {
         "format": loaded.format, "plugin": loaded.plugin and asdict(loaded.plugin), "sha256": loaded.sha256, "files": loaded.files, "environment": loaded.spec and loaded.spec["id"],
-        "transitions": len(dataset) if dataset else 0, "trajectories": len(episodes), "terminated": sum(episode.terminated for episode in episodes),
+        "transitions": sum(map(len, episodes)), "trajectories": len(episodes), "terminated": sum(episode.terminated for episode in episodes),
         "truncated": sum(episode.truncated for episode in episodes),
         "spaces": {"observations": _space(loaded.observation_space), "actions": _space(loaded.action_space), "actions_declared": loaded.declared},
-        "lengths": _spread([len(episode) for episode in episodes]), "returns": _spread(dataset.trajectory_returns if dataset else []),
-        "sources": _sources(episodes), "duplicates": _duplicates(dataset), "constant_columns": _constant_columns(dataset), "non_finite": _non_finite(loaded),
+        "lengths": _spread([len(episode) for episode in episodes]), "returns": _spread(returns),
+        "sources": _sources(episodes), "duplicates": {"trajectories": digests.total() - len(digests), "of": sum(count > 1 for count in digests.values())}, "constant_columns": _constant_columns(episodes), "non_finite": _non_finite(loaded),
         "invalid_trajectories": len(loaded.invalid), "invalid": [{"place": episode.place, "faults": list(episode.faults)} for episode in loaded.invalid[:MOST_LISTED]],
     }
     return report | {"findings": _findings(loaded, report)}
@@ -53,23 +60,15 @@ def _sources(episodes) -> dict[str, int]:
     return {name: len({str(episode.keys[name]) for episode in episodes if name in episode.keys}) for name in names}
 
 
-def _duplicates(dataset) -> dict:
-    """Trajectories whose content another one before them has, and of how many different ones they are copies."""
-    if dataset is None:
-        return {"trajectories": 0, "of": 0}
-    counts = Counter(dataset.trajectory_digests())
-    return {"trajectories": sum(counts.values()) - len(counts), "of": sum(count > 1 for count in counts.values())}
-
-
-def _constant_columns(dataset) -> list[str]:
-    if dataset is None:
+def _constant_columns(episodes) -> list[str]:
+    if not episodes:
         return []
     found = []
-    for name in ("observations", "actions"):
-        values = getattr(dataset, name).reshape(len(dataset), -1)
-        constant = np.flatnonzero((values == values[0]).all(axis=0))
-        found += [f"{name}[{column}]" if values.shape[1] > 1 else name for column in constant[:MOST_LISTED].tolist()]
-    return found + (["rewards"] if (dataset.rewards == dataset.rewards[0]).all() else [])
+    for name in ("observations", "actions", "rewards"):
+        arrays = [getattr(episode, name)[: len(episode)].reshape(len(episode), -1) for episode in episodes]
+        same = functools.reduce(np.logical_and, ((array == arrays[0][0]).all(axis=0) for array in arrays))
+        found += [f"{name}[{column}]" if len(same) > 1 else name for column in np.flatnonzero(same)[:MOST_LISTED].tolist()]
+    return found
 
 
 def _non_finite(loaded) -> dict[str, int]:
@@ -82,7 +81,7 @@ def _findings(loaded, report: dict) -> list[str]:
     found += [f"{episode.place}: {printable(fault)}" for episode in loaded.invalid[:MOST_TOLD] for fault in episode.faults]
     if len(loaded.invalid) > MOST_TOLD:
         found.append(f"and {counted(len(loaded.invalid) - MOST_TOLD, 'more invalid trajectory')}")
-    if loaded.dataset is None:
+    if not loaded.episodes:
         return found
     if report["duplicates"]["trajectories"]:
         found.append(f"copies, number for number: {counted(report['duplicates']['trajectories'], 'trajectory')} of {report['duplicates']['of']} others; each is a unit of its own, and its maker counts once for each")
@@ -92,18 +91,14 @@ def _findings(loaded, report: dict) -> list[str]:
     silent = len(loaded.episodes) - report["terminated"] - report["truncated"]
     if silent > 0:
         found.append(f"neither terminated nor truncated: {counted(silent, 'trajectory')}, which end where their record does")
-    joined = _continued(loaded.dataset)
+    joined = _continued(loaded.episodes)
     if joined:
         found.append(f"where the one before ends there begins {counted(joined, 'trajectory')}, with the same observation: perhaps one was cut in several, which then counts as several units")
     return found
 
 
-def _continued(dataset) -> int:
-    starts = dataset.trajectory_starts[1:-1]
-    if not len(starts):
-        return 0
-    first, last = dataset.observations[starts].reshape(len(starts), -1), dataset.next_observations[starts - 1].reshape(len(starts), -1)
-    return int((first == last).all(axis=1).sum())
+def _continued(episodes) -> int:
+    return sum(np.array_equal(before.observations[-1], after.observations[0]) for before, after in itertools.pairwise(episodes))
 
 
 def told(report: dict, name: str) -> str:

@@ -17,6 +17,8 @@ from mucd_ray.errors import MucdError
 # Above it there are too few votes for each of them.
 MOST_JOINT_ACTIONS = 512
 MOST_PARTS, MOST_DEPTH = 1 << 10, 8
+# The key of an observation under which environments tell which actions are allowed, as PettingZoo has it.
+ACTION_MASK = "action_mask"
 # Of one observation.
 MOST_ENTRIES = 1 << 24
 # A claim repeats the keys that were chosen: one must not be able to be a sentence.
@@ -156,6 +158,15 @@ class Observations:
         shape = tuple(self.parts[0].space.shape) if self.keeps_shape else (len(bounds[0]),)
         return gym.spaces.Box(bounds[0].reshape(shape), bounds[1].reshape(shape), shape, dtype)
 
+    def mask(self, actions: int) -> int | None:
+        """In a joined and flattened observation the first of the `actions` entries of its key `action_mask`, which are above 0 where an action is allowed; None where there is no such key with one number for each."""
+        start = 0
+        for part in self.parts:
+            if part.path == (ACTION_MASK,) and part.categories is None and part.width == actions:
+                return start
+            start += part.width
+        return None
+
     @property
     def words(self) -> tuple[str, ...]:
         """What of the space decides how observations are read: equal for spaces that are read alike."""
@@ -228,6 +239,11 @@ class Actions:
         if self.is_joint:
             return gym.spaces.Discrete(int(np.prod(_sizes(self.declared)[0])))
         return gym.spaces.Box(self.declared.low.reshape(-1), self.declared.high.reshape(-1), dtype=self.declared.dtype)
+
+    @property
+    def count(self) -> int:
+        """Of discrete ones; 0 of others."""
+        return int(self.space.n) if isinstance(self.space, gym.spaces.Discrete) else 0
 
     def rows(self, values: np.ndarray) -> np.ndarray:
         """Recorded actions [N, *shape] as int64 [N] or numbers [N, k]; what is plain is given back as it is. Raises MucdError for another shape, or for what is no action."""

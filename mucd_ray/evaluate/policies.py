@@ -124,6 +124,43 @@ def trained_policies(problem: Problem, parameters: dict[str, torch.Tensor]) -> P
 # exp of minus this is 0 in every precision.
 SURE = 1e4
 
+
+class MaskedPolicies:
+    """Policies whose observations tell which actions are allowed: of these each takes the one that it prefers.
+
+    What a policy does is a function of its own outputs and of the observation alone, by a public rule: among the allowed actions the largest score, the lowest of ties. A policy that names an action
+    which is not allowed, or fails, takes the lowest that is. Where none is allowed, all are.
+
+    Args:
+        policies: with one score per discrete action.
+        first: in a row of features the first of as many entries as there are actions, above 0 where the action is allowed.
+    """
+
+    def __init__(self, policies: Policies, first: int):
+        self.policies, self.first = policies, first
+
+    def __len__(self) -> int:
+        return len(self.policies)
+
+    def outputs(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """See `Policies`: float64 [S, A], at most 0, and 0 at the action that is taken."""
+        return self._allowed(self.policies.outputs(features, index), features)
+
+    def outputs_of_all(self, features: np.ndarray) -> np.ndarray:
+        """float64 [P, S, A], as `outputs` of each pair."""
+        return self._allowed(outputs_of_all(self.policies, features), features)
+
+    def _allowed(self, outputs: np.ndarray, features: np.ndarray) -> np.ndarray:
+        allowed = features[:, self.first : self.first + outputs.shape[-1]] > 0
+        allowed = np.broadcast_to(allowed | ~allowed.any(-1, keepdims=True), outputs.shape)
+        failed = ~np.isfinite(outputs).all(-1, keepdims=True)
+        # In double precision differences of single ones are finite. Who fails prefers the lowest.
+        scores = np.where(failed, -SURE * np.arange(outputs.shape[-1]), outputs.astype(np.float64))
+        best = np.where(allowed, scores, -np.inf).max(-1, keepdims=True)
+        with np.errstate(over="ignore"):
+            return np.where(allowed, np.maximum(scores - best, -np.finfo(np.float64).max), -SURE)
+
+
 # A policy whose outputs at a state are not all finite acts as if it preferred the lowest action there. Dropping it would choose
 # among instances by their training data, which no certificate covers.
 

@@ -161,17 +161,19 @@ def cartpole_returns(policies, card, seeds, owners, progress=None, discount=1.0)
 NATIVE = {"CartPole-v1": cartpole_returns}
 
 
-def constant_returns(card: EnvironmentCard, action_space: gymnasium.Space, episodes: int, seed: int, discount: float = 1.0, progress: Progress | None = None) -> dict[str, float]:
+def constant_returns(
+    card: EnvironmentCard, action_space: gymnasium.Space, episodes: int, seed: int, discount: float = 1.0, progress: Progress | None = None, masked: Callable[[Policies], Policies] = lambda policies: policies,
+) -> dict[str, float]:
     """Mean (discounted) return over `episodes` episodes of every policy that always takes the same action.
 
-    Keys are the actions as text; for a Box space they are its bounds (the finite ones) and its centre, or zero if unbounded.
+    Keys are the actions as text; for a Box space they are its bounds (the finite ones) and its centre, or zero if unbounded. `masked` makes policies act as they may (`MaskedPolicies`, say).
 
     Raises:
         MucdError: the action space is not supported.
     """
     names, policies = constant_policies(card, action_space)
     seeds = np.tile(np.arange(seed, seed + episodes), (len(names), 1))
-    returns = rollout_returns(policies, card, seeds, discount=discount, progress=progress)
+    returns = rollout_returns(masked(policies), card, seeds, discount=discount, progress=progress)
     return dict(zip(names, returns.tolist()))
 
 

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from mucd_ray.certify.rounding import exactly
+from mucd_ray.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ BLUE, SKY, GREEN, VERMILION, PURPLE, AMBER = "#0072B2", "#56B4E9", "#009E73", "#
 GREY = "#777777"
 LEVELS = {
     "unpoisoned mean": (GREEN, "-"),
-    "non-private learner": (VERMILION, (0, (6, 2))),
+    "trained on all data": (VERMILION, (0, (6, 2))),
+    "trained without noise": (VERMILION, (0, (6, 2))),
     "behaviour policy": (PURPLE, (0, (6, 2, 1, 2))),
     "best constant action": (AMBER, (0, (1, 1.5))),
     "trained on the trusted data alone": (BLUE, (0, (1, 1.5))),
@@ -64,6 +66,10 @@ HALO = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none",
 # A curve is shown until this share of the unpoisoned mean above the floor is left.
 CURVE_END = 0.03
 MAX_BINS = 40
+# An axis is cut where what it shows would span more than so many times what most of it does: values of their own, or levels to compare with beside the curves around them.
+OF_VALUES, OF_LEVELS = 10.0, 50.0
+# How much of most of it stands free on either side then.
+CUT_MARGIN = 1.5
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 
 
@@ -98,11 +104,16 @@ def return_bound(
         ax.plot(radius, bounds[label], drawstyle="steps-pre", color=colour, linewidth=1.2, linestyle=style, label=label)
     _levels(ax, levels)
     shown = [*levels.values(), *(curve[0] for curve in bounds.values())]
+    low, high = window([level for name, level in levels.items() if name != "public floor"], min(shown), max(shown), OF_LEVELS)
+    kept = [point for point in kept if point[2] >= low]
     end = max(_end_of_return(radius, bounds[main], levels), *(1.06 * r for _, r, _ in kept), 1.0)
+    if low > min(shown):
+        end = 1.06 * max(1, radius[np.argmax(bounds[main] < low)])
+        _say_cut(ax, f"cut: the least possible {what} is {_level('public floor', levels['public floor'])}, and curves go on down to it")
     _radius_axes([ax], end, units, unit)
     _mark(ax, kept, end)
-    margin = 0.06 * (max(shown) - min(shown)) or 1.0
-    ax.set_ylim(min(shown) - margin, max(shown) + margin)
+    margin = 0.06 * (high - low) or 1.0
+    ax.set_ylim(low - margin, high + margin)
     ax.set_ylabel(f"expected {what} of {whose}")
     return _png(fig, look, columns=2)
 
@@ -143,6 +154,29 @@ def poisoned_return(
     ax.set_ylim(min(shown) - margin, max(shown) + margin)
     ax.set_ylabel(f"{what} of policies trained on D'")
     return _png(fig, look, columns=2)
+
+
+def window(values, low: float, high: float, most: float, middle: float = 0.9) -> tuple[float, float]:
+    """What is shown of an axis whose data lie in [low, high]: all of it, unless that is more than `most` times as wide as the `middle` share of the `values` on it, which would be crushed."""
+    least, largest = np.quantile(values, (0.5 - middle / 2, 0.5 + middle / 2)).tolist()
+    width = largest - least
+    if not 0 < most * width < high - low:
+        return low, high
+    return max(low, least - CUT_MARGIN * width), min(high, largest + CUT_MARGIN * width)
+
+
+def _shown(values: np.ndarray) -> tuple[np.ndarray, str]:
+    """(the values that a histogram shows, what it says of the others or "")."""
+    low, high = float(values.min()), float(values.max())
+    least, most = window(values, low, high, OF_VALUES)
+    shown = values[(values >= least) & (values <= most)]
+    left = len(values) - len(shown)
+    return shown, f"cut: {left:,} of {len(values):,} lie outside, all are from {_number(low)} to {_number(high)}" if left else ""
+
+
+def _say_cut(ax, text: str) -> None:
+    if text:
+        ax.set_title(text, loc="left", fontsize=FONT - 1, color=ALARM, wrap=True)
 
 
 def _levels(ax, levels: dict[str, float]) -> None:
@@ -224,27 +258,27 @@ def share_certified(radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return at, np.array([np.mean(radius >= r) for r in at])
 
 
-def half_widths(
-    *, radius: dict[str, np.ndarray], median: dict[str, np.ndarray], largest: dict[str, np.ndarray], tolerances: list[float], units: int, unit: str, look=WIDE
+def action_widths(
+    *, radius: dict[str, np.ndarray], median: dict[str, np.ndarray], largest: dict[str, np.ndarray], marked: list[float], units: int, unit: str, look=WIDE
 ) -> bytes:
-    """Half-widths of the intervals of median actions, as shares of the action range, against r.
+    """Widths of the intervals of median actions, as shares of the action range, against r.
 
     Args:
         radius: evaluated radii [K], increasing from 0, per scope.
-        median, largest: over all states and dimensions, [K] per scope; 0.5, half the range, says nothing.
-        tolerances: half-widths to mark.
+        median, largest: over all states and dimensions, [K] per scope; 1, the whole range, says nothing.
+        marked: widths to mark.
     """
     fig, (ax,) = _figure(look)
-    last = max(at[median[label] < 0.5].max(initial=1) for label, at in radius.items())
+    last = max(at[median[label] < 1].max(initial=1) for label, at in radius.items())
     for curves, width, style, words in ((median, 2.2, "-", "median"), (largest, 1.4, (0, (4, 1.5)), "largest")):
         for (label, curve), colour in zip(curves.items(), SCOPE_COLOURS, strict=False):
             ax.plot(radius[label], curve, drawstyle="steps-pre", color=colour, linestyle=style, linewidth=width, label=f"{words}, {label}")
-    for tolerance in tolerances:
-        ax.axhline(tolerance, color=INK, linestyle=(0, (1, 3)), linewidth=1.1, zorder=1)
+    for width in marked:
+        ax.axhline(width, color=INK, linestyle=(0, (1, 3)), linewidth=1.1, zorder=1)
     _radius_axes([ax], 1.12 * last, units, unit)
-    ax.set_ylim(-0.01, 0.52)
+    ax.set_ylim(-0.02, 1.04)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    ax.set_ylabel("half-width, share of the action range")
+    ax.set_ylabel("width, share of the action range")
     return _png(fig, look, columns=2)
 
 
@@ -258,16 +292,18 @@ def return_distribution(
         bounds: lower confidence bounds on P(return >= t) for t up to threshold[k], [K] per label; the first is the certified one.
     """
     fig, (top, bottom) = _figure(look, rows=2)
-    edges = return_bins(returns, return_range)
+    shown, cut = _shown(returns)
+    edges = return_bins(shown, return_range)
     margin = (0.02 if len(edges) > 2 else 1.0) * (edges[-1] - edges[0])
     left, right = edges[0] - margin, edges[-1] + margin
-    top.hist(returns, edges, color=BLUE, rwidth=0.94)
+    top.hist(shown, edges, color=BLUE, rwidth=0.94)
+    _say_cut(top, cut)
     top.axvline(returns.mean(), color=GREEN, linewidth=1.6, label=f"mean: {_number(returns.mean())}")
     top.set_ylabel("policies")
     top.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     empirical = np.array([np.mean(returns >= t) for t in threshold])
     steps = {"drawstyle": "steps-pre"}
-    x = [left, *threshold, right]
+    x = [min(left, threshold[0]), *threshold, max(right, threshold[-1])]
     bottom.plot(x, [1.0, *empirical, 0.0], color=INK, linewidth=1.4, label="in the sample", **steps)
     for i, (label, bound) in enumerate(bounds.items()):
         y = [bound[0], *bound, 0.0]
@@ -288,7 +324,9 @@ def trajectories(*, lengths, returns, look=Look(size=(5.0, 4.0))) -> bytes:
     for ax, values, name in zip(fig.subplots(2, 1), (lengths, returns), ("length", "return")):
         # Sums may overflow, and no axis shows the largest double.
         values = np.clip(np.nan_to_num(np.asarray(values, np.float64)), -1e300, 1e300)
-        ax.hist(values, return_bins(values, (values.min(), values.max())), color=BLUE)
+        shown, cut = _shown(values)
+        ax.hist(shown, return_bins(shown, (shown.min(), shown.max())), color=BLUE)
+        _say_cut(ax, cut)
         ax.set_xlabel(f"{name} of a trajectory", fontsize=FONT - 1)
         ax.set_ylabel("trajectories", fontsize=FONT - 1)
         ax.tick_params(labelsize=FONT - 2, colors=INK)
@@ -355,6 +393,12 @@ def pareto(*, mean: np.ndarray, fraction: np.ndarray, complete: np.ndarray, best
     ax.plot(mean[front], fraction[front], drawstyle="steps-pre", color=BLUE, linewidth=1.2, zorder=2, label="Pareto front")
     ax.scatter(mean[best], fraction[best], s=160, facecolor="none", edgecolor=VERMILION, linewidth=1.8, zorder=4, label="chosen: largest bound at the target")
     ax.set_ylim(bottom=0.0, top=1.1 * float(fraction.max()) or 1.0)
+    low, high = window(mean, float(mean.min()), float(mean.max()), OF_VALUES, middle=0.5)
+    low, high = min(low, mean[best]), max(high, mean[best])
+    left = int(((mean < low) | (mean > high)).sum())
+    if left:
+        ax.set_xlim(low, high)
+        _say_cut(ax, f"cut: {left} of {counted(len(mean), 'trial')} lie outside, all are from {_number(mean.min())} to {_number(mean.max())}")
     ax.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.6g} %")
     ax.set_xlabel("mean return without poisoning")
     ax.set_ylabel(f"share of the data up to which half is kept\n(outlook for P = {instances:,}, not certified)")

@@ -21,14 +21,18 @@ from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.policy import return_band
 from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, percent_up, probability_down, probability_up, round_down, round_up, tenths_down
 from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.bag_then_noise import BagThenNoise
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import WITH_NOISE
 from mucd_ray.mechanism.neighbours import Neighbours
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.report import plots
 from mucd_ray.report.warnings import warnings_of
 from mucd_ray.words import counted
 
 BASELINES = {
-    "non_private": "Non-private learner",
+    "non_private": "Trained on all data",
     "behaviour": "Behaviour policy",
     "best_constant_return": "Best constant action",
     "trusted": "Trained on the trusted data alone",
@@ -50,6 +54,8 @@ RULES = {
     "continuous": ("continuous: at each state, in every dimension, the median of the instances' actions", ""),
     "neighbours": ("neighbours: at each state the action with most votes of the nearest units", "stays the same"),
 }
+# What a policy must beat to be worth deploying: names among the baselines, and in words.
+YARDSTICKS = {"best_constant_return": "the best constant action", "behaviour": "the behaviour policy", "trusted": "the policy trained on the trusted data alone"}
 # Bounds that differ by less are the same but for rounding.
 SAME = 1e-9
 
@@ -97,8 +103,44 @@ def draw(certificate: dict, baselines: dict) -> dict[str, FigureData]:
         return {figure.name: figure for figure in [*([_kept_episodes(certificate, baselines)] if played else []), *voted, *_actions(certificate)]}
     figures = [_return_bound(certificate, baselines), _poisoned_return(certificate), *voted] if played else []
     if action is not None:
-        figures += [_half_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
+        figures += [_action_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
     return {figure.name: figure for figure in [*figures, *([_returns(certificate)] if played else [])]}
+
+
+def baseline_names(mechanism: dict) -> dict[str, str]:
+    """By their names among the baselines; with noise the instances, too, are trained on all data."""
+    return BASELINES | ({"non_private": "Trained without noise"} if mechanism["kind"] in WITH_NOISE else {})
+
+
+def mechanism_words(mechanism: dict, accountant: str) -> str:
+    """A mechanism in a few words."""
+    if mechanism["kind"] == Mechanism.kind:
+        return f"{accountant} accounting"
+    if mechanism["kind"] == Neighbours.kind:
+        return f"votes of {counted(mechanism['neighbours'], 'neighbour')}"
+    if mechanism["kind"] == Partition.kind:
+        return f"{mechanism['parts']} parts"
+    noisy = mechanism["kind"] == BagThenNoise.kind
+    how = f"each with probability {exactly(mechanism['bag_rate' if noisy else 'sample_rate'])}" if mechanism["draws"] == "poisson" else str(mechanism["bag_size"])
+    return f"bags of {how}" + (", drawn with replacement" if mechanism["draws"] == "replacement" else "") + (", trained on with noise" if noisy else "")
+
+
+def yardsticks(curve: dict, baselines: dict) -> dict:
+    """By name: its `return`, and the largest listed `radius` at which the certified return is above it; None where not even r = 0 is.
+
+    The returns compared with are estimates, and that of the behaviour policy comes from the data.
+    """
+    found = {}
+    for name in YARDSTICKS:
+        if _is_number(baselines.get(name)):
+            above = [radius for radius, bound in zip(curve["radius"], curve["bound"]) if bound > baselines[name]]
+            found[name] = {"return": baselines[name], "radius": max(above, default=None)}
+    return found
+
+
+def normalised_score(value: float, references: dict | None) -> float | None:
+    """100 (value - random) / (expert - random), as in D4RL (Fu et al. 2020); None without references."""
+    return references and 100 * (value - references["random"]) / (references["expert"] - references["random"])
 
 
 def _is_exact(inputs: dict) -> bool:
@@ -111,7 +153,7 @@ def _kept_episodes(certificate: dict, baselines: dict) -> FigureData:
     inputs, policy = certificate["inputs"], certificate["results"]["policy"]
     curve, units, (down, _) = policy["curve"], UNITS[inputs["mechanism"]["unit"]], _of_returns(inputs)
     levels = {"unpoisoned mean": policy["unpoisoned_mean"]}
-    levels |= {name.lower(): baselines[key] for key, name in BASELINES.items() if _is_number(baselines.get(key))}
+    levels |= {name.lower(): baselines[key] for key, name in baseline_names(inputs["mechanism"]).items() if _is_number(baselines.get(key))}
     levels["public floor"] = inputs["return_range"][0]
     kept = [(f"{100 * float(share):g} %", entry["radius"], entry["bound"]) for share, entry in policy["keeps"].items() if entry["radius"] >= 0]
     bounds = {"certified": np.array(curve["bound"])}
@@ -132,7 +174,7 @@ def _return_bound(certificate: dict, baselines: dict) -> FigureData:
     inputs, policy = certificate["inputs"], certificate["results"]["policy"]
     curve, units, (down, _) = policy["curve"], UNITS[inputs["mechanism"]["unit"]], _of_returns(inputs)
     levels = {"unpoisoned mean": policy["unpoisoned_mean"]}
-    levels |= {name.lower(): baselines[key] for key, name in BASELINES.items() if _is_number(baselines.get(key))}
+    levels |= {name.lower(): baselines[key] for key, name in baseline_names(inputs["mechanism"]).items() if _is_number(baselines.get(key))}
     levels["public floor"] = inputs["return_range"][0]
     kept = [(f"{100 * float(share):g} %", entry["radius"], entry["bound"]) for share, entry in policy["keeps"].items() if entry["radius"] >= 0]
     bounds = {_bound_label(name, inputs): np.array(curve["bound_by_route"][name]) for name in _bands(inputs)}
@@ -157,7 +199,7 @@ def _voted(certificate: dict, baselines: dict) -> FigureData:
     inputs, voted = certificate["inputs"], certificate["results"]["voted"]
     curve, units, (down, _) = voted["curve"], UNITS[inputs["mechanism"]["unit"]], _of_returns(inputs)
     levels = {"unpoisoned mean": voted["unpoisoned_mean"]}
-    levels |= {name.lower(): baselines[key] for key, name in BASELINES.items() if _is_number(baselines.get(key))}
+    levels |= {name.lower(): baselines[key] for key, name in baseline_names(inputs["mechanism"]).items() if _is_number(baselines.get(key))}
     levels["public floor"] = inputs["return_range"][0]
     kept = [(f"{100 * float(share):g} %", entry["radius"], entry["bound"]) for share, entry in voted["keeps_played"].items() if entry["radius"] >= 0]
     episodes = _counted(voted["episodes"], "episode")
@@ -254,29 +296,29 @@ def _actions(certificate: dict) -> list[FigureData]:
     ]
 
 
-def _half_widths(certificate: dict) -> FigureData:
+def _action_widths(certificate: dict) -> FigureData:
     inputs, action = certificate["inputs"], certificate["results"]["action"]
     curves = {f"{name.lower()} ({_confidence(inputs)} %)": action[key]["curve"] for key, name in SCOPES.items()}
-    tolerances = [float(share) for share in action["per_state"]["tolerance"]]
+    marked = [2 * float(share) for share in action["per_state"]["tolerance"]]
     units = UNITS[inputs["mechanism"]["unit"]]
-    alt = "; ".join(f"{label}: at r = 0 the median half-width is {claimed_percent_up(curve['median_half_width'][0])}" for label, curve in curves.items())
+    alt = "; ".join(f"{label}: at r = 0 the median width is {claimed_percent_up(2 * curve['median_half_width'][0])}" for label, curve in curves.items())
     return _both(
         certificate,
-        plots.half_widths,
+        plots.action_widths,
         {
             "radius": {label: np.array(curve["radius"]) for label, curve in curves.items()},
-            "median": {label: np.array(curve["median_half_width"]) for label, curve in curves.items()},
-            "largest": {label: np.array(curve["largest_half_width"]) for label, curve in curves.items()},
-            "tolerances": tolerances,
+            "median": {label: 2 * np.array(curve["median_half_width"]) for label, curve in curves.items()},
+            "largest": {label: 2 * np.array(curve["largest_half_width"]) for label, curve in curves.items()},
+            "marked": marked,
             "units": inputs["units"],
             "unit": units,
         },
-        name="half_widths",
+        name="action_widths",
         title="How far the median action can move",
-        caption=f"Claimed: when up to r {units} are poisoned, the median action lies in an interval with this half-width, of the action range, in each "
+        caption=f"Claimed: when up to r {units} are poisoned, the median action stays in an interval that is at most so wide, as a share of the action range, in each "
         f"dimension. Shown are the median and the largest over {_counted(action['states'], 'state')} and "
-        f"{_counted(action['dimensions'], 'dimension')}. 50 % is the whole range and says nothing. Dotted: the tolerances of the table.",
-        alt=f"Half-width of the interval of the median action against r, rising. {alt}.",
+        f"{_counted(action['dimensions'], 'dimension')}. 100 % is the whole range and says nothing. Dotted: the widths of the table.",
+        alt=f"Width of the interval of the median action against r, rising. {alt}.",
     )
 
 
@@ -358,7 +400,9 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         environment=dataset.get("environment"),
         threat=THREATS[inputs["threat"]].format(units=UNITS[inputs["mechanism"]["unit"]]),
         accountant=ACCOUNTANTS[inputs["accountant"]],
-        baselines=_baseline_rows(results["policy"], inputs, baselines) if results["policy"] else [],
+        how=mechanism_words(inputs["mechanism"], inputs["accountant"]),
+        reference=baseline_names(inputs["mechanism"])["non_private"].lower() if "non_private" in baselines else None,
+        baselines=_baseline_rows(results["policy"], inputs, baselines, context.get("normalised")) if results["policy"] else [],
         warnings=warnings_of(certificate, baselines),
         figures=figures,
         evidence=_flat({key: value for key, value in context.items() if key not in ("baselines", "software")}),
@@ -420,19 +464,23 @@ def _what(inputs: dict) -> str:
     return ("clipped " if inputs["clipped"] else "") + (noun(inputs) if inputs["discount"] == 1 else "discounted return")
 
 
-def _baseline_rows(policy: dict, inputs: dict, baselines: dict) -> list[tuple[str, str]]:
-    error = policy["unpoisoned_standard_error"]
+def _baseline_rows(policy: dict, inputs: dict, baselines: dict, references: dict | None) -> list[tuple[str, str, str]]:
+    """(name, its return, up to which r the certified return is above it)."""
+    error, above = policy["unpoisoned_standard_error"], yardsticks(policy["curve"], baselines)
     mean = number(policy["unpoisoned_mean"]) + (f" ± {number(error, 3)}" if error is not None else "")
-    rows = [(f"Unpoisoned mean of {'the recorded episodes' if _is_exact(inputs) else 'the ensemble'}, ± standard error", mean)]
-    for key, name in BASELINES.items():
+    rows = [(f"Unpoisoned mean of {'the recorded episodes' if _is_exact(inputs) else 'the ensemble'}, ± standard error", mean, "")]
+    if (score := normalised_score(policy["unpoisoned_mean"], references)) is not None:
+        rows.append(("The same as a normalised score", f"{score:.1f}", ""))
+    for key, name in baseline_names(inputs["mechanism"]).items():
         if _is_number(baselines.get(key)):
             which, error = baselines.get("best_constant_action") if key == "best_constant_return" else None, baselines.get(f"{key}_standard_error")
             value = number(baselines[key]) + (f" ± {number(error, 3)}" if _is_number(error) else "")
-            rows.append((name + (f" (action {which})" if which is not None else ""), value))
+            radius = above[key]["radius"] if key in above else None
+            rows.append((name + (f" (action {which})" if which is not None else ""), value, "" if key not in above else "at none" if radius is None else whole(radius)))
         elif isinstance(why := baselines.get(f"{key}_failure"), str):
-            rows.append((name, f"failed: {why}"))
+            rows.append((name, f"failed: {why}", ""))
     floor, ceiling = inputs["return_range"]
-    return [*rows, (f"Public floor of the {noun(inputs)}", exactly(floor)), (f"Public ceiling of the {noun(inputs)}", exactly(ceiling))]
+    return [*rows, (f"Public floor of the {noun(inputs)}", exactly(floor), ""), (f"Public ceiling of the {noun(inputs)}", exactly(ceiling), "")]
 
 
 def number(value, digits: int = 6) -> str:

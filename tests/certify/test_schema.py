@@ -108,6 +108,7 @@ def certificates():
         {"mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "features": {"source": "encoder", "card": "Acrobot-v1", "encoder": "0f" * 32, "keys": ["camera/front", "place"]}},
         {"mechanism": Bag(draws="poisson", sample_rate=0.01), "threat": "substitute", "features": {"source": "raw", "card": "Acrobot-v1", "encoder": None, "history": 4}},
         {"mechanism": Bag(bag_size=20), "features": {"source": "raw", "card": "Acrobot-v1", "encoder": None, "steps": 4}},
+        {"mechanism": Bag(bag_size=20), "features": {"source": "raw", "card": "Acrobot-v1", "encoder": None, "keys": ["action_mask", "observation"], "mask": True}},
         {"mechanism": BagThenNoise(bag_rate=0.02, sample_rate=0.5, noise_multiplier=4.0, clip_norm=0.1, steps=40, normaliser=10.0), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=300), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=POLICIES), "actions": exact_evidence(votes, [0, 0, 1]), "voted": voted_evidence("exact", 1, -1.0, [votes[:1]], [episode])},

@@ -56,6 +56,7 @@ def test_bad_input_is_one_line_and_exit_status_2(refusal, arguments, named):
         (["run", "x", "--out", "y", "--rollouts", "2.5"], "2.5"),
         (["run", "x", "--out", "y", "--discount", "half"], "half"),
         *((["run", "x", "--out", "y", option, ""], f"{option}: it is empty") for option in ("--card", "--encoder", "--tuned", "--states-file", "--source-key")),
+        (["run", "x", "--out", "y", "--chosen", " "], "--chosen: it is empty"),
         (["certify", "x", "--looks", "often"], "often"),
         (["certify", "x", "--until", "return>=0.5@0.01"], "--until"),
         (["grow", "x", "--until", "return>=0.5@0.01"], "--instances"),
@@ -77,6 +78,15 @@ def test_help_shows_defaults_and_an_example_and_needs_no_heavy_import():
         assert result.returncode == 0 and f"example: mucd {command}" in " ".join(result.stdout.split())
         assert "default:" in result.stdout or command in ("verify", "report")
         assert "| torch" not in result.stderr and " ray\n" not in result.stderr
+
+
+def test_help_fits_a_terminal_and_names_what_is_needed_first(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    for command, needed in (("run", "usage: mucd run --storage PATH [OPTION ...] dataset"), ("record", "usage: mucd record [OPTION ...] [environment]"), ("verify", "usage: mucd verify [-h] [--json] [--patience N] certificate")):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == needed and max(map(len, lines)) <= 80
 
 
 def test_a_tilde_in_an_option_is_the_home_folder(monkeypatch, tmp_path):

@@ -43,6 +43,10 @@ def test_bad_runs_are_refused_before_anything_is_written(refusal, recordings, tm
         ([cartpole, "--card", str(tmp_path / "no.json")], "no.json"),
         ([cartpole, "--states-file", str(tmp_path / "states.npy")], "(4, 9)"),
         ([cartpole, "--states-file", str(tmp_path / "nan.npy")], "nan.npy"),
+        ([cartpole, "--states", "5", "--states-file", "s.npy"], "--states 5 and --states-file s.npy"),
+        ([cartpole, "--held-out", "5", "--states-file", "s.npy"], "--held-out 5 and --states-file"),
+        ([cartpole, "--held-out", "5", "--trusted-states", "my/own-v0"], "--held-out 5 and --trusted-states"),
+        ([cartpole, "--held-out", "5", "--mechanism", "neighbours"], "--held-out 5 counts instances"),
         ([cartpole, "--actors", "0"], "--actors 0"),
         ([cartpole, "--units", "0"], "units 0"),
         ([cartpole, "--rollouts", "0"], "rollouts 0"),
@@ -78,7 +82,7 @@ def test_help_tells_the_true_defaults(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "None" not in shown and DEFAULT_LEARNER.hidden == ()
     for text in (
-        f"T (default: {STEPS})", f"C (default: {DEFAULT_CLIP_NORM})", f"a batch of about {BATCH}", f"--learning-rate LEARNING_RATE (default: {DEFAULT_LEARNER.learning_rate:g})",
+        f"T (default: {STEPS})", f"C (default: {DEFAULT_CLIP_NORM})", f"a batch of about {BATCH}", f"--learning-rate X of the optimiser (default: with noise {DEFAULT_LEARNER.learning_rate:g} for bc",
         f"of sgd (default: {DEFAULT_LEARNER.momentum:g})", f"averaged (default: {DEFAULT_LEARNER.average})", f"(default: {DEFAULT_LEARNER.optimiser};",
     ):
         assert text in shown, text

@@ -77,7 +77,7 @@ def lerobot(folder, made, version="v3.0", *, reward=True, done=True, stats=True)
     pattern = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet" if second else "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
     (folder / "meta/info.json").write_text(json.dumps({
         "codebase_version": version, "robot_type": "arm", "fps": 10, "total_episodes": len(made), "total_frames": len(flat["t"]), "total_tasks": 1, "chunks_size": 1000, "data_path": pattern,
-        "splits": {"train": f"0:{len(made)}"}, "features": {"observation.state": {"dtype": "float32", "shape": [3], "names": None}, "action": {"dtype": "float32", "shape": [made[0]["actions"].shape[1]], "names": None}},
+        "splits": {"train": f"0:{len(made)}"}, "features": {"observation.state": {"dtype": "float32", "shape": [flat["observations"].shape[1]], "names": None}, "action": {"dtype": "float32", "shape": [made[0]["actions"].shape[1]], "names": None}},
     }))
     return folder
 
@@ -236,7 +236,7 @@ def rlds(folder, made, *, count=None, change=lambda features, number: features):
     out.mkdir(parents=True)
     flags = {name: tensor("bool") for name in ("is_first", "is_last", "is_terminal")}
     image = {"pythonClassName": "tensorflow_datasets.core.features.image_feature.Image", "image": {"shape": {"dimensions": ["4", "4", "3"]}, "dtype": "uint8", "encodingFormat": "jpeg"}}
-    step = group(observation=group(image=image, state=tensor("float32", 2), effort=tensor("float32")), action=tensor("float32", width), reward=tensor("float32"), discount=tensor("float32"), **flags)
+    step = group(observation=group(image=image, state=tensor("float32", made[0]["observations"].shape[1] - 1), effort=tensor("float32")), action=tensor("float32", width), reward=tensor("float32"), discount=tensor("float32"), **flags)
     features = group(steps={"pythonClassName": "tensorflow_datasets.core.features.dataset_feature.Dataset", "sequence": {"feature": step, "length": "-1"}}, episode_metadata=group(operator={"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}}))
     (out / "features.json").write_text(json.dumps(features))
     shards = [count if count is not None else len(made)]
@@ -256,14 +256,14 @@ def rlds(folder, made, *, count=None, change=lambda features, number: features):
 
 
 def dqn_replay(folder, made, *, padding=3):
-    """Frames of 2 x 2, three rows of zeros before each episode; terminal marks the last row."""
+    """The frames of each episode [T, h, w], by default 2 x 2; three rows of zeros before each episode; terminal marks the last row."""
     out = folder / "replay_logs"
     out.mkdir()
     parts = {"observation": [], "action": [], "reward": [], "terminal": []}
     for number, episode in enumerate(made):
         length = len(episode["rewards"])
-        frames = np.random.default_rng(number).integers(1, 255, (length, 2, 2)).astype(np.uint8)
-        parts["observation"] += [np.zeros((padding, 2, 2), np.uint8), frames]
+        frames = episode.get("frames", np.random.default_rng(number).integers(1, 255, (length, 2, 2)).astype(np.uint8))
+        parts["observation"] += [np.zeros((padding, *frames.shape[1:]), np.uint8), frames]
         parts["action"] += [np.zeros(padding, np.int32), episode["actions"].astype(np.int32)]
         parts["reward"] += [np.zeros(padding, np.float32), episode["rewards"]]
         parts["terminal"] += [np.zeros(padding, np.uint8), (np.arange(length) == length - 1).astype(np.uint8)]
@@ -284,7 +284,8 @@ def log(folder, made):
     """(names, rows) of a table with final observations in columns of their own."""
     flat = rows(made)
     wide = flat["actions"].reshape(len(flat["t"]), -1)
-    names = ["ep", "t", "f1", "f2", "f3", "g1", "g2", "g3", *(["act"] if wide.shape[1] == 1 else ["act_x", "act_y"]), "r", "done", "cut", "who"]
+    seen = range(1, flat["observations"].shape[1] + 1)
+    names = ["ep", "t", *(f"f{number}" for number in seen), *(f"g{number}" for number in seen), *(["act"] if wide.shape[1] == 1 else ["act_x", "act_y"]), "r", "done", "cut", "who"]
     values = zip(flat["episode"], flat["t"], *flat["observations"].T, *flat["next_observations"].T, *wide.T, flat["rewards"], flat["terminals"].astype(int), flat["timeouts"].astype(int), strict=True)
     return names, [[*(value.item() for value in row), f"op-{row[0] % 2}"] for row in values]
 

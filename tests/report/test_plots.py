@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from mucd_ray.report.plots import NARROW, WIDE, frontier, return_bins, share_certified
+from mucd_ray.report import plots
+from mucd_ray.report.plots import NARROW, WIDE, frontier, return_bins, share_certified, window
 
 
 def test_share_certified_is_the_share_of_all_states_whose_radius_reaches_r():
@@ -29,3 +30,30 @@ def test_the_frontier_is_drawn_also_where_nothing_is_certified(look):
     curves = {f"{10**k} instances": np.array([0.3, 0.02, 0.0]) * k for k in range(1, 7)}
     for fraction in (curves, {"1 instance": np.zeros(3)}):
         assert frontier(signal_budget=budgets, fraction=fraction, look=look).startswith(b"\x89PNG")
+
+
+def test_an_axis_is_cut_where_one_value_crushes_the_others_and_only_there():
+    values = np.linspace(100, 300, 299)
+    assert window([*values, 1200.0], 100, 1200, 10) == (100, 1200)
+    low, high = window([*values, -1e6], -1e6, 300, 10)
+    assert -400 < low < 0 and high == 300 and window(values, 100, 300, 10) == (100, 300)
+    # Most of them alike: there is no width of most to go by.
+    assert window([500.0] * 99 + [9.0], 9, 500, 10) == (9, 500)
+    # A tail of a tenth is none of one value.
+    assert window([*values, *[-1e4] * 30], -1e4, 300, 10) == (-1e4, 300)
+
+
+def test_a_cut_plot_says_so(monkeypatch):
+    said = []
+    monkeypatch.setattr(plots, "_say_cut", lambda ax, text: said.append(text))
+    returns = np.append(np.linspace(100, 300, 299), -1e6)
+    radius, bound = np.array([0, 1, 2, 8]), np.array([150.0, -200, -5000, -1e6])
+    levels = {"unpoisoned mean": 200.0, "behaviour policy": 80.0, "best constant action": -130.0}
+    axes = {"radius": radius, "bounds": {"certified": bound}, "units": 50, "unit": "trajectories"}
+    for look in (WIDE, NARROW):
+        plots.trajectories(lengths=np.full(300, 5), returns=returns)
+        plots.return_distribution(returns=returns, threshold=np.unique(returns), bounds={"certified": np.linspace(1, 0, 300)}, return_range=(-1e6, 300), look=look)
+        plots.return_bound(**axes, levels=levels | {"public floor": -1e6}, kept=[("50 %", 2, -5000.0)], look=look)
+        plots.return_bound(**axes, levels=levels | {"public floor": -1000.0}, kept=[], look=look)
+    histogram, curve = "cut: 1 of 300 lie outside, all are from −1e+06 to 300", "cut: the least possible return is −1000000, and curves go on down to it"
+    assert said == 2 * ["", histogram, histogram, curve]

@@ -187,7 +187,7 @@ def test_continuous_actions_are_certified_from_end_to_end(request, monkeypatch, 
     assert inputs["return_range"] == list(card_for("Pendulum-v1").discounted_range(0.95))
     assert action["per_state"]["tolerance"]["0.25"]["certified_share"] > 0
     text = describe(summary)
-    assert "in an interval 50 % of the range wide" in text and "discount 0.95" in text and "2 episodes each" in text
+    assert "in an interval at most 50 % of the action range wide" in text and "discount 0.95" in text and "2 episodes each" in text
     # At this eta 40 instances show nothing about returns, which takes one line.
     store = RunStore.open(tmp_path / "run")
     nothing = [line for line in describe(summarise(store, certify(store, Choices(eta=1.3e-9)))).splitlines() if line.startswith("certified")]

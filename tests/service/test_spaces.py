@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from own_spaces import Rooms, card, record
+from own_spaces import Doors, Rooms, card, record
 
 from mucd_ray.certify.file.certificate import verify
 from mucd_ray.data.environments.card import EnvironmentCard
@@ -38,7 +39,7 @@ LEARNER = Learner(algorithm="bc", hidden=(8,), optimiser="adam", learning_rate=0
 def minari_root(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
-        for name in ("Rooms", "Pictures", "Cells"):
+        for name in ("Rooms", "Pictures", "Cells", "Doors"):
             record(f"{name}-v0", f"{name.lower()}-v0", 24)
         yield
 
@@ -164,3 +165,60 @@ def test_without_an_environment_spaces_are_those_that_the_dataset_declares(minar
     certify(store, Choices())
     assert verify(store.certificate()) == [] and store.certificate()["inputs"]["features"].get("keys", []) == list(keys)
     assert Ensemble(str(store.path)).act(states).shape[1:] == settings.environment_actions.declared.shape
+
+
+@pytest.mark.parametrize("inference", ["votes", "scores"])
+def test_policies_choose_among_the_actions_that_are_allowed(minari_root, tmp_path, inference):
+    """The environment fails at any other: instances, held-out ones and constant actions have kept to it in all of their episodes."""
+    store = made("Doors", tmp_path, states_file=str(doors(tmp_path)))
+    certificate, settings, states = certify(store, Choices(inference=inference)), store.settings(), store.states()
+    assert settings.mask == 0 and certificate["inputs"]["features"]["mask"] is True and verify(certificate) == []
+    assert "by its action_mask which actions are allowed: of these each policy takes the one that it prefers" in " ".join(certificate["claim"])
+    evidence = certificate["inputs"]["actions"]
+    if inference == "votes":
+        assert (np.array(evidence["counts"])[states[:, :4] == 0] == 0).all() and (states[:, :4] == 0).any()
+    else:
+        assert (np.array(evidence["histogram"])[states[:, :4] == 0][:, 1:] == 0).all()
+    assert all(states[row, action] == 1 for row, action in enumerate(evidence["reference"]))
+    served = Ensemble(str(store.path))
+    assert all(states[row, action - 3] == 1 for row, action in enumerate(served.act(states)))
+    room = Doors()
+    seen, _ = room.reset(seed=3)
+    assert room.allowed()[served.act(seen) - 3]
+    with pytest.raises(MucdError, match="does not know which of them a mask allows"):
+        certify(store, Choices(policy="vote"))
+
+
+def doors(folder):
+    """States where a wall is near, and in the middle: a file."""
+    room, states = Doors(), []
+    for place in (-0.9, -0.7, 0.0, 0.7, 0.9):
+        room.place, room.target = place, 0.1
+        seen = room._seen()
+        states.append(np.concatenate([seen["action_mask"], seen["observation"]]))
+    np.save(folder / "doors.npy", np.array(states, np.float32))
+    return folder / "doors.npy"
+
+
+def test_masks_with_trainers_of_ones_own_a_history_and_no_environment(minari_root, tmp_path, capfd):
+    """An action that is not allowed is replaced by the lowest that is."""
+    (tmp_path / "trainers.py").write_text("import numpy as np\n\nclass Lowest:\n    def act(self, observations):\n        return np.full(len(observations), 3)\n\ndef lowest(bag, seed, device):\n    return Lowest()\n")
+    from mucd_ray.learn.trainers.outside import outside
+
+    trainer = outside("function", f"{tmp_path / 'trainers.py'}:lowest")
+    request = Request(dataset="doors-v0", mechanism="bag", bag_size=6, trainer=trainer, no_environment=True, states_file=str(doors(tmp_path)))
+    dataset = read_dataset(request)
+    settings, states = make_settings(request, dataset, Choices())
+    block = train_and_evaluate(settings, SECRET, training_units(settings, dataset), states, range(2), "cpu")
+    assert settings.mask == 0 and np.array_equal(block.actions, np.tile(states[:, :4].argmax(1), (2, 1)))
+    request = Request(dataset="doors-v0", card=EnvironmentCard.from_dict(card("Doors-v0")), mechanism="bag", bag_size=6, trainer=trainer)
+    settings, _ = make_settings(request, dataset, Choices())
+    assert train_and_evaluate(settings, SECRET, training_units(settings, dataset), states, range(2), "cpu").failed.tolist() == [0, 0]
+    request = replace(request, trainer=None, learner=LEARNER, history=3)
+    settings, _ = make_settings(request, dataset, Choices())
+    assert settings.mask == 12 and RunSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings and "action_mask" not in capfd.readouterr().err
+    settings, _ = make_settings(replace(request, mechanism="gaussian", unit="transition", history=1, bag_size=None), dataset, Choices())
+    assert settings.mask is None and "tells which actions are allowed (action_mask), which is not used" in capfd.readouterr().err
+    request = replace(request, observation_keys=("observation",), history=1)
+    settings, _ = make_settings(request, read_dataset(request), Choices())
+    assert settings.mask is None and "action_mask" not in capfd.readouterr().err

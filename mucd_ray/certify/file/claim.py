@@ -80,6 +80,11 @@ def _features(features: dict) -> str:
             "all zeros. A policy lowers the return that it aims at by what was earned. A state of this certificate is such a history as a whole: nothing is certified at another one "
             "that ends in the same observation. Learners were given the same of every trajectory by itself, and its whole return"
         )
+    if "mask" in features:
+        sentence += (
+            ". An observation tells by its action_mask which actions are allowed: of these each policy takes the one that it prefers, and votes for it; the lowest of them where it prefers none, because it "
+            "fails or names another one alone. Where none is allowed, all are"
+        )
     return sentence + "."
 
 

@@ -98,7 +98,7 @@ def continuous_evidence(counts: np.ndarray, low, high) -> dict:
 
 
 def _check_features(features) -> None:
-    if not isinstance(features, dict) or set(features) - {"history", "keys", "steps", "name"} != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
+    if not isinstance(features, dict) or set(features) - {"history", "keys", "mask", "steps", "name"} != {"source", "card", "encoder"} or features["source"] not in tuple(FEATURES):
         raise MucdError(f"features {_shown(features)} must have source (one of {', '.join(FEATURES)}), card and encoder")
     if "history" in features and not (type(features["history"]) is int and 2 <= features["history"] <= MOST_COUNTS and features["source"] == "raw"):
         raise MucdError(f"history {_shown(features['history'])} of the features must be a whole number of raw observations, at least 2, or left out")
@@ -108,6 +108,8 @@ def _check_features(features) -> None:
         raise MucdError(f"keys {_shown(features['keys'])} of the features must be names of parts of an observation, or left out")
     if ("name" in features) != (features["source"] == "plug-in") or "name" in features and not (isinstance(features["name"], str) and NAME.fullmatch(features["name"])):
         raise MucdError(f"name {_shown(features.get('name'))} of the features must be that of a plug-in where the source is one, else left out")
+    if "mask" in features and not (features["mask"] is True and features["source"] == "raw"):
+        raise MucdError(f"mask {_shown(features['mask'])} of the features must be true, of raw observations, or left out")
     card, encoder = features["card"], features["encoder"]
     if not (isinstance(card, str) and NAME.fullmatch(card)):
         raise MucdError(f"card {_shown(card)} of the features must be the id of an environment")

@@ -13,7 +13,7 @@ CHANGED = {
 }
 SINGLE = {"symmetric": "slipped in or taken away", "insert": "slipped in", "remove": "left out", "substitute": "changed"}
 SHARES = ("0.5", "0.75", "0.9")
-# The tolerance of median actions that is spoken of.
+# The tolerance of median actions that is spoken of: half the width of the interval in which both lie, the action on D and that on D'.
 TOLERANCE = "0.1"
 
 
@@ -32,11 +32,12 @@ def _returns(inputs: dict, policy: dict | None) -> str | None:
     one, many = inputs["mechanism"]["unit"], UNITS[inputs["mechanism"]["unit"]]
     untouched = f"{round_down(policy['unpoisoned_mean'], 4, high - low)} on the data as they are"
     share = next((share for share in SHARES if policy["keeps"][share]["radius"] >= 1), None)
+    nearest = inputs["mechanism"]["kind"] == Neighbours.kind
     if share is None:
-        return f"What policies trained so {earn} is not certified against a single poisoned {one} ({untouched})."
+        return f"What {'the vote of the nearest earns' if nearest else f'policies trained so {earn}'} is not certified against a single poisoned {one} ({untouched})."
     kept = policy["keeps"][share]
     changed = CHANGED[inputs["threat"]].format(any=_any(kept["radius"], one, many, inputs))
-    who = "the vote of the nearest, in the recorded episodes," if inputs["mechanism"]["kind"] == Neighbours.kind else "a policy trained so"
+    who = "the vote of the nearest, in the recorded episodes," if nearest else "a policy trained so"
     return f"{changed}, in any way whatever, {who} would still {earn} {round_down(kept['bound'], 4, high - low)} on average, or more ({untouched})."
 
 
@@ -54,7 +55,7 @@ def _actions(inputs: dict, action: dict | None) -> str | None:
     scope = action["family_wise"]
     radii = scope["tolerance"][TOLERANCE]["radius"] if "tolerance" in scope else scope["radius"]
     certified = sorted(radius for radius in radii if radius is not None and radius >= 1)
-    done, what = SINGLE[inputs["threat"]], f"moves the action by more than {100 * float(TOLERANCE):g} % of its range" if "tolerance" in scope else "decides which action is taken"
+    done, what = SINGLE[inputs["threat"]], f"moves the action by more than {200 * float(TOLERANCE):g} % of its range" if "tolerance" in scope else "decides which action is taken"
     if not certified:
         return f"At none of the {len(radii)} tested states is an action certified against a single {one} {done}."
     median = certified[len(certified) // 2]  # at least half of them are as large

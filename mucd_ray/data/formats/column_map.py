@@ -23,6 +23,7 @@ USUAL = {
     "source": ("contributor", "operator", "source", "uploader", "collector"),
 }
 MOST_NAMES_TOLD = 20
+NAMED = ", or actions whose names are declared in their order, such as --actions off,low,high"
 
 
 def parse(text: str) -> dict[str, list[str]]:
@@ -85,8 +86,10 @@ def natural(name: str) -> list:
     return [(0, int(part[:300]), "") if part.isascii() and part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def recording_of(table: dict, found: dict[str, list[str]], *, most_steps: int | None = None) -> Recording:
-    """The episodes of a table {column: array [N, ...] or N texts} whose columns were resolved."""
+def recording_of(table: dict, found: dict[str, list[str]], *, most_steps: int | None = None, actions: tuple[str, ...] | None = None) -> Recording:
+    """The episodes of a table {column: array [N, ...] or N texts} whose columns were resolved; `actions` are the names that stand for actions, in their order."""
+    if actions is not None:
+        table = table | {name: _counted(table[name], name, actions) for name in found["action"]}
     def one(role):
         return _numbers(table, found[role], role) if role in found else None
 
@@ -106,7 +109,8 @@ def recording_of(table: dict, found: dict[str, list[str]], *, most_steps: int | 
         places = places_of(stops)
     episodes, notes = cut(rows, stops, places)
     told = "; ".join(f"{role}: {', '.join(printable(column)[:60] for column in columns[:MOST_NAMES_TOLD])}" for role, columns in found.items())
-    return Recording(episodes=episodes, notes=(f"columns read: {told}", *notes))
+    named = () if actions is None else (f"actions are counted from 0: {', '.join(actions)}",)
+    return Recording(episodes=episodes, notes=(f"columns read: {told}", *named, *notes))
 
 
 def places_of(stops) -> list[str]:
@@ -135,7 +139,7 @@ def _numbers(table: dict, names: list[str], role: str) -> np.ndarray:
     for name in names:
         values = table[name]
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-            raise MucdError(f"column {printable(name)}, which is {role}, holds texts: only numbers are read")
+            raise MucdError(f"column {printable(name)}, which is {role}, holds texts: only numbers are read{NAMED if role == 'action' else ''}")
         parts.append(values)
     if len(parts) == 1:
         return parts[0]
@@ -143,6 +147,17 @@ def _numbers(table: dict, names: list[str], role: str) -> np.ndarray:
         return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
     except ValueError:
         raise MucdError(f"the columns of {role} have different lengths {[len(part) for part in parts]}") from None
+
+
+def _counted(values, name: str, actions: tuple[str, ...]) -> np.ndarray:
+    """int64 [N]: which of the actions each text names."""
+    numbers = {text: number for number, text in enumerate(actions)}
+    if isinstance(values, np.ndarray):
+        raise MucdError(f"column {printable(name)} holds numbers: say how many actions there are, --actions N")
+    for row, text in enumerate(values):
+        if text.strip() not in numbers:
+            raise MucdError(f"column {printable(name)}: {printable(text)[:60]!r} in row {row} is none of the actions {', '.join(map(printable, actions))}")
+    return np.array([numbers[text.strip()] for text in values], np.int64)
 
 
 def _keys(values, name: str):

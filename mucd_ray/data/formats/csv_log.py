@@ -1,11 +1,11 @@
-"""A CSV file with a header and a row for each step, named as usual or by a column map."""
+"""A CSV file (commas, semicolons or tabs) with a header and a row for each step, named as usual or by a column map."""
 
 import csv
 import io
 
 import numpy as np
 
-from mucd_ray.data.formats.column_map import recording_of, resolved
+from mucd_ray.data.formats.column_map import NAMED, recording_of, resolved
 from mucd_ray.data.formats.episodes import Recording
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
@@ -13,6 +13,8 @@ from mucd_ray.files import printable
 
 MOST_COLUMNS = 1 << 14
 ROWS_AT_A_TIME = 1 << 12
+MOST_HEADER_BYTES = 1 << 20
+DELIMITERS = ",;\t"
 
 
 def recognised(source: Source) -> bool:
@@ -21,21 +23,24 @@ def recognised(source: Source) -> bool:
 
 def read(source: Source, options) -> Recording:
     """Numbers are read as doubles, actions as whole numbers where all of them are written so; an empty cell is NaN. Cells of columns that are not asked for are not looked at."""
-    lines = io.TextIOWrapper(io.BytesIO(source.read()), encoding="utf-8-sig", errors="strict", newline="")
-    reader = csv.reader(lines, delimiter="\t" if source.path.suffix.lower() == ".tsv" else ",", strict=True)
+    content = source.read()
+    header = content[:MOST_HEADER_BYTES].partition(b"\n")[0].decode("utf-8", "replace")
+    lines = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", errors="strict", newline="")
+    # Of the header alone, and the comma where it has as many of others.
+    reader = csv.reader(lines, delimiter=max(DELIMITERS, key=header.count), strict=True)
     try:
-        names = next(reader, [])
+        names = [name.strip() for name in next(reader, [])]
         if not names or len(names) > MOST_COLUMNS or len(set(names)) < len(names):
             raise MucdError(f"{source.name} must begin with a line of at most {MOST_COLUMNS:,} different names of columns")
         found = resolved(options.columns, names)
         places = {name: names.index(name) for columns in found.values() for name in columns}
-        texts = set(found.get("source", ())) | set(found.get("episode", ()))
+        texts = set(found.get("source", ())) | set(found.get("episode", ())) | set(found["action"] if options.actions else ())
         table = _columns(reader, source, len(names), places, texts, set(found["action"]))
     except UnicodeDecodeError as error:
         raise MucdError(f"{source.name} is not text in UTF-8 ({error.reason} at byte {error.start})") from None
     except csv.Error as error:
         raise MucdError(f"{source.name} line {reader.line_num}: {error}") from None
-    return recording_of(table, found, most_steps=options.max_episode_steps)
+    return recording_of(table, found, most_steps=options.max_episode_steps, actions=options.actions)
 
 
 def _columns(reader, source: Source, width: int, places: dict[str, int], texts: set[str], whole: set[str]) -> dict:
@@ -68,7 +73,7 @@ def _parse(rows, source, places, texts, whole, parts, known) -> None:
             try:
                 values.append(_number(row[place], name in whole))
             except ValueError:
-                raise MucdError(f"{source.name} line {line}, column {printable(name)}: {printable(row[place])[:60]!r} is no number") from None
+                raise MucdError(f"{source.name} line {line}, column {printable(name)}: {printable(row[place])[:60]!r} is no number{NAMED if name in whole else ''}") from None
         kind = np.int64 if name in whole and all(type(value) is int and abs(value) < 1 << 62 for value in values) else np.float64
         parts[name].append(np.array(values, kind))
 

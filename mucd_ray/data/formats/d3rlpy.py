@@ -1,7 +1,10 @@
 """d3rlpy's HDF5. Version 2: observations_{i}, actions_{i}, rewards_{i}, terminated_{i} and num_episodes. Version 1: flat observations, actions, rewards, terminals and episode_terminals.
 
-Traps: an episode has as many observations as actions, so that the last row is a transition only where the episode terminated (d3rlpy itself makes L - 1 of L rows otherwise); rewards are columns [L, 1].
+Traps: observations that are tuples are observations_{i}_{j}, which are put side by side; an episode has as many observations as actions, so that the last row is a transition only where the episode terminated (d3rlpy itself makes L - 1 of L rows otherwise); rewards are columns [L, 1].
 """
+
+import itertools
+import math
 
 import numpy as np
 
@@ -33,9 +36,7 @@ def _second(content) -> Recording:
         raise MucdError(f"num_episodes is {count}, and it has the actions of {here} episodes: it is cut off, or was changed")
     episodes, notes = [], {}
     for number in range(count):
-        if f"observations_{number}_0" in names:
-            raise MucdError(f"observations_{number} are several arrays: datasets whose observations are tuples are not supported")
-        arrays = {name: content.array(content.file, f"{name}_{number}") for name in ("observations", "actions", "rewards")}
+        arrays = {name: content.array(content.file, f"{name}_{number}") for name in ("actions", "rewards")} | {"observations": _observations(content, names, number)}
         terminated = np.zeros(len(arrays["actions"]), bool)
         if len(terminated):
             terminated[-1] = bool(content.number(content.file, f"terminated_{number}"))
@@ -51,6 +52,18 @@ def _second(content) -> Recording:
     return Recording(episodes=episodes, notes=tuple(f"{times} of {count} trajectories {kind}" for kind, times in notes.items()))
 
 
+def _observations(content, names: set[str], number: int) -> np.ndarray:
+    """Of one episode: [L, *shape], or of a tuple its parts in one row each."""
+    if f"observations_{number}_0" not in names:
+        return content.array(content.file, f"observations_{number}")
+    parts, here = [], itertools.takewhile(names.__contains__, (f"observations_{number}_{place}" for place in itertools.count()))
+    for name in here:
+        parts.append(content.array(content.file, name))
+        if len(parts[-1]) != len(parts[0]):
+            raise MucdError(f"{name} has {len(parts[-1])} rows, observations_{number}_0 {len(parts[0])}: it is cut off, or was changed")
+    return np.concatenate([part.reshape(len(part), math.prod(part.shape[1:])) for part in parts], axis=1)
+
+
 def _first(content, options) -> Recording:
     names = content.names(content.file)
     arrays = {name: content.array(content.file, name) for name in ("observations", "actions", "rewards", "terminals")}
@@ -58,4 +71,6 @@ def _first(content, options) -> Recording:
     rows = Rows(observations=arrays["observations"], actions=arrays["actions"], rewards=arrays["rewards"], terminated=arrays["terminals"], truncated=ends)
     stops = ends_of(rows, options.max_episode_steps)
     episodes, notes = cut(rows, stops, places_of(stops), last_row="drop")
+    if ends is None and options.max_episode_steps is None:
+        notes.append(f"it has no episode_terminals: only terminals end an episode, the longest has {max(map(len, episodes))} steps; give --max-episode-steps where the environment has a time limit")
     return Recording(episodes=episodes, notes=tuple(notes))

@@ -5,6 +5,7 @@ inserting, removing and replacing units (docs/soundness.md). What concerns sever
 shapes) is no fault of one of them: a reader raises MucdError.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,8 @@ from mucd_ray.files import printable
 
 # How far a recorded next observation may be from the next row's observation: some recorders write them in two precisions.
 ABSOLUTE, RELATIVE = 1e-6, 1e-5
+# Compared as doubles, which take more than what is recorded.
+ENTRIES_AT_A_TIME = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,10 +132,14 @@ def ends_of(rows: Rows, most_steps: int | None = None) -> np.ndarray:
 def broken(rows: Rows) -> np.ndarray:
     """After which rows the next row goes on elsewhere, bool [N]; nowhere without next observations, and not where either is no number."""
     apart = np.zeros(len(rows), bool)
-    if rows.next_observations is not None and len(rows) > 1:
-        after, before = rows.observations[1:].reshape(len(rows) - 1, -1).astype(np.float64), rows.next_observations[:-1].reshape(len(rows) - 1, -1).astype(np.float64)
+    if rows.next_observations is None:
+        return apart
+    at_a_time = max(1, ENTRIES_AT_A_TIME // max(1, math.prod(rows.observations.shape[1:])))
+    for start in range(0, len(rows) - 1, at_a_time):
+        stop = min(start + at_a_time, len(rows) - 1)
+        after, before = (array.reshape(stop - start, -1).astype(np.float64) for array in (rows.observations[start + 1 : stop + 1], rows.next_observations[start:stop]))
         with np.errstate(invalid="ignore", over="ignore"):
-            apart[:-1] = (np.abs(after - before) > ABSOLUTE + RELATIVE * np.abs(before)).any(axis=1)
+            apart[start:stop] = (np.abs(after - before) > ABSOLUTE + RELATIVE * np.abs(before)).any(axis=1)
     return apart
 
 

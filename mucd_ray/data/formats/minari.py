@@ -19,7 +19,7 @@ from mucd_ray.data.formats.hdf5 import MOST_UNPACKED_BYTES, Hdf5File
 from mucd_ray.data.formats.keys import MOST_LOOKED_AT, OWN, only_key, told
 from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
 from mucd_ray.data.formats.tables import FORMATS, Tables, episode_metadata
-from mucd_ray.data.spaces import Observations, Part, Unread
+from mucd_ray.data.spaces import Actions, Observations, Part, Unread
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_within, printable
 
@@ -103,6 +103,7 @@ def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | No
         actions_declared=metadata.actions_declared,
         observation_space=read.space if read else metadata.observation_space,
         observation_parts=read.words if read else (),
+        action_mask=read.mask(Actions(declared=metadata.action_space).count) if read else None,
         source_keys=None if source_key is None else [episode["key"] for episode in episodes],
     )
     return replace(dataset, imported_by=metadata.imported_by)
@@ -239,7 +240,10 @@ def _stored(folder: Path, metadata: Metadata, key_of, read: Observations | None)
     if metadata.data_format in FORMATS:
         with Tables(folder, metadata, parts, images) as tables:
             for number in range(metadata.episodes):
-                episode = tables.episode(number)
+                try:
+                    episode = tables.episode(number)
+                except (ValueError, OSError) as error:
+                    raise MucdError(f"episode {number}: {printable(error)}") from None
                 yield episode | {"observations": joined(episode["observations"]), "key": key_of(number)}
         return
     with _hdf5(folder, metadata) as content:

@@ -3,12 +3,14 @@
 Traps: images of 32 x 32 or more are stored as JPEG, which is not what was recorded; here they are stored as they are decoded. What metadata.json names is text.
 """
 
+from minari.dataset.minari_storage import is_image_space
+
 from mucd_ray.data.formats.episodes import Episode, Recording, column
 from mucd_ray.data.formats.metadata import FILE, read_metadata
 from mucd_ray.data.formats.minari import HDF5_FILE, read_as, stored_with_keys
 from mucd_ray.data.formats.source import Source
 from mucd_ray.data.formats.tables import FORMATS
-from mucd_ray.data.spaces import Actions
+from mucd_ray.data.spaces import Actions, Part
 from mucd_ray.errors import MucdError
 
 
@@ -49,4 +51,6 @@ def read(source: Source, options) -> Recording:
         raise MucdError(f"metadata.json declares {metadata.episodes} episodes of {metadata.steps} steps, its files hold {len(episodes)} of {steps}")
     # What followed from the rows once is no declaration.
     action_space = actions.space if metadata.actions_declared else None
-    return Recording(episodes=episodes, observation_space=joined.space if joined else metadata.observation_space, action_space=action_space, recorded=metadata.recorded)
+    parts = joined.parts if joined else (Part(path=(), space=metadata.observation_space),)
+    notes = tuple(f"{part.called} are stored as JPEG files, which are not exact: they are taken as they are decoded here" for part in parts if metadata.jpeg and is_image_space(part.space))
+    return Recording(episodes=episodes, notes=notes, observation_space=joined.space if joined else metadata.observation_space, action_space=action_space, recorded=metadata.recorded)

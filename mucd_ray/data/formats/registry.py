@@ -30,11 +30,13 @@ class ReadOptions:
         columns: {role: names or patterns} of a table (column_map.py), or None for what is usual.
         observation_keys: which of several observations, in which order; None for all vectors, sorted.
         max_episode_steps: after which an episode ends where nothing marks it.
+        actions: names of actions that a table holds as texts, in the order in which they are counted.
     """
 
     columns: dict[str, list[str]] | None = None
     observation_keys: tuple[str, ...] | None = None
     max_episode_steps: int | None = None
+    actions: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,8 @@ FORMATS = (
     Format(name="d4rl", recognised=d4rl.recognised, read=d4rl.read, options=("max_episode_steps",)),
     Format(name="ogbench", recognised=ogbench.recognised, read=ogbench.read),
     Format(name="npz", recognised=npz.recognised, read=npz.read, options=("columns", "max_episode_steps")),
-    Format(name="parquet", recognised=parquet_log.recognised, read=parquet_log.read, options=("columns", "max_episode_steps")),
-    Format(name="csv", recognised=csv_log.recognised, read=csv_log.read, options=("columns", "max_episode_steps")),
+    Format(name="parquet", recognised=parquet_log.recognised, read=parquet_log.read, options=("columns", "max_episode_steps", "actions")),
+    Format(name="csv", recognised=csv_log.recognised, read=csv_log.read, options=("columns", "max_episode_steps", "actions")),
 )
 
 
@@ -91,7 +93,7 @@ def read_source(source: Source, name: str | None, options: ReadOptions) -> tuple
             plugin = plugins.find("format", format.name)
         for option, value in vars(options).items():
             if value is not None and option not in format.options:
-                raise MucdError(f"--{option.replace('_', '-')} says nothing to the format {format.name}: leave it out, or name another one with --format")
+                raise MucdError(f"--{option.replace('_', '-')}{' with names' if option == 'actions' else ''} says nothing to the format {format.name}: leave it out, or name another one with --format")
         recording = format.read(source, options)
         if plugin is not None:
             _check(recording)

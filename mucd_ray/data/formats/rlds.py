@@ -217,7 +217,10 @@ def _episode(record: bytes, place: str, steps: dict, observed: list[str], acted:
     observations, actions, last = joined(observed), joined(acted), values("is_last").reshape(length)
     terminal = values("is_terminal").reshape(length) if steps.get("is_terminal") else np.zeros(length, bool)
     rewards = values("reward").reshape(length, -1)[:, 0] if steps.get("reward") else np.zeros(length)
+    first = values("is_first").reshape(length) if steps.get("is_first") else np.zeros(length, bool)
     faults, ended = [], bool(length and last[-1])
+    if first[1:].any():
+        faults.append(f"is_first at step {1 + int(np.argmax(first[1:]))}, inside it")
     if last[:-1].any():
         faults.append(f"is_last at step {int(np.argmax(last[:-1]))}, inside it")
     if terminal[:-1].any():

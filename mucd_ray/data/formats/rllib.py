@@ -34,7 +34,7 @@ def read(source: Source, options) -> Recording:
             raise MucdError(f"{name or source.name} lacks the column {missing[0]}, which RLlib's tabular files have")
         for column in ("obs", "new_obs", "actions"):
             if schema.get(column, "list") not in ("number", "list"):
-                raise MucdError(f"column {column} of {name or source.name} is packed: write it as lists of numbers (in RLlib: output_compress_columns=[])")
+                raise MucdError(f"column {column} of {name or source.name} is packed, or no lists of numbers: write it so (in RLlib: output_compress_columns=[])")
         parts.append(source.parquet(name, [*NEEDED, *(column for column in OPTIONAL if schema.get(column, "other") != "other")]))
     if not parts:
         raise MucdError(f"{source.path} holds no parquet files")

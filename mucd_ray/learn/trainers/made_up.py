@@ -9,15 +9,16 @@ from mucd_ray.learn.trainers.given import GivenBag
 EPISODES, MOST_STEPS, TRANSITIONS = 5, 200, 300
 
 
-def made_up_bag(environment: gymnasium.Env, unit: str) -> GivenBag:
-    """A few episodes of random actions, cut after some steps; their transitions in any order, where these are the units."""
+def made_up_bag(environment: gymnasium.Env, unit: str, mask: int | None = None) -> GivenBag:
+    """A few episodes of random actions, cut after some steps; their transitions in any order, where these are the units. `mask`: where in a flattened observation stands which actions are allowed."""
     environment.action_space.seed(0)
     play = _Wandering(environment) if isinstance(environment.unwrapped, DeclaredSpaces) else environment
     rows, starts = [], [0]
     for episode in range(EPISODES):
         observation, _ = play.reset(seed=episode)
         for _ in range(MOST_STEPS):
-            action = environment.action_space.sample()
+            allowed = () if mask is None else ((np.ravel(observation)[mask : mask + int(environment.action_space.n)] > 0).astype(np.int8),)
+            action = environment.action_space.sample(*allowed)
             after, reward, terminated, truncated, _ = play.step(action)
             rows.append((observation, action, reward, after, terminated, truncated))
             observation = after

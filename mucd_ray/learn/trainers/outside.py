@@ -124,12 +124,12 @@ class Nursery:
         MucdError: the trainer cannot be imported, does not take (bag, seed, device), makes no policy of a made-up bag, or its files are not those with which the run began.
     """
 
-    def __init__(self, trainer: Outside, environment: gymnasium.Env, unit: str, device: str = "cpu", progress: Callable[[], None] | None = None):
+    def __init__(self, trainer: Outside, environment: gymnasium.Env, unit: str, device: str = "cpu", progress: Callable[[], None] | None = None, mask: int | None = None):
         self.trainer, self.spaces, self.device, self.progress = trainer, (environment.observation_space, environment.action_space), device, progress
         self._modules: list[str] = []
         self._process = self._start()
         try:
-            with self.learner(made_up_bag(environment, unit), 0, trial=True) as learner:
+            with self.learner(made_up_bag(environment, unit, mask), 0, trial=True) as learner:
                 if learner.failure:
                     raise MucdError(f"{trainer.option} {trainer.name} makes no policy of a made-up bag of random actions in this environment: {learner.why}")
                 self._modules = learner.modules

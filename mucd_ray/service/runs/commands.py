@@ -98,20 +98,32 @@ def start_run(options, out) -> int:
         chosen=options.chosen,
         rollouts=options.rollouts,
         discount=options.discount,
-        states=options.states,
         states_file=options.states_file,
         trusted_states=options.trusted_states,
         no_environment=options.no_environment,
-        held_out=options.held_out,
         trusted=options.trusted,
         history=options.history,
         encoder=read_encoder(options.encoder) if options.encoder else None,
         features=options.features,
+        **_numbers_of_states(options),
     )
     dataset, choices = read_dataset(request), _choices(options)
     if given:
         request = replace(request, learner=_learner(request, given, dataset, choices.accountant))
     return _print(execute(request, options.storage, choices=choices, resources=_resources(options), seed=options.seed, dataset=dataset), options, out)
+
+
+def _numbers_of_states(options) -> dict[str, int]:
+    """`states` and `held_out` of a request, those that are given. Raises MucdError where what chooses the states makes nothing of them."""
+    given = {name: value for name in ("states", "held_out") if (value := getattr(options, name)) is not None}
+    if options.states_file is not None and "states" in given:
+        raise MucdError(f"--states {options.states} and --states-file {options.states_file} are given: all states of a file are voted on, leave --states out")
+    chosen = "--states-file" if options.states_file is not None else "--trusted-states" if options.trusted_states is not None else None
+    if chosen and "held_out" in given:
+        raise MucdError(f"--held-out {options.held_out} and {chosen} are given: either chooses the states, leave one of the two out")
+    if options.mechanism == Neighbours.kind and "held_out" in given:
+        raise MucdError(f"--held-out {options.held_out} counts instances that are trained, and with neighbours nothing is: leave it out")
+    return given
 
 
 def _learner(request: Request, given: dict, dataset: OfflineDataset, accountant: str) -> Learner:

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 import ray
-from tqdm import tqdm
 
 from mucd_ray.certify.confidence.looks import effective_eta, looks_up_to
 from mucd_ray.certify.planning.calibration import least_instances
@@ -20,6 +19,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units, make_units
 from mucd_ray.plugins import check_same
+from mucd_ray.progress import bar, stage
 from mucd_ray.service.runs.about import assumptions, context
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.settings import RunSettings, check_code, check_imports
@@ -207,8 +207,9 @@ def certify(store: RunStore, choices: Choices, instances: int | None = None) -> 
 
 
 def _make(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> dict:
-    about = _about(store, settings, choices, instances)
-    return certificate_of(settings, Tally(store, instances).evidence(), vars(choices), *about)
+    with stage("certificate"):
+        about = _about(store, settings, choices, instances)
+        return certificate_of(settings, Tally(store, instances).evidence(), vars(choices), *about)
 
 
 def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> tuple[list[int] | None, np.ndarray | None, list[str], dict]:
@@ -236,12 +237,14 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     refs = () if trusted is None else tuple(ray.put(array) for array in trusted.arrays().values())
     driver = Driver(store, pool, live, Certifier.remote(run, vars(choices)), Coordinator.remote(run, 0), size, backwards=bool(others), lease=resources.lease, trusted=refs)
     try:
-        driver.choose_states(upcoming=numbers[0])
+        with stage("states") if store.states() is None else contextlib.nullcontext():
+            driver.choose_states(upcoming=numbers[0])
         driver.train_parts(settings)
         for instances in numbers:
             evidence = driver.train(instances, recorded_values(settings, dataset) if store.baselines() is None else {})
-            about = _about(store, settings, choices, instances)
-            certificate = driver.ask(driver.certifier, lambda actor: actor.certificate.remote(evidence, *about))
+            with stage("certificate"):
+                about = _about(store, settings, choices, instances)
+                certificate = driver.ask(driver.certifier, lambda actor: actor.certificate.remote(evidence, *about))
             _tell_look(certificate)
             if is_goal_met(certificate):
                 break
@@ -284,17 +287,18 @@ class Driver:
     def train_parts(self, settings: RunSettings) -> None:
         """Have the policies of all parts of a partition stored, each trained once: instances are draws of them."""
         while blocks := missing_parts(self.store, settings, self.size):
-            for _ in self.pool.run([Call("train_parts", (block,)) for block in blocks], halve=_halve):
-                self.live.renew()
+            with stage("parts"):
+                for _ in self.pool.run([Call("train_parts", (block,)) for block in blocks], halve=_halve):
+                    self.live.renew()
 
     def vote(self, plan: VotePlan) -> None:
         """Have the episodes of the voted policy played and stored."""
         calls = [Call("vote", (plan, episode)) for episode in missing_episodes(self.store, plan)]
-        with tqdm(total=plan.episodes, unit="episode", desc="voted policy", file=sys.stderr, dynamic_ncols=True) as bar:
-            bar.update(plan.episodes - len(calls))
+        with bar("voted policy", "episode", plan.episodes) as shown:
+            shown.update(plan.episodes - len(calls))
             for result in self.pool.run(calls):
                 self.live.renew()
-                bar.update(result is not None)
+                shown.update(result is not None)
 
     def train(self, instances: int, behaviour: dict | None) -> Evidence:  # type: ignore[return]
         """The evidence of instances 0..instances-1: what is missing is trained, and beside it the baselines if they are missing, too.
@@ -304,11 +308,11 @@ class Driver:
         """
         # First, since no block takes as long.
         aside = [Call("baselines", self.trusted)] if behaviour is not None and self.store.baselines() is None else []
-        with tqdm(total=instances, unit="instance", desc="training", file=sys.stderr, dynamic_ncols=True) as bar:
+        with bar("training", "instance", instances) as shown:
             for attempt in itertools.count():
                 blocks = self.ask(self.coordinator, lambda actor: actor.missing.remote(instances, self.size))
                 if not blocks and not aside:
-                    bar.update(instances - bar.n)
+                    shown.update(instances - shown.n)
                     # A block may be damaged since the coordinator counted it, and the coordinator may have begun anew.
                     evidence = self.ask(self.coordinator, lambda actor: actor.evidence.remote(instances))
                     if evidence is not None:
@@ -317,7 +321,7 @@ class Driver:
                 if attempt:
                     # They were stored, and then found damaged or gone.
                     self.pool.failures["block_damaged"] += len(blocks)
-                self._train_blocks([*aside, *(Call("train", (block,)) for block in (blocks[::-1] if self.backwards else blocks))], instances, behaviour, bar)
+                self._train_blocks([*aside, *(Call("train", (block,)) for block in (blocks[::-1] if self.backwards else blocks))], instances, behaviour, shown)
                 aside = []
 
     def _last_look(self, evidence: Evidence) -> None:
@@ -326,7 +330,7 @@ class Driver:
         if self.certifier and passed and self.live.bounds is None:
             self.live.bounds = self.ask(self.certifier, lambda actor: actor.look.remote(evidence.returns[: passed[-1]]))
 
-    def _train_blocks(self, calls: list[Call], instances: int, behaviour: dict | None, bar: tqdm) -> None:
+    def _train_blocks(self, calls: list[Call], instances: int, behaviour: dict | None, shown) -> None:
         done = np.ones(instances, bool)
         for call in calls:
             if call.method == "train":
@@ -342,37 +346,41 @@ class Driver:
                 done[instances_of(name).start : instances_of(name).stop] = True
 
         finished, told = [], set()
-        for result in self.pool.run(calls, is_done=is_done, halve=_halve):
-            if result is not None:
-                call, value, seconds = result
-                if call.method == "baselines":
-                    self.store.write_json("baselines.json", value | behaviour)
-                else:
-                    mark([value])
-                    finished.append(value)
-                    self.live.trained(len(call.arguments[0]), seconds)
-                continue
-            if time.monotonic() - self.listed > LIST_EVERY:
-                self.listed = time.monotonic()
-                with self.live.tolerated():
-                    names = self.store.names()
-                    mark(names)
-                    finished = [*finished, *set(names).difference(told, finished)]
-            if finished:
-                self.coordinator.add.remote(finished)
-                told |= set(finished)
-                finished = []
-            bar.update(int(done.sum()) - bar.n)
-            self._look(instances if done.all() else int(done.argmin()), bar)
-            self.publish(int(done.sum()))
+        with contextlib.ExitStack() as waiting:
+            for result in self.pool.run(calls, is_done=is_done, halve=_halve):
+                if result is not None:
+                    call, value, seconds = result
+                    if call.method == "baselines":
+                        self.store.write_json("baselines.json", value | behaviour)
+                    else:
+                        mark([value])
+                        finished.append(value)
+                        self.live.trained(len(call.arguments[0]), seconds)
+                    continue
+                if time.monotonic() - self.listed > LIST_EVERY:
+                    self.listed = time.monotonic()
+                    with self.live.tolerated():
+                        names = self.store.names()
+                        mark(names)
+                        finished = [*finished, *set(names).difference(told, finished)]
+                if finished:
+                    self.coordinator.add.remote(finished)
+                    told |= set(finished)
+                    finished = []
+                shown.update(int(done.sum()) - shown.n)
+                self._look(instances if done.all() else int(done.argmin()), shown)
+                self.publish(int(done.sum()))
+                if done.all() and not shown.disable:
+                    shown.close()
+                    waiting.enter_context(stage("baselines") if self.store.baselines() is None else contextlib.nullcontext())
 
-    def _look(self, stored: int, bar: tqdm) -> None:
+    def _look(self, stored: int, shown) -> None:
         """Take bounds that are ready, and ask for those at the largest public number of instances up to `stored`: that many have no gap."""
         if self.look is not None and ray.wait([self.look], timeout=0)[0]:
             with contextlib.suppress(ray.exceptions.RayError):
                 # None: one of them is damaged, or not counted yet.
                 self.live.bounds = ray.get(self.look) or self.live.bounds
-                bar.set_postfix_str(_bounds_in_short(self.live.bounds))
+                shown.set_postfix_str(_bounds_in_short(self.live.bounds))
             self.look = None
         known = self.live.bounds["instances"] if self.live.bounds else 0
         passed = [number for number in looks_up_to(stored) if number > known]

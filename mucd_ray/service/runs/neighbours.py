@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import gymnasium
 import numpy as np
-from tqdm import tqdm
 
 from mucd_ray.certify.file.certificate import make_certificate, make_inputs
 from mucd_ray.certify.file.evidence import MOST_COUNTS, neighbours_evidence
@@ -23,6 +22,7 @@ from mucd_ray.files import as_expected
 from mucd_ray.learn.neighbours import Nearest
 from mucd_ray.learn.units import Units, make_units
 from mucd_ray.mechanism.neighbours import COSTS, Neighbours
+from mucd_ray.progress import bar, stage
 from mucd_ray.service.runs.about import CARD, context
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import recorded_values
@@ -97,13 +97,15 @@ def run_neighbours(store: RunStore, dataset: OfflineDataset, choices: Choices, s
         policy = NeighbourPolicy(nearest, settings.mechanism, settings.actions, settings.rollouts)
         returns, met = np.zeros(0), None
         if settings.rollouts:
-            with tqdm(unit="step", desc="playing", file=sys.stderr, dynamic_ncols=True) as bar:
-                returns, met = _play(policy, settings, store.secret(), states is None, bar.update)
+            with bar("playing", "step") as shown:
+                returns, met = _play(policy, settings, store.secret(), states is None, shown.update)
             check_returns(settings, returns)
         states = store.write_states(met if states is None else states)
-        votes = nearest.votes_at(settings.card.features(states), settings.mechanism.recorded)
+        with stage("votes at states"):
+            votes = nearest.votes_at(settings.card.features(states), settings.mechanism.recorded)
         if store.baselines() is None:
-            store.write_json("baselines.json", baselines(settings, units, states) | recorded_values(settings, dataset))
+            with stage("baselines"):
+                store.write_json("baselines.json", baselines(settings, units, states) | recorded_values(settings, dataset))
         radii = dict(zip(COSTS, policy.path_radii.tolist()))
         store.write_json(FILE, {"identity": store.identity, "states": store.states_hash(), "returns": returns.tolist(), "path_radii": radii, "votes": votes.tolist()})
     return certify_neighbours(store, choices, lambda: nearest)
@@ -156,7 +158,8 @@ def certify_neighbours(store: RunStore, choices: Choices, nearest: Callable[[], 
             eta=choices.eta, band=choices.band, **({} if settings.plays else {"rollouts": 0, "declared": settings.card.declared}),
             actions=neighbours_evidence(found["votes"], settings.actions, (store.baselines() or {}).get("reference")),
         )
-    certificate = make_certificate(inputs, assumptions=_assumptions(settings, choices), context=_context(store, settings))
+    with stage("certificate"):
+        certificate = make_certificate(inputs, assumptions=_assumptions(settings, choices), context=_context(store, settings))
     store.write_json("certificate.json", certificate)
     if choices.policy == "instance":
         return certificate

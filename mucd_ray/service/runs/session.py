@@ -22,7 +22,7 @@ from mucd_ray.data.environments.own import UserEnvironment, card_of
 from mucd_ray.data.environments.plain import declared_spaces
 from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.formats.minari import load_dataset, source_keys
-from mucd_ray.data.spaces import Actions, Observations, only
+from mucd_ray.data.spaces import ACTION_MASK, Actions, Observations, only
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_ARRAY_BYTES, read_file, read_npy
 from mucd_ray.learn.algorithms import algorithm_for
@@ -41,7 +41,7 @@ from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import check_instances, train
 from mucd_ray.service.runs.mechanisms import CONDITIONAL, DEFAULT_LEARNERS, check_options, default_fit, planned, settled
 from mucd_ray.service.runs.neighbours import EPISODES, card_with_metric, check_neighbours, run_neighbours
-from mucd_ray.service.runs.settings import MOST, RunSettings, check_history, code_digest, constants_of, package_version
+from mucd_ray.service.runs.settings import MOST, WITH_HISTORY, RunSettings, check_history, code_digest, constants_of, package_version
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.runs.work import open_nursery, open_scorer
 from mucd_ray.service.storage.store import RunStore
@@ -171,6 +171,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     observation_space, action_space = _spaces(card)
     actions, discrete = action_shape(action_space)
+    mask = _mask(card, dataset, actions) if discrete and request.mechanism in WITH_HISTORY and card.encoder is None else None
     action_bounds = _action_bounds(action_space)
     if request.mechanism not in (*WITH_NOISE, Neighbours.kind) and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
@@ -210,6 +211,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         first_action=int(action_space.start) if discrete else 0,
         declared_actions=_declared_actions(card, dataset),
         declared_observations=_declared_observations(card),
+        mask=mask,
         fit=None if request.mechanism in WITH_NOISE or request.trainer else _fit(request, learner, card, discrete),
         declared_size=declared if follows else None,
         size_margin=margin,
@@ -259,8 +261,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             why = f"trajectories could be so many, or so few, that the unit would be another: choose it yourself, --unit {settings.mechanism.unit}"
         asked = f"the wanted fraction {exactly(request.fraction)} is r = {wanted}, but " if from_fraction and wanted > cap else ""
         print(f"mucd: {asked}no radius above {cap} will be claimed, beyond which {why}", file=sys.stderr)
-    if discrete and _tells_masks(card):
-        print(f"mucd: {card.env_id} tells which actions are allowed (action_mask), which is not used: policies choose among all, and what it does with one that is not allowed counts", file=sys.stderr)
+    if discrete and mask is None and _tells_masks(card):
+        print(f"mucd: {card.env_id} tells which actions are allowed (action_mask), which is not used: policies choose among all, and what it does with one that is not allowed counts (docs/spaces.md, \"Masked actions\")", file=sys.stderr)
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
 
@@ -325,11 +327,26 @@ def _spaces(card: EnvironmentCard) -> tuple[gymnasium.Space, gymnasium.Space]:
     return environment.observation_space, environment.action_space
 
 
+def _mask(card: EnvironmentCard, dataset: OfflineDataset, actions: int) -> int | None:
+    """Where in a flattened observation that policies see the mask of its actions begins (`Observations.mask`): in the last of a history. None without one, and for policies that recall actions."""
+    if isinstance(card, DeclaredCard):
+        first = dataset.action_mask
+    else:
+        environment = card.make()
+        environment.close()
+        space, _ = declared_spaces(environment)
+        first = Observations.of(space, card.observation_keys).mask(actions) if isinstance(space, gymnasium.spaces.Dict) else None
+    return None if first is None or card.recalled else first + math.prod(card.observation_shape) // card.history * (card.history - 1)
+
+
 def _tells_masks(card: EnvironmentCard) -> bool:
-    """Whether an episode begins with a mask of actions, by Gymnasium's convention."""
+    """Whether there is a mask of actions, by Gymnasium's convention or by PettingZoo's among the keys that policies see."""
     environment = card.make()
     try:
-        return "action_mask" in environment.reset(seed=0)[1]
+        space, _ = declared_spaces(environment)
+        if isinstance(space, gymnasium.spaces.Dict) and any(part.path == (ACTION_MASK,) for part in Observations.of(space, card.observation_keys).parts):
+            return True
+        return ACTION_MASK in environment.reset(seed=0)[1]
     except Exception:  # whoever plays episodes says so
         return False
     finally:

@@ -18,6 +18,7 @@ from mucd_ray.data.environments.declared import DeclaredCard, card_from
 from mucd_ray.data.formats.metadata import MOST_TEXT, read_space
 from mucd_ray.data.spaces import Actions, Observations
 from mucd_ray.errors import MucdError
+from mucd_ray.evaluate.policies import MaskedPolicies, Policies
 from mucd_ray.files import check_types, printable
 from mucd_ray.learn.algorithms import algorithm_for
 from mucd_ray.learn.learner import Learner, LocalUpdate
@@ -43,7 +44,7 @@ DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_dig
 
 
 # Fields that runs of earlier versions do not have, where they are None.
-UNKNOWN_BEFORE = ("source_key", "states_from", "evaluator", "declared_actions", "declared_observations")
+UNKNOWN_BEFORE = ("source_key", "states_from", "evaluator", "declared_actions", "declared_observations", "mask")
 WITHOUT_STATES = (
     "without an environment no policy meets states by itself: give those at which actions are to be certified with --states-file FILE, or draw them from data that you trust with --trusted-states DATASET. "
     "Not from {dataset}: whoever poisons it would choose the states at which the claim is made"
@@ -66,6 +67,7 @@ class RunSettings:
         fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
         declared_observations: the Dict space of an observation with the keys that policies see, in Minari's JSON, by which one may be served; else None.
         declared_actions: the environment's action space in Minari's JSON, where actions are numbers of its combinations or its flattened rows (data/spaces.py); else None.
+        mask: in a flattened observation the first of the entries that tell which actions are allowed (`MaskedPolicies`), among which alone policies choose; None where all are.
         evaluator: of the user's, whose score takes the place of the return; then `rollouts` scores are asked for and their mean counts. None: episodes in the environment.
         trainer: from outside; None: the package's own. Its policies take observation_dtype.
         first_action: the number of the lowest discrete action; votes and outputs count from it.
@@ -111,6 +113,7 @@ class RunSettings:
     first_action: int = 0
     declared_actions: str | None = None
     declared_observations: str | None = None
+    mask: int | None = None
     condition: str | None = None
     trusted: tuple[str, str] | None = None
     imports: tuple[str, ...] = ()
@@ -156,6 +159,8 @@ class RunSettings:
             raise MucdError(f"declared actions {self.declared_actions!r:.100} do not fit {self.actions or self.dimensions} actions or dimensions")
         if self.declared_observations is not None and self.environment_observations.space.shape != tuple(self.card.observation_shape):
             raise MucdError(f"declared observations {self.declared_observations!r:.100} do not have the shape {tuple(self.card.observation_shape)} of the card")
+        if self.mask is not None and not (type(self.mask) is int and self.actions and 0 <= self.mask <= self.card.width - self.actions and self.mechanism.kind in WITH_HISTORY and self.card.features_source()["source"] == "raw"):
+            raise MucdError(f"mask {self.mask!r:.100} must be the place of the mask of discrete actions in raw observations, with --mechanism {' or '.join(WITH_HISTORY)}")
         if self.trainer is not None and self.mechanism.kind in WITH_NOISE:
             raise MucdError(f"{self.trainer.option} {self.trainer.name} is not trained with noise, which would have to be added inside it: use --mechanism bag or partition")
         if (self.fit is None) != (self.mechanism.kind in WITH_NOISE or self.trainer is not None):
@@ -208,6 +213,15 @@ class RunSettings:
     def environment_actions(self) -> Actions | None:
         """How the environment's actions are counted, where that is not as it declares them."""
         return None if self.declared_actions is None else Actions(declared=read_space(self.declared_actions, "action_space", "the settings"))
+
+    def masked(self, policies: Policies) -> Policies:
+        """Policies of this run as they act."""
+        return policies if self.mask is None else MaskedPolicies(policies, self.mask)
+
+    @property
+    def features_source(self) -> dict:
+        """What policies see, as a certificate says it (certify/file/evidence.py)."""
+        return self.card.features_source() | ({} if self.mask is None else {"mask": True})
 
     @property
     def declared_by_card(self) -> dict[str, int | float]:

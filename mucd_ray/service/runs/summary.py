@@ -4,13 +4,10 @@ from functools import partial
 
 from mucd_ray.certify.file.claim import CONDITIONS, noun
 from mucd_ray.certify.file.plain import plain_words
-from mucd_ray.certify.rounding import exactly, percent_down, round_down, tenths_down
-from mucd_ray.mechanism.bag_then_noise import BagThenNoise
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import WITH_NOISE
+from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, round_down, tenths_down
 from mucd_ray.mechanism.neighbours import Neighbours
-from mucd_ray.mechanism.partition import Partition
-from mucd_ray.report.report import report_files
+from mucd_ray.progress import stage
+from mucd_ray.report.report import YARDSTICKS, baseline_names, mechanism_words, normalised_score, number, report_files, yardsticks
 from mucd_ray.report.warnings import warnings_of
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
@@ -28,8 +25,9 @@ def finish(store: RunStore, certificate: dict) -> dict:
 
 def write_report(store: RunStore, certificate: dict) -> str:
     """Write the report and its plots into the run folder -> where it is."""
-    for name, content in report_files(certificate, store.baselines() or {}).items():
-        store.storage.replace(name, content)
+    with stage("report"):
+        for name, content in report_files(certificate, store.baselines() or {}).items():
+            store.storage.replace(name, content)
     return store.file("report.html")
 
 
@@ -80,13 +78,14 @@ def _of_returns(inputs: dict, policy: dict, context: dict) -> dict:
     scored = {name: context[name] for name in ("unscored", "unscored_by_cause")} | {"evaluator": inputs["evaluator"]} if "evaluator" in inputs else {}
     return scored | {
         "unpoisoned_mean": policy["unpoisoned_mean"],
+        "unpoisoned_standard_error": policy["unpoisoned_standard_error"],
         "rollouts": inputs["rollouts"],
         "discount": inputs["discount"],
         "clipped": inputs["return_range"] if inputs["clipped"] else None,
         f"{noun(inputs)}_range": inputs["return_range"],
         "keeps": {share: entry | {"median": _median_at(policy["curve"], entry["radius"])} for share, entry in policy["keeps"].items()},
         "baselines": context["baselines"],
-        "yardsticks": _yardsticks(policy["curve"], context["baselines"] or {}),
+        "yardsticks": yardsticks(policy["curve"], context["baselines"] or {}),
         "normalised": normalised_score(policy["unpoisoned_mean"], context["normalised"]),
     }
 
@@ -101,32 +100,10 @@ def _voted(voted: dict, context: dict) -> dict:
         "episodes": voted["episodes"],
         "complete": curve["complete"][0],
         "keeps": voted["keeps"],
-        "yardsticks": _yardsticks(curve, baselines),
-        "played": {"keeps": voted["keeps_played"], "yardsticks": _yardsticks(curve | {"bound": curve["played"]}, baselines)},
+        "yardsticks": yardsticks(curve, baselines),
+        "played": {"keeps": voted["keeps_played"], "yardsticks": yardsticks(curve | {"bound": curve["played"]}, baselines)},
         "normalised": normalised_score(voted["unpoisoned_mean"], context["normalised"]),
     }
-
-
-# What a policy must beat to be worth deploying: names among the baselines, and in words.
-YARDSTICKS = {"best_constant_return": "the best constant action", "behaviour": "the behaviour policy", "trusted": "the policy trained on the trusted data alone"}
-
-
-def _yardsticks(curve: dict, baselines: dict) -> dict:
-    """By name: its `return`, and the largest listed `radius` at which the certified return is above it; None where not even r = 0 is.
-
-    The returns compared with are estimates, and that of the behaviour policy comes from the data.
-    """
-    found = {}
-    for name in YARDSTICKS:
-        if baselines.get(name) is not None:
-            above = [radius for radius, bound in zip(curve["radius"], curve["bound"]) if bound > baselines[name]]
-            found[name] = {"return": baselines[name], "radius": max(above, default=None)}
-    return found
-
-
-def normalised_score(value: float, references: dict | None) -> float | None:
-    """100 (value - random) / (expert - random), as in D4RL (Fu et al. 2020); None without references."""
-    return references and 100 * (value - references["random"]) / (references["expert"] - references["random"])
 
 
 def _median_at(curve: dict, radius: int) -> float | None:
@@ -149,14 +126,15 @@ def describe(summary: dict) -> str:
     voters = "" if without_chance and not summary["instances"] else counted(summary["instances"], "episode" if without_chance else "instance") + " of "
     lines = [
         *summary["in_plain_words"],
-        f"{voters}{summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {_mechanism(summary)}; "
-        + (f"eta {exactly(summary['eta'])}" if not without_chance else f"without chance but in the voted policy's expected return, eta {exactly(summary['eta'])}" if "voted" in summary else "without chance")
+        f"{voters}{summary['algorithm']}; {counted(summary['units'], summary['unit'])}; {summary['threat']} threat; {mechanism_words(summary['mechanism'], summary['accountant'])}; "
+        + ("without chance" + (" but in the voted policy's expected return, " if "voted" in summary else "") if without_chance else "")
+        + (f"confidence {confidence_percent(summary['eta'])} % (eta {exactly(summary['eta'])})" if not without_chance or "voted" in summary else "")
         + (", at all looks together" if summary["looks"] == "anytime" else "")
         + (f"; the last {summary['features']['history']} observations" if "history" in (summary["features"] or {}) else "")
         + (f"; the last {counted(summary['features']['steps'], 'step')} with actions and rewards" if "steps" in (summary["features"] or {}) else ""),
     ]
     if "unpoisoned_mean" in summary:
-        lines.append(f"mean {_noun(summary)}, unpoisoned".ljust(24) + f" {_value(summary['unpoisoned_mean'], summary)}" + _episodes(summary))
+        lines.append(f"mean {_noun(summary)}, unpoisoned".ljust(24) + f" {number(summary['unpoisoned_mean']):>10s}" + _episodes(summary))
     if summary["features"] and summary["features"]["source"] == "privileged":
         lines.append("privileged features: out of the controller, or the model of the environment, that made the data")
     if summary["of_card"]:
@@ -173,13 +151,13 @@ def describe(summary: dict) -> str:
         lines += _describe_returns(summary, without_chance)
     if "action" in summary:
         scopes = {"per_state": "every state"} if without_chance else SCOPES
-        of_scopes = [line for scope, name in scopes.items() for line in _describe_actions(summary["action"][scope], name)]
+        of_scopes = [line for scope, name in scopes.items() for line in _describe_actions(summary["action"][scope], name, baseline_names(summary["mechanism"])["non_private"].lower())]
         lines += of_scopes or ["certified actions: at no state"]
     if summary["goal"]:
         goal = summary["goal"]
         lines.append(
             f"goal {goal['text']}: {'met' if goal['met'] else 'NOT met'} with {counted(summary['instances'], 'instance')}; certified at r = {goal['radius']} is "
-            f"{round_down(goal['certified'], 4)}, wanted {exactly(goal['wanted'])}"
+            f"{_round_down(summary)(goal['certified'], 4)}, wanted {exactly(goal['wanted'])}"
         )
     if not summary["sound"]:
         lines.insert(0, "NOT SOUND: published accounting, for comparison only")
@@ -191,10 +169,10 @@ def describe(summary: dict) -> str:
 
 
 def _describe_returns(summary: dict, without_chance: bool) -> list[str]:
-    noun, (low, high) = _noun(summary), summary[f"{_noun(summary)}_range"]
-    bound, baselines = partial(round_down, digits=5, width=high - low), summary["baselines"] or {}
-    names = {"non_private": "without privacy" if summary["mechanism"]["kind"] in WITH_NOISE else "trained on all data", "behaviour": "behaviour policy", "best_constant_return": "best constant action", "trusted": "trained on trusted data"}
-    lines = [f"{name:24s} {_baseline(key, baselines, summary)}" for key, name in names.items() if key in baselines or f"{key}_failure" in baselines]
+    noun = _noun(summary)
+    bound, baselines = _round_down(summary), summary["baselines"] or {}
+    names = baseline_names(summary["mechanism"]) | {"trusted": "Trained on trusted data"}
+    lines = [f"{name.lower():24s} {_baseline(key, baselines, summary)}" for key, name in names.items() if key in baselines or f"{key}_failure" in baselines]
     for share, entry in summary["keeps"].items():
         if entry["radius"] >= 0:
             lines.append(
@@ -212,13 +190,14 @@ def _describe_returns(summary: dict, without_chance: bool) -> list[str]:
     return lines + (_describe_voted(summary["voted"], summary, bound) if "voted" in summary else [])
 
 
+def _round_down(summary: dict):
+    """How bounds on returns are written, as in the report."""
+    low, high = summary.get(f"{_noun(summary)}_range") or (None, None)
+    return partial(round_down, width=None if low is None else high - low)
+
+
 def _noun(summary: dict) -> str:
     return "score" if summary.get("evaluator") else "return"
-
-
-def _value(value: float, summary: dict) -> str:
-    """A score may lie in [0, 1]."""
-    return f"{value:10.2f}" if _noun(summary) == "return" else f"{value:10.4g}"
 
 
 def _baseline(name: str, baselines: dict, summary: dict) -> str:
@@ -226,25 +205,13 @@ def _baseline(name: str, baselines: dict, summary: dict) -> str:
         return f"failed: {baselines[f'{name}_failure']}"
     error, episodes = (baselines.get(f"{name}_{what}") for what in ("standard_error", "episodes"))
     if None in (error, episodes):
-        return _value(baselines[name], summary)
-    return f"{_value(baselines[name], summary)}  (± {_value(error, summary).strip()}, {counted(int(episodes), 'episode' if _noun(summary) == 'return' else 'score')})"
-
-
-def _mechanism(summary: dict) -> str:
-    mechanism = summary["mechanism"]
-    if mechanism["kind"] == Mechanism.kind:
-        return f"{summary['accountant']} accounting"
-    if mechanism["kind"] == Neighbours.kind:
-        return f"votes of {counted(mechanism['neighbours'], 'neighbour')}"
-    if mechanism["kind"] == Partition.kind:
-        return f"{mechanism['parts']} parts"
-    noisy = mechanism["kind"] == BagThenNoise.kind
-    how = f"each with probability {exactly(mechanism['bag_rate' if noisy else 'sample_rate'])}" if mechanism["draws"] == "poisson" else str(mechanism["bag_size"])
-    return f"bags of {how}" + (", drawn with replacement" if mechanism["draws"] == "replacement" else "") + (", trained on with noise" if noisy else "")
+        return f"{number(baselines[name]):>10s}"
+    return f"{number(baselines[name]):>10s}  (± {number(error, 3)}, {counted(int(episodes), 'episode' if _noun(summary) == 'return' else 'score')})"
 
 
 def _episodes(summary: dict) -> str:
-    parts = [f"normalised score {summary['normalised']:.1f}"] if summary["normalised"] is not None else []
+    parts = [f"± {number(summary['unpoisoned_standard_error'], 3)}"] if summary["unpoisoned_standard_error"] is not None else []
+    parts += [f"normalised score {summary['normalised']:.1f}"] if summary["normalised"] is not None else []
     parts += [f"{summary['rollouts']} {'episodes' if _noun(summary) == 'return' else 'scores'} each"] if summary["rollouts"] > 1 else []
     parts += ["clipped into [{}, {}]".format(*map(exactly, summary["clipped"]))] if summary["clipped"] else []
     parts += [f"discount {exactly(summary['discount'])}"] if summary["discount"] < 1 else []
@@ -253,8 +220,8 @@ def _episodes(summary: dict) -> str:
 
 def _describe_voted(voted: dict, summary: dict, bound) -> list[str]:
     if voted["kind"] == "median":
-        return [f"voted policy (median action in each dimension) {voted['mean']:10.2f}; its return is not certified: a certificate of the voted return is available for discrete actions"]
-    lines = [f"voted policy             {voted['mean']:10.2f}  ({counted(voted['episodes'], 'episode')})"]
+        return [f"voted policy (median action in each dimension) {number(voted['mean']):>10s}; its return is not certified: a certificate of the voted return is available for discrete actions"]
+    lines = [f"voted policy             {number(voted['mean']):>10s}  ({counted(voted['episodes'], 'episode')})"]
     for what, keeps in (("in these episodes", voted["played"]["keeps"]), ("expected", voted["keeps"])):
         kept = [
             f"{100 * float(share):.0f} % up to r = {entry['radius']} ({percent_down(entry['fraction'])} %, at least {bound(entry['bound'])})" for share, entry in keeps.items() if entry["radius"] >= 0
@@ -269,18 +236,18 @@ def _radius(radius: float | None) -> str:
     return "none" if radius is None else tenths_down(radius)
 
 
-def _describe_actions(part: dict, name: str) -> list[str]:
+def _describe_actions(part: dict, name: str, reference: str) -> list[str]:
     """Nothing about what is certified at no state."""
     if "tolerance" in part:
         return [
-            f"certified median actions ({name}): in an interval {200 * float(share):g} % of the range wide at {percent_down(entry['certified_share'], 4)} % of states, "
+            f"certified median actions ({name}): in an interval at most {200 * float(share):g} % of the action range wide at {percent_down(entry['certified_share'])} % of states, "
             f"median r = {_radius(entry['median_radius'])}, largest {_radius(entry['max_radius'])}"
             for share, entry in part["tolerance"].items()
             if entry["certified_share"]
         ]
     if not part["certified_share"]:
         return []
-    line = f"certified actions ({name}): stable at {percent_down(part['certified_share'], 4)} % of states, median r = {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}"
+    line = f"certified actions ({name}): stable at {percent_down(part['certified_share'])} % of states, median r = {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}"
     if part["certified_accuracy"] is not None:
-        line += f"; certified and as without privacy at {percent_down(part['certified_accuracy'], 4)} %"
+        line += f"; certified and as the reference ({reference}) at {percent_down(part['certified_accuracy'])} %"
     return [line]

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import gymnasium
 import numpy as np
-from tqdm import tqdm
 
 from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.file.certificate import make_certificate, standing_assumptions
@@ -24,6 +22,7 @@ from mucd_ray.files import printable
 from mucd_ray.learn.streams import ROLLOUT, Streams
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
+from mucd_ray.progress import bar, stage
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.policies import stored_policies
@@ -171,14 +170,19 @@ def with_votes(store: RunStore, certificate: dict, choices: Choices, least: Call
     settings, plan = store.settings(), VotePlan.of(certificate, choices)
     inputs, context = certificate["inputs"], dict(certificate["context"])
     own = certificate["assumptions"][len(standing_assumptions(inputs)) :]
-    voter = None
     if not settings.actions:
-        context["median_action_return"] = Voter(store, plan).median_return()
+        with stage("voted policy"):
+            context["median_action_return"] = Voter(store, plan).median_return()
         voted = None
     else:
-        for episode in tqdm(missing_episodes(store, plan), unit="episode", desc="voted policy", file=sys.stderr, dynamic_ncols=True, disable=None):
-            voter = voter or Voter(store, plan, least and least())
-            store.write_json(plan.file(episode), voter.episode(episode))
+        missing = missing_episodes(store, plan)
+        if missing:
+            # What it may refuse is said before a bar is drawn.
+            voter = Voter(store, plan, least and least())
+            with bar("voted policy", "episode", len(missing)) as shown:
+                for episode in missing:
+                    store.write_json(plan.file(episode), voter.episode(episode))
+                    shown.update()
         horizon, least = horizon_of(settings), settings.card.reward_range and settings.card.reward_range[0]
         tables, episodes = zip(*(_read(store, plan.file(episode), horizon, least) for episode in range(plan.episodes)))
         voted = voted_evidence(kind_of(store, settings), horizon, least, tables, episodes)

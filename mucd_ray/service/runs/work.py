@@ -75,7 +75,7 @@ def _returns(settings: RunSettings, secret: bytes, policies: Policies, instances
     """{"returns"}, all 0 where nothing is played; with an evaluator its scores, and "unscored"."""
     if not settings.rollouts:
         return {"returns": np.zeros(len(instances))}
-    seeds = rollout_seeds(secret, instances, settings.rollouts)
+    seeds, policies = rollout_seeds(secret, instances, settings.rollouts), settings.masked(policies)
     if settings.evaluator is not None:
         return dict(zip(("returns", "unscored"), open_scorer(settings, progress).scores(policies, settings.card, seeds)))
     returns = rollout_returns(policies, settings.card, seeds, discount=settings.discount, progress=progress)
@@ -84,7 +84,7 @@ def _returns(settings: RunSettings, secret: bytes, policies: Policies, instances
 
 
 def _at_states(settings: RunSettings, policies: Policies, states: np.ndarray) -> dict[str, np.ndarray]:
-    at_states = settings.card.features(states)
+    at_states, policies = settings.card.features(states), settings.masked(policies)
     votes = actions_at(policies, at_states) if settings.actions else np.zeros((len(policies), 0), np.int16)
     return {"actions": votes, "levels": _levels(settings, policies, at_states)}
 
@@ -132,7 +132,7 @@ def open_nursery(settings: RunSettings, device: str, progress: Progress | None =
             outputs = gymnasium.spaces.Box(-np.inf, np.inf, (settings.card.width,), np.float32)
             environment = gymnasium.wrappers.TransformObservation(environment, settings.card.features, outputs)
         try:
-            _nurseries[key] = Nursery(settings.trainer, environment, settings.mechanism.unit, device, progress)
+            _nurseries[key] = Nursery(settings.trainer, environment, settings.mechanism.unit, device, progress, settings.mask)
         finally:
             environment.close()
     _nurseries[key].progress = progress
@@ -198,7 +198,7 @@ def choose_states(settings: RunSettings, secret: bytes, units: Units, device: st
 
 def _met(settings: RunSettings, secret: bytes, policies: Policies, instances: range, progress: Progress | None) -> np.ndarray:
     """States that these policies meet, [n, *observation_shape]."""
-    _, kept = rollout_returns(policies, settings.card, rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT, progress=progress)
+    _, kept = rollout_returns(settings.masked(policies), settings.card, rollout_seeds(secret, instances, 1), keep_states=STATES_PER_HELD_OUT, progress=progress)
     return kept.reshape(-1, *kept.shape[2:])
 
 
@@ -225,10 +225,10 @@ def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray
                 reference = voted
     environment = settings.card.make()
     if settings.evaluator is None:
-        constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount, progress=progress)
+        constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount, progress=progress, masked=settings.masked)
     else:
         names, policies = constant_policies(settings.card, environment.action_space)
-        scores, _ = open_scorer(settings, progress).scores(policies, settings.card, np.zeros((len(names), 1), int))
+        scores, _ = open_scorer(settings, progress).scores(settings.masked(policies), settings.card, np.zeros((len(names), 1), int))
         constants = dict(zip(names, scores.tolist()))
     environment.close()
     best = max(constants, key=constants.get)
@@ -243,7 +243,7 @@ def _reference(settings: RunSettings, units: Units | Recorded, states: np.ndarra
 
 def _preferred(settings: RunSettings, policies: Policies, states: np.ndarray) -> list[int]:
     """The action that most of the policies prefer at each state [S]."""
-    return counts(actions_at(policies, settings.card.features(states)), settings.actions).argmax(1).tolist()
+    return counts(actions_at(settings.masked(policies), settings.card.features(states)), settings.actions).argmax(1).tolist()
 
 
 @contextlib.contextmanager
@@ -289,13 +289,13 @@ def _played(settings: RunSettings, policies: Policies, progress: Progress | None
     """
     number = len(policies)
     if settings.evaluator is not None:
-        scores, _ = open_scorer(settings, progress).scores(policies, settings.card, np.arange(number)[:, None])
+        scores, _ = open_scorer(settings, progress).scores(settings.masked(policies), settings.card, np.arange(number)[:, None])
         error = {"_standard_error": float(scores.std(ddof=1) / number**0.5)} if number > 1 else {}
         return None if getattr(policies, "failure", 0) else {"": float(scores.mean()), "_episodes": number} | error
 
     def returns(rounds: range) -> tuple[np.ndarray, int]:
         """([policies, rounds], steps taken)."""
-        each = _EachEpisode(policies, len(rounds))
+        each = _EachEpisode(settings.masked(policies), len(rounds))
         seeds = np.arange(number)[:, None] + number * np.array(rounds)
         return rollout_returns(each, settings.card, seeds.reshape(-1), discount=settings.discount, progress=progress).reshape(number, -1), each.steps
 

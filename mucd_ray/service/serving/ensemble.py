@@ -178,7 +178,7 @@ class Ensemble:
         """The certified radius of that action at each of S observations [S, *observation_shape], or at a single one: int64 [S], or a number; -1 where not even r = 0 is certified.
 
         Args:
-            tolerance: of continuous actions, one of 0.05, 0.1 and 0.25: the action moves by at most this share of its range.
+            tolerance: of continuous actions, one of 0.05, 0.1 and 0.25: half the width, as a share of the action range, of the interval in which the action stays.
         Raises:
             MucdError: another tolerance.
         """

@@ -1,7 +1,7 @@
 """`mucd serve`: the certified ensemble behind HTTP, as a Ray Serve deployment (extra `serve`).
 
-POST /act takes one observation, POST /act/batch a list; GET /about tells what is served, GET /health whether it is, GET /openapi.json
-the exact shapes. Requests that wait are answered in one batch.
+POST /act takes one observation, POST /act/batch a list; GET / tells what is here, GET /docs how it is asked, on a page for people, GET /about what is claimed, GET /health
+whether it is served, GET /openapi.json the exact shapes. Requests that wait are answered in one batch.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.encoders import encoder_hash
 from mucd_ray.service.runs.commands import check_encoder
 from mucd_ray.service.serving.ensemble import Ensemble
+from mucd_ray.service.serving.pages import ROUTES, documentation
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.workers.actors import NO_GPU
 from mucd_ray.service.workers.cluster import Resources, joined
@@ -31,7 +32,7 @@ from mucd_ray.service.workers.cluster import Resources, joined
 try:
     from fastapi import FastAPI, HTTPException
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
+    from fastapi.responses import HTMLResponse, JSONResponse
     from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict, create_model
     from ray import serve
 except ImportError as error:
@@ -94,9 +95,11 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
     told = (str, Field(description="for which states the radius holds, and with which probability"))
     OneAnswer = create_model("CertifiedAction", __base__=Answer, confidence=told)
     ManyAnswers = create_model("CertifiedActions", answers=(list[Answer], ...), confidence=told)
-    # Its pages of documentation would load scripts from elsewhere.
+    page = documentation(about, seen=seen, state=ensemble.states[0], most=MOST_OBSERVATIONS)
+    # FastAPI's own pages of documentation would load scripts from elsewhere.
     app = FastAPI(title="mucd_ray", version="1", description=" ".join([*about["claim"], confidence]), docs_url=None, redoc_url=None)
 
+    app.add_middleware(OnlyJson)
     app.add_middleware(BodyLimit, most=BYTES_OF_A_REQUEST + MOST_OBSERVATIONS * BYTES_OF_A_NUMBER * (math.prod(ensemble.settings.card.observation_shape) + 1), within=BODY_WITHIN)
 
     def row(value) -> np.ndarray:
@@ -115,6 +118,19 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
         """Without the input itself, which may be long, or NaN."""
         found = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in error.errors()[:MOST_ERRORS]]
         return JSONResponse({"detail": found}, status_code=422)
+
+    @app.exception_handler(404)
+    async def nothing_there(request, error) -> JSONResponse:
+        return JSONResponse({"detail": "there is nothing at this address: GET / lists what there is"}, status_code=404)
+
+    @app.get("/", include_in_schema=False)
+    async def welcome():
+        routes = {f"{method} {path}": what.format(most=MOST_OBSERVATIONS) for method, path, what in ROUTES}
+        return {name: about[name] for name in ("run", "environment", "instances", "unit", "threat", "sound", "certificate")} | {"routes": routes}
+
+    @app.get("/docs", include_in_schema=False, response_class=HTMLResponse)
+    async def tell_people():
+        return page
 
     @app.post("/act", response_model=OneAnswer, summary="The ensemble's action at one observation, and its certified radius")
     async def act(body: One):
@@ -146,6 +162,22 @@ def what_is_seen(card: EnvironmentCard) -> str:
     if card.history > 1:
         return f"the last {card.history} raw observations of the episode, oldest first; at its beginning the first one stands for those that are missing"
     return "one raw observation of the environment"
+
+
+class OnlyJson:
+    """Refuses bodies whose header does not say that they are JSON, by the name of that header."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        given = dict(scope.get("headers", [])).get(b"content-type")
+        kind = (given or b"").split(b";")[0].strip().lower()
+        if scope.get("method") != "POST" or kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json")):
+            await self.app(scope, receive, send)
+            return
+        found = "is missing" if given is None else f"is {given[:100].decode('latin-1')!r}"
+        await JSONResponse({"detail": f"the header Content-Type {found}: send Content-Type: application/json"}, status_code=415)(scope, receive, send)
 
 
 class BodyLimit:
@@ -208,7 +240,7 @@ class ScoredAction(BaseModel):
 
 
 class MedianInterval(BaseModel):
-    tolerance: float = Field(description="half-width of the interval, as a share of the action range")
+    tolerance: float = Field(description="half the width of the interval in which the action stays, as a share of the action range")
     radius: int | None = RADIUS
     low: list[float] | None = Field(description="the median action under any D' within the radius is at least this, per dimension")
     high: list[float] | None = Field(description="and at most this")
@@ -262,7 +294,7 @@ def serve_run(run: str, *, encoder: str | None = None, features: str | None = No
         _on_signals(signal.default_int_handler)
         try:
             _deploy(run, vouched, features, host, port, replicas)
-            out(f"serving {run} at http://{host}:{port} (POST /act, /act/batch; GET /about, /health, /openapi.json); Ctrl-C stops it")
+            out(f"serving {run} at http://{host}:{port} (POST /act, /act/batch; GET /, /docs, /about, /health, /openapi.json); Ctrl-C stops it")
             _wait()
         finally:
             # A second one must not leave processes behind.

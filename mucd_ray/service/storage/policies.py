@@ -20,7 +20,7 @@ def stored_policies(store: RunStore, instances: Iterable[int]) -> Policies:
     """
     settings, instances = store.settings(), list(instances)
     if settings.trainer is None:
-        return trained_policies(settings.problem, stored_parameters(store, instances))
+        return settings.masked(trained_policies(settings.problem, stored_parameters(store, instances)))
     found = _found(store, instances, lambda block, k: (block.contents[k], bool(block.failed[k])))
     unstored = sum(not content and not failed for content, failed in found)
     if unstored:
@@ -31,7 +31,7 @@ def stored_policies(store: RunStore, instances: Iterable[int]) -> Policies:
     shape = settings.card.observation_shape if settings.card.encoder is None else (settings.card.width,)
     observations = gymnasium.spaces.Box(0, 1, shape, np.dtype(settings.observation_dtype))
     actions = gymnasium.spaces.Discrete(settings.actions, start=settings.first_action) if settings.actions else gymnasium.spaces.Box(-np.inf, np.inf, (settings.dimensions,))
-    return StoredPolicies([content for content, _ in found], observations, actions, settings.trainer.memory)
+    return settings.masked(StoredPolicies([content for content, _ in found], observations, actions, settings.trainer.memory))
 
 
 def stored_parameters(store: RunStore, instances: Iterable[int]) -> dict[str, torch.Tensor]:

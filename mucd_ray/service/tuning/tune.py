@@ -2,7 +2,7 @@
 
     question.json   what is searched        trials/KEY      run folders, one per trial        data/   what --simulate recorded
     tune/           what Ray Tune writes, which nobody reads: a study goes on from the run folders of its trials
-    results.json, trials.csv, tuned.json, pareto.png        made at the end
+    results.json, trials.csv, tuned.json, pareto.png        made at the end        failures.txt   of trials, if any
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -54,15 +56,15 @@ from mucd_ray.service.tuning.spaces import ALL, SPACES, certified_noise, certifi
 from mucd_ray.service.tuning.trial import Question, begun_points, bundles, run_trial
 from mucd_ray.service.tuning.tuned import SIMULATOR, TRUSTED, Origin, content_of
 from mucd_ray.service.workers.cluster import Resources, joined, slot_for
-from mucd_ray.words import counted
+from mucd_ray.words import counted, harmless
 
-QUESTION, DATA, RECORDING = "question.json", "data", "simulated-v0"
+QUESTION, DATA, RECORDING, FAILURES = "question.json", "data", "simulated-v0", "failures.txt"
 METRIC = "bound_at_target"
 FRACTION = 0.01
 TRIAL_FAILURES = 2
 MOST_TRIALS, MOST_LISTED = 1_000_000, 16
-# The folder of a trial is not its working directory; Ctrl-C ends the study like any command.
-TUNE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+# The folder of a trial is not its working directory; Ctrl-C ends the study like any command; Tune's tables name folders that are gone at the end.
+TUNE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_AIR_NEW_OUTPUT": "0"}
 OUTLOOK = ("instances", "mean_return", "fraction_keeping_half", METRIC)
 # Without --algorithm: with noise cloning, on bags every one of these. Those that need bounds of the actions are left out where there are none.
 ON_BAGS = {True: ("bc", "iql", "cql"), False: ("bc", "iql", "td3-bc")}
@@ -216,6 +218,9 @@ def study(options, resources: Resources, trainer: Outside | None = None) -> dict
     if (folder / "results.json").exists():
         return read_json(read_file(folder / "results.json", MOST_JSON_BYTES), folder / "results.json")
     os.environ |= TUNE
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Whole traces of trials that fail, of which `Tell` says what went wrong.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with joined(resources):
         slot = slot_for(resources)
         if slot.count() < resources.actors and not resources.wait_for_nodes:
@@ -272,16 +277,20 @@ def _tuner(folder: Path, name: str, question: Question, trainable) -> tune.Tuner
             scheduler=ASHAScheduler(time_attr="instances", grace_period=question.rungs[0], max_t=question.most_instances, reduction_factor=2),
         ),
         run_config=tune.RunConfig(
-            name=name, storage_path=str(folder / "tune"), verbose=0, failure_config=tune.FailureConfig(max_failures=TRIAL_FAILURES), callbacks=[Tell(question.how.trials)],
+            name=name, storage_path=str(folder / "tune"), verbose=0, failure_config=tune.FailureConfig(max_failures=TRIAL_FAILURES), callbacks=[Tell(question.how.trials, folder / FAILURES)],
         ),
     )
 
 
 class Tell(tune.Callback):
-    """Says on standard error what each trial reports. It has no state that a study that goes on would lose."""
+    """Says on standard error what each trial reports, or why it failed. It has no state that a study that goes on would lose.
 
-    def __init__(self, trials: int):
-        self.trials = trials
+    Args:
+        file: to which whole traces are added.
+    """
+
+    def __init__(self, trials: int, file: Path):
+        self.trials, self.file = trials, file
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
         print(
@@ -290,12 +299,23 @@ class Tell(tune.Callback):
             file=sys.stderr,
         )
 
+    def on_trial_error(self, iteration, trials, trial, **info):
+        trace = str(trial.get_error()).strip()
+        with open(self.file, "a") as file:
+            file.write(f"trial {trials.index(trial) + 1}\n{trace}\n\n")
+        print(f"trial {trials.index(trial) + 1} of {self.trials} failed: {harmless(_reason(trace))} (the whole trace is in {self.file})", file=sys.stderr)
+
+
+def _reason(trace: str) -> str:
+    """Its last line, which says what went wrong."""
+    return trace.strip().splitlines()[-1].removeprefix(f"{MucdError.__module__}.{MucdError.__name__}: ")
+
 
 def _row(question: Question, result) -> dict:
     """A trial as plain data, with None where it failed before its first rung."""
     tuned, found, point = question.tuned(result.config), result.metrics or {}, question.rounded(result.config)
     row = {"key": tuned.key()} | {name: found.get(name) for name in OUTLOOK} | {name: point[name] for name in SPACES[question.mechanism].kinds if name in point}
-    row |= {"failure": str(result.error).strip().splitlines()[-1] if result.error else None, "instances": row["instances"] or 0}
+    row |= {"failure": _reason(str(result.error)) if result.error else None, "instances": row["instances"] or 0}
     return row | {"tuned": tuned.to_dict()}
 
 

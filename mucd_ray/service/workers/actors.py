@@ -242,7 +242,7 @@ def certificate_of(settings, evidence: "Evidence", choices: dict, reference: lis
         actions=actions,
         radius_cap=settings.radius_cap(choices["threat"]),
         trainer=settings.trainer,
-        features=settings.card.features_source(),
+        features=settings.features_source,
         **{name: choices[name] for name in INPUTS},
     )
     failures = {"failures": sum(evidence.failures.values()), "failures_by_cause": evidence.failures}

@@ -23,7 +23,7 @@ SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 SUSPECTS = ("TMPDIR", "HOME", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 # What this process may be given, and its Ray does not start with, or its engines do not compile.
 OWN = ("PYTHONWARNINGS", "PYTHONOPTIMIZE", "NUMBA_DISABLE_JIT")
-HARMLESS = {"RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_grpc_client_keepalive_time_ms", "RAY_grpc_client_keepalive_timeout_ms"}
+HARMLESS = {"RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS_SKIP_REGEX", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_grpc_client_keepalive_time_ms", "RAY_grpc_client_keepalive_timeout_ms"}
 # Of the shell, which Ray's files, or its store of objects, may not keep to.
 LIMITS = {"ulimit -f": resource.RLIMIT_FSIZE, "ulimit -v": resource.RLIMIT_AS}
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")

@@ -271,6 +271,8 @@ class Pool:
             return None
         except RayError as error:
             self.failures["trainer_died"] += 1
+            if self.failures["trainer_died"] == 1:
+                print(f"mucd: a trainer died at {call}, which is done again: {text_of(error)}", file=sys.stderr)
             self._replace(worker, error, halve)
             return None
         worker.call = worker.reply = None
@@ -319,6 +321,7 @@ def _end_process(process: int) -> None:
 
 
 def text_of(error: Exception) -> str:
-    """The reason, which stands at the end of Ray's text, which is coloured; one of ours without what led there."""
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|\^{2,}", "", str(error)).split())
-    return text.rpartition(" mucd_ray.errors.MucdError: ")[2][-500:]
+    """The reason, which stands at the end of Ray's text, which is coloured, unless it is one of our own."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, MucdError):
+        return str(error.cause)
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|\^{2,}", "", str(error)).split())[-500:]

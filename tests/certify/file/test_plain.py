@@ -64,6 +64,7 @@ def test_half_of_the_states_have_the_named_radius():
 
 
 def test_continuous_actions_move_by_so_much():
+    """From one end of an interval to the other, whose half-width is the tolerance."""
     values = np.random.default_rng(1).normal(0.5, 0.01, (300, 4, 2))
     made = certificate("insert", continuous_evidence(histogram(levels(values, 0, 1)), [-1, -1], [1, 1]))
-    assert "no single trajectory slipped in moves the action by more than 10 % of its range" in plain_words(made)[1]
+    assert "no single trajectory slipped in moves the action by more than 20 % of its range" in plain_words(made)[1]

@@ -5,11 +5,15 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
+import pyarrow.parquet
 import pytest
 from minari_datasets import ACTIONS, SPACES, create
+from own_spaces import Rooms
 
+from mucd_ray.data.environments.own import UserEnvironment, card_of
 from mucd_ray.data.formats.column_map import parse, resolved
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.data.formats.registry import FORMATS
@@ -77,8 +81,10 @@ def test_d4rl_without_next_observations(minari_root, tmp_path):
     assert any("left out" in text for text in report["findings"])
 
 
-def test_d4rl_ends_that_nothing_marks(minari_root, tmp_path):
+@pytest.mark.parametrize("at_a_time", [1, 12, 1 << 22])
+def test_d4rl_ends_that_nothing_marks(minari_root, tmp_path, monkeypatch, at_a_time):
     """As in medium-replay: the next observation shows them, or --max-episode-steps, or they stay one episode and the report says so."""
+    monkeypatch.setattr("mucd_ray.data.formats.episodes.ENTRIES_AT_A_TIME", at_a_time)
     made = foreign.episodes(lengths=[4, 4, 4])
     report = imported(foreign.d4rl(tmp_path, made, timeouts=False))
     check(report, made)
@@ -113,6 +119,25 @@ def test_d3rlpy(minari_root, tmp_path):
     report = imported(foreign.d3rlpy2(tmp_path, discrete), DISCRETE, "mine/c-v0")
     check(report, dropped_last(discrete), final=False)
     assert report["spaces"]["actions"] == "Discrete(3)" and report["spaces"]["actions_declared"]
+
+
+def test_d3rlpy_with_tuples_and_without_ends(minari_root, tmp_path):
+    made = foreign.episodes()
+    with h5py.File(path := foreign.d3rlpy2(tmp_path, made), "r+") as file:
+        for number in range(3):
+            whole = file[f"observations_{number}"][()]
+            del file[f"observations_{number}"]
+            file[f"observations_{number}_0"], file[f"observations_{number}_1"] = whole[:, :1], whole[:, 1:, None]
+    check(imported(path), dropped_last(made), final=False)
+    with h5py.File(path, "r+") as file:
+        del file["observations_1_1"]
+        file["observations_1_1"] = np.zeros((2, 2), np.float32)
+    with pytest.raises(MucdError, match="observations_1_1 has 2 rows, observations_1_0 4"):
+        imported(path, name="mine/b-v0")
+    with h5py.File(path := foreign.d3rlpy1(tmp_path, made), "r+") as file:
+        del file["episode_terminals"]
+    report = imported(path, name="mine/c-v0")
+    assert report["trajectories"] == 2 and any("no episode_terminals" in text and "give --max-episode-steps" in text for text in report["findings"])
 
 
 def test_ogbench(minari_root, tmp_path):
@@ -180,7 +205,7 @@ def test_minari(minari_root, data_format, space):
     create("first-v0", SPACES[space], ACTIONS["discrete"], data_format)
     report = imported(minari_root / "first-v0")
     assert load_dataset("mine/a-v0").fingerprint() == load_dataset("first-v0").fingerprint() and report["format"] == "minari"
-    assert load_dataset("mine/a-v0").action_space == ACTIONS["discrete"]
+    assert load_dataset("mine/a-v0").action_space == ACTIONS["discrete"] and any("JPEG" in text for text in report["findings"]) == (space == "images")
 
 
 def test_what_was_chosen_is_in_the_metadata(minari_root, tmp_path):
@@ -246,3 +271,57 @@ def test_a_declared_environment_gives_the_spaces(minari_root, tmp_path):
         card_for("CartPole-v1").check(load_dataset("mine/c-v0"))
     with pytest.raises(MucdError, match="1 of 3 trajectories are invalid"):
         imported(path, ImportOptions(environment="CartPole-v1"), "mine/d-v0")
+
+
+class Levers(Rooms):
+    """The number of a cell; two whole numbers as the action."""
+
+    observation_space = gym.spaces.Discrete(9, start=-4)
+
+    def _seen(self):
+        return int(np.rint(2 * (self.target - self.place)))
+
+
+def test_any_registered_environment_gives_its_spaces(minari_root, tmp_path):
+    """No card is shipped of it. Actions of several whole numbers become the numbers of their combinations; one that is in none is its trajectory's fault."""
+    gym.register("Levers-v0", entry_point=Levers, max_episode_steps=10)
+    path, rng = tmp_path / "levers.npz", np.random.default_rng(1)
+    arrays = {"observations": rng.integers(-4, 5, 12), "actions": np.stack([rng.integers(1, 4, 12), rng.integers(0, 2, 12)], 1), "rewards": rng.normal(size=12), "episode": np.repeat([0, 1, 2], 4)}
+    np.savez(path, **arrays)
+    report = imported(path, ImportOptions(environment="Levers-v0", imports=("own_spaces",)))
+    dataset = load_dataset("mine/a-v0")
+    assert report["spaces"] == {"observations": "Discrete(9, start=-4)", "actions": "Discrete(6)", "actions_declared": True} and dataset.env_id == "Levers-v0"
+    np.testing.assert_array_equal(dataset.actions, 2 * (arrays["actions"][:, 0] - 1) + arrays["actions"][:, 1])
+    card_of("Levers-v0", UserEnvironment(return_range=(0, 10)), scaled=False).one_hot().check(dataset)
+    arrays["actions"][5] = 0, 0
+    np.savez(path, **arrays)
+    with pytest.raises(MucdError, match=r"1 of 3 trajectories are invalid \(episode 1 \(rows 4 to 7\): "):
+        imported(path, ImportOptions(environment="Levers-v0"), "mine/b-v0")
+    assert imported(path, ImportOptions(environment="Levers-v0", drop_invalid=True), "mine/b-v0")["trajectories"] == 2
+    for options, message in [({"make_kwargs": {"length": 3}}, "about the environment that --environment ID names"), ({"environment": "Levers-v0", "imports": ("no such",)}, "no name of a module"), ({"environment": "Levers-v0", "make_kwargs": {"x": 1}}, "cannot be made")]:
+        with pytest.raises(MucdError, match=message):
+            imported(path, ImportOptions(**options), "mine/c-v0")
+
+
+@pytest.mark.parametrize("between", [",", ", ", ";", "\t"])
+def test_csv_by_what_stands_between_the_names(minari_root, tmp_path, between):
+    made = foreign.episodes(discrete=True)
+    path = foreign.csv_log(tmp_path, made)
+    path.write_text(path.read_text().replace(",", between))
+    check(imported(path, MAP), [episode | {"observations": episode["observations"].astype(np.float64)} for episode in made])
+
+
+def test_a_log_in_several_parquet_files(minari_root, tmp_path):
+    """In the order of the numbers in their names; one with other columns is refused."""
+    made = foreign.episodes(discrete=True)
+    whole = pyarrow.parquet.read_table(foreign.parquet_log(tmp_path, made))
+    folder = tmp_path / "log"
+    folder.mkdir()
+    for number in (2, 10):
+        pyarrow.parquet.write_table(whole.slice(0, 5) if number == 2 else whole.slice(5), folder / f"part-{number}.parquet")
+    report = imported(folder, MAP)
+    check(report, [episode | {"observations": episode["observations"].astype(np.float64)} for episode in made])
+    assert report["format"] == "parquet" and report["files"] == 2
+    pyarrow.parquet.write_table(whole.drop_columns("who"), folder / "part-11.parquet")
+    with pytest.raises(MucdError, match="files with different columns"):
+        imported(folder, MAP, "mine/b-v0")

@@ -87,7 +87,7 @@ def test_mucd_run_on_ray_equals_the_run_in_one_process(on_ray, recordings, refer
     assert {"certificate.json", "report.html", "settings.json", "summary.json", "states.npy"} <= set(os.listdir(folder))
     assert summary["instances"] == FIRST and summary["goal"] is None and 0 <= summary["action"]["per_state"]["certified_accuracy"] <= 1
     text = describe(summary)
-    assert "as without privacy at" in text and "goal" not in text and "None" not in text
+    assert "as the reference (trained without noise) at" in text and "goal" not in text and "None" not in text
     with pytest.raises(MucdError, match="other settings"):
         execute(request(recordings["cartpole"], states=13), str(folder), seed=SEED)
     again = execute(request(recordings["cartpole"]), str(folder), seed=SEED)

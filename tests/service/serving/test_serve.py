@@ -1,6 +1,7 @@
 """A real Ray Serve over a real run: what comes back over HTTP is the certificate's, and bad input is refused."""
 
 import contextlib
+import html
 import json
 import signal
 import socket
@@ -20,6 +21,7 @@ from mucd_ray.certify.file.certificate import read_certificate
 from mucd_ray.errors import MucdError
 from mucd_ray.service.serving import serve
 from mucd_ray.service.serving.ensemble import Ensemble
+from mucd_ray.service.serving.pages import documentation
 from mucd_ray.service.serving.serve import MOST_OBSERVATIONS, make_app, observation_type, serve_run
 
 GOOD = [0.1, -0.2, 0.03, 0.4]
@@ -130,9 +132,50 @@ def test_bad_input_is_refused_with_its_place(url):
         assert status == 422 and any(["body", *place] == problem["loc"] and words in problem["msg"] for problem in found["detail"]), (body[:80], found)
     status, found = call(f"{url}/act/batch", json.dumps({"observations": [["x"] * 4] * 200}))
     assert status == 422 and len(found["detail"]) == 10
-    assert call(f"{url}/act", one(GOOD), kind="text/plain")[0] == 422
     assert call(f"{url}/act", "[" * 100_000)[0] == 400
     assert call(f"{url}/act", one(GOOD))[0] == 200
+
+
+def test_a_wrong_header_or_address_is_named(url):
+    """On a plain socket, since clients add headers of their own."""
+    host, port = url.removeprefix("http://").split(":")
+
+    def answer(*headers, path="/act", method="POST"):
+        body = json.dumps({"observation": GOOD})
+        head = [f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", f"Content-Length: {len(body)}", *headers]
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(("\r\n".join(head) + "\r\n\r\n" + body).encode())
+            told = b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode()
+        return int(told.split()[1]), json.loads(told.split("\r\n\r\n", 1)[1])
+
+    assert answer() == (415, {"detail": "the header Content-Type is missing: send Content-Type: application/json"})
+    assert answer("Content-Type: text/plain") == (415, {"detail": "the header Content-Type is 'text/plain': send Content-Type: application/json"})
+    assert answer("Content-Type: text/" + "x" * 9000)[0] == 415
+    for kind in ("application/json", "Application/JSON; charset=utf-8", "application/vnd.mine+json"):
+        assert answer(f"Content-Type: {kind}")[0] == 200
+    assert answer("Content-Type: application/json", path="/nowhere")[1] == {"detail": "there is nothing at this address: GET / lists what there is"}
+    assert answer(method="GET") == (405, {"detail": "Method Not Allowed"})
+
+
+def test_people_find_what_runs_here_and_how_it_is_asked(url, run):
+    certificate = read_certificate(run.path / "certificate.json")
+    status, found = call(f"{url}/")
+    assert status == 200 and found["certificate"] == certificate["sha256"] and found["unit"] == "transitions"
+    assert set(found["routes"]) == {"POST /act", "POST /act/batch", "GET /about", "GET /health", "GET /openapi.json", "GET /docs"}
+    with urllib.request.urlopen(f"{url}/docs", timeout=60) as response:
+        page, kind = response.read().decode(), response.headers["Content-Type"]
+    assert kind.startswith("text/html") and certificate["sha256"] in page and "src=" not in page and "http://HOST:PORT/act" in page and "<script" not in page
+    # The example is one that works.
+    body = html.unescape(page.split("-d &#39;")[1].split("&#39;")[0] if "-d &#39;" in page else page.split("-d '")[1].split("'</pre>")[0])
+    status, found = call(f"{url}/act", body)
+    assert status == 200 and found["action"] == certificate["results"]["action"]["action"][0]
+
+
+def test_a_page_escapes_what_a_file_says(run):
+    ensemble = Ensemble(str(run.path))
+    about = ensemble.about() | {"run": "<script>alert(1)</script>", "confidence": "{{ 7 * 7 }}"}
+    page = documentation(about, seen="one image", state=np.zeros((84, 84)), most=9)
+    assert "<script>" not in page and "{{ 7 * 7 }}" in page and "[84, 84]" in page and "[...]" in page and "up to 9 observations" in page
 
 
 def test_large_and_odd_bodies_are_refused_as_they_come(url):

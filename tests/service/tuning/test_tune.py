@@ -253,6 +253,8 @@ def test_a_study_that_is_killed_goes_on_and_its_result_makes_a_run(recordings, t
     assert kept
     done = subprocess.run(whole, capture_output=True, text=True, env=environment, timeout=550)
     assert done.returncode == 0, done.stderr
+    # Nothing of Optuna's, and nothing of Tune's.
+    assert all(line.startswith("trial ") for line in done.stderr.splitlines()), done.stderr
     assert all(path.read_bytes() == content for path, content in kept.items())
 
     results = json.loads(done.stdout)
@@ -274,6 +276,19 @@ def test_a_study_that_is_killed_goes_on_and_its_result_makes_a_run(recordings, t
     assert best["key"] in told and "not certified" in told
     run = ["run", recordings["acrobot"], "--storage", str(tmp_path / "run"), "--tuned", results["tuned"]]
     assert main(run) == 2 and "were tuned for CartPole-v1" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_study_whose_trials_fail_says_why_in_a_line_and_keeps_the_traces(recordings, tmp_path):
+    """A module that can be imported here, and not where trials run."""
+    (tmp_path / "half.py").write_text("import sys\nif 'default_worker' in sys.argv[0]:\n    raise RuntimeError('no licence here')\n")
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    asked = [sys.executable, "-m", "mucd_ray.cli", *command(recordings, tmp_path / "study", "--trials", "1", "--import", str(tmp_path / "half.py"))]
+    failed = subprocess.run(asked, capture_output=True, text=True, env=environment, timeout=550)
+    lines = failed.stderr.splitlines()
+    assert failed.returncode == 2 and failed.stdout == "" and len(lines) == 2, failed.stderr
+    assert lines[0].startswith("trial 1 of 1 failed: --import ") and "no licence here" in lines[0] and lines[1].startswith("mucd: error: every trial failed, the first one so: --import ")
+    assert "session.py\", line " in (tmp_path / "study" / "failures.txt").read_text()
 
 
 def test_a_planted_recording_is_not_what_a_study_simulates(tmp_path, monkeypatch):
