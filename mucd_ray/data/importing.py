@@ -72,7 +72,7 @@ class ImportOptions:
         if sum(value is not None for value in (self.environment, self.card, self.actions)) > 1:
             raise MucdError("--environment, --card and --actions each declare the actions: give one of them")
         if self.environment is None and self.make_kwargs is not None:
-            raise MucdError("--make-kwargs are those of the environment that --environment ID names: give that, too, or leave them out")
+            raise MucdError("--make-kwargs are about the environment that --environment ID names: give that, too, or leave them out")
         UserEnvironment(imports=self.imports)  # checks the names of modules
         if self.actions is not None:
             _declared(self.actions, ())  # refuses what it cannot read
