@@ -36,7 +36,7 @@ def test_ranges_may_begin_with_a_minus(text, wanted):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--return-range", "1"], "two numbers with a comma"), (["--return-range", "3,1"], "the lower first"), (["--return-range", "0,inf"], "two finite numbers"), (["--make-kwargs", "[]"], "must be a JSON object"), (["--make-kwargs", '{"colour": 3}'], "colour"), (["--max-episode-steps", "0"], "--max-episode-steps 0"), (["--import", "no_such_thing"], "No module named 'no_such_thing'")],
+    [(["--return-range", "1"], "two numbers with a comma"), (["--return-range", "3,1"], "the lower first"), (["--return-range", "0,inf"], "two finite numbers"), (["--make-kwargs", "[]"], "must be a JSON object"), (["--make-kwargs", '{"colour": 3}'], "colour"), (["--max-episode-steps", "0"], "--max-episode-steps 0"), (["--max-episode-steps", "501"], "cuts its episodes after 500 steps"), (["--import", "no_such_thing"], "No module named 'no_such_thing'")],
 )
 def test_what_cannot_be_said_of_an_environment_is_one_line(arguments, words, capfd):
     try:

@@ -56,6 +56,8 @@ def test_bad_runs_are_refused_before_anything_is_written(refusal, recordings, tm
         *(([cartpole, "--card", str(tmp_path / f"{name}.json")], named) for name, named in (("lines", "source 'one\\ntwo' must be one line"), ("half", "must be one line"), ("encoded", "give its file, --encoder FILE"), ("long", "at most 1000 characters"), ("wide", "within +-1e+100"), ("narrow", "wider than 1e-06 of its ends"))),
         ([cartpole, "--chosen", "by a paper\nand by hand"], "one line of printable text"),
         ([cartpole, "--max-episode-steps", "99999999999999999999"], "--max-episode-steps 99999999999999999999"),
+        # Nothing would come of it, and a certificate must not say so.
+        ([cartpole, "--max-episode-steps", "1000"], "CartPole-v1 cuts its episodes after 500 steps, and max_episode_steps 1000"),
         ([cartpole, "--mechanism", "bag", "--unit", "trajectory", "--bag-size", "3", "--instances", "100000000"], "100000000 instances are more than"),
         ([cartpole, "--mechanism", "bag", "--unit", "trajectory", "--bag-size", "3", "--algorithm", "c51", "--constant", "v_min=5", "--constant", "v_max=5"], "v_min 5.0 must be below v_max 5.0"),
         ([cartpole, "--mechanism", "bag", "--unit", "trajectory", "--bag-size", "3", "--network", "convolutional"], "wants images"),

@@ -107,17 +107,31 @@ def limited(environment: gym.Env, env_id: str, max_episode_steps: int | None) ->
     """The environment whose episodes are cut after `max_episode_steps`, if that is given and less than the limit that it is registered with.
 
     Raises:
-        MucdError: nothing limits its episodes: a policy may keep one going for ever.
+        MucdError: nothing limits its episodes: a policy may keep one going for ever; or the number is above what does, and would be claimed in vain.
     """
-    if shortens(max_episode_steps, environment.spec.max_episode_steps):
+    registered = environment.spec.max_episode_steps
+    if shortens(max_episode_steps, registered):
         return StepLimit(environment, max_episode_steps)
-    if (environment.spec.max_episode_steps or 0) < 1:  # -1 takes the registered one away
+    try:
+        check_steps(env_id, max_episode_steps, registered)
+        if (registered or 0) < 1:  # -1 takes the registered one away
+            raise MucdError(
+                f"{env_id} has no time limit, and a policy that never ends an episode would run for ever: say after how many steps episodes are cut, --max-episode-steps N, or give a card with "
+                "max_episode_steps"
+            )
+    except MucdError:
         environment.close()
-        raise MucdError(
-            f"{env_id} has no time limit, and a policy that never ends an episode would run for ever: say after how many steps episodes are cut, --max-episode-steps N, or give a card with "
-            "max_episode_steps"
-        )
+        raise
     return environment
+
+
+def check_steps(env_id: str, limit: int | None, registered: int | None) -> None:
+    """Raise MucdError where `limit` is above the one with which Gymnasium makes the environment: no episode would get there."""
+    if limit is not None and registered is not None and 1 <= registered < limit:
+        raise MucdError(
+            f"{env_id} cuts its episodes after {registered} steps, and max_episode_steps {limit} would change nothing: give at most {registered} (--max-episode-steps, or in the card), "
+            f"leave it out, or have it made with another limit, --make-kwargs '{{\"max_episode_steps\": {limit}}}'"
+        )
 
 
 def shortens(limit: int | None, registered: int | None) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mucd_ray.data.environments.card import EnvironmentCard
 from mucd_ray.data.environments.cards import known_card, no_card
-from mucd_ray.data.environments.make import make_environment
+from mucd_ray.data.environments.make import check_steps, make_environment
 from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.spaces import Observations
 from mucd_ray.errors import MucdError
@@ -124,7 +124,7 @@ def declared(env_id: str, said: UserEnvironment = UserEnvironment(), observation
     solving it. None, or None in a list, stands for what it does not declare and the user does not say.
 
     Raises:
-        MucdError: there is no such environment, or its observations are in a space that is not supported.
+        MucdError: there is no such environment, its observations are in a space that is not supported, or it cuts episodes earlier than the user says.
     """
     environment = make_environment(env_id, **(said.make_kwargs or {}))
     try:
@@ -135,6 +135,7 @@ def declared(env_id: str, said: UserEnvironment = UserEnvironment(), observation
     if space.shape is None or observation_keys:  # a dictionary, say: what a run makes of it
         space = Observations.of(space, observation_keys).space
     center, scale = _scales(space)
+    check_steps(env_id, said.max_episode_steps, spec.max_episode_steps)
     steps = said.max_episode_steps or (spec.max_episode_steps if (spec.max_episode_steps or 0) >= 1 else None)
     returns = said.return_range
     if returns is None and rewards is not None and steps is not None:

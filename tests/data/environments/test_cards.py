@@ -307,6 +307,8 @@ def test_an_environment_without_a_time_limit_is_refused_before_anything_is_train
     assert ends == [(False, False)] * 19 + [(False, True)]
     with pytest.raises(MucdError, match="has no time limit"):
         dataclasses.replace(CARTPOLE, make_kwargs={"max_episode_steps": -1}, max_episode_steps=None).make()
+    with pytest.raises(MucdError, match="after 500 steps, and max_episode_steps 501"):
+        dataclasses.replace(CARTPOLE, max_episode_steps=501).make()
 
 
 def test_an_episode_that_ends_at_the_limit_by_itself_is_terminated_not_truncated():

@@ -97,6 +97,9 @@ def test_an_environment_without_end_or_with_words_is_refused(minari_root):
         recorded("random", "told-v0", "Told-v0")
     cut = recorded("random", "endless-v0", "own_environment:Endless-v0", said=UserEnvironment(max_episode_steps=9))
     assert cut.env_max_episode_steps == 9 and np.diff(cut.trajectory_starts).max() == 9 and cut.truncations.any()
+    for env_id, most, more in (("Corridor-v0", 40, 41), ("CartPole-v1", 500, 1000)):
+        with pytest.raises(MucdError, match=f"{env_id} cuts its episodes after {most} steps, and max_episode_steps {more} would change nothing"):
+            recorded("random", "more-v0", env_id, said=UserEnvironment(max_episode_steps=more))
     longer = recorded(f"{OWN}:right", "longer-v0", said=UserEnvironment(make_kwargs={"length": 15}))
     assert longer.env_kwargs == {"length": 15} and (longer.observations.sum(1) == 15).all()
 
