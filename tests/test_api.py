@@ -14,7 +14,7 @@ from mucd_ray.mechanism.bag import Bag
 
 @pytest.fixture(scope="module")
 def summary(recordings, local_ray, tmp_path_factory):
-    run = tmp_path_factory.mktemp("api") / "run"
+    run = tmp_path_factory.mktemp("api") / "läufe"
     card = next(card for card in CARDS if card.env_id == "CartPole-v1")
     return mucd_ray.run(recordings["cartpole"], storage=str(run), environment=card, mechanism="bag", unit="trajectory", bag_size=3, instances=40, states=20, train_steps=50, hidden=(8,), trainer="bc", mirrored=False)
 

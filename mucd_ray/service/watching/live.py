@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 
-from mucd_ray.files import as_expected
+from mucd_ray.files import as_expected, printable
 from mucd_ray.service.storage.storage import LocalStorage, reason
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.watching.metrics import RunMetrics
@@ -31,7 +31,7 @@ class Live:
         self.publish_every = 1.0 if isinstance(store.storage, LocalStorage) else RENEW_EVERY
         self.history: deque[tuple[float, int]] = deque()
         self.bounds: dict | None = None
-        self.metrics, self.counted, self.complained = RunMetrics(store.location), Counter(), False
+        self.metrics, self.counted, self.complained, self.measured = RunMetrics(store.location), Counter(), False, True
 
     @contextlib.contextmanager
     def tolerated(self) -> Iterator[None]:
@@ -42,6 +42,16 @@ class Live:
             if not self.complained:
                 print(f"mucd: {self.store.location} cannot be reached for news ({reason(error)}): training goes on", file=sys.stderr)
             self.complained = True
+
+    @contextlib.contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Nor is a metric that Ray does not take; said once."""
+        try:
+            yield
+        except Exception as error:  # Ray raises bare ones, too
+            if self.measured:
+                print(f"mucd: Prometheus is not told of {self.store.location} ({printable(error)}): training goes on", file=sys.stderr)
+            self.measured = False
 
     def renew(self) -> None:
         """Be seen."""
@@ -71,7 +81,8 @@ class Live:
         self.history.append((now, done))
         while len(self.history) > 2 and now - self.history[0][0] > RATE_WINDOW:
             self.history.popleft()
-        self._measure(done, trainers, failures)
+        with self._measuring():
+            self._measure(done, trainers, failures)
         rate = self.rate()
         news = {
             "updated": now, "finished": end, "instances_done": done, "instances_wanted": self.wanted, "instances_per_second": rate,
@@ -82,8 +93,9 @@ class Live:
 
     def trained(self, instances: int, seconds: float) -> None:
         """One of this driver's trainers has stored a block, so many seconds after it got it."""
-        self.metrics.count("mucd_instances_trained_total", instances)
-        self.metrics.observe("mucd_block_seconds", seconds)
+        with self._measuring():
+            self.metrics.count("mucd_instances_trained_total", instances)
+            self.metrics.observe("mucd_block_seconds", seconds)
 
     def _measure(self, done: int, trainers: dict[str, int], failures: dict[str, int]) -> None:
         self.metrics.set("mucd_instances_done", done)

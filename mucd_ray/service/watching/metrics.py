@@ -1,10 +1,11 @@
 """What a run tells Prometheus, by `ray.util.metrics`: Ray serves it on every node's metrics port, with `ray_` before each name.
 
-Labels take few values: `run` is the last part of the run's folder or URL, the others come from the small sets below.
+Labels take few values: `run` is the last part of the run's folder or URL, in which what is not printable ASCII is percent-encoded, since Ray takes nothing else; the others come from the small sets below.
 `cluster/grafana-dashboard.json` shows all of it.
 """
 
 from functools import cache
+from urllib.parse import quote
 
 from ray.util import metrics
 
@@ -21,6 +22,7 @@ METRICS = {
     "mucd_bound_instances": ("gauge", "Instances behind the current bounds.", ("run",)),
 }
 BLOCK_SECONDS = [0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
+PRINTABLE = "".join(map(chr, range(32, 127)))
 
 
 class RunMetrics:
@@ -31,7 +33,7 @@ class RunMetrics:
     """
 
     def __init__(self, run: str):
-        self.run = str(run).rstrip("/").rpartition("/")[2]
+        self.run = quote(str(run).rstrip("/").rpartition("/")[2], safe=PRINTABLE, errors="surrogateescape")
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""

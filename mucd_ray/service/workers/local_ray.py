@@ -86,6 +86,8 @@ def _folder() -> Iterator[str | None]:
     default = Path(os.environ[name] if name else "/tmp") / "ray"
     if len(os.fsencode(default)) + LONGEST_SOCKET > SOCKET_PATH:
         why = "is too long for the paths of its sockets"
+    elif not str(default).isascii():
+        why = "is not ASCII, and Ray takes no other path"
     elif not _is_writable(default):
         why = "cannot be written"
     else:

@@ -46,6 +46,15 @@ def test_drivers_see_each_other_until_they_are_gone(store):
     assert drivers(store) == []
 
 
+def test_a_metric_that_ray_does_not_take_ends_nothing(local_ray, store, capsys):
+    live = Live(store, 100)
+    live.metrics.run = "ärger"
+    live.publish(10, {"alive": 1}, {}, end=True)
+    live.trained(10, 1.0)
+    told = capsys.readouterr().err
+    assert store.read_json("live.json")["instances_done"] == 10 and told.count("\n") == 1 and "Prometheus is not told of" in told and "training goes on" in told
+
+
 def watched(store, **options):
     lines, on_terminal = [], options.pop("on_terminal", False)
     out = lambda text, control="": lines.append(control + text)

@@ -18,6 +18,16 @@ def test_a_run_is_called_by_the_last_part_of_its_place(place):
     assert RunMetrics(place).run == "acrobot"
 
 
+@pytest.mark.parametrize("place, name", [("runs/ärger", "%C3%A4rger"), ("runs/a b%", "a b%"), ("runs/a\n\x1b", "a%0A%1B"), ("runs/\udcff", "%FF")], ids=ascii)
+def test_a_name_that_ray_would_not_take_is_written_otherwise(local_ray, place, name):
+    """Real metrics of a real Ray."""
+    metrics = RunMetrics(place)
+    assert metrics.run == name
+    metrics.set("mucd_trainers", 1, state="alive")
+    metrics.count("mucd_instances_trained_total")
+    metrics.observe("mucd_block_seconds", 1.0)
+
+
 def test_misuse_is_an_error():
     metrics = RunMetrics("acrobot")
     with pytest.raises(TypeError, match="mucd_failures_total is a counter"):

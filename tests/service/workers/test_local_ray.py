@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -43,6 +44,14 @@ def test_a_long_folder_no_home_half_a_cpu_and_settings_of_this_process_are_no_ob
     told = [line for line in result.stderr.splitlines() if line.startswith("mucd: ")]
     assert len(told) == 3 and f"TMPDIR={long} is too long for the paths of its sockets" in told[0] and folder.removesuffix("/ray") in told[0]
     assert "HOME=/proc takes no files" in told[1] and "less than a whole CPU" in told[2]
+
+
+def test_a_folder_that_is_not_ascii_is_no_obstacle():
+    """Neither a letter nor a byte that is no text."""
+    with tempfile.TemporaryDirectory(dir="/tmp", suffix=" ä\udcff") as folder:
+        result = start(2, TMPDIR=folder)
+        assert result.returncode == 0 and result.stdout.split()[1].startswith("/tmp/mucd-") and os.listdir(folder) == []
+    assert "is not ASCII, and Ray takes no other path: Ray's files lie in /tmp/mucd-" in result.stderr
 
 
 @pytest.mark.parametrize(
