@@ -13,6 +13,7 @@ import contextlib
 import inspect
 import io
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from mucd_ray.certify.file.certificate import make_certificate, make_inputs, par
 from mucd_ray.certify.file.certificate import verify as mismatches
 from mucd_ray.certify.file.evidence import exact_evidence, votes_evidence
 from mucd_ray.errors import MucdError
-from mucd_ray.files import printable, write_file
+from mucd_ray.files import LARGEST_WHOLE, printable, write_file
 from mucd_ray.mechanism.kinds import AnyMechanism, from_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
 
 ELSEWHERE = (
     "Votes and returns were made elsewhere, without this package: each instance by a learner that is as the mechanism says, from its own secret randomness, independently of the others; none was dropped, "
-    "made again, or chosen among several.",
+    "made again, or chosen among several."
+)
+PARTS_ELSEWHERE = (
+    "Votes and returns were made elsewhere, without this package. Units went to parts by the stated hash, which was fixed without looking at the data and is of a unit's content alone. Each part's policy follows "
+    "from the units of that part alone, deterministically: training it again gives the same policy, in whatever order they come and whatever the other parts hold. Votes are those of the policies of all parts; "
+    "returns are those of parts drawn at random with equal chances, each independently of the others and with secret randomness. None was dropped, made again, or chosen among several."
 )
 
 
@@ -63,7 +69,7 @@ def run(dataset: str, *, storage: str, trainer: Callable | str | None = None, en
         if trainer is not None:
             options["trainer"] = _name_of(trainer) if callable(trainer) else trainer
         if not isinstance(dataset, str) or dataset.startswith("-") or not isinstance(imports, (str, tuple, list)):
-            raise MucdError(f"dataset {dataset!r:.100} must be the id of one, and imports {imports!r:.100} the names of modules")
+            raise MucdError(f"dataset {_shown(dataset)} must be the id of one, and imports {_shown(imports)} the names of modules")
         if environment is not None:
             options["card"] = environment if isinstance(environment, (str, Path)) else _written(environment, stack)
         named = [f"--import={name}" for name in ([imports] if isinstance(imports, str) else imports)]
@@ -84,7 +90,7 @@ def load(run: str, *, encoder: str | None = None, features: str | None = None) -
     from mucd_ray.service.serving.ensemble import Ensemble
 
     with _files_named():
-        return Ensemble(str(run), encoder, features)
+        return Ensemble(_path("run", run), _text("encoder", encoder), _text("features", features))
 
 
 def certify(
@@ -107,12 +113,13 @@ def certify(
 ) -> dict:
     """A certificate of votes and returns that were made elsewhere.
 
-    It is worth what your training is: P instances, each by a randomised learner that is as the mechanism says. What voids it is in docs/soundness.md.
+    It is worth what your training is: P instances, each by a randomised learner that is as the mechanism says; of a partition policies that follow deterministically, each from its own part alone. What voids it
+    is in docs/soundness.md.
 
     Args:
         mechanism: such as `Bag(unit="trajectory", bag_size=10)` (mucd_ray.mechanism), or its fields as a dict with the `kind`.
         units: N, how many units the dataset has.
-        returns: what each instance earned, in any order, [P]; None: actions alone are certified.
+        returns: what each instance earned, in any order, [P], of a partition P parts drawn at random, again and again from all of them; None: actions alone are certified.
         return_range: public (least, greatest) return.
         votes: at S public states how many of the P instances prefer each of A actions, [S, A]; of a partition those of all its parts.
         reference: [S], the actions against which certified accuracy is counted.
@@ -145,7 +152,7 @@ def certify(
     else:
         earned = {"returns": _array("returns", returns, 1), "return_range": return_range, "rollouts": rollouts, "discount": discount, "clipped": clipped}
     inputs = make_inputs(mechanism=mechanism, units=units, actions=evidence, eta=eta, threat=threat, accountant=accountant, band=band, **earned)
-    certificate = make_certificate(inputs, assumptions=[*ELSEWHERE, *assumptions], context={"baselines": None, "made": "elsewhere"})
+    certificate = make_certificate(inputs, assumptions=[PARTS_ELSEWHERE if isinstance(mechanism, Partition) else ELSEWHERE, *assumptions], context={"baselines": None, "made": "elsewhere"})
     if out is not None:
         _write(Path(out), certificate)
     return certificate
@@ -153,34 +160,44 @@ def certify(
 
 def _check_statements(units, return_range, threat, accountant, band, rollouts, discount, clipped, assumptions) -> None:
     """Raise MucdError where one is of another type: what a certificate says must be what was given, and not what that can be turned into."""
-    if type(units) is not int:
-        raise MucdError(f"units {units!r:.60} must be a whole number")
+    if not _is_whole(units):
+        raise MucdError(f"units {_shown(units)} must be a whole number, at most {LARGEST_WHOLE:,}")
     if return_range is not None and not (isinstance(return_range, (tuple, list)) and len(return_range) == 2 and all(map(_is_number, return_range))):
-        raise MucdError(f"return_range {return_range!r:.60} must be two numbers, (least, greatest)")
+        raise MucdError(f"return_range {_shown(return_range)} must be two numbers, (least, greatest)")
     for name, value in (("threat", threat), ("accountant", accountant), ("band", band)):
         if not isinstance(value, str):
-            raise MucdError(f"{name} {value!r:.60} must be a text")
-    if type(rollouts) is not int or type(clipped) is not bool or not _is_number(discount):
-        raise MucdError(f"rollouts {rollouts!r:.60} must be a whole number, discount {discount!r:.60} a number, and clipped {clipped!r:.60} True or False")
+            raise MucdError(f"{name} {_shown(value)} must be a text")
+    if not _is_whole(rollouts) or type(clipped) is not bool or not _is_number(discount):
+        raise MucdError(f"rollouts {_shown(rollouts)} must be a whole number, discount {_shown(discount)} a number, and clipped {_shown(clipped)} True or False")
     if not isinstance(assumptions, (tuple, list)) or not all(isinstance(text, str) and text.isprintable() for text in assumptions):
-        raise MucdError(f"assumptions {assumptions!r:.100} must be a list of sentences, each one line of printable text")
+        raise MucdError(f"assumptions {_shown(assumptions)} must be a list of sentences, each one line of printable text")
 
 
 def _is_number(value) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+def _is_whole(value) -> bool:
+    return type(value) is int and abs(value) <= LARGEST_WHOLE
+
+
+def _shown(value) -> str:
+    """The beginning of a value in words."""
+    try:
+        return repr(value)[:100]
+    except Exception:  # of thousands of digits, say, or of a class of the user's
+        return f"of type {type(value).__name__}"
+
+
 def _check_new(out) -> None:
     """Raise MucdError unless a certificate can be written there: before it is made."""
-    if not isinstance(out, (str, Path)) or not str(out):
-        raise MucdError(f"out {out!r:.100} must be the path of a folder")
-    folder = Path(out)
-    if (folder / "certificate.json").exists():
-        raise MucdError(f"{folder} has a certificate already: choose another folder")
+    folder = Path(_path("out", out))
     try:
+        if (folder / "certificate.json").exists():
+            raise MucdError(f"{folder} has a certificate already: choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MucdError(f"{folder} cannot be made ({error.strerror}): choose another folder") from None
+        raise MucdError(f"{str(folder)!r:.100} cannot be made ({error.strerror}): choose another folder") from None
 
 
 def verify(certificate: dict | str, *, patience: float = 1.0) -> list[str]:
@@ -194,15 +211,16 @@ def verify(certificate: dict | str, *, patience: float = 1.0) -> list[str]:
         MucdError: no certificate of this format, or more work than that.
     """
     if not isinstance(certificate, (dict, str, Path)) or not _is_number(patience):
-        raise MucdError(f"certificate {certificate!r:.100} must be a certificate or its path, and patience {patience!r:.60} a number")
+        raise MucdError(f"certificate {_shown(certificate)} must be a certificate or its path, and patience {_shown(patience)} a number")
     if isinstance(certificate, dict):
         try:
             content = json.dumps(certificate).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise MucdError(f"this certificate is no JSON ({printable(error)}): give it as `certify` returns it") from None
         return mismatches(parse_certificate(content, "this certificate"), patience)
-    path = Path(certificate)
-    return mismatches(read_certificate(path / "certificate.json" if path.is_dir() else path, patience), patience)
+    path = Path(_path("certificate", certificate))
+    with _files_named():
+        return mismatches(read_certificate(path / "certificate.json" if path.is_dir() else path, patience), patience)
 
 
 def _called(command: Callable, arguments: list[str], options: dict) -> dict:
@@ -212,6 +230,8 @@ def _called(command: Callable, arguments: list[str], options: dict) -> dict:
     words, printed = [*arguments, "--json"], []
     for name, value in options.items():
         words += _words("--" + name.replace("_", "-"), value)
+    for word in words:
+        _text("argument", word)
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
@@ -229,7 +249,24 @@ def _files_named():
     try:
         yield
     except OSError as error:
-        raise MucdError(f"{error.strerror or error}: {error.filename or 'a file'}") from error
+        raise MucdError(f"{error.strerror or error}: {printable(error.filename or 'a file')}") from error
+
+
+def _path(name: str, value) -> str:
+    """A path as text. Raises MucdError where it is none that a system could hold."""
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise MucdError(f"{name} {_shown(value)} must be a path")
+    return _text(name, str(value))
+
+
+def _text(name: str, value: str | None) -> str | None:
+    """What a command line could hold, too. Raises MucdError."""
+    try:
+        if value is not None and b"\0" in os.fsencode(value):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise MucdError(f"{name} {_shown(value)} must be a text that a command line could hold, without zeros and halves of characters") from None
+    return value
 
 
 def _words(option: str, value) -> list[str]:
@@ -242,10 +279,13 @@ def _words(option: str, value) -> list[str]:
         try:
             return [f"{option}={json.dumps(value)}"]
         except (TypeError, ValueError, RecursionError) as error:
-            raise MucdError(f"make_kwargs {value!r:.200} are no JSON ({printable(error)}): give texts, numbers, lists and dictionaries") from None
-    if isinstance(value, dict):
-        return [f"{option}={key}={number}" for key, number in value.items()]
-    return [f"{option}={','.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"]
+            raise MucdError(f"make_kwargs {_shown(value)} are no JSON ({printable(error)}): give texts, numbers, lists and dictionaries") from None
+    try:
+        if isinstance(value, dict):
+            return [f"{option}={key}={number}" for key, number in value.items()]
+        return [f"{option}={','.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"]
+    except ValueError:  # thousands of digits
+        raise MucdError(f"{option} {_shown(value)} cannot be written down: give another value") from None
 
 
 def _name_of(trainer: Callable) -> str:
@@ -262,7 +302,7 @@ def _written(card: "EnvironmentCard", stack: contextlib.ExitStack) -> str:
     from mucd_ray.data.environments.card import EnvironmentCard
 
     if not isinstance(card, EnvironmentCard):
-        raise MucdError(f"environment {card!r:.100} must be an EnvironmentCard, or the path of its JSON file")
+        raise MucdError(f"environment {_shown(card)} must be an EnvironmentCard, or the path of its JSON file")
     path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "card.json"
     path.write_text(json.dumps(card.to_dict()))
     return str(path)
@@ -273,8 +313,8 @@ def _array(name: str, values, dimensions: int) -> np.ndarray:
         array = np.asarray(values)
         if array.ndim != dimensions or array.dtype.kind not in "fiub" or not array.size:
             raise ValueError(f"shape {array.shape}, dtype {array.dtype}")
-    except ValueError as error:
-        raise MucdError(f"{name} ({str(error)[:200]}) must be an array of numbers with {dimensions} dimension{'s' * (dimensions > 1)}, not empty") from None
+    except Exception as error:  # an object of the user's may raise anything
+        raise MucdError(f"{name} ({printable(error)}) must be an array of numbers with {dimensions} dimension{'s' * (dimensions > 1)}, not empty") from None
     return array
 
 

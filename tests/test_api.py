@@ -61,9 +61,10 @@ EVIDENCE = {"returns": [400.0] * 300, "return_range": (0, 500), "votes": [[290, 
         # What a certificate says is what was given: 1.5 episodes are not one.
         {"rollouts": 1.5}, {"rollouts": True}, {"rollouts": None}, {"clipped": "no"}, {"clipped": None}, {"discount": "x"}, {"discount": None}, {"return_range": ("a", "b")}, {"return_range": (0, 10**400)},
         {"return_range": (None, 1)}, {"threat": ["symmetric"]}, {"band": {}}, {"accountant": None}, {"assumptions": ("one\ntwo",)}, {"assumptions": ("\x1b[31m",)}, {"assumptions": (1,)},
-        {"assumptions": "abc"}, {"assumptions": None}, {"assumptions": ("\ud800",)}, {"out": ""}, {"out": 3}, {"out": "/proc/none"}, {"out": __file__},
+        {"assumptions": "abc"}, {"assumptions": None}, {"assumptions": ("\ud800",)}, {"out": ""}, {"out": 3}, {"out": "/proc/none"}, {"out": __file__}, {"out": "\0"}, {"out": "a" * 300}, {"out": "\ud800"},
+        {"units": 10**5000}, {"rollouts": 10**5000}, {"discount": 10**5000}, {"votes": [[10**400, 10]]}, {"votes": np.array([[290 + 1j, 10]])}, {"votes": np.array([[None, None]])},
     ],
-    ids=str,
+    ids=lambda wrong: "-".join([*wrong]),
 )
 def test_evidence_that_cannot_be_is_refused(refusal, wrong):
     refusal(lambda: mucd_ray.certify(**EVIDENCE | wrong))
@@ -93,15 +94,41 @@ def test_certifying_and_verifying_need_numpy_and_scipy_only():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize("wrong", [None, 3, [], b"x", {"a": print}, {1: {2}}], ids=str)
-def test_what_is_no_certificate_is_refused(refusal, wrong):
+@pytest.mark.parametrize("wrong", [None, 3, [], b"x", {"a": print}, {1: {2}}, "\0", "a" * 300, "a" * 5000, "\ud800"], ids=lambda wrong: ascii(wrong)[:9])
+def test_what_is_no_certificate_and_no_run_is_refused(refusal, wrong):
+    import mucd_ray.service.serving.ensemble  # noqa: F401  what the first call imports is not what a refusal costs
+
     refusal(lambda: mucd_ray.verify(wrong))
+    refusal(lambda: mucd_ray.load(wrong))
+
+
+def test_what_is_said_of_a_partition_is_that_its_parts_are_trained_without_chance():
+    """Exact votes are certain: beside them no instance may be called random."""
+    parts = {"kind": "partition", "unit": "trajectory", "parts": 300}
+    for given in (EVIDENCE, {**EVIDENCE, "returns": None}, {**EVIDENCE, "votes": None}):
+        assumed = " ".join(mucd_ray.certify(**given | {"mechanism": parts})["assumptions"])
+        assert "follows from the units of that part alone, deterministically" in assumed and "by the stated hash" in assumed and "policies of all parts" in assumed and "own secret randomness" not in assumed
+        sampled = " ".join(mucd_ray.certify(**given)["assumptions"])
+        assert "from its own secret randomness" in sampled and "determin" not in sampled
+
+
+WRONG_OBSERVATIONS = [
+    np.zeros((0, 4)), np.zeros((2, 3, 4)), [[1, 2, 3, 4], [1, 2, 3]], [10**400] * 4, np.zeros((2, 4), complex), np.array([None] * 4), "abc", None, {"a": 1}, ["1"] * 4, np.full(4, np.nan), np.full((2, 4), np.inf),
+]
+
+
+@pytest.mark.parametrize("wrong", range(len(WRONG_OBSERVATIONS)))
+def test_what_is_no_observation_is_refused_by_everything_that_answers(summary, refusal, wrong):
+    policy = mucd_ray.load(summary["run"])
+    for answer in (policy.act, policy.radius, policy.answers):
+        refusal(answer, WRONG_OBSERVATIONS[wrong])
+    refusal(lambda: policy.radius(policy.states, tolerance=np.array([0.1, 0.2])))
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"dataset": None}, {"dataset": 3}, {"dataset": "--help"}, {"help": True}, {"environment": 3}, {"environment": {}}, {"imports": 3}, {"make_kwargs": {"a": print}}, {"make_kwargs": {"a": {1}}}, {"storage": None}],
-    ids=str,
+    [{"dataset": None}, {"dataset": 3}, {"dataset": "--help"}, {"help": True}, {"environment": 3}, {"environment": {}}, {"imports": 3}, {"make_kwargs": {"a": print}}, {"make_kwargs": {"a": {1}}}, {"storage": None}, {"storage": "a\0b"}, {"states_file": "\ud800"}, {"instances": 10**5000}],
+    ids=lambda wrong: "-".join([*wrong]),
 )
 def test_a_run_that_cannot_be_is_refused_and_nothing_is_written(tmp_path, capfd, wrong):
     with pytest.raises(mucd_ray.MucdError, match="."):

@@ -17,7 +17,7 @@ from mucd_ray.data.environments.features import load_features_of, may_see
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all, softmax_probabilities
 from mucd_ray.evaluate.votes import counts
-from mucd_ray.files import as_expected
+from mucd_ray.files import as_expected, printable
 from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.units import UNITS
@@ -137,6 +137,9 @@ class Ensemble:
         """One answer per observation [S, *observation_shape], as plain JSON values; a radius is None where not even r = 0 is certified.
 
         Where actions are numbers of combinations, or flattened, "environment_action" is the action as the environment takes it.
+
+        Raises:
+            MucdError: no observations, or what is no finite number in them.
         """
         answers, actions = self._answers(self.evidence(observations)), self.settings.environment_actions
         return answers if actions is None else [answer | {"environment_action": actions.original(answer["action"]).tolist()} for answer in answers]
@@ -161,6 +164,8 @@ class Ensemble:
         Args:
             observations: [S, *observation_shape] -> int64 [S] or float64 [S, d]; or [*observation_shape] -> an int64 number or float64 [d]. Where the environment's action space is MultiDiscrete,
                 MultiBinary or a Box of another shape, actions are in that shape and dtype. One observation in a Dict space may be given as the dictionary that it is.
+        Raises:
+            MucdError: no observations, or what is no finite number in them.
         """
         observations, one = self._rows_of(observations)
         evidence = self.evidence(observations)
@@ -180,9 +185,9 @@ class Ensemble:
         Args:
             tolerance: of continuous actions, one of 0.05, 0.1 and 0.25: half the width, as a share of the action range, of the interval in which the action stays.
         Raises:
-            MucdError: another tolerance.
+            MucdError: another tolerance, no observations, or what is no finite number in them.
         """
-        if tolerance not in TOLERANCES:
+        if not isinstance(tolerance, float) or tolerance not in TOLERANCES:
             raise MucdError(f"tolerance {tolerance!r:.60} is not certified: use one of {', '.join(map(str, TOLERANCES))}")
         observations, one = self._rows_of(observations)
         answers = self.answers(observations)
@@ -194,12 +199,21 @@ class Ensemble:
     def _rows_of(self, observations: np.ndarray) -> tuple[np.ndarray, bool]:
         if isinstance(observations, dict) and self.settings.environment_observations is not None:
             return self.settings.environment_observations.one(observations)[None], True
-        observations = np.asarray(observations)
+        observations = _numbers(observations)
         one = observations.shape == tuple(self.settings.card.observation_shape)
         return (observations[None] if one else observations), one
 
     def evidence(self, observations: np.ndarray) -> np.ndarray:
-        """What the instances do at S observations, as in the certificate: votes [S, A], or a histogram of levels [S, A or d, LEVELS + 1]."""
+        """What the instances do at S observations, as in the certificate: votes [S, A], or a histogram of levels [S, A or d, LEVELS + 1].
+
+        Raises:
+            MucdError: no observations, or what is no finite number in them.
+        """
+        observations, shape = _numbers(observations), tuple(self.settings.card.observation_shape)
+        if observations.shape[1:] != shape or observations.ndim != len(shape) + 1 or not len(observations):
+            raise MucdError(f"observations of shape {observations.shape} must be a list of at least one, each of shape {shape}")
+        if not np.isfinite(observations).all():
+            raise MucdError("an observation holds finite numbers only: here is NaN or infinity")
         features = self.settings.card.features(observations)
         return np.concatenate([self._evidence(features[start : start + self._rows]) for start in range(0, len(features), self._rows)])
 
@@ -250,3 +264,14 @@ class Ensemble:
                 f"at the run's own states {percent_up(differing)} % of what the stored instances do is not what the certificate of {run} counts: "
                 "serve it with the version of the package that made it, or certify again"
             )
+
+
+def _numbers(observations) -> np.ndarray:
+    """As an array of real numbers. Raises MucdError."""
+    try:
+        array = np.asarray(observations)
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"they would be of dtype {array.dtype}")
+    except Exception as error:  # an object of the user's may raise anything
+        raise MucdError(f"observations are no array of real numbers ({printable(error)}): give one, or lists of the same length in each other") from None
+    return array
