@@ -23,7 +23,7 @@ def _add_reading(sub):
     sub.add_argument("--format", metavar="F", help="name of the format, or of an installed plug-in (`mucd --version` lists them; default: recognised by its layout and first bytes)")
     sub.add_argument("--columns", metavar="MAP", help="of CSV, parquet and npz: ROLE=NAME:NAME:... with commas between, names or patterns such as obs=f*; roles are obs, action, reward, episode, terminated, truncated, next_obs, time and source (default: usual names)")
     sub.add_argument("--observation-keys", metavar="A,B", help="of LeRobot, RLDS and robomimic: which observations, side by side in this order (default: all vectors, sorted)")
-    sub.add_argument("--max-episode-steps", type=int, metavar="N", help="an episode ends after N steps where nothing marks it, as in D4RL's files without timeouts")
+    sub.add_argument("--max-episode-steps", type=int, metavar="N", help="an episode ends after N steps where nothing marks it, as in D4RL's files without timeouts; one row more or less then moves all that follow")
     sub.add_argument("--environment", metavar="ID", help="Gymnasium id of the environment in which it was recorded; its spaces are then those of the dataset. A file's own word makes no environment")
     sub.add_argument("--card", type=path, metavar="FILE", help="the same by a card of yours, or the name of a plug-in")
     sub.add_argument("--import", dest="imports", action="append", metavar="MODULE", help="import package.module or path/to/file.py first, which registers the environment, or whose formats are plug-ins that shall recognise files; may be repeated")

@@ -7,6 +7,7 @@ larger one, so that no point of a curve claims more than the certificate does.
 import contextlib
 import io
 import itertools
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ import numpy as np
 
 # A notebook passes its own backend to every process that it starts, where it may be missing and would fail this import.
 _backend = os.environ.pop("MPLBACKEND", None)
+# Where the home folder cannot be written its import says at length in which temporary folder it keeps its fonts, and removes that at the end.
+_logger = logging.getLogger("matplotlib")
+_level = _logger.level
+_logger.setLevel(logging.ERROR)
 import matplotlib
 
 if _backend:
@@ -24,6 +29,8 @@ if _backend:
         os.environ["MPLBACKEND"] = _backend
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+
+_logger.setLevel(_level)
 
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.words import counted

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -57,3 +61,11 @@ def test_a_cut_plot_says_so(monkeypatch):
         plots.return_bound(**axes, levels=levels | {"public floor": -1000.0}, kept=[], look=look)
     histogram, curve = "cut: 1 of 300 lie outside, all are from −1e+06 to 300", "cut: the least possible return is −1000000, and curves go on down to it"
     assert said == 2 * ["", histogram, histogram, curve]
+
+
+def test_a_home_that_cannot_be_written_is_nothing_to_talk_about():
+    """Matplotlib would."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")} | {"HOME": "/proc/none"}
+    program = "import logging, mucd_ray.report.plots; print(logging.getLogger('matplotlib').level)"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["0"], "")

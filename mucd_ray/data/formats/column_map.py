@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from mucd_ray.data.formats.episodes import Recording, Rows, cut, ends_of
+from mucd_ray.data.formats.episodes import Recording, Rows, counted_ends, cut, ends_of
 from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
@@ -110,7 +110,7 @@ def recording_of(table: dict, found: dict[str, list[str]], *, most_steps: int | 
     episodes, notes = cut(rows, stops, places)
     told = "; ".join(f"{role}: {', '.join(printable(column)[:60] for column in columns[:MOST_NAMES_TOLD])}" for role, columns in found.items())
     named = () if actions is None else (f"actions are counted from 0: {', '.join(actions)}",)
-    return Recording(episodes=episodes, notes=(f"columns read: {told}", *named, *notes))
+    return Recording(episodes=episodes, notes=(f"columns read: {told}", *named, *notes, *counted_ends(rows, stops, most_steps)))
 
 
 def places_of(stops) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mucd_ray.data.formats.column_map import places_of
 from mucd_ray.data.formats.d4rl import is_hdf5
-from mucd_ray.data.formats.episodes import Recording, Rows, cut, ends_of
+from mucd_ray.data.formats.episodes import Recording, Rows, counted_ends, cut, ends_of
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
 
@@ -73,4 +73,4 @@ def _first(content, options) -> Recording:
     episodes, notes = cut(rows, stops, places_of(stops), last_row="drop")
     if ends is None and options.max_episode_steps is None:
         notes.append(f"it has no episode_terminals: only terminals end an episode, the longest has {max(map(len, episodes))} steps; give --max-episode-steps where the environment has a time limit")
-    return Recording(episodes=episodes, notes=tuple(notes))
+    return Recording(episodes=episodes, notes=(*notes, *counted_ends(rows, stops, options.max_episode_steps)))

@@ -5,7 +5,7 @@ timeouts, --max-episode-steps cuts; the last row before a time limit has no next
 """
 
 from mucd_ray.data.formats.column_map import places_of
-from mucd_ray.data.formats.episodes import Recording, Rows, cut, ends_of
+from mucd_ray.data.formats.episodes import Recording, Rows, counted_ends, cut, ends_of
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
 
@@ -41,4 +41,4 @@ def read(source: Source, options) -> Recording:
     unmarked = sum(not (rows.terminated[stop - 1] or rows.truncated is not None and rows.truncated[stop - 1]) for stop in stops[:-1].tolist())
     if unmarked and options.max_episode_steps is None:
         notes.append(f"{unmarked} ends are not marked: the next observation there is not that of the next row")
-    return Recording(episodes=episodes, notes=tuple(notes))
+    return Recording(episodes=episodes, notes=(*notes, *counted_ends(rows, stops, options.max_episode_steps)))

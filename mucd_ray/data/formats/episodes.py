@@ -15,6 +15,7 @@ import numpy as np
 from mucd_ray.data.formats.metadata import Recorded
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
+from mucd_ray.words import counted
 
 # How far a recorded next observation may be from the next row's observation: some recorders write them in two precisions.
 ABSOLUTE, RELATIVE = 1e-6, 1e-5
@@ -127,6 +128,20 @@ def ends_of(rows: Rows, most_steps: int | None = None) -> np.ndarray:
         starts = np.concatenate([[0], stops[:-1]])
         stops = np.concatenate([[*range(start + most_steps, stop, most_steps), stop] for start, stop in zip(starts.tolist(), stops.tolist())])
     return stops.astype(np.int64)
+
+
+def counted_ends(rows: Rows, stops: np.ndarray, most_steps: int | None) -> list[str]:
+    """A note on those of the ends of `ends_of` that counting steps alone has set; [] without one."""
+    if most_steps is None:
+        return []
+    marked = ends_of(rows)
+    of_each = np.bincount(np.searchsorted(marked, stops))  # trajectories up to each marked end
+    if of_each.max() < 2:
+        return []
+    return [
+        f"{counted(len(stops) - len(marked), 'end')} {'is' if len(stops) - len(marked) == 1 else 'are'} set by counting {most_steps} steps alone: one row more or less in the file moves all that follow up to the next end that it "
+        f"marks, and changes up to {of_each.max()} of {counted(len(stops), 'trajectory')}, which a certificate counts as so many"
+    ]
 
 
 def broken(rows: Rows) -> np.ndarray:

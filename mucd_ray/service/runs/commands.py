@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import yaml
 
+from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, card_named, plugged_cards
 from mucd_ray.data.environments.features import load_features_of, may_see
@@ -205,11 +206,26 @@ def _check_card(store: RunStore, settings: RunSettings, path: str | None, said: 
         return
     # By the name alone: the module in an id of the folder is not imported, and its arguments are compared only.
     scaled = settings.mechanism.kind in WITH_NOISE or settings.mechanism.kind == Neighbours.kind
-    if said.return_range is None or not is_of(declared_card(card.env_id, said, scaled=scaled and card != card.raw(), observation_keys=card.observation_keys)):
-        raise MucdError(
-            f"{store.location} has no shipped card but one of its own, whose environment is {card.env_id!r:.100}, and which is made only on your word: give the file with "
-            "which you began the run, --card FILE, or --return-range, --max-episode-steps and --make-kwargs as you gave them then"
+    if said.return_range is not None and is_of(declared_card(card.env_id, said, scaled=scaled and card != card.raw(), observation_keys=card.observation_keys)):
+        return
+    for shipped in (shipped for shipped in CARDS if shipped.env_id == card.env_id):
+        changed = UserEnvironment(
+            max_episode_steps=None if card.max_episode_steps == shipped.max_episode_steps else card.max_episode_steps,
+            return_range=None if (card.return_range, card.clip_returns) == (shipped.return_range, shipped.clip_returns) else card.return_range,
         )
+        if is_of(changed.of_card(shipped)):
+            raise MucdError(f"{store.location} began with the shipped card of {card.env_id} and {_changes(changed)} beside it, and you name {_changes(said)}: name the same, which is taken only on your word")
+    raise MucdError(
+        f"{store.location} has no shipped card but one of its own, whose environment is {card.env_id!r:.100}, and which is made only on your word: give the file with "
+        "which you began the run, --card FILE, or --return-range, --max-episode-steps and --make-kwargs as you gave them then"
+    )
+
+
+def _changes(said: UserEnvironment) -> str:
+    """What the user says about an environment beside its card, as options."""
+    ranged = said.return_range and ",".join(map(exactly, said.return_range))
+    options = {"--max-episode-steps": said.max_episode_steps, "--return-range": ranged, "--make-kwargs": said.make_kwargs and json.dumps(said.make_kwargs)}
+    return " ".join(f"{option} {value}" for option, value in options.items() if value is not None) or "nothing"
 
 
 def _as_seen(given: EnvironmentCard, card: EnvironmentCard) -> EnvironmentCard:

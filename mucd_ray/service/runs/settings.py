@@ -173,7 +173,8 @@ class RunSettings:
         largest = max(abs(low), abs(high))
         # No certificate could be made, when all is trained.
         if largest > LARGEST_VALUE or high - low < LEAST_WIDTH * largest:
-            raise MucdError(f"card of {self.card.env_id}: returns in [{low}, {high}] must lie within +-{LARGEST_VALUE:g}, in a range wider than {LEAST_WIDTH:g} of its ends: shift or rescale it")
+            whose = f"card of {self.card.env_id}: returns in" if self.evaluator is None else "--score-range: scores in"
+            raise MucdError(f"{whose} [{low}, {high}] must lie within +-{LARGEST_VALUE:g}, in a range wider than {LEAST_WIDTH:g} of its ends: shift or rescale it")
         check_history(self.card.history, self.mechanism.kind, self.mechanism.unit)
         check_unit(self.learner, self.mechanism.unit)
         if (algorithm_for(self.learner.algorithm, bool(self.actions)).conditioned or self.learner.network == "transformer") and self.trainer is None and (self.fit is None or self.mechanism.unit == "transition"):

@@ -95,6 +95,26 @@ def test_d4rl_ends_that_nothing_marks(minari_root, tmp_path, monkeypatch, at_a_t
     assert report["trajectories"] == 2 and report["lengths"]["greatest"] == 8 and any("give --max-episode-steps" in text for text in report["findings"])
 
 
+@pytest.mark.parametrize("done", [False, True])
+def test_ends_that_are_only_counted_move_together_and_the_report_says_so(minari_root, tmp_path, done):
+    """Without one row of 24 every later trajectory is another one, up to the next end that is marked."""
+    rng, path = np.random.default_rng(0), tmp_path / "log.csv"
+    rows = [f"{a},{b},{int(a > 0)},{int(row == 11)}" for row, (a, b) in enumerate(rng.normal(size=(24, 2)).tolist())]
+    columns = "obs=x*,action=act" + (",terminated=done" if done else "")
+
+    def digests(kept, **options):
+        path.write_text("\n".join(["x1,x2,act,done", *kept]))
+        report = import_dataset(path, "mine/a-v0", ImportOptions(columns=columns, actions="2", **options), overwrite=True)
+        return load_dataset("mine/a-v0").trajectory_digests(), [text for text in report["findings"] if "set by counting" in text]
+
+    (before, notes), (after, _) = digests(rows, max_episode_steps=4), digests(rows[1:], max_episode_steps=4)
+    most = 3 if done else 6
+    assert len(before) == 6 and len(set(before) - set(after)) == most
+    assert len(notes) == 1 and f"{4 if done else 5} ends are set by counting 4 steps alone" in notes[0] and f"changes up to {most} of 6 trajectories" in notes[0]
+    if done:
+        assert digests(rows)[1] == [] == digests(rows, max_episode_steps=12)[1]
+
+
 def test_robomimic(minari_root, tmp_path):
     """Numerical order of 12 demos; keys side by side, sorted (object before robot0_eef_pos); masks are keys; images are skipped; what env_args names is text."""
     made = foreign.episodes(12)

@@ -86,3 +86,19 @@ def test_runs_of_cards_without_them_are_what_they_were(recordings):
     commands._check_card(Namespace(location="run"), Namespace(card=before, mechanism=settings.mechanism), None, UserEnvironment())
     with pytest.raises(MucdError, match="only on your word"):
         commands._check_card(Namespace(location="run"), Namespace(card=replace(before, make_kwargs={"game": "/tmp/mine.bin"}), mechanism=settings.mechanism), None, UserEnvironment())
+
+
+@pytest.mark.parametrize(
+    "began, named, words",
+    [
+        ({"max_episode_steps": 100}, {}, "CartPole-v1 and --max-episode-steps 100 beside it, and you name nothing"),
+        ({"return_range": (0.0, 90.0), "max_episode_steps": 100}, {"max_episode_steps": 90}, "CartPole-v1 and --max-episode-steps 100 --return-range 0,90 beside it, and you name --max-episode-steps 90"),
+        ({}, {"max_episode_steps": 100}, "CartPole-v1 and nothing beside it, and you name --max-episode-steps 100"),
+    ],
+)
+def test_a_shipped_card_that_the_user_changed_is_called_so(recordings, began, named, words):
+    settings = settled(recordings["cartpole"], card=None, environment=UserEnvironment(**began))
+    run = Namespace(location="run"), Namespace(card=settings.card, mechanism=settings.mechanism), None
+    commands._check_card(*run, UserEnvironment(**began))
+    with pytest.raises(MucdError, match=f"^run began with the shipped card of {words}: name the same, which is taken only on your word$"):
+        commands._check_card(*run, UserEnvironment(**named))

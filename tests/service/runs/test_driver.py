@@ -18,7 +18,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.service.runs.about import assumptions
 from mucd_ray.service.runs.choices import Choices
-from mucd_ray.service.runs.driver import Driver, certify, train, training_units
+from mucd_ray.service.runs.driver import Driver, certify, recorded_values, train, training_units
 from mucd_ray.service.runs.session import Request, execute, make_settings
 from mucd_ray.service.runs.summary import describe, finish
 from mucd_ray.service.runs.tally import Tally
@@ -96,10 +96,10 @@ def test_mucd_run_on_ray_equals_the_run_in_one_process(on_ray, recordings, refer
 
 @pytest.mark.slow
 def test_baselines_on_ray_are_those_of_one_process(on_ray, recordings, reference):
-    store, units = RunStore.open(on_ray[0]), training_units(reference.settings(), load_dataset(recordings["cartpole"]))
-    found = store.read_json("baselines.json")
-    found.pop("behaviour")
-    assert found == baselines(reference.settings(), units, reference.states())
+    """And beside them stands what the driver reads of the recording."""
+    settings, dataset = reference.settings(), load_dataset(recordings["cartpole"])
+    expected = baselines(settings, training_units(settings, dataset), reference.states()) | recorded_values(settings, dataset)
+    assert RunStore.open(on_ray[0]).read_json("baselines.json") == expected and {"behaviour", "returns_outside", "observations_outside"} < set(expected)
 
 
 def test_baselines_do_not_depend_on_chance(recordings, reference, monkeypatch):

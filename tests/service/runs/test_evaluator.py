@@ -116,6 +116,8 @@ def test_what_does_not_go_with_scores_is_refused(log, tmp_path, capfd):
     for options, words in (
         (["--evaluator", SHARE], "needs --score-range"), (["--score-range", "0,1"], "is for --evaluator"), (["--evaluator", SHARE, "--score-range", "0;1"], "two numbers"),
         (["--evaluator", "tests.nowhere:score", "--score-range", "0,1"], "cannot be used"), (["--evaluator", SHARE, "--score-range", "0,1", "--evaluator-seconds", "0"], "outside"),
+        (["--evaluator", SHARE, "--score-range=-1e300,1e300"], "--score-range: scores in [-1e+300, 1e+300] must lie within"),
+        (["--evaluator", SHARE, "--score-range", "1,1.0000001"], "--score-range: scores in [1.0, 1.0000001] must lie within"),
     ):
         assert main([*run, *options]) == 2 and words in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
