@@ -18,7 +18,7 @@ import numpy as np
 _backend = os.environ.pop("MPLBACKEND", None)
 # Where the home folder cannot be written its import says at length in which temporary folder it keeps its fonts, and removes that at the end.
 _logger = logging.getLogger("matplotlib")
-_level = _logger.level
+_logged = _logger.level
 _logger.setLevel(logging.ERROR)
 import matplotlib
 
@@ -30,7 +30,7 @@ if _backend:
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-_logger.setLevel(_level)
+_logger.setLevel(_logged)
 
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.words import counted
