@@ -182,6 +182,7 @@ def _episodes(folder: Path, metadata: Metadata, source_key: str | None, read: Ob
     for number, episode in enumerate(_stored(folder, metadata, _one_key(folder, source_key), read)):
         for name in ("rewards", "terminations", "truncations"):
             episode[name] = as_column(episode[name], name)
+        _in_declared_dtypes(episode, number, metadata, read)
         for name in ("observations", "actions"):
             if episodes and episode[name].shape[1:] != episodes[0][name].shape[1:]:
                 raise MucdError(f"{name} of episode {number} have shape {episode[name].shape[1:]}, those before {episodes[0][name].shape[1:]}: record it again or restore its folder")
@@ -196,6 +197,19 @@ def _episodes(folder: Path, metadata: Metadata, source_key: str | None, read: Ob
     if steps != metadata.steps:
         raise MucdError(f"its {len(episodes)} episodes have {steps} steps, the metadata declare {metadata.steps}: record it again or restore its folder")
     return episodes
+
+
+def _in_declared_dtypes(episode: dict, number: int, metadata: Metadata, read: Observations | None) -> None:
+    """Arrays of an episode in the dtype of their space: which one it was stored in must say nothing about the others, as numpy's joint dtype would."""
+    if read is None:
+        try:
+            episode["observations"] = Part(path=(), space=metadata.observation_space).declared(episode["observations"])
+        except MucdError as error:
+            raise MucdError(f"episode {number}: {error}") from None
+    space, actions = metadata.action_space, episode["actions"]
+    if isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and actions.dtype.kind in "fiub":
+        with np.errstate(over="ignore", invalid="ignore"):
+            episode["actions"] = actions.astype(space.dtype)
 
 
 def stored_with_keys(folder: Path, metadata: Metadata):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import replace
 
@@ -143,7 +144,7 @@ def grow_run(options, out) -> int:
     if settings.mechanism.kind == Neighbours.kind:
         raise MucdError(f"{store.location} is a run of neighbours, which trains no instances: nothing can grow; start a new run for more episodes (--rollouts)")
     _may_play(store, options)
-    _may_train(store, settings, options.trainer)
+    _may_train(store, settings, options)
     _may_score(store, settings, options.evaluator)
     choices, resources = _choices(options, _certified(store)), _resources(options)
     dataset = load_dataset(settings.dataset, source_key=settings.source_key, observation_keys=settings.card.observation_keys)
@@ -165,13 +166,15 @@ def _may_play(store: RunStore, options) -> None:
         store.write_encoder(content)
 
 
-def _may_train(store: RunStore, settings: RunSettings, name: str | None) -> None:
-    """Raise MucdError unless the trainer of a run folder, if it is a plug-in, is the user's word: what a folder names is no reason to import it."""
-    trainer = settings.trainer
-    if name is None and trainer is not None and trainer.kind == "plug-in":
-        raise MucdError(f"{store.location} has a plug-in as its trainer, which is imported only on your word: add --trainer {trainer.name}")
-    if name is not None and (trainer is None or name != trainer.name):
-        raise MucdError(f"--trainer {name} is not that of {store.location}: {'leave it out' if trainer is None else f'it began with {trainer.name}'}")
+def _may_train(store: RunStore, settings: RunSettings, options) -> None:
+    """Raise MucdError unless the trainer of a run folder, if it is from outside the package, is the user's word: what a folder names is no reason to import or to start it."""
+    ours, given = settings.trainer, {"--trainer": options.trainer, "--trainer-command": options.trainer_command}
+    for option, name in given.items():
+        if name is not None and (ours is None or (ours.option, ours.name) != (option, name)):
+            began = "leave it out" if ours is None else f"it began with {ours.option} {ours.name!r}"
+            raise MucdError(f"{option} {name!r:.100} is not that of {store.location}: {began}")
+    if ours is not None and given[ours.option] is None:
+        raise MucdError(f"{store.location} has a trainer from outside the package, which is started only on your word: add {ours.option} {shlex.quote(printable(ours.name))}")
 
 
 def _may_score(store: RunStore, settings: RunSettings, name: str | None) -> None:

@@ -3,11 +3,14 @@
 import h5py
 import minari
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from minari_datasets import ACTIONS, SPACES, create
 
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.data.recording.record import record
+from mucd_ray.errors import MucdError
 
 
 def check_same(name):
@@ -56,3 +59,53 @@ def test_what_was_packed_afterwards(minari_root, filters):
             del file[name]
             file.create_dataset(name, data=values, chunks=(min(len(values), 64), *values.shape[1:]), **filters)
     check_same("packed-v0")
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "parquet"])
+@pytest.mark.parametrize("name, others", [("box", (np.float64, np.float16)), ("bytes", (np.int16, np.float64)), ("states", (np.int8, np.float32)), ("digits", (np.uint8, np.float64)), ("bits", (np.int64, np.float32))])
+def test_the_type_in_which_one_episode_is_stored_changes_no_other(minari_root, name, others, data_format):
+    """Poison: numpy's joint type of all episodes would be that of the poisoned one, and every bag's rows another's."""
+    create("typed-v0", SPACES[name], ACTIONS["continuous"], data_format)
+    before, folder = load_dataset("typed-v0"), minari_root / "typed-v0/data"
+    for other in others:
+        _stored_as(folder, data_format, other)
+        after = load_dataset("typed-v0")
+        start = after.trajectory_starts[-2]  # of the poisoned episode, the last one
+        for field in ("observations", "next_observations", "actions", "rewards"):
+            mine, theirs = getattr(before, field), getattr(after, field)
+            assert mine.dtype == theirs.dtype and mine[:start].tobytes() == theirs[:start].tobytes(), (field, other)
+        assert before.trajectory_digests()[:-1] == after.trajectory_digests()[:-1]
+
+
+def _stored_as(folder, data_format, dtype):
+    """The last episode's observations and actions in another type."""
+    if data_format == "hdf5":
+        with h5py.File(folder / "main_data.hdf5", "a") as file:
+            for field in ("observations", "actions"):
+                values = file[f"episode_2/{field}"][()]
+                del file[f"episode_2/{field}"]
+                file[f"episode_2/{field}"] = values.astype(dtype if field == "observations" else np.float64)
+        return
+    path = folder / "2/part-0.parquet"
+    table = pyarrow.parquet.read_table(path)
+
+    def retyped(kind):
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(retyped(kind.value_type), kind.list_size)
+        return pa.list_(retyped(kind.value_type)) if pa.types.is_list(kind) else pa.from_numpy_dtype(dtype)
+
+    place = table.column_names.index("observations")
+    column = pa.array(table.column("observations").to_pylist(), retyped(table.schema.field("observations").type))
+    pyarrow.parquet.write_table(table.set_column(place, "observations", column), path)
+
+
+@pytest.mark.parametrize("name, bad", [("bytes", 300.0), ("bytes", 1.5), ("states", 4.5), ("states", 77), ("bits", 2)])
+def test_what_another_type_holds_and_the_declared_one_does_not_is_one_line(minari_root, name, bad):
+    create("typed-v0", SPACES[name], ACTIONS["discrete"])
+    with h5py.File(minari_root / "typed-v0/data/main_data.hdf5", "a") as file:
+        values = file["episode_1/observations"][()].astype(np.float64)
+        values.reshape(-1)[0] = bad
+        del file["episode_1/observations"]
+        file["episode_1/observations"] = values
+    with pytest.raises(MucdError, match="episode 1: .*space"):
+        load_dataset("typed-v0")

@@ -18,10 +18,11 @@ from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.trainers.bags import draw_bag
-from mucd_ray.learn.trainers.outside import outside
+from mucd_ray.learn.trainers.outside import outside, sha256_of
 from mucd_ray.learn.trainers.parts import draw_part, units_by_part
 from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.outside import Outside
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import certify, train, training_units, trusted_units
 from mucd_ray.service.runs.session import Request, make_settings
@@ -215,3 +216,21 @@ def test_one_command_certifies_a_trainer_of_ones_own(recordings, tmp_path, capfd
     summary = json.loads(capfd.readouterr().out)
     assert summary["trainer"]["kind"] == "function" and summary["failures"] == 0 and summary["baselines"]["non_private"] > 20
     assert main(["verify", str(tmp_path / "run" / "certificate.json")]) == 0
+    grow = ["grow", str(tmp_path / "run"), "--instances", "18"]
+    for said, words in [
+        ([], f"started only on your word: add --trainer {FOREIGN}:ridge"), (["--trainer", f"{FOREIGN}:crash"], "is not that of"), (["--trainer-command", f"{FOREIGN}:ridge"], "is not that of"),
+    ]:
+        assert main([*grow, *said]) == 2 and words in capfd.readouterr().err
+    assert main([*grow, "--trainer", f"{FOREIGN}:ridge", "--json"]) == 0 and json.loads(capfd.readouterr().out)["instances"] == 18
+
+
+def test_a_run_folder_starts_no_command_by_itself(recordings, tmp_path, capfd):
+    """A stranger's folder: settings that name a command, which names no file and so has a hash that anybody knows."""
+    command = f"touch {tmp_path}/started {{bag}} {{out}} {{seed}}"
+    store = settled(load_dataset(recordings["cartpole"]), tmp_path / "run", None)
+    settings = store.settings()
+    trainer = Outside(kind="command", name=command, sha256=sha256_of("command", command), seconds=5.0, memory=1.0, bag_format="npz")
+    store.write_json("settings.json", dataclasses.replace(settings, trainer=trainer, fit=None).to_dict())
+    assert RunStore.open(tmp_path / "run").settings().trainer == trainer
+    assert main(["grow", str(tmp_path / "run"), "--instances", "30"]) == 2 and "started only on your word: add --trainer-command 'touch" in capfd.readouterr().err
+    assert not (tmp_path / "started").exists()
