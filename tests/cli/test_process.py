@@ -105,8 +105,8 @@ def test_sigterm_at_any_moment_of_a_start_ends_quietly():
 
 
 def program(*arguments, shell=None, body="cli.main(sys.argv[1:])", **environment):
-    """The command line in a process of its own, by a shell that redirects its streams."""
-    code = f"import os, signal, sys\nfrom mucd_ray import cli\n{body}" if body.startswith("cli.calculating.plan") else f"import sys\nfrom mucd_ray import cli\nsys.exit({body})"
+    """The command line in a process of its own, by a shell that redirects its streams. With signals as in a terminal: what runs these tests may ignore some."""
+    code = f"import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\nfrom mucd_ray import cli\n{body}" if body.startswith("cli.calculating.plan") else f"import sys\nfrom mucd_ray import cli\nsys.exit({body})"
     return subprocess.run(
         ["bash", "-c", f'set -o pipefail; "$@" {shell or ""}', "bash", sys.executable, "-c", code, *arguments], env=os.environ | environment, capture_output=True, text=True
     )

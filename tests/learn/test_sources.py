@@ -70,7 +70,7 @@ def test_trajectories_with_a_key_are_one_source_and_each_without_is_its_own():
 
 
 def vars_of(data: OfflineDataset) -> dict:
-    return {name: value for name, value in vars(data).items() if name not in ("sources", "declared_actions", "declared_observations")}
+    return {name: value for name, value in vars(data).items() if name not in ("sources", "declared_actions", "imported_by")}
 
 
 def test_fingerprints_tell_who_is_from_where_and_are_as_ever_without_keys():
