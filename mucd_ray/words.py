@@ -1,5 +1,8 @@
 """Numbers and foreign text in what is printed."""
 
+# In the place of an environment's id, where there is none.
+NO_ENVIRONMENT = "no-environment"
+
 
 def counted(number: int, *nouns: str, form: str = "") -> str:
     """"1 trajectory", "2 trajectories", "2 insertions or removals"; the number in Python's format `form`."""

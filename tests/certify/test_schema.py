@@ -119,7 +119,7 @@ def certificates():
         {"mechanism": Neighbours(neighbours=20), "actions": neighbours_evidence(rng.integers(0, 2, (STATES, 40)), 2, [0, 1, 1]), "path_radii": [3] * POLICIES},
         {
             "mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "returns": [], "return_range": None, "rollouts": 0, "instances": POLICIES,
-            "declared": {"observation_shape": [6], "actions": 2, "dimensions": 0, "sha256": "0f" * 32},
+            "declared": {"observation_shape": [6], "actions": 2, "dimensions": 0, "sha256": "0f" * 32}, "features": {"source": "raw", "card": "no-environment", "encoder": None},
         },
     ]
     return [make_certificate(make_inputs(**base | kind), assumptions=["η was chosen before."], context=run_context()) for kind in kinds]

@@ -1,5 +1,6 @@
 """Runs on observations that are dictionaries and actions that are several numbers: trained in this process, certified, verified and served."""
 
+import hashlib
 import json
 import socket
 import sys
@@ -10,6 +11,7 @@ import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -18,7 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from own_spaces import Doors, Rooms, card, record
 
 from mucd_ray.certify.file.certificate import verify
+from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.card import EnvironmentCard
+from mucd_ray.data.environments.declared import DeclaredCard, card_from
 from mucd_ray.data.environments.own import UserEnvironment
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
@@ -41,6 +45,7 @@ def minari_root(tmp_path_factory):
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
         for name in ("Rooms", "Pictures", "Cells", "Doors"):
             record(f"{name}-v0", f"{name.lower()}-v0", 24)
+            record(f"{name}-v0", f"{name.lower()}-mine-v0", 3, start=60)
         yield
 
 
@@ -165,6 +170,81 @@ def test_without_an_environment_spaces_are_those_that_the_dataset_declares(minar
     certify(store, Choices())
     assert verify(store.certificate()) == [] and store.certificate()["inputs"]["features"].get("keys", []) == list(keys)
     assert Ensemble(str(store.path)).act(states).shape[1:] == settings.environment_actions.declared.shape
+
+
+SEEN = {"rooms": ("Rooms", {"observation_keys": ("near", "way")}, (10,)), "cells": ("Cells", {}, (9,)), "doors": ("Doors", {"history": 3}, (3, 6)), "recalled doors": ("Doors", {"history": 2}, (2, 2 + 4 + 6))}
+
+
+@pytest.mark.parametrize("plays", [False, True])
+@pytest.mark.parametrize("case", SEEN)
+def test_trusted_states_are_as_policies_see_them(minari_root, case, plays):
+    name, changes, shape = SEEN[case]
+    learner = replace(LEARNER, algorithm="dt", network="transformer", hidden=()) if "recalled" in case else LEARNER
+    request = Request(
+        dataset=f"{name.lower()}-v0", mechanism="bag", unit="trajectory", bag_size=3, learner=learner, fit={"steps": 20}, states=7, trusted_states=f"{name.lower()}-mine-v0", no_environment=not plays,
+        card=EnvironmentCard.from_dict(card(f"{name}-v0")) if plays else None, **changes,
+    )
+    dataset = read_dataset(request)
+    settings, states = make_settings(request, dataset, Choices())
+    trusted = settings.card.as_seen(read_dataset(replace(request, dataset=request.trusted_states)))
+    assert states.shape == (7, *shape) and all((trusted.observations == state).reshape(len(trusted), -1).all(1).any() for state in states)
+    with pytest.raises(MucdError, match="whoever poisons it would choose"):
+        make_settings(replace(request, trusted_states=request.dataset, unit="source", source_key="who"), replace(dataset, sources=np.arange(24) // 2), Choices())
+
+
+def test_states_of_whole_numbers_leave_room_for_others(minari_root, tmp_path):
+    np.save(tmp_path / "states.npy", np.ones((3, 6), np.int8))
+    request = Request(dataset="doors-v0", mechanism="bag", bag_size=3, states_file=str(tmp_path / "states.npy"), no_environment=True)
+    _, states = make_settings(request, read_dataset(request), Choices())
+    assert states.dtype == np.float32
+
+
+def declaring(observations, actions) -> OfflineDataset:
+    """Eight transitions of ones, whatever they mean."""
+    one = observations.sample()
+    many = {key: np.ones((8, *np.shape(value)), observations[key].dtype) for key, value in one.items()} if isinstance(one, dict) else np.ones((8, *np.shape(one)), observations.dtype)
+    return OfflineDataset.from_arrays(
+        observations=many, next_observations=many, actions=np.ones((8, *np.shape(actions.sample())), actions.dtype), rewards=np.zeros(8), terminations=np.zeros(8, bool), truncations=np.zeros(8, bool),
+        observation_space=observations, action_space=actions,
+    )
+
+
+BOX = {size: gym.spaces.Box(-np.inf, np.inf, (size,), np.float32) for size in (2, 3, 4, 5)}
+TWO_THREE = gym.spaces.Dict(a=BOX[2], b=BOX[3])
+# Declarations whose arrays are alike.
+ALIKE = {
+    "other keys": (TWO_THREE, gym.spaces.MultiDiscrete([2, 3]), gym.spaces.Dict(c=BOX[2], d=BOX[3]), gym.spaces.MultiDiscrete([2, 3])),
+    "keys of other widths": (TWO_THREE, gym.spaces.Discrete(3), gym.spaces.Dict(a=BOX[3], b=BOX[2]), gym.spaces.Discrete(3)),
+    "no keys": (TWO_THREE, gym.spaces.Discrete(3), BOX[5], gym.spaces.Discrete(3)),
+    "other combinations": (BOX[5], gym.spaces.MultiDiscrete([2, 3]), BOX[5], gym.spaces.MultiDiscrete([3, 2])),
+    "combinations from elsewhere": (BOX[5], gym.spaces.MultiDiscrete([2, 3]), BOX[5], gym.spaces.MultiDiscrete([2, 3], start=[1, 0])),
+    "no combinations": (BOX[5], gym.spaces.MultiDiscrete([2, 3]), BOX[5], gym.spaces.Discrete(6)),
+    "a matrix": (BOX[5], gym.spaces.Box(-1, 1, (2, 2)), BOX[5], gym.spaces.Box(-1, 1, (4,))),
+    "another first action": (BOX[5], gym.spaces.Discrete(3), BOX[5], gym.spaces.Discrete(3, start=1)),
+    "a mask": (gym.spaces.Dict(action_mask=BOX[3], b=BOX[2]), gym.spaces.Discrete(3), gym.spaces.Dict(a=BOX[3], b=BOX[2]), gym.spaces.Discrete(3)),
+    "another first category": (gym.spaces.Discrete(5), gym.spaces.Discrete(3), gym.spaces.Discrete(5, start=1), gym.spaces.Discrete(3)),
+    "no category": (gym.spaces.Discrete(5), gym.spaces.Discrete(3), gym.spaces.Box(0, 1, (5,), np.uint8), gym.spaces.Discrete(3)),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_what_is_declared_is_compared_by_its_meaning(case):
+    observations, actions, others, other_actions = ALIKE[case]
+    mine, theirs = declaring(observations, actions), declaring(others, other_actions)
+    cards = [DeclaredCard.of(dataset).raw().one_hot() for dataset in (mine, theirs)]
+    assert cards[0].declared["sha256"] != cards[1].declared["sha256"]
+    for own, given, other in zip(cards, (mine, theirs), (theirs, mine)):
+        own.check(given)
+        again = card_from(json.loads(json.dumps(own.to_dict())))
+        assert again == own and again.declared == own.declared
+        with pytest.raises(MucdError, match="declares"):
+            again.check(other)
+
+
+def test_plain_spaces_are_hashed_as_ever():
+    declared = DeclaredCard.of(declaring(BOX[4], gym.spaces.Discrete(3)))
+    assert declared.to_dict().keys().isdisjoint({"observation_parts", "declared_actions"})
+    assert declared.declared["sha256"] == hashlib.sha256(json.dumps([declared.observation_space, declared.action_space]).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("inference", ["votes", "scores"])

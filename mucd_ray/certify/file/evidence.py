@@ -14,7 +14,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.mechanism import evaluator, outside
 from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
 from mucd_ray.mechanism.neighbours import Neighbours
-from mucd_ray.words import counted
+from mucd_ray.words import NO_ENVIRONMENT, counted
 
 # A level is 0.5 % of the range.
 LEVELS = 200
@@ -104,8 +104,8 @@ def _check_features(features) -> None:
         raise MucdError(f"history {_shown(features['history'])} of the features must be a whole number of raw observations, at least 2, or left out")
     if "steps" in features and not (type(features["steps"]) is int and 1 <= features["steps"] <= MOST_COUNTS and features["source"] == "raw" and "history" not in features):
         raise MucdError(f"steps {_shown(features['steps'])} of the features must be a whole number of recalled ones, at least 1, of raw observations without a history, or left out")
-    if "keys" in features and not (isinstance(features["keys"], list) and 0 < len(features["keys"]) <= MOST_KEYS and all(isinstance(key, str) and NAME.fullmatch(key) for key in features["keys"])):
-        raise MucdError(f"keys {_shown(features['keys'])} of the features must be names of parts of an observation, or left out")
+    if "keys" in features and not (isinstance(features["keys"], list) and 0 < len(features["keys"]) <= MOST_KEYS and all(isinstance(key, str) and NAME.fullmatch(key) for key in features["keys"]) and len(set(features["keys"])) == len(features["keys"])):
+        raise MucdError(f"keys {_shown(features['keys'])} of the features must be names of parts of an observation, each given once, or left out")
     if ("name" in features) != (features["source"] == "plug-in") or "name" in features and not (isinstance(features["name"], str) and NAME.fullmatch(features["name"])):
         raise MucdError(f"name {_shown(features.get('name'))} of the features must be that of a plug-in where the source is one, else left out")
     if "mask" in features and not (features["mask"] is True and features["source"] == "raw"):
@@ -175,8 +175,12 @@ def check_inputs(inputs: dict) -> None:
         _check_actions(inputs["actions"], instances_of(inputs), inputs["mechanism"])
     if "declared" in inputs:
         _check_declared(inputs["declared"], inputs["actions"])
+        if inputs.get("features", {}).get("card", NO_ENVIRONMENT) != NO_ENVIRONMENT:
+            raise MucdError(f"card {_shown(inputs['features']['card'])} of the features is an environment's, and declared is what stands where there is none: leave one of them out")
         if inputs["rollouts"] and "evaluator" not in inputs:
             raise MucdError("without an environment there are no rollouts, but with an evaluator, whose scores they are")
+    elif inputs.get("features", {}).get("card") == NO_ENVIRONMENT or isinstance(mechanism, Neighbours) and not inputs["rollouts"]:
+        raise MucdError("without an environment there must be what D and every D' declare, and declared is left out")
     if "evaluator" in inputs:
         _check_evaluator(inputs, isinstance(mechanism, Neighbours))
 
@@ -222,8 +226,8 @@ def _check_declared(declared, actions: dict | None) -> None:
     if not isinstance(declared, dict) or set(declared) != DECLARED_KEYS:
         raise MucdError(f"declared must have exactly the keys {', '.join(sorted(DECLARED_KEYS))}")
     shape = declared["observation_shape"]
-    if not isinstance(shape, list) or len(shape) > 8:
-        raise MucdError("declared observation shape must be a list of at most 8 whole numbers")
+    if not isinstance(shape, list) or len(shape) > 8 or 0 in shape:
+        raise MucdError("declared observation shape must be a list of at most 8 whole numbers, at least 1")
     checked_wholes("declared observation shape, actions and dimensions", [*shape, declared["actions"], declared["dimensions"]])
     if not isinstance(declared["sha256"], str) or not HASH.fullmatch(declared["sha256"]):
         raise MucdError(f"declared {_shown(declared['sha256'])} is no SHA-256")

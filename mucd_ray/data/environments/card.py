@@ -416,7 +416,7 @@ class EnvironmentCard:
 
     def _check_observations(self, dataset: OfflineDataset, space: gym.Space) -> None:
         """Raise MucdError unless recorded observations are read as those of the environment's space are."""
-        recorded = dataset.observation_parts or (Observations.of(dataset.observation_space).words if _is_whole(dataset.observation_space) else ())
+        recorded = read_as(dataset.observation_space, dataset.observation_parts)
         if recorded:
             parts = Observations.of(space, self.observation_keys).words
             if recorded != parts:
@@ -460,6 +460,11 @@ class EnvironmentCard:
             return cls(**values)
         except (TypeError, ValueError, IndexError) as error:
             raise MucdError(f"a field of the card of {str(values.get('env_id'))[:60]} has a wrong type or shape ({error}): give numbers and lists of numbers") from error
+
+
+def read_as(space: gym.Space, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """What decides how observations in a space are read: the `parts` that they are joined from, or those of whole numbers; nothing of others."""
+    return parts or (Observations.of(space).words if _is_whole(space) else ())
 
 
 def _is_whole(space: gym.Space) -> bool:

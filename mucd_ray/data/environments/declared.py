@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
+import math
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -11,12 +13,12 @@ import numpy as np
 from minari.serialization import serialize_space
 
 from mucd_ray.data.dataset import OfflineDataset
-from mucd_ray.data.environments.card import EnvironmentCard
+from mucd_ray.data.environments.card import EnvironmentCard, read_as
 from mucd_ray.data.formats.metadata import read_space
-from mucd_ray.data.spaces import Observations
+from mucd_ray.data.spaces import Actions, Observations, shown
 from mucd_ray.errors import MucdError
+from mucd_ray.words import NO_ENVIRONMENT
 
-NO_ENVIRONMENT = "no-environment"
 SOURCE = "Observations are taken as they were recorded: nothing is known of an environment."
 # What is taken of a card that the user gives: all that is about observations, and nothing about episodes.
 KEPT = ("observation_shape", "transform", "indices", "center", "scale", "clip", "reward_scale", "privileged", "mirror_observation", "mirror_actions", "entries", "learning_rate", "source")
@@ -39,11 +41,15 @@ class DeclaredSpaces(gym.Env):
 class DeclaredCard(EnvironmentCard):
     """A card without an environment. Nothing of it is about returns: whoever asks for their range is refused.
 
+    All of it is a public assumption of the claim.
+
     Attributes:
-        observation_space, action_space: as the dataset declares them, in Minari's JSON; public assumptions of the claim.
+        observation_space, action_space: of the arrays of the dataset, in Minari's JSON.
+        observation_parts: `Observations.words` of what the dataset declares, where these arrays are joined from parts or are one-hot; else nothing.
+        declared_actions: the action space that it declares, in Minari's JSON, where these arrays are numbers of its combinations or its flattened rows; else None.
 
     Raises:
-        MucdError: as a card; a space that is none, or observations of another shape than the space's.
+        MucdError: as a card; a space that is none, observations of another shape than the space's or without any number, or parts or actions that are not of these spaces.
     """
 
     env_id: str = NO_ENVIRONMENT
@@ -51,12 +57,18 @@ class DeclaredCard(EnvironmentCard):
     return_range: tuple[float, float] = (0.0, 1.0)
     observation_space: str
     action_space: str
+    observation_parts: tuple[str, ...] = ()
+    declared_actions: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        observations, _ = self.spaces
+        observations, actions = self.spaces
         if observations.shape != tuple(self.without_history().observation_shape):
             raise MucdError(f"observations are declared to be of shape {observations.shape}, and the card is of shape {tuple(self.observation_shape)}: use a card for these observations")
+        if not math.prod(observations.shape):
+            raise MucdError(f"observations are declared to be of shape {observations.shape}, which holds no number: there is nothing to learn from")
+        if not all(isinstance(words, str) for words in self.observation_parts) or self.declared_actions is not None and Actions(declared=self._declared_actions).space != actions:
+            raise MucdError(f"observation_parts {self.observation_parts!r:.100} must be texts, and declared_actions {self.declared_actions!r:.100} a space of these actions")
 
     @classmethod
     def of(cls, dataset: OfflineDataset, card: EnvironmentCard | None = None) -> "DeclaredCard":
@@ -68,6 +80,7 @@ class DeclaredCard(EnvironmentCard):
         if not dataset.actions_declared:
             raise MucdError(f"actions of {dataset.name} are read off its rows, which one poisoned row could change: declare them, `mucd import --actions N` (or LO,HI), and import it again")
         spaces = {"observation_space": serialize_space(dataset.observation_space), "action_space": serialize_space(dataset.action_space)}
+        spaces |= {"observation_parts": dataset.observation_parts, "declared_actions": None if dataset.declared_actions is None else serialize_space(dataset.declared_actions)}
         if card is not None:
             return cls(**{name: getattr(card, name) for name in KEPT}, **spaces)
         everything = float(np.finfo(np.float32).max)
@@ -79,15 +92,22 @@ class DeclaredCard(EnvironmentCard):
         return tuple(read_space(getattr(self, name), name, f"card of {self.env_id}") for name in ("observation_space", "action_space"))
 
     @property
+    def _declared_actions(self) -> gym.Space | None:
+        return None if self.declared_actions is None else read_space(self.declared_actions, "action_space", f"card of {self.env_id}")
+
+    @property
     def declared(self) -> dict:
         """What a certificate says of it (certify/file/evidence.py)."""
         _, actions = self.spaces
+        spaces = [self.observation_space, self.action_space]
+        if self.observation_parts or self.declared_actions:
+            spaces += [list(self.observation_parts), self.declared_actions, list(self.observation_keys)]
         discrete = isinstance(actions, gym.spaces.Discrete)
         return {
             "observation_shape": [int(length) for length in self.without_history().observation_shape],
             "actions": int(actions.n) if discrete else 0,
             "dimensions": 0 if discrete else int(np.prod(actions.shape)),
-            "sha256": hashlib.sha256(json.dumps([self.observation_space, self.action_space]).encode()).hexdigest(),
+            "sha256": hashlib.sha256(json.dumps(spaces).encode()).hexdigest(),
         }
 
     def one_hot(self) -> "DeclaredCard":
@@ -95,8 +115,8 @@ class DeclaredCard(EnvironmentCard):
         observations, _ = self.spaces
         if self.mirror or not isinstance(observations, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
             return self
-        space = Observations.of(observations).space
-        return dataclasses.replace(self, observation_space=serialize_space(space), observation_shape=tuple(space.shape))
+        joined = Observations.of(observations)
+        return dataclasses.replace(self, observation_space=serialize_space(joined.space), observation_shape=tuple(joined.space.shape), observation_parts=joined.words)
 
     def make(self) -> gym.Env:
         """The spaces, in the place of an environment."""
@@ -114,15 +134,21 @@ class DeclaredCard(EnvironmentCard):
         raise MucdError("there is no environment, hence no range of returns")
 
     def check(self, dataset: OfflineDataset) -> None:
-        """Raise MucdError unless the dataset declares the same shape of observations and the same actions."""
-        shape, (_, actions) = tuple(self.without_history().observation_shape), self.spaces
-        if self._shape_in(dataset) != shape or dataset.action_space != actions:
+        """Raise MucdError unless the dataset declares the same observations, part by part, and the same actions."""
+        shape, (observations, actions) = tuple(self.without_history().observation_shape), self.spaces
+        if self._shape_in(dataset) != shape or dataset.action_space != actions or dataset.declared_actions != self._declared_actions:
             raise MucdError(
-                f"dataset {dataset.name} declares observations of shape {dataset.observations.shape[1:]} and actions in {dataset.action_space}, but asked for are observations of shape {shape} and actions in {actions}"
+                f"dataset {dataset.name} declares observations of shape {dataset.observations.shape[1:]} and actions in {shown(dataset.declared_actions or dataset.action_space)}, but asked for are "
+                f"observations of shape {shape} and actions in {shown(self._declared_actions or actions)}"
             )
+        recorded, asked = read_as(dataset.observation_space, dataset.observation_parts), read_as(observations, self.observation_parts)
+        if recorded != asked:
+            there, here = next((one, other) for one, other in itertools.zip_longest(recorded, asked) if one != other)
+            raise MucdError(f"dataset {dataset.name} declares observations with {there or 'nothing'!s:.200} where {here or 'nothing'!s:.200} is asked for: name one that declares the same")
 
     def to_dict(self) -> dict:
-        return {name: value for name, value in super().to_dict().items() if name != "return_range"}
+        # Runs of earlier versions do not have the latter two.
+        return {name: value for name, value in super().to_dict().items() if name != "return_range" and (name, value) not in (("observation_parts", []), ("declared_actions", None))}
 
 
 def card_from(values: dict) -> EnvironmentCard:

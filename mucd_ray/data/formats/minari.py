@@ -207,9 +207,10 @@ def _in_declared_dtypes(episode: dict, number: int, metadata: Metadata, read: Ob
         except MucdError as error:
             raise MucdError(f"episode {number}: {error}") from None
     space, actions = metadata.action_space, episode["actions"]
-    if isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and actions.dtype.kind in "fiub":
+    if isinstance(space, gym.spaces.Box) and actions.dtype.kind in "fiub":
         with np.errstate(over="ignore", invalid="ignore"):
-            episode["actions"] = actions.astype(space.dtype)
+            # Of whole numbers in the end, too, float32 is what is kept.
+            episode["actions"] = actions.astype(space.dtype if space.dtype.kind == "f" else np.float32)
 
 
 def stored_with_keys(folder: Path, metadata: Metadata):

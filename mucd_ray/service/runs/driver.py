@@ -75,6 +75,8 @@ def trusted_units(settings: RunSettings) -> Units | Recorded | None:
     trusted = load_dataset(name, observation_keys=settings.card.observation_keys)
     if trusted.fingerprint() != fingerprint:
         raise MucdError(f"the trusted dataset {name} has changed since the run began: restore it, or start a new run folder")
+    # The hash is of its content: what that means is what it declares.
+    settings.card.check(trusted)
     trusted = settings.card.as_seen(trusted)
     if settings.trainer is not None:
         return Recorded.of(_encoded(settings, trusted), settings.trusted_unit)
@@ -109,6 +111,7 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     check_same(settings.plugins, store.location)
     if dataset.fingerprint() != settings.fingerprint:
         raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.location} began: restore it, or start a new run folder")
+    settings.card.check(dataset)
     if settings.states_sha256 is not None and states is None and store.states() is None:
         raise MucdError(f"{store.file('states.npy')} is missing and came from the user: restore it, or run again with --states-file")
     _refuse_less(store, instances)

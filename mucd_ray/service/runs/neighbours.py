@@ -116,6 +116,7 @@ def _units(store: RunStore, settings: RunSettings, dataset: OfflineDataset) -> t
     check_code(settings)
     if dataset.fingerprint() != settings.fingerprint:
         raise MucdError(f"dataset {settings.dataset} has changed since the run in {store.location} began: restore it, or start a new run folder")
+    settings.card.check(dataset)
     units = make_units(dataset, settings.card, settings.problem, settings.mechanism.unit)
     return units, Nearest(units)
 

@@ -19,6 +19,7 @@ from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, known_card
 from mucd_ray.data.environments.declared import DeclaredCard
 from mucd_ray.data.environments.features import load_features
 from mucd_ray.data.environments.own import UserEnvironment, card_of
+from mucd_ray.data.environments.past import action_width
 from mucd_ray.data.environments.plain import declared_spaces
 from mucd_ray.data.environments.recorded_in import name_of
 from mucd_ray.data.formats.minari import load_dataset, source_keys
@@ -45,7 +46,7 @@ from mucd_ray.service.runs.settings import MOST, WITH_HISTORY, RunSettings, chec
 from mucd_ray.service.runs.summary import finish
 from mucd_ray.service.runs.work import open_nursery, open_scorer
 from mucd_ray.service.storage.store import RunStore
-from mucd_ray.service.tuning.tuned import AnyTuned
+from mucd_ray.service.tuning.tuned import AnyTuned, content_of
 from mucd_ray.service.workers.cluster import Resources
 
 DEFAULT_LEARNER_NOTE = "The learner's settings are the package's defaults, chosen on simulator recordings with other seeds, never on this dataset."
@@ -182,6 +183,9 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"fraction {exactly(request.fraction)} is outside (0, 1): use for example 0.01 for 1 %")
     size = dataset.count(request.unit)
     states, states_from = _states(request, card, dataset)
+    if states is not None:
+        # `serve` asks for observations in this dtype: one of a file of whole numbers, say, must hold them all.
+        states = states.astype(np.result_type(states, observation_space.dtype))
     if request.units is not None and not 2 <= request.units <= LARGEST:
         raise MucdError(f"units {request.units}: declare at least 2 and at most {LARGEST:,}, about the size of the dataset")
     declared, margin = declared_size(size) if request.units is None else (request.units, None)
@@ -302,11 +306,24 @@ def _check_source(request: Request) -> None:
 
 def _trusted(name: str, dataset: OfflineDataset, card: EnvironmentCard) -> tuple[str, str]:
     """(name, content hash) of the user's trusted data, recorded in the same environment."""
-    trusted = load_dataset(name, observation_keys=card.observation_keys)
-    card.check(trusted)
-    if trusted.fingerprint() == dataset.fingerprint():
+    trusted = _trusted_data(name, card)
+    if _is_the_same(trusted, dataset):
         raise MucdError(f"the trusted dataset {name} is the one to be certified: if you trust all of it, no certificate is needed")
     return trusted.name, trusted.fingerprint()
+
+
+def _trusted_data(name: str, card: EnvironmentCard) -> OfflineDataset:
+    """A dataset that the user trusts, read as the one to be certified. Raises MucdError where it declares something else than the card of this run."""
+    trusted = load_dataset(name, observation_keys=card.observation_keys)
+    card.check(trusted)
+    if card.recalled and action_width(trusted.action_space) != card.recalled[0]:
+        raise MucdError(f"actions of {name} are read off its rows, and policies recall actions: declare them, `mucd import --environment ID` or --actions N, and import it again")
+    return trusted
+
+
+def _is_the_same(trusted: OfflineDataset, dataset: OfflineDataset) -> bool:
+    """Whether both have the same content, whichever key tells the sources of one."""
+    return content_of(trusted) == content_of(dataset)
 
 
 def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: bool, bounded: bool) -> Learner:
@@ -433,18 +450,16 @@ def _states(request: Request, card: EnvironmentCard, dataset: OfflineDataset) ->
         return _states_of_file(request.states_file, card), None
     if request.states_file is not None:
         raise MucdError("--states-file and --trusted-states both say at which states actions are certified: leave one of the two out")
-    trusted = load_dataset(request.trusted_states)
-    card.check(trusted)
-    fingerprint = trusted.fingerprint()
-    if fingerprint == dataset.fingerprint():
+    if not 1 <= request.states <= MOST:
+        raise MucdError(f"states {request.states} must be at least 1, and at most {MOST:,}")
+    trusted = _trusted_data(request.trusted_states, card)
+    if _is_the_same(trusted, dataset):
         raise MucdError(
             f"--trusted-states {request.trusted_states} is the dataset to be certified: whoever poisons it would choose the states at which the claim is made; name one that you trust, or give --states-file"
         )
-    if not 1 <= request.states <= MOST:
-        raise MucdError(f"states {request.states} must be at least 1, and at most {MOST:,}")
-    observations = trusted.with_history(card.history).observations
+    observations = card.as_seen(trusted).observations
     rows = np.random.default_rng(request.states).permutation(len(observations))[: request.states]
-    return np.ascontiguousarray(observations[np.sort(rows)]), (trusted.name, fingerprint)
+    return np.ascontiguousarray(observations[np.sort(rows)]), (trusted.name, trusted.fingerprint())
 
 
 def _states_of_file(path: str | None, card: EnvironmentCard) -> np.ndarray | None:

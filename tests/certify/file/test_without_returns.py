@@ -41,6 +41,7 @@ def without(kind, **changes):
     instances = {} if kind == "neighbours" else {"instances": P}
     path = {"path_radii": []} if kind == "neighbours" else {}
     values = {"mechanism": mechanism, "units": 1000, "actions": evidence, "returns": [], "return_range": None, "rollouts": 0, "declared": declared(evidence)}
+    values |= {} if kind == "neighbours" else {"features": {"source": "raw", "card": "no-environment", "encoder": None}}
     return make_inputs(**values | instances | path | changes)
 
 
@@ -74,6 +75,11 @@ ATTACKS = {
     "other dimensions": ("continuous", lambda inputs: inputs["declared"].update(dimensions=3)),
     "both kinds": ("votes", lambda inputs: inputs["declared"].update(dimensions=2)),
     "a shape of texts": ("votes", lambda inputs: inputs["declared"].update(observation_shape=["x"])),
+    "a shape of nothing": ("votes", lambda inputs: inputs["declared"].update(observation_shape=[4, 0])),
+    "no declaration": ("votes", lambda inputs: inputs.pop("declared")),
+    "neighbours without a declaration": ("neighbours", lambda inputs: inputs.pop("declared")),
+    "an environment after all": ("votes", lambda inputs: inputs["features"].update(card="CartPole-v1")),
+    "a key twice": ("votes", lambda inputs: inputs["features"].update(keys=["a", "a"])),
     "a sentence for a hash": ("votes", lambda inputs: inputs["declared"].update(sha256="Everything holds.")),
     "more instances": ("votes", lambda inputs: inputs.update(instances=P + 1)),
     "no instances": ("votes", lambda inputs: inputs.pop("instances")),
