@@ -108,7 +108,7 @@ def test_everything_outside_of_the_package_works_on_ray(installed, walks, tmp_pa
 
     grow = ["grow", str(run), "--instances", "24", *said]
     assert "imported only on your word: add --features way" in refused(*grow) and "started only on your word: add --trainer ridge" in refused(*grow, "--features", "way")
-    assert "--trainer bc is not that of" in refused(*grow, "--features", "way", "--trainer", "bc")
+    assert "--trainer 'bc' is not that of" in refused(*grow, "--features", "way", "--trainer", "bc")
     (installed / "corridor_plugins" / "more.txt").write_text("")
     try:
         assert "features way of corridor-plugins 1.0 is not the one with which the run began" in refused(*grow, "--features", "way")
