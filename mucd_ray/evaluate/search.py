@@ -151,8 +151,20 @@ def _tabular(environment) -> tuple:
 # Environments whose whole state can be compared, by the module that defines them. Of others every prefix of actions is a node of its own.
 STATES = {"gymnasium.envs.toy_text.frozen_lake": _tabular, "gymnasium.envs.toy_text.cliffwalking": _tabular}
 
+# Wrappers by module and name: one that may leave parts of an observation out; one that remembers what it shows; and those that remember nothing, or the number of steps alone.
+FLATTENED, STACKED = ("mucd_ray.data.environments.plain", "PlainSpaces"), ("gymnasium.wrappers.stateful_observation", "FrameStackObservation")
+FORGETFUL = {
+    FLATTENED, ("gymnasium.wrappers.common", "TimeLimit"), ("gymnasium.wrappers.common", "OrderEnforcing"), ("gymnasium.wrappers.common", "PassiveEnvChecker"),
+    ("mucd_ray.data.environments.make", "AsPromised"), ("mucd_ray.data.environments.make", "StepLimit"),
+}
+
 
 def state_key(environment: gymnasium.Env) -> tuple | None:
     """What two environments at the same step of the same episode have in common if and only if all that follows is the same; None where nobody knows."""
-    inner = environment.unwrapped
-    return STATES[type(inner).__module__](inner) if type(inner).__module__ in STATES else None
+    shown = True  # whether policies see the observations of this layer as they are
+    while isinstance(environment, gymnasium.Wrapper):
+        kind = (type(environment).__module__, type(environment).__name__)
+        if kind not in FORGETFUL and not (kind == STACKED and shown):
+            return None  # it may remember what policies do not see
+        shown, environment = shown and kind != FLATTENED, environment.env
+    return STATES[type(environment).__module__](environment) if type(environment).__module__ in STATES else None

@@ -160,3 +160,15 @@ def test_frozen_lake_is_merged_by_its_whole_state():
 
 def test_radii_are_a_public_ladder():
     assert voted_radii(20) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 16, 19, 20]
+
+
+class Toll(gymnasium.Wrapper):
+    """Remembers what neither its observations nor the environment inside tell."""
+
+
+def test_an_environment_whose_wrapper_may_remember_something_has_no_states_to_compare():
+    lake = gymnasium.make("FrozenLake-v1")
+    lake.reset(seed=0)
+    assert search.state_key(lake) is not None
+    for wrapped in (Toll(lake), gymnasium.wrappers.TimeLimit(Toll(lake), 5), gymnasium.wrappers.StickyAction(lake, 0.5)):
+        assert search.state_key(wrapped) is None

@@ -23,6 +23,10 @@ MOST_UNPACKED = 4 * MOST_BYTES
 TORCHSCRIPT = b"PK\x03\x04"
 # What TorchScript may not say: operators that read or write files, foreign ones, and code that runs while it is loaded.
 FORBIDDEN = re.compile(rb"\b(from_file|torch\.save|torch\.load|__setstate__|ops\.(?!prim\b|aten\b)\w+)")
+# What torch.jit.save writes: torch finds entries by names in any case.
+ENTRY = re.compile(r"[^/]+/(data\.pkl|constants\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/[\w.]+|(data|constants)/\d+|code/[\w./]+\.(py|debug_pkl))")
+# Of the operators that its graphs are made of: the namespaces, and words in a name that reach beyond the process or hide other graphs.
+OPERATOR, BEYOND = re.compile(r"(aten|prim)::\w+"), re.compile(r"save|load|file|rpc|fork|Closure|Call|Python", re.IGNORECASE)
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 
 # One observation [1, *shape] -> scores [A] or unclipped actions [k]; raises, or returns another number of them, where it fails.
@@ -134,12 +138,36 @@ def _torchscript(content: bytes, action_space: gymnasium.Space) -> Act:
         if len({entry.filename for entry in entries}) < len(entries) or sum(entry.file_size for entry in entries) > MOST_UNPACKED:
             raise ValueError("it is no TorchScript archive as torch writes them")
         for entry in entries:
-            found = FORBIDDEN.search(archive.read(entry)) if "/code/" in entry.filename and not entry.filename.endswith(".debug_pkl") else None
-            if found:
+            if not ENTRY.fullmatch(entry.filename):
+                raise ValueError(f"it is no TorchScript archive as torch writes them: {entry.filename[:60]!r} is in it")
+            text = archive.read(entry) if entry.filename.endswith(".py") else b""
+            # Blanks may stand between words.
+            if found := FORBIDDEN.search(text) or FORBIDDEN.search(b"".join(text.split())):
                 raise ValueError(f"its TorchScript says {found[0].decode()}, which is not allowed in a policy")
     import torch
 
-    return _torch_act(torch.jit.load(io.BytesIO(content), map_location="cpu").eval(), action_space)
+    module = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+    _check_graphs(module)
+    return _torch_act(module, action_space)
+
+
+def _check_graphs(module) -> None:
+    """Raise ValueError unless all that a module's methods do, in whatever words, are torch's operators within the process."""
+    import torch
+
+    waiting = []
+    for part in module.modules():
+        for name in part._c._method_names():
+            graph = part._c._get_method(name).graph.copy()
+            torch._C._jit_pass_inline(graph)
+            waiting.append(graph)
+    while waiting:
+        for node in waiting.pop().nodes():
+            if not OPERATOR.fullmatch(node.kind()) or BEYOND.search(node.kind()):
+                raise ValueError(f"its TorchScript does {node.kind()}, which is not allowed in a policy")
+            waiting += node.blocks()
+            for name in node.attributeNames():
+                waiting += [node.g(name)] if node.kindOf(name) == "g" else node.gs(name) if node.kindOf(name) == "gs" else []
 
 
 # ONNX

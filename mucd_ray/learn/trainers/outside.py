@@ -66,7 +66,7 @@ class NurseryProcess:
         environment = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"} | os.environ
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mucd_ray.learn.trainers.nursery", str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment,
+                [sys.executable, "-P", "-m", "mucd_ray.learn.trainers.nursery", str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             )
         try:

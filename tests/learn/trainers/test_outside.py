@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 
 import gymnasium
@@ -14,6 +16,7 @@ import torch
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
+from mucd_ray.learn.trainers.artifacts import from_bytes
 from mucd_ray.learn.trainers.given import GivenBag
 from mucd_ray.learn.trainers.made_up import made_up_bag
 from mucd_ray.learn.trainers.outside import FAILURES, Nursery, StoredPolicies, outside
@@ -226,3 +229,28 @@ def test_limits_outside_their_range_are_refused():
     for limits in ({"seconds": 0.0}, {"seconds": float("nan")}, {"memory": 0.1}, {"memory": float("inf")}):
         with pytest.raises(MucdError, match=f"--train-{next(iter(limits))}"):
             outside("function", f"{FOREIGN}:ridge", **limits)
+
+
+def _archive(line: str, rename=lambda name: name) -> bytes:
+    """A module's TorchScript, into whose text a line was put by hand."""
+    class Two(torch.nn.Module):
+        def forward(self, x):
+            y = torch.ones(2)
+            return y + x.sum()
+
+    file, changed = io.BytesIO(), io.BytesIO()
+    torch.jit.save(torch.jit.script(Two()), file)
+    with zipfile.ZipFile(file) as source, zipfile.ZipFile(changed, "w") as target:
+        for name in source.namelist():
+            text = source.read(name)
+            target.writestr(rename(name), text.replace(b"    y = ", f"    {line}\n    y = ".encode()) if name.endswith(".py") else text)
+    return changed.getvalue()
+
+
+@pytest.mark.parametrize("line", ['_9 = torch.save(torch.ones([3]), "{}")', '_9 = torch . save(torch.ones([3]), "{}")', '_9 = ops.aten.save(torch.ones([3]), "{}")', '_9 = torch . from_file("{}", False, 5)', '_9 = ops.aten.from_file("{}", False, 5)'])
+@pytest.mark.parametrize("rename", [str, lambda name: name.replace("/code/", "/CODE/")], ids=["code", "CODE"])
+def test_torchscript_that_reaches_for_files_is_refused_however_it_is_spelt(tmp_path, line, rename):
+    assert from_bytes(_archive("_9 = torch.ones([3])"), gymnasium.spaces.Discrete(2))(np.zeros((1, 4), np.float32)).tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="not allowed in a policy|no TorchScript archive"):
+        from_bytes(_archive(line.format(tmp_path / "owned"), rename), gymnasium.spaces.Discrete(2))(np.zeros((1, 4), np.float32))
+    assert not (tmp_path / "owned").exists()
