@@ -136,7 +136,7 @@ WALKS = {
     "minari arrow": (of_minari("arrow"), cartpole, (), ()),
     "minari parquet": (of_minari("parquet"), cartpole, (), ("--return-range", "0,300")),
 }
-TELLING = ("npz", "csv")
+TELLING = ("npz",)
 
 
 def walk(name, folder):
