@@ -24,7 +24,7 @@ TORCHSCRIPT = b"PK\x03\x04"
 # What TorchScript may not say: operators that read or write files, foreign ones, and code that runs while it is loaded.
 FORBIDDEN = re.compile(rb"\b(from_file|torch\.save|torch\.load|__setstate__|ops\.(?!prim\b|aten\b)\w+)")
 # What torch.jit.save writes: torch finds entries by names in any case.
-ENTRY = re.compile(r"[^/]+/(data\.pkl|constants\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/[\w.]+|(data|constants)/\d+|code/[\w./]+\.(py|debug_pkl))")
+ENTRY = re.compile(r"[^/]+/(version|byteorder|\.format_version|\.storage_alignment|\.data/[\w.]+|(data|constants|traced_inputs)(\.pkl|/\d+)|code/[\w./]+\.(py|debug_pkl))")
 # Of the operators that its graphs are made of: the namespaces, and words in a name that reach beyond the process or hide other graphs.
 OPERATOR, BEYOND = re.compile(r"(aten|prim)::\w+"), re.compile(r"save|load|file|rpc|fork|Closure|Call|Python", re.IGNORECASE)
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
