@@ -74,6 +74,12 @@ class Episode:
             level = sorted({self.steps[node][action][1] for node, action in possible} - {0})
         return True
 
+    def in_order(self) -> tuple[list[int], list[dict[int, tuple[float, int]]]]:
+        """`rows` and `steps` with nodes numbered by their depth: what was followed later may lead to a node that was there before."""
+        order = sorted(range(len(self.rows)), key=self.depth.__getitem__)
+        number = {node: place for place, node in enumerate(order)}  # of node 0, which also says that an episode ends, 0
+        return [self.rows[node] for node in order], [{action: (reward, number[after]) for action, (reward, after) in self.steps[node].items()} for node in order]
+
     def close(self) -> None:
         for environment in (*self.idle, *self.live.values()):
             environment.close()

@@ -1,11 +1,13 @@
 """Everything that poisoned votes could do in an episode, against all poisonings of tiny partitions, and environments that cannot be followed."""
 
 import itertools
+import json
 
 import gymnasium
 import numpy as np
 import pytest
 
+from mucd_ray.certify.file.voted import episode_evidence, tree_of
 from mucd_ray.certify.voted_return import ExactVotes, Returns, Rows, Tree, voted_path, voted_radii, worst_return
 from mucd_ray.data.environments.cards import CARDS
 from mucd_ray.errors import MucdError
@@ -31,7 +33,11 @@ def followed(counts, seed, radii, most_nodes=10**6, name="Walk-v0"):
                 break
     finally:
         episode.close()
-    return Tree(rows=episode.rows, steps=episode.steps), rows
+    of_nodes, steps = episode.in_order()
+    tree = Tree(rows=of_nodes, steps=steps)
+    # What is stored is read again, whatever was merged.
+    assert tree_of(json.loads(json.dumps(episode_evidence(tree))), *rows.table.shape, STEPS, None) == tree
+    return tree, rows
 
 
 @pytest.mark.parametrize("merging", [False, True])

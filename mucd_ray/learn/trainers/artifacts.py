@@ -152,13 +152,14 @@ def _torchscript(content: bytes, action_space: gymnasium.Space) -> Act:
 
 
 def _check_graphs(module) -> None:
-    """Raise ValueError unless all that a module's methods do, in whatever words, are torch's operators within the process."""
+    """Raise ValueError unless all that a module's methods and hooks do, in whatever words, are torch's operators within the process."""
     import torch
 
     waiting = []
     for part in module.modules():
-        for name in part._c._method_names():
-            graph = part._c._get_method(name).graph.copy()
+        methods = [part._c._get_method(name) for name in part._c._method_names()]
+        for method in (*methods, *part._c._get_forward_hooks(), *part._c._get_forward_pre_hooks()):
+            graph = method.graph.copy()
             torch._C._jit_pass_inline(graph)
             waiting.append(graph)
     while waiting:

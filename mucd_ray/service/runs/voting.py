@@ -116,7 +116,8 @@ class Voter:
                     break
         finally:
             episode.close()
-        return {"table": rows.table.tolist(), "episode": episode_evidence(Tree(rows=episode.rows, steps=episode.steps))}
+        of_nodes, steps = episode.in_order()
+        return {"table": rows.table.tolist(), "episode": episode_evidence(Tree(rows=of_nodes, steps=steps))}
 
     def median_return(self, progress: Progress | None = None) -> float:
         """Mean return of the median action, dimension by dimension, of continuous policies, in the same episodes."""

@@ -247,6 +247,29 @@ def _archive(line: str, rename=lambda name: name) -> bytes:
     return changed.getvalue()
 
 
+class Hooked(torch.nn.Module):
+    def forward(self, x):
+        return x + 1
+
+
+def hook(self, given: tuple[torch.Tensor], output: torch.Tensor):
+    y = torch.ones(3)
+    return output + y.sum()
+
+
+def test_the_hooks_of_torchscript_are_looked_at_too(tmp_path):
+    module, file, changed = Hooked(), io.BytesIO(), io.BytesIO()
+    module.register_forward_hook(hook)
+    torch.jit.save(torch.jit.script(module), file)
+    with zipfile.ZipFile(file) as source, zipfile.ZipFile(changed, "w") as target:
+        for name in source.namelist():
+            text, line = source.read(name), f'_9 = ops.aten.save(torch.ones([3]), "{tmp_path}/owned")'
+            target.writestr(name, text.replace(b"    y = ", f"    {line}\n    y = ".encode()) if name.endswith(".py") else text)
+    with pytest.raises(ValueError, match="aten::save, which is not allowed"):
+        from_bytes(changed.getvalue(), gymnasium.spaces.Box(-1, 1, (1,)))(np.zeros((1, 1), np.float32))
+    assert not (tmp_path / "owned").exists()
+
+
 @pytest.mark.parametrize("line", ['_9 = torch.save(torch.ones([3]), "{}")', '_9 = torch . save(torch.ones([3]), "{}")', '_9 = ops.aten.save(torch.ones([3]), "{}")', '_9 = torch . from_file("{}", False, 5)', '_9 = ops.aten.from_file("{}", False, 5)'])
 @pytest.mark.parametrize("rename", [str, lambda name: name.replace("/code/", "/CODE/")], ids=["code", "CODE"])
 def test_torchscript_that_reaches_for_files_is_refused_however_it_is_spelt(tmp_path, line, rename):
