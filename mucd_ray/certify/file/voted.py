@@ -14,6 +14,7 @@ from mucd_ray.certify.rounding import exactly, percent_down, round_down, share
 from mucd_ray.certify.voted_return import END, ExactVotes, LeastRadii, Returns, Rows, SampledVotes, Tree, voted_path, voted_radii, worst_return
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.kinds import from_values
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.work import spend
 from mucd_ray.words import counted
 
@@ -121,6 +122,7 @@ def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
 def _check_least(table: np.ndarray, inputs: dict) -> None:
     """Raise MucdError where no votes of K neighbours need so many changed units."""
     mechanism, actions = from_values(inputs["mechanism"]), inputs["actions"]["actions"]
+    assert isinstance(mechanism, Neighbours)
     if table.shape[1] != actions or np.any((table == 0).sum(1) != 1) or table.max() > mechanism.neighbours + 1:
         raise MucdError(f"voted rows must be of {actions} actions, have one 0 each, and nothing above {mechanism.neighbours + 1}")
     most = 1 + mechanism.most_radius(inputs["units"], inputs["threat"])
@@ -137,7 +139,10 @@ def _numbers(inputs: dict, trees: list[Tree], rows: Rows, returns: Returns, eta:
     radii = voted_radii(cap)
     if eta / len(radii) < LEAST_ETA:
         raise MucdError(f"eta {eta:g} shared by {len(radii)} radii is below {LEAST_ETA:g} for each: use a larger eta")
-    played, bound, complete, nothing = [], [], [], returns.of(returns.rest(0), played=False)
+    played: list[float] = []
+    bound: list[float] = []
+    complete: list[float] = []
+    nothing = returns.of(returns.rest(0), played=False)
     for radius in radii:
         if complete and complete[-1] == 0 and played[-1] == nothing:
             # Every tree was cut off at its beginning, or is worth no more: so it is at all larger radii, whose accounting is spared.
