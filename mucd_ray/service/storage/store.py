@@ -25,6 +25,7 @@ import json
 import re
 import secrets
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -53,7 +54,11 @@ NUMBER = re.compile(r"[0-9]{8}\Z")
 MOST_INSTANCES = 99_999_999
 # What a start that was killed may leave behind: it comes before settings.json, which makes the folder a run.
 # Beside what file systems and desktops leave in any folder.
-BEGINNINGS = re.compile(r"(blocks|parts|targets|looks|secret|secret\.sha256|probe-[0-9a-f]+|lost\+found|\.DS_Store)$")
+BEGINNINGS = re.compile(r"(secret|secret\.sha256|probe-[0-9a-f]+|lost\+found|\.DS_Store)$")
+# Which consoles of object stores make beforehand.
+EMPTY_FOLDERS = ("blocks", "parts", "targets", "looks")
+# A start beside this one has this long from its secret to its settings.
+SECONDS_TO_SETTINGS = 10
 
 
 @dataclass(frozen=True)
@@ -125,20 +130,30 @@ class RunStore:
         store = cls(location)
         try:
             if not store.exists():
-                foreign = not all(BEGINNINGS.match(name) for name in store.storage.names())
+                foreign = not all(BEGINNINGS.match(name) or name in EMPTY_FOLDERS and not store.storage.names(name) for name in store.storage.names())
                 # Another process may have made it a run folder since the look above.
                 if foreign and not store.exists():
                     raise MucdError(f"{store.location} is not empty and not a run folder: choose a new folder with --storage")
                 content = json.dumps(settings.to_dict(), indent=1).encode()
                 RunSettings.from_dict(read_json(content, "what this run is asked for"))  # a folder that could not be read again is none
                 check_commits(store.storage)
-                store.storage.create("secret", (secret or secrets.token_bytes(32)).hex().encode(), private=True)
-                store.storage.create("secret.sha256", _secret_hash(store.storage.read("secret")), private=True)
-                store.storage.create("settings.json", content)
+                if store.storage.create("secret", (secret or secrets.token_bytes(32)).hex().encode(), private=True):
+                    store.storage.create("secret.sha256", _secret_hash(store.storage.read("secret")), private=True)
+                    store.storage.create("settings.json", content)
+                else:
+                    store._await_settings()
         except OSError as error:
             raise MucdError(f"run folder {store.location} cannot be written ({reason(error)}): choose another with --storage") from None
         store._check_same(settings, secret)
         return store
+
+    def _await_settings(self) -> None:
+        """Of the start whose secret is there already: whoever put it there without beginning a run may know it."""
+        until = time.monotonic() + SECONDS_TO_SETTINGS
+        while not self.exists():
+            if time.monotonic() > until:
+                raise MucdError(f"{self.file('secret')} is there, but no run: remove it if a start of your own was stopped there, or choose a new folder with --storage")
+            time.sleep(0.1)
 
     @classmethod
     def open(cls, location) -> "RunStore":
