@@ -108,6 +108,11 @@ class Problem:
         }
         return makers[self.learner.network]() if self.learner.network in makers else None
 
+    def module(self, rng: np.random.Generator) -> nn.Module:
+        """A new one of that factory."""
+        assert self.module_factory is not None
+        return self.module_factory(rng)
+
     def _transformer(self) -> Callable[[np.random.Generator], nn.Module]:
         width = self.inputs // self.history
         if self.algorithm.recalls:

@@ -7,6 +7,7 @@ are made of, so that few need a name.
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -166,7 +167,7 @@ def check_operations(graph: fx.GraphModule) -> None:
 
 def _check_derivative(node: fx.Node) -> None:
     layer, arguments, positions = DERIVATIVES[node.target]
-    values = fx.map_arg(node.args, lambda argument: argument.meta["val"])
+    values: Any = fx.map_arg(node.args, lambda argument: argument.meta["val"])
     try:
         with values[0].fake_mode:
             result = layer(*arguments(values))
@@ -174,7 +175,7 @@ def _check_derivative(node: fx.Node) -> None:
     except Exception:
         fits = False
     if positions is not None:
-        source = node.args[positions]
+        source: Any = node.args[positions]
         while source.target in (aten.detach.default, aten.alias.default):
             source = source.args[0]
         made = source.target is operator.getitem and source.args[1] == 1 and source.args[0].target is layer

@@ -97,13 +97,13 @@ def _initial(problem: Problem, instances: Sequence[int], streams: Streams) -> Te
     """Initial flat parameters [P, stride]."""
     if problem.module_factory is None:
         return torch.from_numpy(initial_stack(problem, instances, streams))
-    modules = (problem.module_factory(streams.borrow(instance, 0, purposes.INITIALISE)) for instance in instances)
+    modules = (problem.module(streams.borrow(instance, 0, purposes.INITIALISE)) for instance in instances)
     return torch.stack([torch.cat([parameter.detach().flatten() for parameter in module.parameters()]) for module in modules])
 
 
 def module_shapes(problem: Problem) -> dict[str, torch.Size]:
     """Shapes of a module's parameters by name, in their order."""
-    return {name: parameter.shape for name, parameter in problem.module_factory(np.random.default_rng(0)).named_parameters()}
+    return {name: parameter.shape for name, parameter in problem.module(np.random.default_rng(0)).named_parameters()}
 
 
 def module_views(shapes: dict[str, torch.Size], flat: Tensor) -> dict[str, Tensor]:
@@ -171,7 +171,7 @@ def _dense_gradient(problem: Problem, device: torch.device) -> IntoGradient:
 
 
 def _module_gradient(problem: Problem, device: torch.device) -> IntoGradient:
-    module, shapes = problem.module_factory(np.random.default_rng(0)).to(device), module_shapes(problem)
+    module, shapes = problem.module(np.random.default_rng(0)).to(device), module_shapes(problem)
     deltas_of = output_deltas(problem.algorithm.loss, problem.constants)
 
     def call(flat: Tensor, x: Tensor) -> Tensor:

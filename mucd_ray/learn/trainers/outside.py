@@ -176,7 +176,7 @@ class Nursery:
             self._process = self._start()
             self._preload()
         with tempfile.TemporaryDirectory(prefix="mucd-learner-", ignore_cleanup_errors=True) as folder:
-            learner = asked(self._process, Learner, self, self.trainer.memory, folder)
+            learner = Learner(asked(self._process, self.trainer.memory, folder), self)
             try:
                 learner.train(bag, seed, trial)
                 yield learner
@@ -184,24 +184,25 @@ class Nursery:
                 learner.close()
 
 
-def asked(process: NurseryProcess, kind: type, owner, memory: float, folder: str):
+def asked(process: NurseryProcess, memory: float, folder: str) -> "Line":
     ours, theirs = socket.socketpair()
     process.tell({"memory": memory, "folder": folder}, (theirs.fileno(),))
     theirs.close()
-    return kind(Line(ours, process), owner)
+    return Line(ours, process)
 
 
 class Line:
     """The line to a learner, which may do anything: every wait ends, and every answer has a size."""
 
     def __init__(self, connection: socket.socket, process: NurseryProcess):
-        self.connection, self.process, self.ended = connection, process, None
+        self.connection, self.process = connection, process
+        self.ended: dict | None = None
         connection.setblocking(False)
 
     def ask(self, request: bytes, most: int, deadline: float, progress: Callable[[], None] | None) -> tuple[dict, bytes] | int:
         """Its answer, of a body of at most `most` bytes; or of what it failed."""
         waiting, parts, wanted = memoryview(request), bytearray(), FRAME.size
-        sizes = None
+        sizes: tuple[int, ...] = ()
         while len(parts) < wanted or waiting:
             if time.monotonic() > deadline:
                 return SLOW
@@ -220,7 +221,7 @@ class Line:
                 pass
             except OSError:
                 return self._why()
-            if sizes is None and len(parts) >= FRAME.size:
+            if not sizes and len(parts) >= FRAME.size:
                 sizes = FRAME.unpack(parts[: FRAME.size])
                 wanted += sum(sizes)
                 if sizes[0] > MOST_HEADER or sizes[1] > most or len(parts) > wanted:
@@ -349,7 +350,7 @@ class StoredPolicies:
     def _load(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="mucd-policies-", ignore_cleanup_errors=True)
         self.process = NurseryProcess("stored", "stored policies")
-        self.line = asked(self.process, lambda line, _: line, None, self.memory, self.folder.name)
+        self.line = asked(self.process, self.memory, self.folder.name)
         kept = [content for content in self.contents if content]
         spaces = dict(zip(("observation_space", "action_space"), map(serialize_space, self.spaces)))
         answer = self.line.ask(frame({"sizes": list(map(len, kept))} | spaces, b"".join(kept)), 0, time.monotonic() + START_PATIENCE, None)

@@ -130,11 +130,10 @@ def recorded_units(store: RunStore) -> Nearest:
 def _play(policy: NeighbourPolicy, settings: RunSettings, secret: bytes, keep: bool, progress) -> tuple[np.ndarray, np.ndarray | None]:
     """(returns [E], S of the states met, if they are to be kept)."""
     seeds = rollout_seeds(secret, range(settings.rollouts), 1)
-    each = -(-settings.states // settings.rollouts) if keep else 0
-    played = rollout_returns(policy, settings.card, seeds, keep_states=each, discount=settings.discount, progress=progress)
     if not keep:
-        return played, None
-    returns, met = played
+        return rollout_returns(policy, settings.card, seeds, discount=settings.discount, progress=progress), None
+    each = -(-settings.states // settings.rollouts)
+    returns, met = rollout_returns(policy, settings.card, seeds, keep_states=each, discount=settings.discount, progress=progress)
     return returns, met.reshape(-1, *met.shape[2:])[: settings.states]
 
 
