@@ -15,7 +15,7 @@ import numpy as np
 from minari.serialization import serialize_space
 
 from mucd_ray.data.environments.card import EnvironmentCard
-from mucd_ray.data.spaces import shape_of
+from mucd_ray.data.environments.past import action_width
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import Policies, environment_actions
 from mucd_ray.evaluate.rollouts import means
@@ -136,7 +136,7 @@ class _Default:
     """The policy of the default action."""
 
     def __init__(self, action_space: gymnasium.Space):
-        self.width = int(action_space.n) if isinstance(action_space, gymnasium.spaces.Discrete) else int(np.prod(shape_of(action_space)))
+        self.width = action_width(action_space)
 
     def __len__(self) -> int:
         return 1

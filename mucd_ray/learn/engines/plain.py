@@ -72,13 +72,13 @@ class _Samples:
     """Poisson samples of every model's rows, for several steps at once."""
 
     def __init__(self, device: torch.device, sizes: list[int], batch: int, instances: Sequence[int], streams: Streams):
-        sizes = np.array(sizes)
-        rates = np.minimum(batch, sizes) / sizes
+        counts = np.array(sizes)
+        rates = np.minimum(batch, counts) / counts
         with np.errstate(divide="ignore"):
             # 0 where all rows are taken: every gap is the least.
             scales = -1.0 / np.log1p(-rates)
-        self.key, self.expected = key_on(streams, device), float(min(batch, sizes.max()))
-        self.numbers, self.sizes, self.scales = (torch.from_numpy(np.array(values)).to(device) for values in (instances, sizes, scales))
+        self.key, self.expected = key_on(streams, device), float(min(batch, counts.max()))
+        self.numbers, self.sizes, self.scales = (torch.from_numpy(np.array(values)).to(device) for values in (instances, counts, scales))
         # Public, and wider than any sample is likely to be: how many rows are multiplied at a time, which may change their rounding, does not follow from other models' bags.
         self.width = -(-int(poisson.isf(TOO_WIDE, batch)) // WIDTHS) * WIDTHS
         self.at_a_time = max(1, (WORDS_ON_CPU if device.type == "cpu" else WORDS) // int(len(sizes) * (self.expected + 6.0 * math.sqrt(self.expected) + 19.0)))
@@ -200,7 +200,8 @@ class _Captured:
     """A stack's step as a CUDA graph: hundreds of launches become one. Captured anew where more rows are sampled than ever before."""
 
     def __init__(self, stack: _Stack):
-        self.stack, self.width, self.graph, self.ran, self.can_capture = stack, 0, None, 0, True
+        self.stack, self.width, self.ran, self.can_capture = stack, 0, 0, True
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.side = torch.cuda.Stream()
 
     def __call__(self, index: Tensor, counts: Tensor) -> None:
@@ -220,16 +221,17 @@ class _Captured:
         current.wait_stream(self.side)
         self.ran += 1
         if self.ran == WARM_UP and self.can_capture:
-            self.graph = torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(self.graph):
+                with torch.cuda.graph(graph):
                     self.stack.step(self.index, self.counts)
+                self.graph = graph
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 # Nothing ran during the capture: the steps go on as they were.
                 print(f"mucd: a training step cannot be captured as a graph ({str(error).splitlines()[0]}): training without one, which takes longer", file=sys.stderr)
-                self.graph, self.can_capture = None, False
+                self.can_capture = False
 
 
 # The optimisers of `learner`, each in one kernel: at thousands of models they would otherwise take as long as the products.

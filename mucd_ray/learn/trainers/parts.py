@@ -19,7 +19,7 @@ def units_by_part(partition: Partition, units: Units) -> list[np.ndarray]:
     Units of equal content are in one part, where it does not matter which is first.
     """
     digests = [content_digest(units, start, length) for start, length in zip(units.starts.tolist(), units.lengths.tolist())]
-    parts = [[] for _ in range(partition.parts)]
+    parts: list[list[int]] = [[] for _ in range(partition.parts)]
     for index in sorted(range(len(digests)), key=digests.__getitem__):
         # The remainder of 256 random bits is uniform to 2^-200.
         parts[int.from_bytes(digests[index], "big") % partition.parts].append(index)

@@ -329,12 +329,13 @@ def _is_the_same(trusted: OfflineDataset, dataset: OfflineDataset) -> bool:
 def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: bool, bounded: bool) -> Learner:
     """The learner with those constants of its algorithm that follow from the environment and were not given: v_min and v_max, the range
     of discounted sums of scaled rewards, and whether actions are censored at their bounds."""
-    constants = algorithm_for(learner.algorithm, discrete).filled(learner.constants)  # defaults are written down, too
+    algorithm = algorithm_for(learner.algorithm, discrete)
+    constants = algorithm.filled(learner.constants)  # defaults are written down, too
     found = {"censored": float(bounded)} if "censored" in constants else {}
-    if constants.get("v_min", 0) is None or constants.get("v_max", 0) is None:
+    if {"v_min", "v_max"} & set(algorithm.constants) - set(constants):
         low, high = card.discounted_range(max(constants["discount"], 1e-6))
         found |= {"v_min": low / card.reward_scale, "v_max": high / card.reward_scale}
-    return replace(learner, constants=constants | found | learner.constants)
+    return replace(learner, constants={**constants, **found, **learner.constants})
 
 
 def _spaces(card: EnvironmentCard) -> tuple[gymnasium.Space, gymnasium.Space]:
