@@ -112,10 +112,11 @@ def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
     if not isinstance(episodes, list) or not episodes or horizon < 1 or len(episodes) * horizon > MOST_STEPS:
         raise MucdError("voted episodes must be a list, not empty, with a horizon of at least 1 step")
     spend(10 * table.size)
-    trees = [tree_of(episode, *table.shape, horizon, voted["least_reward"]) for episode in episodes]  # type: ignore[call-arg]
+    rows_there, actions = table.shape
+    trees = [tree_of(episode, rows_there, actions, horizon, voted["least_reward"]) for episode in episodes]
     low, high = inputs["return_range"]
     returns = Returns(discount=inputs["discount"], low=low, high=high, clipped=inputs["clipped"], horizon=horizon, least_reward=voted["least_reward"])
-    rows = Rows(rule_of(kind, guarantees, threat=inputs["threat"], instances=len(inputs["returns"]), eta=eta, steps=len(trees) * horizon), table.shape[1], voted["rows"])
+    rows = Rows(rule_of(kind, guarantees, threat=inputs["threat"], instances=len(inputs["returns"]), eta=eta, steps=len(trees) * horizon), actions, voted["rows"])
     return _numbers(inputs, trees, rows, returns, eta if kind in SURE else eta / 2, cap) | {"kind": kind}
 
 

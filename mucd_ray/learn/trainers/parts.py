@@ -6,6 +6,7 @@ import numpy as np
 
 from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.streams import Streams
+from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.partition import Partition
 
@@ -13,7 +14,7 @@ from mucd_ray.mechanism.partition import Partition
 CONTENT = ("features", "next_features", "actions", "rewards", "keeps", "ends")
 
 
-def units_by_part(partition: Partition, units: Units) -> list[np.ndarray]:
+def units_by_part(partition: Partition, units: Units | Recorded) -> list[np.ndarray]:
     """Indices of the units in every part [u]: their order within a part, too, follows from their content alone.
 
     Units of equal content are in one part, where it does not matter which is first.
@@ -26,7 +27,7 @@ def units_by_part(partition: Partition, units: Units) -> list[np.ndarray]:
     return [np.array(part, np.int64) for part in parts]
 
 
-def content_digest(units: Units, start: int, length: int) -> bytes:
+def content_digest(units: Units | Recorded, start: int, length: int) -> bytes:
     """Hash of everything that a learner reads of a unit, the rows start ... start + length - 1."""
     digest = hashlib.sha256(f"{length};".encode())
     for name in getattr(units, "CONTENT", CONTENT):
