@@ -131,7 +131,7 @@ class EnvironmentCard:
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
         if self.encoder is not None:
-            self._check_encoder()
+            self._check_encoder(self.encoder)
         elif self.named_features is not None:
             raise MucdError(f"card of {self.env_id}: features of plug-ins are named on the command line, --features NAME, and not in a card")
         if (self.history > 1 or self.recalled) and (self.transform is not None or self.encoder is not None or self.indices or self.observation_shape[:1] != (self.history,)):
@@ -172,10 +172,10 @@ class EnvironmentCard:
         if self.learning_rate is not None and not (type(self.learning_rate) in (int, float) and 0 < self.learning_rate < math.inf):
             raise MucdError(f"card of {self.env_id}: learning_rate {self.learning_rate!r:.100} must be a finite number above 0, or left out")
 
-    def _check_encoder(self) -> None:
-        sha256, outputs = self.encoder if self.encoder is not None and len(self.encoder) == 2 else (None, None)
+    def _check_encoder(self, encoder: tuple) -> None:
+        sha256, outputs = encoder if len(encoder) == 2 else (None, None)
         if not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) and type(outputs) is int and 1 <= outputs <= MOST_ENTRIES):
-            raise MucdError(f"card of {self.env_id}: encoder {self.encoder!r:.100} must be the SHA-256 of a file and the number of its outputs")
+            raise MucdError(f"card of {self.env_id}: encoder {encoder!r:.100} must be the SHA-256 of a file and the number of its outputs")
         if self.named_features is not None and not NAME.fullmatch(self.named_features):
             raise MucdError(f"card of {self.env_id}: named_features {self.named_features!r:.100} is no name of a plug-in")
         if self.transform is not None:
