@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mucd_ray.data.environments.cards import EnvironmentCard
     from mucd_ray.service.serving.ensemble import Ensemble
 
+Text = TypeVar("Text", bound=str | None)
 ELSEWHERE = (
     "Votes and returns were made elsewhere, without this package: each instance by a learner that is as the mechanism says, from its own secret randomness, independently of the others; none was dropped, "
     "made again, or chosen among several."
@@ -147,7 +148,9 @@ def certify(
     evidence = None
     if votes is not None:
         evidence = (exact_evidence if isinstance(mechanism, Partition) else votes_evidence)(_array("votes", votes, 2), None if reference is None else _array("reference", reference, 1))
+    earned: dict[str, Any]
     if returns is None:
+        assert evidence is not None
         earned = {"returns": [], "return_range": None, "rollouts": 0, "instances": sum(evidence["counts"][0])}
     else:
         earned = {"returns": _array("returns", returns, 1), "return_range": return_range, "rollouts": rollouts, "discount": discount, "clipped": clipped}
@@ -174,7 +177,7 @@ def _check_statements(units, return_range, threat, accountant, band, rollouts, d
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and bool(-sys.float_info.max <= value <= sys.float_info.max)
 
 
 def _is_whole(value) -> bool:
@@ -219,7 +222,8 @@ def _called(command: Callable, arguments: list[str], options: dict) -> dict:
     """What `mucd` with these arguments would print with --json."""
     from mucd_ray.cli import build_parser
 
-    words, printed = [*arguments, "--json"], []
+    printed: list[str] = []
+    words = [*arguments, "--json"]
     for name, value in options.items():
         words += _words("--" + name.replace("_", "-"), value)
     for word in words:
@@ -251,7 +255,7 @@ def _path(name: str, value) -> str:
     return _text(name, str(value))
 
 
-def _text(name: str, value: str | None) -> str | None:
+def _text(name: str, value: Text) -> Text:
     """What a command line could hold, too. Raises MucdError."""
     try:
         if value is not None and b"\0" in os.fsencode(value):

@@ -158,7 +158,7 @@ def as_expected(name, fix: str):
         raise MucdError(f"{name} is not as this version writes it ({type(error).__name__}: {printable(error)}): {fix}") from None
 
 
-NAMES = {
+NAMES: dict[typing.Any, str] = {
     str: "text", bool: "true or false", int: "a whole number", float: "a finite number", int | None: "a whole number or null", float | None: "a number or null", str | None: "text or null",
     tuple[int, ...]: "a list of whole numbers", tuple[float, ...]: "a list of numbers", tuple[float, float]: "two numbers", tuple[str, ...]: "a list of texts",
 }

@@ -52,7 +52,8 @@ COMMANDS = (
 
 def main(arguments: list[str] | None = None) -> int:
     open_standard_streams()
-    received, options = [], None
+    received: list[int] = []
+    options = None
     try:
         check_text(sys.argv[1:] if arguments is None else arguments)
         try:

@@ -13,7 +13,7 @@ from mucd_ray.words import harmless
 
 # Of the last line; what is longer quotes something that no reader needs in full.
 MOST_WORDS = 2000
-ENDED = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal hung up"}
+ENDED: dict[int, str] = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal hung up"}
 
 
 def open_standard_streams() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from minari.serialization import serialize_space
 
 from mucd_ray.data.environments.card import EnvironmentCard
+from mucd_ray.data.environments.past import action_width
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import Policies, environment_actions
 from mucd_ray.evaluate.rollouts import means
@@ -86,7 +87,7 @@ class Scorer:
             self._process.close()
             self._process = self._start()
         with tempfile.TemporaryDirectory(prefix="mucd-evaluator-", ignore_cleanup_errors=True) as folder:
-            line, deadline = asked(self._process, lambda line, _: line, None, self.evaluator.memory, folder), time.monotonic() + self.evaluator.seconds
+            line, deadline = asked(self._process, self.evaluator.memory, folder), time.monotonic() + self.evaluator.seconds
             try:
                 answer = self._ask(line, frame({"seed": seed} | self._header), deadline)
                 while not isinstance(answer, int) and "shape" in answer[0]:
@@ -135,7 +136,7 @@ class _Default:
     """The policy of the default action."""
 
     def __init__(self, action_space: gymnasium.Space):
-        self.width = int(action_space.n) if isinstance(action_space, gymnasium.spaces.Discrete) else int(np.prod(action_space.shape))
+        self.width = action_width(action_space)
 
     def __len__(self) -> int:
         return 1

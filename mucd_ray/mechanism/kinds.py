@@ -13,6 +13,7 @@ from mucd_ray.mechanism.partition import Partition
 KINDS = {kind.kind: kind for kind in (Mechanism, Bag, BagThenNoise, Partition, Neighbours)}
 AnyMechanism = Mechanism | Bag | BagThenNoise | Partition | Neighbours
 # Those whose steps add noise to clipped vectors of units.
+WithNoise = Mechanism | BagThenNoise
 WITH_NOISE = (Mechanism.kind, BagThenNoise.kind)
 
 

@@ -21,7 +21,7 @@ def stored_policies(store: RunStore, instances: Iterable[int]) -> Policies:
     settings, instances = store.settings(), list(instances)
     if settings.trainer is None:
         return settings.masked(trained_policies(settings.problem, stored_parameters(store, instances)))
-    found = _found(store, instances, lambda block, k: (block.contents[k], bool(block.failed[k])))
+    found = _found(store, instances, lambda block, k: (block.contents[k], block.failed is not None and bool(block.failed[k])))
     unstored = sum(not content and not failed for content, failed in found)
     if unstored:
         raise MucdError(
@@ -42,7 +42,8 @@ def stored_parameters(store: RunStore, instances: Iterable[int]) -> dict[str, to
 
 def _found(store: RunStore, instances: list[int], part: Callable[[Block, int], object]) -> list:
     """part(block, place) of these instances, in their order."""
-    wanted, found = set(instances), {}
+    found: dict[int, object] = {}
+    wanted = set(instances)
     names = [name for name in store.names() if not wanted.isdisjoint(instances_of(name))]
     for _, block, places in copies_that_count((name, store.read(name)) for name in names):
         found |= {block.first + k: part(block, k) for k in places if block.first + k in wanted}

@@ -30,6 +30,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError
@@ -43,7 +44,7 @@ from mucd_ray.files import MOST_JSON_BYTES, printable, read_json, read_npy
 from mucd_ray.learn.trainers.artifacts import MOST_BYTES
 from mucd_ray.learn.trainers.outside import FAILURES
 from mucd_ray.service.runs.settings import RunSettings
-from mucd_ray.service.storage.storage import check_commits, open_storage, reason
+from mucd_ray.service.storage.storage import LocalStorage, check_commits, open_storage, reason
 
 MOST_HEADER_BYTES = 1 << 20
 # Why an instance of the package's own trainers is the default policy.
@@ -112,7 +113,7 @@ class RunStore:
     @property
     def path(self) -> Path:
         """The folder of a local run."""
-        return self.storage.path
+        return cast(LocalStorage, self.storage).path
 
     def file(self, name: str) -> str:
         """A file of the run, as a user would write it."""
@@ -244,7 +245,8 @@ class RunStore:
             content = self.storage.read("encoder")
         except OSError as error:
             raise MucdError(f"{self.file('encoder')} cannot be read ({reason(error)}): run the same command again, with --encoder FILE") from None
-        if hashlib.sha256(content).hexdigest() != self._settings.card.encoder[0]:
+        wanted = self._settings.card.encoder
+        if wanted is None or hashlib.sha256(content).hexdigest() != wanted[0]:
             raise MucdError(f"{self.file('encoder')} is not the encoder with which the run began: delete it, and run the same command again")
         return content
 
@@ -265,11 +267,18 @@ class RunStore:
         file = io.BytesIO()
         np.save(file, states, allow_pickle=False)
         self.storage.create("states.npy", file.getvalue())
-        return self.states()
+        return self.fixed_states()
+
+    def fixed_states(self) -> np.ndarray:
+        """Of a run whose states are fixed. Raises MucdError where they are missing."""
+        states = self.states()
+        if states is None:
+            raise MucdError(f"{self.file('states.npy')} is missing: restore it; the votes belong to these states")
+        return states
 
     @cached_property
     def _states_hash(self) -> str:
-        states = self.states()
+        states = self.fixed_states()
         return hashlib.sha256(f"{states.dtype.str} {states.shape};".encode() + np.ascontiguousarray(states).tobytes()).hexdigest()
 
     def states_hash(self) -> str:
@@ -360,7 +369,7 @@ class RunStore:
         if metadata.get("states") != self.states_hash():
             raise MucdError(f"{self.file(file)} holds votes on other states than {self.file('states.npy')}: restore that file, or start a new run folder")
         parameters = {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
-        stored = {name: tensors[name] for name in ("returns", "actions", "levels", *(["unscored"] if self._settings.evaluator else []))}
+        stored: dict[str, Any] = {name: tensors[name] for name in ("returns", "actions", "levels", *(["unscored"] if self._settings.evaluator else []))}
         if self._settings.trainer is None:
             return Block(first=instances.start, **stored, parameters=parameters)
         ends, whole = np.cumsum(tensors["policies.sizes"]).tolist(), tensors["policies.bytes"].tobytes()
@@ -398,7 +407,9 @@ def block_name(instances: range) -> str:
 
 def instances_of(name: str) -> range:
     """The instances of a block, by its name."""
-    first, count = (int(part) for part in BLOCK.match(name).groups())
+    match = BLOCK.match(name)
+    assert match is not None
+    first, count = map(int, match.groups())
     return range(first, first + count)
 
 
