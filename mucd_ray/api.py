@@ -13,6 +13,7 @@ import contextlib
 import inspect
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -153,7 +154,8 @@ def certify(
         assert evidence is not None
         earned = {"returns": [], "return_range": None, "rollouts": 0, "instances": sum(evidence["counts"][0])}
     else:
-        earned = {"returns": _array("returns", returns, 1), "return_range": return_range, "rollouts": rollouts, "discount": discount, "clipped": clipped}
+        # Of instances in an order that follows from what they earned, as of sorted returns, the bound by betting would be none (certify/confidence/means.py).
+        earned = {"returns": np.random.default_rng().permutation(_array("returns", returns, 1)), "return_range": return_range, "rollouts": rollouts, "discount": discount, "clipped": clipped}
     inputs = make_inputs(mechanism=mechanism, units=units, actions=evidence, eta=eta, threat=threat, accountant=accountant, band=band, **earned)
     certificate = make_certificate(inputs, assumptions=[PARTS_ELSEWHERE if isinstance(mechanism, Partition) else ELSEWHERE, *assumptions], context={"baselines": None, "made": "elsewhere"})
     if out is not None:
@@ -177,7 +179,9 @@ def _check_statements(units, return_range, threat, accountant, band, rollouts, d
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and bool(-sys.float_info.max <= value <= sys.float_info.max)
+    if type(value) is int:
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, (float, np.integer, np.floating)) and math.isfinite(value)
 
 
 def _is_whole(value) -> bool:
@@ -321,4 +325,6 @@ def _write(folder: Path, certificate: dict) -> None:
     for name, content in files.items():
         with _files_named():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (folder / name).is_symlink():
+            raise MucdError(f"{folder / name} is a link, which may lead anywhere: remove it, or choose another folder")
         write_file(folder / name, content)
