@@ -121,7 +121,7 @@ def certify(
     Args:
         mechanism: such as `Bag(unit="trajectory", bag_size=10)` (mucd_ray.mechanism), or its fields as a dict with the `kind`.
         units: N, how many units the dataset has.
-        returns: what each instance earned, in any order, [P], of a partition P parts drawn at random, again and again from all of them; None: actions alone are certified.
+        returns: what each instance earned, in any order (in the certificate it is drawn anew), [P], of a partition P parts drawn at random, again and again from all of them; None: actions alone are certified.
         return_range: public (least, greatest) return.
         votes: at S public states how many of the P instances prefer each of A actions, [S, A]; of a partition those of all its parts.
         reference: [S], the actions against which certified accuracy is counted.
