@@ -17,8 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $(STAMP)
 
-# Files of tests are shared out to this many processes.
-TEST_PROCESSES ?= 2
+# Files of tests are shared out to this many processes: one more than two cores, since some tests wait for another process to be missed.
+TEST_PROCESSES ?= 3
 
 test: setup
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
