@@ -19,6 +19,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import Policies, environment_actions
 from mucd_ray.evaluate.rollouts import means
 from mucd_ray.files import printable
+from mucd_ray.learn.scores import width_of
 from mucd_ray.learn.trainers import outside
 from mucd_ray.learn.trainers.nursery import MOST_QUESTION, frame
 from mucd_ray.learn.trainers.outside import Line, NurseryProcess, asked
@@ -135,7 +136,7 @@ class _Default:
     """The policy of the default action."""
 
     def __init__(self, action_space: gymnasium.Space):
-        self.width = int(action_space.n) if isinstance(action_space, gymnasium.spaces.Discrete) else int(np.prod(action_space.shape))
+        self.width = width_of(action_space)
 
     def __len__(self) -> int:
         return 1

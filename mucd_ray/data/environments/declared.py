@@ -102,13 +102,14 @@ class DeclaredCard(EnvironmentCard):
         spaces = [self.observation_space, self.action_space]
         if self.observation_parts or self.declared_actions:
             spaces += [list(self.observation_parts), self.declared_actions, list(self.observation_keys)]
+        components = list(Actions(declared=actions).components)
         discrete = isinstance(actions, gym.spaces.Discrete)
         return {
             "observation_shape": [int(length) for length in self.without_history().observation_shape],
-            "actions": int(actions.n) if discrete else 0,
-            "dimensions": 0 if discrete else int(np.prod(actions.shape)),
+            "actions": int(actions.n) if discrete else sum(components),
+            "dimensions": 0 if discrete or components else int(np.prod(actions.shape)),
             "sha256": hashlib.sha256(json.dumps(spaces).encode()).hexdigest(),
-        }
+        } | ({"components": components} if components else {})
 
     def one_hot(self) -> "DeclaredCard":
         """This card of one observation, where whole numbers in a Discrete or MultiDiscrete space are declared of those one-hot."""

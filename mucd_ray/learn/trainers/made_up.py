@@ -25,7 +25,7 @@ def made_up_bag(environment: gymnasium.Env, unit: str, mask: int | None = None) 
             if terminated or truncated:
                 break
         starts.append(len(rows))
-    discrete = isinstance(environment.action_space, gymnasium.spaces.Discrete)
+    discrete = not isinstance(environment.action_space, gymnasium.spaces.Box)
     kinds = (None, np.int64 if discrete else np.float32, np.float64, None, bool, bool)
     columns = [np.array(column, kind) for column, kind in zip(zip(*rows), kinds)]
     starts = np.array(starts)

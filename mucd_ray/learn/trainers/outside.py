@@ -23,6 +23,7 @@ from minari.serialization import serialize_space
 
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable, read_json
+from mucd_ray.learn.scores import width_of
 from mucd_ray.learn.trainers.artifacts import MOST_BYTES
 from mucd_ray.learn.trainers.given import GivenBag
 from mucd_ray.learn.trainers.made_up import made_up_bag, made_up_observations
@@ -267,8 +268,7 @@ class Learner:
         self.line, self.nursery, self.failure, self.content = line, nursery, failure, b""
         self.why, self.told, self.left = FAILURES[failure], None, nursery.trainer.seconds
         self.began, self.modules = False, []
-        action_space = nursery.spaces[1]
-        self.width = int(action_space.n) if isinstance(action_space, gymnasium.spaces.Discrete) else int(np.prod(action_space.shape))
+        self.width = width_of(nursery.spaces[1])
 
     def __len__(self) -> int:
         return 1
@@ -337,7 +337,7 @@ class StoredPolicies:
         self.contents, self.spaces = contents, (observation_space, action_space)
         # Of one learner, and what all of them may unpack to.
         self.memory = memory + 32e-9 * sum(map(len, contents))
-        self.width = int(action_space.n) if isinstance(action_space, gymnasium.spaces.Discrete) else int(np.prod(action_space.shape))
+        self.width = width_of(action_space)
         self.place = np.cumsum([bool(content) for content in contents]) - 1
         self.line, self._lock = None, threading.Lock()
         if any(contents):
