@@ -15,7 +15,7 @@ import numpy as np
 
 from mucd_ray.certify.action import ActionCertificate
 from mucd_ray.certify.guarantees import Guarantees
-from mucd_ray.components import blocks
+from mucd_ray.mechanism.components import blocks
 
 
 def by_component(

@@ -273,7 +273,7 @@ class Actions:
 
     def rows(self, values: np.ndarray) -> np.ndarray:
         """Recorded actions [N, *shape] as int64 [N], int64 [N, k] of components or numbers [N, k]; what is plain is given back as it is. Raises MucdError for another shape, or for what is no action."""
-        if self.is_plain:
+        if self.is_plain and not self.components:
             return values
         shape = tuple(self.declared.shape)
         if values.shape[1:] != shape or values.dtype.kind not in "fiub":

@@ -9,11 +9,11 @@ import gymnasium
 import numpy as np
 import torch
 
-from mucd_ray.components import best, blocks
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.networks import Network, stacked_layers
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.scores import components_of
+from mucd_ray.mechanism.components import best, blocks
 
 
 class Policies(Protocol):

@@ -12,8 +12,8 @@ from mucd_ray.certify.action import certify_exact, certify_scores, certify_votes
 from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.components import by_component
 from mucd_ray.certify.votes import POLICIES_PER_UNIT
-from mucd_ray.components import best, blocks
 from mucd_ray.mechanism.bag import Bag
+from mucd_ray.mechanism.components import best, blocks
 from mucd_ray.mechanism.partition import Partition
 
 EXACT = guarantees_of(Partition(parts=9), units=90, threat="symmetric")

@@ -69,8 +69,7 @@ def test_more_combinations_are_rows_of_components(space):
     assert all(np.array_equal(actions.original(row), one) and actions.original(row) in space for row, one in zip(rows, drawn))
     assert Actions(declared=actions.space).is_plain and Actions(declared=actions.space).components == actions.components
     place = rng.integers(drawn[0].size)
-    # A space that is what policies take already is looked at by the dataset.
-    for wrong in () if actions.is_plain else (np.max(getattr(space, "start", 0) + sizes.reshape(space.shape)), 0.5):
+    for wrong in (np.max(getattr(space, "start", 0) + sizes.reshape(space.shape)), 0.5):
         spoiled = drawn.astype(float)
         spoiled.reshape(20, -1)[3, place] = wrong
         with pytest.raises(MucdError, match="1 of 20 actions are outside their space, first in row 3"):

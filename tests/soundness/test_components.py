@@ -7,9 +7,9 @@ import numpy as np
 from mucd_ray.certify.action import certify_exact
 from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.components import by_component
-from mucd_ray.components import best
 from mucd_ray.learn.trainers.parts import units_by_part
 from mucd_ray.learn.units import Units
+from mucd_ray.mechanism.components import best
 from mucd_ray.mechanism.partition import Partition
 
 COMPONENTS, PARTS, UNITS, MOST = (2, 3), 4, 6, 2

@@ -33,6 +33,7 @@ OBSERVATIONS = {
 ACTIONS = {
     "discrete": gym.spaces.Discrete(3, start=1),
     "joint": gym.spaces.MultiDiscrete([2, 3]),
+    "components": gym.spaces.MultiDiscrete([30, 40]),
     "continuous": gym.spaces.Box(-2.0, 2.0, (2,), np.float32),
     "whole": gym.spaces.Box(-(2**62), 2**62, (1,), np.int64),
 }

@@ -10,9 +10,9 @@ import sys
 
 import numpy as np
 
-from mucd_ray.components import blocks
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism import evaluator, outside
+from mucd_ray.mechanism.components import blocks
 from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.words import NO_ENVIRONMENT, counted

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mucd_ray.components import blocks
 from mucd_ray.errors import MucdError
 from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.algorithm import Algorithm
@@ -33,6 +32,7 @@ from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.transformer import alike, on_raw_steps
 from mucd_ray.learn.units import Units
+from mucd_ray.mechanism.components import blocks
 
 # A feature whose deviation in a bag is below this share of its size is constant there, and ignored by the policy.
 CONSTANT = 1e-6

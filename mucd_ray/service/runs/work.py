@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from mucd_ray.certify.file.evidence import levels
-from mucd_ray.components import best
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.evaluators import Scorer
 from mucd_ray.evaluate.policies import Policies, trained_policies
@@ -25,6 +24,7 @@ from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
+from mucd_ray.mechanism.components import best
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.settings import RunSettings

@@ -14,13 +14,13 @@ from mucd_ray.certify.file.results import TOLERANCES
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.rounding import confidence_percent, percent_up
 from mucd_ray.certify.tabulated import TabulatedGuarantees, tabulated
-from mucd_ray.components import best, blocks
 from mucd_ray.data.environments.features import load_features_of, may_see
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all, softmax_probabilities
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import as_expected, printable
 from mucd_ray.learn.encoders import load_encoder
+from mucd_ray.mechanism.components import best, blocks
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.service.storage.policies import stored_policies
