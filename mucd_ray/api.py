@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from mucd_ray.certify.file.certificate import make_certificate, make_inputs, par
 from mucd_ray.certify.file.certificate import verify as mismatches
 from mucd_ray.certify.file.evidence import exact_evidence, votes_evidence
 from mucd_ray.errors import MucdError
-from mucd_ray.files import LARGEST_WHOLE, printable, write_file
+from mucd_ray.files import LARGEST_WHOLE, printable, quoted, write_file
 from mucd_ray.mechanism.kinds import AnyMechanism, from_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mucd_ray.data.environments.cards import EnvironmentCard
     from mucd_ray.service.serving.ensemble import Ensemble
 
+Text = TypeVar("Text", bound=str | None)
 ELSEWHERE = (
     "Votes and returns were made elsewhere, without this package: each instance by a learner that is as the mechanism says, from its own secret randomness, independently of the others; none was dropped, "
     "made again, or chosen among several."
@@ -69,7 +70,7 @@ def run(dataset: str, *, storage: str, trainer: Callable | str | None = None, en
         if trainer is not None:
             options["trainer"] = _name_of(trainer) if callable(trainer) else trainer
         if not isinstance(dataset, str) or dataset.startswith("-") or not isinstance(imports, (str, tuple, list)):
-            raise MucdError(f"dataset {_shown(dataset)} must be the id of one, and imports {_shown(imports)} the names of modules")
+            raise MucdError(f"dataset {quoted(dataset)} must be the id of one, and imports {quoted(imports)} the names of modules")
         if environment is not None:
             options["card"] = environment if isinstance(environment, (str, Path)) else _written(environment, stack)
         named = [f"--import={name}" for name in ([imports] if isinstance(imports, str) else imports)]
@@ -150,10 +151,12 @@ def certify(
     evidence = None
     if votes is not None:
         if not isinstance(components, (tuple, list)) or not all(_is_whole(values) for values in components):
-            raise MucdError(f"components {_shown(components)} must be a list of whole numbers, how many values each of them may have")
+            raise MucdError(f"components {quoted(components)} must be a list of whole numbers, how many values each of them may have")
         reference = None if reference is None else _array("reference", reference, 2 if components else 1)
         evidence = (exact_evidence if isinstance(mechanism, Partition) else votes_evidence)(_array("votes", votes, 2), reference, tuple(components))
+    earned: dict[str, Any]
     if returns is None:
+        assert evidence is not None
         earned = {"returns": [], "return_range": None, "rollouts": 0, "instances": sum(evidence["counts"][0][: components[0] if components else None])}
     else:
         earned = {"returns": _array("returns", returns, 1), "return_range": return_range, "rollouts": rollouts, "discount": discount, "clipped": clipped}
@@ -167,32 +170,24 @@ def certify(
 def _check_statements(units, return_range, threat, accountant, band, rollouts, discount, clipped, assumptions) -> None:
     """Raise MucdError where one is of another type: what a certificate says must be what was given, and not what that can be turned into."""
     if not _is_whole(units):
-        raise MucdError(f"units {_shown(units)} must be a whole number, at most {LARGEST_WHOLE:,}")
+        raise MucdError(f"units {quoted(units)} must be a whole number, at most {LARGEST_WHOLE:,}")
     if return_range is not None and not (isinstance(return_range, (tuple, list)) and len(return_range) == 2 and all(map(_is_number, return_range))):
-        raise MucdError(f"return_range {_shown(return_range)} must be two numbers, (least, greatest)")
+        raise MucdError(f"return_range {quoted(return_range)} must be two numbers, (least, greatest)")
     for name, value in (("threat", threat), ("accountant", accountant), ("band", band)):
         if not isinstance(value, str):
-            raise MucdError(f"{name} {_shown(value)} must be a text")
+            raise MucdError(f"{name} {quoted(value)} must be a text")
     if not _is_whole(rollouts) or type(clipped) is not bool or not _is_number(discount):
-        raise MucdError(f"rollouts {_shown(rollouts)} must be a whole number, discount {_shown(discount)} a number, and clipped {_shown(clipped)} True or False")
+        raise MucdError(f"rollouts {quoted(rollouts)} must be a whole number, discount {quoted(discount)} a number, and clipped {quoted(clipped)} True or False")
     if not isinstance(assumptions, (tuple, list)) or not all(isinstance(text, str) and text.isprintable() for text in assumptions):
-        raise MucdError(f"assumptions {_shown(assumptions)} must be a list of sentences, each one line of printable text")
+        raise MucdError(f"assumptions {quoted(assumptions)} must be a list of sentences, each one line of printable text")
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and bool(-sys.float_info.max <= value <= sys.float_info.max)
 
 
 def _is_whole(value) -> bool:
     return type(value) is int and abs(value) <= LARGEST_WHOLE
-
-
-def _shown(value) -> str:
-    """The beginning of a value in words."""
-    try:
-        return repr(value)[:100]
-    except Exception:  # of thousands of digits, say, or of a class of the user's
-        return f"of type {type(value).__name__}"
 
 
 def _check_new(out) -> None:
@@ -217,7 +212,7 @@ def verify(certificate: dict | str, *, patience: float = 1.0) -> list[str]:
         MucdError: no certificate of this format, or more work than that.
     """
     if not isinstance(certificate, (dict, str, Path)) or not _is_number(patience):
-        raise MucdError(f"certificate {_shown(certificate)} must be a certificate or its path, and patience {_shown(patience)} a number")
+        raise MucdError(f"certificate {quoted(certificate)} must be a certificate or its path, and patience {quoted(patience)} a number")
     if isinstance(certificate, dict):
         try:
             content = json.dumps(certificate).encode()
@@ -233,7 +228,8 @@ def _called(command: Callable, arguments: list[str], options: dict) -> dict:
     """What `mucd` with these arguments would print with --json."""
     from mucd_ray.cli import build_parser
 
-    words, printed = [*arguments, "--json"], []
+    printed: list[str] = []
+    words = [*arguments, "--json"]
     for name, value in options.items():
         words += _words("--" + name.replace("_", "-"), value)
     for word in words:
@@ -261,17 +257,17 @@ def _files_named():
 def _path(name: str, value) -> str:
     """A path as text. Raises MucdError where it is none that a system could hold."""
     if not isinstance(value, (str, Path)) or not str(value):
-        raise MucdError(f"{name} {_shown(value)} must be a path")
+        raise MucdError(f"{name} {quoted(value)} must be a path")
     return _text(name, str(value))
 
 
-def _text(name: str, value: str | None) -> str | None:
+def _text(name: str, value: Text) -> Text:
     """What a command line could hold, too. Raises MucdError."""
     try:
         if value is not None and b"\0" in os.fsencode(value):
             raise ValueError
     except (TypeError, ValueError):
-        raise MucdError(f"{name} {_shown(value)} must be a text that a command line could hold, without zeros and halves of characters") from None
+        raise MucdError(f"{name} {quoted(value)} must be a text that a command line could hold, without zeros and halves of characters") from None
     return value
 
 
@@ -285,13 +281,13 @@ def _words(option: str, value) -> list[str]:
         try:
             return [f"{option}={json.dumps(value)}"]
         except (TypeError, ValueError, RecursionError) as error:
-            raise MucdError(f"make_kwargs {_shown(value)} are no JSON ({printable(error)}): give texts, numbers, lists and dictionaries") from None
+            raise MucdError(f"make_kwargs {quoted(value)} are no JSON ({printable(error)}): give texts, numbers, lists and dictionaries") from None
     try:
         if isinstance(value, dict):
             return [f"{option}={key}={number}" for key, number in value.items()]
         return [f"{option}={','.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"]
     except ValueError:  # thousands of digits
-        raise MucdError(f"{option} {_shown(value)} cannot be written down: give another value") from None
+        raise MucdError(f"{option} {quoted(value)} cannot be written down: give another value") from None
 
 
 def _name_of(trainer: Callable) -> str:
@@ -308,7 +304,7 @@ def _written(card: "EnvironmentCard", stack: contextlib.ExitStack) -> str:
     from mucd_ray.data.environments.card import EnvironmentCard
 
     if not isinstance(card, EnvironmentCard):
-        raise MucdError(f"environment {_shown(card)} must be an EnvironmentCard, or the path of its JSON file")
+        raise MucdError(f"environment {quoted(card)} must be an EnvironmentCard, or the path of its JSON file")
     path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "card.json"
     path.write_text(json.dumps(card.to_dict()))
     return str(path)

@@ -158,7 +158,7 @@ def as_expected(name, fix: str):
         raise MucdError(f"{name} is not as this version writes it ({type(error).__name__}: {printable(error)}): {fix}") from None
 
 
-NAMES = {
+NAMES: dict[typing.Any, str] = {
     str: "text", bool: "true or false", int: "a whole number", float: "a finite number", int | None: "a whole number or null", float | None: "a number or null", str | None: "text or null",
     tuple[int, ...]: "a list of whole numbers", tuple[float, ...]: "a list of numbers", tuple[float, float]: "two numbers", tuple[str, ...]: "a list of texts",
 }
@@ -173,7 +173,7 @@ def check_types(kind: type, values: dict) -> dict:
     hints = typing.get_type_hints(kind)
     for field in fields(kind):
         if field.name in values and not fits(values[field.name], hints[field.name]):
-            raise TypeError(f"{field.name} {printable(repr(values[field.name])[:60])} must be {NAMES.get(hints[field.name], 'another kind of value')}")
+            raise TypeError(f"{field.name} {quoted(values[field.name])} must be {NAMES.get(hints[field.name], 'another kind of value')}")
     return values
 
 
@@ -192,6 +192,14 @@ def fits(value, wanted) -> bool:
     if is_dataclass(wanted) and isinstance(value, Mapping):
         return True  # checked where it is made
     return isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool)
+
+
+def quoted(value) -> str:
+    """The beginning of a value in words."""
+    try:
+        return printable(repr(value)[:100])
+    except Exception:  # of thousands of digits, say, or of a class of the user's
+        return f"of type {type(value).__name__}"
 
 
 def printable(value) -> str:

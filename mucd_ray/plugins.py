@@ -80,7 +80,7 @@ _loaded: dict[tuple[str, str], Plugin] = {}
 
 def listed(kind: str) -> list[str]:
     """The installed ones of a kind, for people."""
-    return [f"{printable(entry.name)} ({printable(entry.dist.name)} {printable(entry.dist.version)})" for entry in _installed(kind)]
+    return [f"{printable(entry.name)} ({printable(_package(entry).name)} {printable(_package(entry).version)})" for entry in _installed(kind)]
 
 
 def choices(kind: str, shipped: Collection[str]) -> str:
@@ -99,7 +99,7 @@ def find(kind: str, name: str, shipped: Collection[str] = ()) -> Plugin | None:
     entries = [entry for entry in _installed(kind) if entry.name == name and NAME.fullmatch(name)]
     if not entries:
         return None
-    brought = " and ".join(f"{entry.dist.name} {entry.dist.version} ({entry.value})" for entry in entries)
+    brought = " and ".join(f"{_package(entry).name} {_package(entry).version} ({entry.value})" for entry in entries)
     if name in shipped:
         raise MucdError(f"{kind} {name} is mucd_ray's own and also a plug-in of {brought}: a plug-in never takes the place of what is shipped; rename it in that package, or uninstall it")
     if len(entries) > 1:
@@ -109,7 +109,7 @@ def find(kind: str, name: str, shipped: Collection[str] = ()) -> Plugin | None:
 
 def at_hand(kind: str) -> list[tuple[str, object]]:
     """(name, what `load` gives) of the plug-ins for which nothing has to be imported: JSON files, and objects of modules that have been imported already."""
-    found = []
+    found: list[tuple[str, object]] = []
     for entry in _installed(kind):
         with contextlib.suppress(Exception):  # nobody has asked for it
             found.append((entry.name, _json_file(entry) or functools.reduce(getattr, entry.attr.split("."), sys.modules[entry.module])))
@@ -139,7 +139,13 @@ def _installed(kind: str) -> list[metadata.EntryPoint]:
         with contextlib.suppress(Exception):  # whatever lies on the path
             own = [entry for entry in distribution.entry_points if entry.group == GROUPS[kind]]
             entries.setdefault(re.sub("[-_.]+", "-", distribution.name).lower(), own)
-    return sorted((entry for own in entries.values() for entry in own), key=lambda entry: (entry.name, entry.dist.name))
+    return sorted((entry for own in entries.values() for entry in own), key=lambda entry: (entry.name, _package(entry).name))
+
+
+def _package(entry: metadata.EntryPoint) -> metadata.Distribution:
+    """The one that it was found in."""
+    assert entry.dist is not None
+    return entry.dist
 
 
 def _json_file(entry: metadata.EntryPoint) -> Path | None:
@@ -148,13 +154,13 @@ def _json_file(entry: metadata.EntryPoint) -> Path | None:
 
 def _plugin(kind: str, entry: metadata.EntryPoint) -> Plugin:
     try:
-        values = {"kind": kind, "name": entry.name, "value": f"{entry.module}:{entry.attr or ''}", "package": entry.dist.name, "version": entry.dist.version}
+        values = {"kind": kind, "name": entry.name, "value": f"{entry.module}:{entry.attr or ''}", "package": _package(entry).name, "version": _package(entry).version}
         digest = hashlib.sha256("\n".join([*values.values(), ""]).encode())
         for name, path in _files(entry.module):
             digest.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n".encode())
         return Plugin(**values, sha256=digest.hexdigest())
     except (MucdError, ImportError, ValueError, AttributeError, TypeError, OSError) as error:
-        raise MucdError(f"the plug-in {kind} {printable(entry.name)} of {printable(entry.dist.name)}, {printable(entry.value)}, cannot be found ({printable(error)}): mend its entry point, or install that package anew") from None
+        raise MucdError(f"the plug-in {kind} {printable(entry.name)} of {printable(_package(entry).name)}, {printable(entry.value)}, cannot be found ({printable(error)}): mend its entry point, or install that package anew") from None
 
 
 def _files(module: str) -> list[tuple[str, Path]]:
@@ -167,8 +173,9 @@ def _files(module: str) -> list[tuple[str, Path]]:
             raise ImportError(f"there is no module {name}")
         if spec.origin is not None:
             break
+    assert spec is not None
     if spec.submodule_search_locations is None:
-        return [(f"{name.replace('.', '/')}.py", Path(spec.origin))]
+        return [(f"{name.replace('.', '/')}.py", Path(spec.origin or ""))]
     files = []
     for folder in map(Path, spec.submodule_search_locations):
         inside = ((path.relative_to(folder), path) for path in folder.rglob("*"))

@@ -66,7 +66,7 @@ EVIDENCE = {"returns": [400.0] * 300, "return_range": (0, 500), "votes": [[290, 
     "wrong",
     [
         {"votes": [[1, 2], [3]]}, {"votes": [[289.5, 10.5]]}, {"votes": [[290, 11]]}, {"votes": [[300]]}, {"returns": []}, {"returns": [float("nan")] * 300}, {"returns": ["a"] * 300},
-        {"units": 5}, {"units": 1000.5}, {"units": "1000"}, {"mechanism": {"kind": "x"}}, {"mechanism": 3}, {"return_range": (0, 1)}, {"return_range": None}, {"returns": None, "votes": None}, {"eta": "x"}, {"eta": 0},
+        {"units": 5}, {"units": 1000.5}, {"units": "1000"}, {"mechanism": {"kind": "x"}}, {"mechanism": 3}, {"mechanism": {"kind": "partition", "unit": "trajectory", "parts": 10**5000}}, {"return_range": (0, 1)}, {"return_range": None}, {"returns": None, "votes": None}, {"eta": "x"}, {"eta": 0},
         {"threat": "none"}, {"mechanism": {"kind": "neighbours", "unit": "trajectory", "neighbours": 3, "metric": "declared"}},
         # What a certificate says is what was given: 1.5 episodes are not one.
         {"rollouts": 1.5}, {"rollouts": True}, {"rollouts": None}, {"clipped": "no"}, {"clipped": None}, {"discount": "x"}, {"discount": None}, {"return_range": ("a", "b")}, {"return_range": (0, 10**400)},
@@ -138,7 +138,7 @@ def test_what_is_no_observation_is_refused_by_everything_that_answers(summary, r
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"dataset": None}, {"dataset": 3}, {"dataset": "--help"}, {"help": True}, {"environment": 3}, {"environment": {}}, {"imports": 3}, {"make_kwargs": {"a": print}}, {"make_kwargs": {"a": {1}}}, {"storage": None}, {"storage": "a\0b"}, {"states_file": "\ud800"}, {"instances": 10**5000}],
+    [{"dataset": None}, {"dataset": 3}, {"dataset": "--help"}, {"help": True}, {"environment": 3}, {"environment": {}}, {"imports": 3}, {"make_kwargs": {"a": print}}, {"make_kwargs": {"a": {1}}}, {"storage": None}, {"storage": "a\0b"}, {"storage": "a\ud800"}, {"states_file": "\ud800"}, {"instances": 10**5000}],
     ids=lambda wrong: "-".join([*wrong]),
 )
 def test_a_run_that_cannot_be_is_refused_and_nothing_is_written(tmp_path, capfd, wrong):

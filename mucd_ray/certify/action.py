@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mucd_ray.certify.closed_form import AnyGuarantees
 from mucd_ray.certify.confidence.bands import order_statistic_band
 from mucd_ray.certify.confidence.proportions import check_eta, top_two_bounds
-from mucd_ray.certify.guarantees import Guarantees
+from mucd_ray.certify.guarantees import Bounds
 from mucd_ray.certify.radius import largest_radii
 from mucd_ray.certify.votes import POLICIES_PER_UNIT, parl_radius
 from mucd_ray.mechanism.work import spend
@@ -31,7 +32,7 @@ class ActionCertificate:
     runner_up: np.ndarray
 
 
-def action_radii(top: np.ndarray, runner_up: np.ndarray, guarantees: Guarantees, cap: int) -> np.ndarray:
+def action_radii(top: np.ndarray, runner_up: np.ndarray, guarantees: Bounds, cap: int) -> np.ndarray:
     """Largest r <= cap with lower_r(top) > upper_r(runner_up) per state [S] -> [S]; ABSTAIN where none (theory section 6).
 
     As everywhere, nothing above `guarantees.largest_radius` is asked for: a radius that reaches it is a floor.
@@ -45,21 +46,21 @@ def action_radii(top: np.ndarray, runner_up: np.ndarray, guarantees: Guarantees,
     return largest_radii(holds, min(cap, guarantees.largest_radius))[inverse.reshape(-1)]
 
 
-def certify_votes(counts: np.ndarray, guarantees: Guarantees, *, eta: float, cap: int) -> ActionCertificate:
+def certify_votes(counts: np.ndarray, guarantees: Bounds, *, eta: float, cap: int) -> ActionCertificate:
     """Certify every row of votes [S, A]. Each state's statement holds with probability 1 - eta; pass eta/S for all together."""
     bounds = top_two_bounds(counts, eta)
     radius = action_radii(bounds.top, bounds.runner_up, guarantees, cap)
     return ActionCertificate(action=bounds.action, radius=radius, top=bounds.top, runner_up=bounds.runner_up)
 
 
-def certify_exact(counts: np.ndarray, guarantees: Guarantees, *, eta: float, cap: int) -> ActionCertificate:
+def certify_exact(counts: np.ndarray, guarantees: AnyGuarantees, *, eta: float, cap: int) -> ActionCertificate:
     """Certify every row of votes [S, A] of all parts of a partition. Nothing is sampled: the radii are certain, and `eta` plays no role."""
     ordered = np.sort(counts, axis=1) / counts[0].sum()
     radius = np.minimum(parl_radius(counts) // POLICIES_PER_UNIT[guarantees.threat], cap)
     return ActionCertificate(action=counts.argmax(axis=1), radius=radius, top=ordered[:, -1], runner_up=ordered[:, -2])
 
 
-def certify_scores(histogram: np.ndarray, guarantees: Guarantees, *, eta: float, cap: int) -> ActionCertificate:
+def certify_scores(histogram: np.ndarray, guarantees: Bounds, *, eta: float, cap: int) -> ActionCertificate:
     """Certify the action with the largest expected score from score levels [S, A, K+1]; confidence as in `certify_votes`.
 
     E_{D'}[y] >= integral over t in [0, 1] of lower_r(P(y > t)), and the same with upper_r from above (theory section 6, probability

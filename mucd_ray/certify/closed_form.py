@@ -108,7 +108,10 @@ PURE_GROUPS = {
 }
 
 
-def guarantees_of(mechanism: AnyMechanism, *, units: int, threat: str = "symmetric", family: str = "tradeoff") -> Guarantees | BaggedNoiseGuarantees | ClosedFormGuarantees:
+AnyGuarantees = Guarantees | BaggedNoiseGuarantees | ClosedFormGuarantees
+
+
+def guarantees_of(mechanism: AnyMechanism, *, units: int, threat: str = "symmetric", family: str = "tradeoff") -> AnyGuarantees:
     """The outcomes guarantees of a mechanism of any kind, for a dataset of so many units."""
     if isinstance(mechanism, Mechanism):
         return Guarantees(mechanism, threat=threat, family=family)

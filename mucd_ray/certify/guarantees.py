@@ -5,8 +5,10 @@
 """
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -76,6 +78,18 @@ READINGS = {
     "remove": "D' is the poisoned set of an attacker who removes, or the clean one if an attacker inserted {units} into D",
     "substitute": "D may be the poisoned set and D' the clean one, or the other way round",
 }
+
+
+class Bounds(Protocol):
+    """What certificates of actions ask of the guarantees of a mechanism of any kind, or of a table of them."""
+
+    @property
+    def at(self) -> Callable[[int], OutcomesGuarantee]:
+        """The guarantee that holds for every D' within a radius."""
+
+    @property
+    def largest_radius(self) -> int:
+        """Beyond it nothing is claimed."""
 
 
 class Guarantees:

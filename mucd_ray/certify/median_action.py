@@ -11,7 +11,7 @@ import numpy as np
 
 from mucd_ray.certify.confidence.bands import order_statistic_band
 from mucd_ray.certify.confidence.proportions import check_eta
-from mucd_ray.certify.guarantees import Guarantees
+from mucd_ray.certify.guarantees import Bounds
 from mucd_ray.certify.radius import largest_radii
 from mucd_ray.mechanism.work import spend
 
@@ -24,7 +24,7 @@ class MedianActions:
         eta: each state's intervals, in all dimensions and for all r, hold together with probability 1 - eta; pass eta/S for all states.
     """
 
-    def __init__(self, histogram: np.ndarray, guarantees: Guarantees, *, eta: float):
+    def __init__(self, histogram: np.ndarray, guarantees: Bounds, *, eta: float):
         self.guarantees, self.instances = guarantees, int(histogram[0, 0].sum())
         self.levels = histogram.shape[2] - 1
         self.cumulative = np.cumsum(histogram, axis=2)

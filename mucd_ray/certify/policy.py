@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mucd_ray.certify.closed_form import AnyGuarantees
 from mucd_ray.certify.confidence.bands import BANDS
-from mucd_ray.certify.guarantees import Guarantees
 from mucd_ray.certify.radius import largest_radii
 from mucd_ray.errors import MucdError
 
@@ -63,7 +63,7 @@ def ceiling_band(returns: np.ndarray, return_range: tuple[float, float], *, eta:
     return return_band(-np.asarray(returns, dtype=float), (-high, -low), eta=eta, method=method)
 
 
-def expected_return_bound(band: ReturnBand, guarantees: Guarantees, radius: int) -> float:
+def expected_return_bound(band: ReturnBand, guarantees: AnyGuarantees, radius: int) -> float:
     """Lower bound on E[return] of M(D') for every D' within `radius` of D."""
     return guarantees.least(radius, band.expected_return)
 
@@ -78,7 +78,7 @@ def mean_route_bound(mean: float, return_range: tuple[float, float], lower) -> f
     return float(low + (high - low) * lower((mean - low) / (high - low)))
 
 
-def radius_keeping(share: float, unpoisoned: float, band: ReturnBand, guarantees: Guarantees, cap: int) -> int:
+def radius_keeping(share: float, unpoisoned: float, band: ReturnBand, guarantees: AnyGuarantees, cap: int) -> int:
     """Largest r <= cap whose bound keeps `share` of the unpoisoned mean above the floor; -1 if not even r = 0 does, or if there is nothing to keep."""
     if unpoisoned <= band.floor:
         return -1
@@ -86,7 +86,7 @@ def radius_keeping(share: float, unpoisoned: float, band: ReturnBand, guarantees
     return int(largest_radii(lambda r: np.array([expected_return_bound(band, guarantees, r) >= wanted]), min(cap, guarantees.largest_radius))[0])
 
 
-def shares_kept(unpoisoned: float, band: ReturnBand, guarantees: Guarantees, cap: int, units: int) -> dict[str, dict]:
+def shares_kept(unpoisoned: float, band: ReturnBand, guarantees: AnyGuarantees, cap: int, units: int) -> dict[str, dict]:
     """By share of SHARES_KEPT: the `radius` of `radius_keeping`, the `fraction` of the units that is, and the `bound` on the expected return there."""
     keeps = {}
     for share in SHARES_KEPT:

@@ -96,6 +96,6 @@ def _plain(number: Decimal) -> str:
         return "0"
     sign, digits, exponent = number.as_tuple()
     while digits[-1] == 0:
-        digits, exponent = digits[:-1], exponent + 1
-    number = Decimal((sign, digits, exponent))
+        digits, exponent = digits[:-1], int(exponent) + 1
+    number = Decimal((sign, digits, int(exponent)))
     return f"{number:f}" if _LEAST_PLAIN <= number.adjusted() < _MOST_PLAIN else str(number).replace("E", "e")

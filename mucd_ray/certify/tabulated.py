@@ -9,7 +9,7 @@ from mucd_ray.certify.confidence.bands import order_statistic_band
 from mucd_ray.certify.confidence.proportions import clopper_pearson_lower, clopper_pearson_upper, vote_shares
 from mucd_ray.certify.families import Pair
 from mucd_ray.certify.file.evidence import LEVELS
-from mucd_ray.certify.guarantees import Guarantees, OutcomesGuarantee
+from mucd_ray.certify.guarantees import Bounds, OutcomesGuarantee
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.radius import radius_ladder
 
@@ -28,7 +28,7 @@ class TabulatedGuarantees:
         lower_at, upper_at: probabilities [n] at which the maps will be asked.
     """
 
-    def __init__(self, guarantees: Guarantees, radii, lower_at, upper_at):
+    def __init__(self, guarantees: Bounds, radii, lower_at, upper_at):
         self.largest_radius = guarantees.largest_radius
         self.radii = sorted({0, *(int(radius) for radius in radii)})
         self.lower_at, self.upper_at = (np.unique(np.concatenate([[0.0, 1.0], points])) for points in (lower_at, upper_at))
@@ -47,7 +47,7 @@ class TabulatedGuarantees:
         )
 
 
-def tabulated(guarantees: Guarantees, kind: str, *, instances: int, outputs: int, eta: float, cap: int, radii=()) -> TabulatedGuarantees:
+def tabulated(guarantees: Bounds, kind: str, *, instances: int, outputs: int, eta: float, cap: int, radii=()) -> TabulatedGuarantees:
     """A table with which evidence of one kind ("votes", "scores" or "continuous") is certified at any state.
 
     Probabilities are exact, since there are only as many as counts. Radii are `radii` and a ladder up to the largest that any evidence

@@ -39,7 +39,7 @@ class SampledVotes:
 
     def __init__(self, guarantees, *, instances: int, eta: float, steps: int):
         self.guarantees, self.instances, self.share = guarantees, instances, eta / steps
-        self._tables = {}
+        self._tables: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def choice(self, rows: np.ndarray) -> np.ndarray:
         """The action taken, [n, A] -> [n]."""
@@ -98,7 +98,10 @@ class Rows:
     """Rows of all nodes, each different one once, and what a rule says of them: computed for all rows together and kept."""
 
     def __init__(self, rule, actions: int, rows=()):
-        self.rule, self.table, self._number, self._possible, self._choice = rule, np.zeros((0, actions), np.int64), {}, {}, []
+        self.rule, self.table = rule, np.zeros((0, actions), np.int64)
+        self._number: dict[tuple[int, ...], int] = {}
+        self._possible: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+        self._choice: list[int] = []
         self.add(np.array(rows, np.int64).reshape(-1, actions))
 
     def add(self, rows: np.ndarray) -> list[int]:
@@ -178,7 +181,8 @@ def worst_return(tree: Tree, rows: Rows, radius: int, returns: Returns) -> tuple
         if not level:
             return returns.of(worst, played=True), True
         spend(4 * len(level))
-        following, before, complete = {}, worst, True
+        following: dict[int, float] = {}
+        before, complete = worst, True
         for node, earned in level.items():
             steps = tree.steps[node]
             for action in rows.possible(tree.rows[node], radius, len(level)):

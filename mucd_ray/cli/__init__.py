@@ -12,6 +12,7 @@ from mucd_ray.cli.options import Parser
 from mucd_ray.cli.process import (
     ENDED,
     check_progress_bars,
+    check_text,
     check_working_folder,
     last_words,
     only_results_on_stdout,
@@ -51,8 +52,10 @@ COMMANDS = (
 
 def main(arguments: list[str] | None = None) -> int:
     open_standard_streams()
-    received, options = [], None
+    received: list[int] = []
+    options = None
     try:
+        check_text(sys.argv[1:] if arguments is None else arguments)
         try:
             options = build_parser().parse_args(arguments)
         finally:

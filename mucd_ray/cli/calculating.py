@@ -167,7 +167,7 @@ def _frontier(options, asked: dict) -> list[dict]:
         raise MucdError(f"--frontier {file} must be the name of a .png file in a folder that exists")
     with _limited(options):
         rows = frontier(**asked, instances=sorted({*FRONTIER_INSTANCES, *([] if options.instances is None else [options.instances])}))
-    curves = {}
+    curves: dict[str, list[float]] = {}
     for row in rows:
         curves.setdefault(counted(row["instances"], "instance"), []).append(row["fraction"])
     budgets = np.array(list(dict.fromkeys(row["signal_budget"] for row in rows)))

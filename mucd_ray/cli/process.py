@@ -11,7 +11,9 @@ import threading
 from mucd_ray.errors import MucdError
 from mucd_ray.words import harmless
 
-ENDED = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal hung up"}
+# Of the last line; what is longer quotes something that no reader needs in full.
+MOST_WORDS = 2000
+ENDED: dict[int, str] = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal hung up"}
 
 
 def open_standard_streams() -> None:
@@ -23,6 +25,13 @@ def open_standard_streams() -> None:
                 continue
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
             setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))
+
+
+def check_text(arguments: list[str]) -> None:
+    """Raise MucdError for an argument with bytes that are no UTF-8, which neither files of JSON nor Ray can hold."""
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise MucdError(f"{harmless(argument)[:200]} on the command line is no text in UTF-8: rename what it names")
 
 
 def check_working_folder() -> None:
@@ -114,7 +123,9 @@ def only_results_on_stdout():
 
 
 def last_words(status: int, words: str) -> int:
-    """Say why on standard error, unless nobody is there to read it."""
+    """Say why on standard error, unless nobody is there to read it; the beginning, which names the value, and the end, which names the fix."""
+    if len(words) > MOST_WORDS:
+        words = f"{words[: MOST_WORDS // 2]} [...] {words[-MOST_WORDS // 2 :]}"
     with contextlib.suppress(OSError):
         print(harmless(f"mucd: {words}"), file=sys.stderr)
     return status

@@ -201,8 +201,7 @@ class OfflineDataset:
         if self.actions_declared:
             return self.action_space == space
         ours = self.action_space
-        discrete = isinstance(ours, gym.spaces.Discrete)
-        if type(ours) is not type(space) or ours.shape != space.shape or discrete and ours.start != space.start:
+        if type(ours) is not type(space) or ours.shape != space.shape or isinstance(ours, gym.spaces.Discrete) and isinstance(space, gym.spaces.Discrete) and ours.start != space.start:
             return False
         self._validate_actions(space)
         return True
@@ -256,12 +255,12 @@ def _update(digest, name: str, values: np.ndarray) -> None:
     array = np.ascontiguousarray(values)
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
-    digest.update(memoryview(array).cast("B"))
+    digest.update(array.data.cast("B"))
 
 
 def _numbered(keys) -> np.ndarray:
     """Numbers of the sources of trajectories with these keys, in the order in which they first appear; each without a key (None) has its own."""
-    numbers = {}
+    numbers: dict[object, int] = {}
     return np.array([numbers.setdefault(object() if key is None else key, len(numbers)) for key in keys], np.int64)
 
 
@@ -308,7 +307,7 @@ def _as_declared(actions: np.ndarray, space: gym.Space) -> np.ndarray:
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and actions.shape[1:] == space.shape and actions.dtype.kind in "fiub":
         with np.errstate(over="ignore"):
             rounded = actions.astype(np.float32)
-        bad = ~np.isfinite(rounded).all(axis=1)
+        bad = ~np.all(np.isfinite(rounded), axis=1)
         if bad.any():
             row = int(np.argmax(bad))
             raise MucdError(

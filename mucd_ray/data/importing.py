@@ -12,7 +12,7 @@ from minari.storage import get_dataset_path
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import card_named, known_card
-from mucd_ray.data.environments.make import make_environment
+from mucd_ray.data.environments.make import make_environment, spec_of
 from mucd_ray.data.environments.own import UserEnvironment
 from mucd_ray.data.environments.plain import declared_spaces, plain
 from mucd_ray.data.environments.recorded_in import same_environment
@@ -25,7 +25,7 @@ from mucd_ray.data.formats.registry import ReadOptions, read_source
 from mucd_ray.data.formats.source import Source
 from mucd_ray.data.formats.writing import target_folder, write_dataset
 from mucd_ray.data.inspection import inspect
-from mucd_ray.data.spaces import Actions
+from mucd_ray.data.spaces import Actions, shape_of
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
 from mucd_ray.modules import import_modules
@@ -196,7 +196,8 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
         raise MucdError(f"actions in {action_space} are not supported: one whole number or one list of numbers is")
     if declared is None:
         notes.append(f"the action space {action_space} follows from the rows: declare it with --environment ID, --card FILE or --actions (a run compares it with its environment's, and takes that)")
-    sound, invalid = [], []
+    sound: list[Episode] = []
+    invalid: list[Episode] = []
     for episode in recording.episodes:
         episode = replace(episode, keys=_keys(episode.keys))
         checked = _checked(_counted(episode, counted), observation_space, cast, action_space) if len(episode) else with_fault(episode, "it has no transition")
@@ -216,7 +217,7 @@ def _counted(episode: Episode, actions: Actions | None) -> Episode:
     try:
         return replace(episode, actions=actions.rows(episode.actions))
     except MucdError as error:
-        return with_fault(replace(episode, actions=np.zeros((len(episode), *actions.space.shape), np.int64)), str(error))
+        return with_fault(replace(episode, actions=np.zeros((len(episode), *shape_of(actions.space)), np.int64)), str(error))
 
 
 def _keys(keys: dict) -> dict:
@@ -293,10 +294,10 @@ def _observation_space(environment, recording: Recording, dtype: np.dtype, shape
         low, high = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         return gym.spaces.Box(low, high, shape, dtype), dtype
     if (declared.shape or (1,)) != shape:
-        whose = f"{environment.spec.id} has" if environment else "the file declares"
+        whose = f"{spec_of(environment).id} has" if environment else "the file declares"
         raise MucdError(f"observations have shape {list(shape)}, {whose} {declared}: name the columns or keys that are observed there")
     # Text and HDF5 often keep as doubles what was observed in other types.
-    return declared, declared.dtype if environment is not None and dtype.kind == "f" else dtype
+    return declared, dtype if declared.dtype is None or environment is None or dtype.kind != "f" else declared.dtype
 
 
 def _undeclared(episodes: list[Episode], dtype: np.dtype, shape: tuple[int, ...]) -> gym.Space:
@@ -313,9 +314,10 @@ def _spec(recording: Recording, environment: gym.Env | None, notes: list[str]) -
     """Which environment the dataset will say that it was recorded in: the user's word, else a Minari dataset's own, as words."""
     recorded = recording.recorded
     if environment is not None:
-        if recorded is not None and not same_environment(recorded.env_id, environment.spec.id):
-            notes.append(f"the file says that it was recorded in {recorded.env_id}, you say {environment.spec.id}: yours is written")
-        return {"id": environment.spec.id, "entry_point": None, "kwargs": environment.spec.kwargs, "max_episode_steps": None, "additional_wrappers": []}
+        spec = spec_of(environment)
+        if recorded is not None and not same_environment(recorded.env_id, spec.id):
+            notes.append(f"the file says that it was recorded in {recorded.env_id}, you say {spec.id}: yours is written")
+        return {"id": spec.id, "entry_point": None, "kwargs": spec.kwargs, "max_episode_steps": None, "additional_wrappers": []}
     if recorded is None:
         return None
     wrappers = [{"name": name, "entry_point": "", "kwargs": None} for name in recorded.wrappers]
@@ -325,11 +327,11 @@ def _spec(recording: Recording, environment: gym.Env | None, notes: list[str]) -
 def _checked(episode: Episode, observation_space: gym.Space, cast: np.dtype, action_space: gym.Space) -> Episode:
     """The episode in the types of the dataset, with a fault for everything in it that is not finite or outside of its space: a function of the episode and of what is declared."""
     faults = list(episode.faults)
-    observations = episode.observations.reshape(len(episode.observations), *observation_space.shape)
+    observations = episode.observations.reshape(len(episode.observations), *shape_of(observation_space))
     with np.errstate(over="ignore", invalid="ignore"):
         written, rewards = observations.astype(cast, copy=False), episode.rewards.astype(np.float64)
     for name, values in (("observations", written if cast.kind == "f" else observations), ("actions", episode.actions), ("rewards", rewards)):
-        bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        bad = ~np.all(np.isfinite(values).reshape(len(values), -1), axis=1)
         if bad.any():
             faults.append(f"{name} are NaN, inf or too large in {int(bad.sum())} of {len(bad)} rows, first at step {int(np.argmax(bad))}")
     if cast.kind != "f" and (written != observations).any():
@@ -350,6 +352,7 @@ def _actions(actions: np.ndarray, space: gym.Space) -> tuple[np.ndarray, np.ndar
             if column.shape[1] != 1:
                 return np.zeros(len(actions), np.int64), np.ones(len(actions), bool)
             return np.where(bad, int(space.start), np.nan_to_num(column[:, 0])).astype(np.int64), bad
+        assert isinstance(space, gym.spaces.Box)
         flat = actions.reshape(len(actions), -1)
         if isinstance(space, gym.spaces.MultiDiscrete) and flat.shape[1:] == space.shape:
             bad = ~((flat == np.floor(flat)) & (flat >= 0) & (flat < space.nvec)).all(axis=1)

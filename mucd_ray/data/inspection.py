@@ -24,7 +24,8 @@ def inspect(loaded) -> dict:
         invalid [{place, faults}], at most MOST_LISTED of invalid_trajectories; findings, sentences.
     """
     episodes = loaded.episodes
-    returns, digests = [], Counter()
+    returns: list[float] = []
+    digests: Counter[str] = Counter()
     for episode in episodes:
         alone = loaded.alone(episode)
         returns += alone.trajectory_returns.tolist()

@@ -69,7 +69,7 @@ class Part:
     @functools.cached_property
     def width(self) -> int:
         """Numbers that it becomes."""
-        return math.prod(self.space.shape) if self.categories is None else int(self.categories[0].sum())
+        return math.prod(shape_of(self.space)) if self.categories is None else int(self.categories[0].sum())
 
     @property
     def dtype(self) -> np.dtype:
@@ -78,7 +78,7 @@ class Part:
     @property
     def words(self) -> str:
         """What of its space decides how it is read."""
-        kind, shape = type(self.space).__name__, tuple(map(int, self.space.shape))
+        kind, shape = type(self.space).__name__, tuple(map(int, shape_of(self.space)))
         return f"{self.name}: {kind} {shape}" if self.categories is None else f"{self.name}: {kind} {shape} of {self.categories[0].tolist()} from {self.categories[1].tolist()}"
 
     def array(self, values) -> np.ndarray:
@@ -87,7 +87,7 @@ class Part:
         if array.ndim == 2 and array.shape[1] == 1 and not self.space.shape:
             array = array[:, 0]
         if array.dtype.kind not in "fiub" or not array.ndim or array.shape[1:] != self.space.shape:
-            raise MucdError(f"{self.called} have shape {array.shape[1:]} and dtype {array.dtype}, their space has shape {tuple(self.space.shape)}: record them as they are declared")
+            raise MucdError(f"{self.called} have shape {array.shape[1:]} and dtype {array.dtype}, their space has shape {self.space.shape}: record them as they are declared")
         if self.categories is not None:
             return array
         with np.errstate(over="ignore", invalid="ignore"):
@@ -164,7 +164,7 @@ class Observations:
             bounds.append(np.concatenate([
                 (getattr(part.space, low_or_high).reshape(-1) if isinstance(part.space, gym.spaces.Box) else np.full(part.width, of_others)).astype(dtype) for part in self.parts
             ]))
-        shape = tuple(self.parts[0].space.shape) if self.keeps_shape else (len(bounds[0]),)
+        shape = shape_of(self.parts[0].space) if self.keeps_shape else (len(bounds[0]),)
         return gym.spaces.Box(bounds[0].reshape(shape), bounds[1].reshape(shape), shape, dtype)
 
     def mask(self, actions: int) -> int | None:
@@ -253,17 +253,17 @@ class Actions:
 
     @property
     def _of_components(self) -> gym.spaces.MultiDiscrete:
-        return gym.spaces.MultiDiscrete(self.components)
+        return gym.spaces.MultiDiscrete(list(self.components))
 
     @functools.cached_property
     def space(self) -> gym.Space:
         """What they become elements of: Discrete, a MultiDiscrete of one dimension that counts from 0, or a Box of one dimension."""
-        if self.is_plain:
-            return self.declared
         if self.components:
             return self._of_components
         if self.is_joint:
             return gym.spaces.Discrete(int(np.prod(_sizes(self.declared)[0])))
+        if self.is_plain or not isinstance(self.declared, gym.spaces.Box):
+            return self.declared
         return gym.spaces.Box(self.declared.low.reshape(-1), self.declared.high.reshape(-1), dtype=self.declared.dtype)
 
     @property
@@ -275,7 +275,7 @@ class Actions:
         """Recorded actions [N, *shape] as int64 [N], int64 [N, k] of components or numbers [N, k]; what is plain is given back as it is. Raises MucdError for another shape, or for what is no action."""
         if self.is_plain and not self.components:
             return values
-        shape = tuple(self.declared.shape)
+        shape = shape_of(self.declared)
         if values.shape[1:] != shape or values.dtype.kind not in "fiub":
             raise MucdError(f"actions of shape {values.shape[1:]} and dtype {values.dtype} do not fit {shown(self.declared)}: give one of shape {shape} per transition")
         flat = values.reshape(len(values), -1)
@@ -311,6 +311,12 @@ def only(space: gym.Space, parts: tuple[Part, ...], path: tuple = ()) -> gym.Spa
     return space
 
 
+def shape_of(space: gym.Space) -> tuple[int, ...]:
+    """That of the elements of a space that is no Dict, no Tuple, and no other without one."""
+    assert space.shape is not None
+    return space.shape
+
+
 def shown(space: gym.Space) -> str:
     """The beginning of a space's text, in one line."""
     return f"{' '.join(str(space).split()):.{_MOST_SHOWN // 2}}"
@@ -318,12 +324,13 @@ def shown(space: gym.Space) -> str:
 
 def _parts(space: gym.Space, path: tuple) -> Iterator[tuple[tuple, gym.Space]]:
     """(path, space) of everything in a space that is no Dict and no Tuple, in the order of `Observations`."""
+    inner: list[tuple[str | int, gym.Space]]
     if isinstance(space, gym.spaces.Tuple):
         inner = list(enumerate(space.spaces))
     elif isinstance(space, gym.spaces.Dict):
         if not all(isinstance(key, str) and 0 < len(key) <= 200 and key.isprintable() and "/" not in key for key in space.spaces):
             raise MucdError("keys of observations must be printable texts of at most 200 characters, without a slash")
-        inner = sorted(space.spaces.items())
+        inner = [(key, space.spaces[key]) for key in sorted(space.spaces)]
     else:
         yield path, space
         return
@@ -371,11 +378,11 @@ def _sizes(space: gym.Space) -> tuple[np.ndarray, np.ndarray]:
     """(number of values, lowest one) of every whole number in a Discrete, MultiDiscrete or MultiBinary space, int64 [k] both."""
     if isinstance(space, gym.spaces.MultiBinary):
         return np.full(math.prod(space.shape), 2), np.zeros(math.prod(space.shape), np.int64)
-    sizes, start = (space.n, space.start) if isinstance(space, gym.spaces.Discrete) else (space.nvec, space.start)
-    rows = [np.atleast_1d(np.asarray(value)).reshape(-1) for value in (sizes, start)]
-    if any((row > _LARGEST).any() or (row < -_LARGEST).any() for row in rows):
+    assert isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
+    sizes, start = (np.asarray(value).reshape(-1) for value in (space.n if isinstance(space, gym.spaces.Discrete) else space.nvec, space.start))
+    if any((row > _LARGEST).any() or (row < -_LARGEST).any() for row in (sizes, start)):
         raise MucdError(f"{shown(space)} has whole numbers beyond {_LARGEST:,}: use smaller ones")
-    return tuple(row.astype(np.int64) for row in rows)
+    return sizes.astype(np.int64), start.astype(np.int64)
 
 
 def _places(rows: np.ndarray, sizes: np.ndarray, start: np.ndarray, called: str) -> np.ndarray:

@@ -87,7 +87,7 @@ class Scorer:
             self._process.close()
             self._process = self._start()
         with tempfile.TemporaryDirectory(prefix="mucd-evaluator-", ignore_cleanup_errors=True) as folder:
-            line, deadline = asked(self._process, lambda line, _: line, None, self.evaluator.memory, folder), time.monotonic() + self.evaluator.seconds
+            line, deadline = asked(self._process, self.evaluator.memory, folder), time.monotonic() + self.evaluator.seconds
             try:
                 answer = self._ask(line, frame({"seed": seed} | self._header), deadline)
                 while not isinstance(answer, int) and "shape" in answer[0]:

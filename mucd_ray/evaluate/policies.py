@@ -101,7 +101,7 @@ class ModulePolicies:
     convolution may round differently from one batch size to the next."""
 
     def __init__(self, problem: Problem, parameters: dict[str, torch.Tensor]):
-        self.problem, self.module = problem, problem.module_factory(np.random.default_rng(0)).eval()
+        self.problem, self.module = problem, problem.module(np.random.default_rng(0)).eval()
         self.parameters = {name: torch.as_tensor(stacked) for name, stacked in parameters.items()}
         torch.set_num_threads(1)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import overload
 
 import gymnasium
 import numpy as np
@@ -19,6 +20,10 @@ from mucd_ray.words import counted
 Progress = Callable[[], None]
 
 
+@overload
+def rollout_returns(policies: Policies, card: EnvironmentCard, seeds: np.ndarray, slots: int = ..., *, progress: Progress | None = ..., discount: float = ...) -> np.ndarray: ...
+@overload
+def rollout_returns(policies: Policies, card: EnvironmentCard, seeds: np.ndarray, slots: int = ..., *, keep_states: int, progress: Progress | None = ..., discount: float = ...) -> tuple[np.ndarray, np.ndarray]: ...
 def rollout_returns(
     policies: Policies,
     card: EnvironmentCard,
@@ -27,7 +32,7 @@ def rollout_returns(
     keep_states: int = 0,
     progress: Progress | None = None,
     discount: float = 1.0,
-) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+):
     """Return sum_t discount^t r_t of each policy: of one episode, or the mean over m episodes; every episode's return is clipped first
     where the card says so (`clip_returns`).
 
@@ -196,6 +201,7 @@ def _constants(action_space: gymnasium.Space) -> dict[str, np.ndarray]:
         values = {"low": [0] * len(components), "centre": [values // 2 for values in components], "high": [values - 1 for values in components]}
         return {name: np.concatenate([np.eye(count)[value] for count, value in zip(components, chosen)]) for name, chosen in values.items()}
     action_shape(action_space)
+    assert isinstance(action_space, gymnasium.spaces.Box)
     low, high = action_space.low.flatten(), action_space.high.flatten()
     bounded = np.isfinite(low) & np.isfinite(high)
     centre = np.where(bounded, (np.where(bounded, low, 0) + np.where(bounded, high, 0)) / 2, 0.0)

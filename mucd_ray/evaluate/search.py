@@ -36,11 +36,17 @@ class Episode:
 
     def __init__(self, card: EnvironmentCard, seed: int, look: Callable[[np.ndarray], np.ndarray], votes, progress: Progress | None = None):
         self.card, self.seed, self.look, self.votes, self.progress = card, int(seed), look, votes, progress
-        self.idle, self.live = [card.make()], {}
-        self.space = self.idle[0].action_space
-        if not isinstance(self.space, gymnasium.spaces.Discrete):
-            raise MucdError(f"the voted policy's return is certified for discrete actions, {card.env_id} has {self.space}")
-        self.rows, self.steps, self.came, self.depth, self.seen = [], [], [], [], []
+        self.idle = [card.make()]
+        self.live: dict[int, gymnasium.Env] = {}
+        space = self.idle[0].action_space
+        if not isinstance(space, gymnasium.spaces.Discrete):
+            raise MucdError(f"the voted policy's return is certified for discrete actions, {card.env_id} has {space}")
+        self.space = space
+        self.rows: list[int] = []
+        self.steps: list[dict[int, tuple[float, int]]] = []
+        self.came: list[tuple[int, int] | None] = []
+        self.depth: list[int] = []
+        self.seen: list[np.ndarray] = []
         self.merged: dict[tuple, int] = {}
         environment = self.idle.pop()
         observation, _ = environment.reset(seed=self.seed)
@@ -108,7 +114,7 @@ class Episode:
             if environment is None:
                 environment = self._again(node, self.idle.pop() if self.idle else self.card.make())
             observation, reward, terminated, truncated, _ = environment.step(self.space.start + action)
-            check_reward(self.card, reward)
+            check_reward(self.card, float(reward))
             key = None if terminated or truncated else state_key(environment)
             # What follows is the same where the state is, and what policies see of the past.
             place = (self.depth[node] + 1, key, np.asarray(observation).tobytes())
@@ -128,9 +134,9 @@ class Episode:
     def _again(self, node: int, environment):
         """The environment at this node, from the beginning of the episode."""
         path = []
-        while self.came[node] is not None:
-            path.append(self.came[node])
-            node = self.came[node][0]
+        while (came := self.came[node]) is not None:
+            path.append(came)
+            node = came[0]
         observation, _ = environment.reset(seed=self.seed)
         self._same(observation, self.seen[0])
         for parent, action in reversed(path):

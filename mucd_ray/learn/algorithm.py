@@ -115,7 +115,7 @@ class Algorithm:
         return any(evaluation.next for evaluation in self.context)
 
     def filled(self, given: Constants) -> dict[str, float]:
-        """All constants: those given, and defaults for the others (None where it has to follow from the card).
+        """All constants: those given, and defaults for the others; without those that have to follow from the card.
 
         Raises:
             MucdError: an unknown name or a value outside its range.
@@ -126,9 +126,11 @@ class Algorithm:
         filled = {}
         for name, constant in self.constants.items():
             value = given.get(name, constant.default)
-            if value is not None and not (constant.low <= value <= constant.high and (not constant.whole or value == int(value))):
+            if value is None:
+                continue
+            if not (constant.low <= value <= constant.high and (not constant.whole or value == int(value))):
                 raise MucdError(f"constant {name} = {value} must be {'a whole number ' if constant.whole else ''}in [{constant.low:g}, {constant.high:g}]: {constant.meaning}")
-            filled[name] = None if value is None else int(value) if constant.whole else float(value)
+            filled[name] = int(value) if constant.whole else float(value)
         return filled
 
 

@@ -30,7 +30,7 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
         shape = (1, *shape)
     if len(shape) != 3 or min(sorted(shape)[1:]) < LEAST_GRID:
         raise MucdError(f"a convolutional network wants images of at least {LEAST_GRID} x {LEAST_GRID}, these observations have shape {tuple(shape)}: record with --frames, or use a dense network")
-    return (shape[2], shape[0], shape[1]) if channels_last(shape) else tuple(shape)
+    return (shape[2], shape[0], shape[1]) if channels_last(shape) else (shape[0], shape[1], shape[2])
 
 
 class ChannelsFirst(nn.Module):

@@ -20,6 +20,9 @@ class DecisionTransformer(nn.Module):
     `on_raw_past` puts the policy's target into the bias.
     """
 
+    earlier: Tensor
+    itself: Tensor
+
     def __init__(self, outputs: int, history: int, actions: int, width: int, told: bool):
         super().__init__()
         self.history, self.told, self.before = history, told, ACTION + actions
@@ -65,13 +68,13 @@ def alike_in_steps(center: np.ndarray, deviation: np.ndarray, history: int) -> t
 
 def on_raw_past(policies: dict[str, Tensor], center: np.ndarray, scale: np.ndarray) -> dict[str, Tensor]:
     """Policies [P, ...] of (x - c) / s with c, s float64 [P, history width + 1] as `alike_in_steps` gives them, as the same policies of x; what they are told is 0 and is left out."""
-    center, scale = torch.from_numpy(center), torch.from_numpy(scale)
+    mean, spread = torch.from_numpy(center), torch.from_numpy(scale)
     before = ACTION + policies["act.weight"].shape[-1]
     # The return to go is what is told less what was earned, both over one scale; of what was earned the center is 0.
     parts = {"act": slice(ACTION, before), "hope": slice(-1, None), "observe": slice(before, before + policies["observe.weight"].shape[-1])}
     folded = {}
     for name, part in parts.items():
-        weight = policies[f"{name}.weight"].double() / scale[:, None, part]
+        weight = policies[f"{name}.weight"].double() / spread[:, None, part]
         folded[f"{name}.weight"] = weight.float()
-        folded[f"{name}.bias"] = (policies[f"{name}.bias"].double() - (weight @ center[:, part, None])[..., 0]).float()
+        folded[f"{name}.bias"] = (policies[f"{name}.bias"].double() - (weight @ mean[:, part, None])[..., 0]).float()
     return policies | folded

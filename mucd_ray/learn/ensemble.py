@@ -15,7 +15,7 @@ from mucd_ray.learn.networks import named_parameters
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units, check
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import NoisySteps
 
 # Larger blocks save Python time until one layer's activations, this many floats, no longer stay in cache.
 CPU_BLOCK, CPU_BLOCK_FLOATS = 128, 300_000
@@ -26,7 +26,7 @@ ENGINES = ("fused", "torch")
 def train_block(
     *,
     problem: Problem,
-    mechanism: Mechanism,
+    mechanism: NoisySteps,
     units: Units,
     instances: Sequence[int],
     streams: Streams,
@@ -60,13 +60,13 @@ def train_block(
     check(problem, mechanism, units)
     if engine not in ENGINES:
         raise MucdError(f"engine {engine!r} is unknown: use one of {', '.join(ENGINES)}")
-    device, instances = torch.device(device), list(instances)
+    place, instances = torch.device(device), list(instances)
     if problem.module_factory is not None:
         return _train_modules(problem, mechanism, units, instances, streams, progress)
-    if engine == "fused" and device.type == "cpu" and fused_trains(problem):
+    if engine == "fused" and place.type == "cpu" and fused_trains(problem):
         flat = _train_fused(problem, mechanism, units, instances, streams, progress)
     else:
-        flat = _train_torch(problem, mechanism, units, instances, streams, device, block, progress)
+        flat = _train_torch(problem, mechanism, units, instances, streams, place, block, progress)
     return acting_parameters(problem, flat)
 
 

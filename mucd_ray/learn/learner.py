@@ -155,4 +155,4 @@ class Adam:
         parameters.sub_(scratch.mul_(self.learner.learning_rate / (1 - BETA1 ** (step + 1))))
 
 
-OPTIMISERS = {"sgd": Sgd, "adam": Adam}
+OPTIMISERS: dict[str, type[Sgd | Adam]] = {"sgd": Sgd, "adam": Adam}

@@ -1,7 +1,7 @@
 """Policies as plain data: a ReLU network's shape, and the parameters of many instances stacked in one tensor per layer."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ class RandomFeatures:
     inputs: int
     count: int
     bandwidth: float
+    weight: np.ndarray = field(init=False, repr=False, compare=False)
+    phase: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         generator = np.random.Generator(np.random.Philox(key=self.count, counter=[self.inputs, 0, 0, 0]))

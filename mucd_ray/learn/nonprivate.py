@@ -77,7 +77,7 @@ def _train_modules(problem: Problem, units: Units, allowed: np.ndarray, seeds: l
     torch.set_num_threads(1)
     trained = []
     for generator in (np.random.default_rng(seed) for seed in seeds):
-        module = problem.module_factory(generator)
+        module = problem.module(generator)
         target, optimiser = copy.deepcopy(module), torch.optim.Adam(module.parameters(), lr=learning_rate)
         for _ in range(steps):
             rows = allowed[generator.integers(len(allowed), size=min(batch, len(allowed)))]

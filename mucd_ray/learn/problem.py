@@ -55,7 +55,7 @@ class Problem:
     told: ClassVar[int] = 0
 
     def __post_init__(self):
-        missing = [name for name, value in self.constants.items() if value is None]
+        missing = [name for name in self.algorithm.constants if name not in self.constants]
         if missing:
             raise MucdError(f"algorithm {self.learner.algorithm!r} needs the constant {missing[0]}: {self.algorithm.constants[missing[0]].meaning}")
         takes_actions = any(tower.takes_action for tower, _ in self.networks)
@@ -112,6 +112,11 @@ class Problem:
             "transformer": self._transformer,
         }
         return makers[self.learner.network]() if self.learner.network in makers else None
+
+    def module(self, rng: np.random.Generator) -> nn.Module:
+        """A new one of that factory."""
+        assert self.module_factory is not None
+        return self.module_factory(rng)
 
     def _transformer(self) -> Callable[[np.random.Generator], nn.Module]:
         width = self.inputs // self.history

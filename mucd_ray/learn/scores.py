@@ -3,6 +3,8 @@
 import gymnasium
 import numpy as np
 
+from mucd_ray.data.spaces import shape_of
+
 # exp of minus this is 0 in every precision.
 SURE = 1e4
 
@@ -16,7 +18,7 @@ def width_of(space: gymnasium.Space) -> int:
     """Numbers by which a policy says what it prefers: a score for each discrete action, or for each value of each component, or those of a continuous action."""
     if isinstance(space, gymnasium.spaces.Discrete):
         return int(space.n)
-    return sum(components_of(space)) or int(np.prod(space.shape))
+    return sum(components_of(space)) or int(np.prod(shape_of(space)))
 
 
 def scores_of(actions: np.ndarray, count: int) -> np.ndarray:

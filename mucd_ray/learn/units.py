@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import gymnasium
 import numpy as np
 
 from mucd_ray.data.dataset import OfflineDataset
@@ -9,7 +10,7 @@ from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.problem import Problem
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import NoisySteps
 
 ARRAYS = ("features", "next_features", "actions", "rewards", "keeps", "starts", "lengths", "ends")
 
@@ -98,7 +99,7 @@ def check_unit(learner: Learner, unit: str) -> None:
         raise MucdError("a least return needs --unit trajectory: one changed reward moves the return of every transition of a trajectory")
 
 
-def check(problem: Problem, mechanism: Mechanism, units: Units) -> None:
+def check(problem: Problem, mechanism: NoisySteps, units: Units) -> None:
     """Raise MucdError unless the mechanism's unit, shapes and action values fit one another."""
     if mechanism.unit != units.unit:
         raise MucdError(f"the mechanism's unit is a {mechanism.unit}, the data has units of one {units.unit}: make both the same")
@@ -146,7 +147,7 @@ def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem,
     arrays = {
         "features": features,
         "next_features": features_of(dataset.next_observations) if problem.algorithm.looks_ahead else features[:0],
-        "actions": dataset.actions if problem.components else dataset.actions - int(dataset.action_space.start) if problem.discrete else problem.scaled_actions(dataset.actions),
+        "actions": dataset.actions if problem.components else dataset.actions - int(dataset.action_space.start) if isinstance(dataset.action_space, gymnasium.spaces.Discrete) else problem.scaled_actions(dataset.actions),
         "rewards": rewards,
         "keeps": (~dataset.terminations).astype(np.float32),
     }
@@ -162,7 +163,7 @@ def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem,
         unit=unit,
         **{name: array[rows] if len(array) else array for name, array in arrays.items()},
         starts=starts,
-        lengths=np.bincount(dataset.sources, weights=counting).astype(np.int64),
+        lengths=np.bincount(_sources(dataset), weights=counting).astype(np.int64),
         ends=ends,
     )
 
@@ -177,7 +178,7 @@ def by_source(dataset: OfflineDataset, counts: np.ndarray) -> tuple[np.ndarray, 
     order = _order_by_source(dataset, counts)
     ends = np.cumsum(lengths[order])
     rows = np.arange(len(dataset)) + np.repeat(starts[:-1][order] - ends + lengths[order], lengths[order])
-    of_sources = np.bincount(dataset.sources, weights=lengths).astype(np.int64)
+    of_sources = np.bincount(_sources(dataset), weights=lengths).astype(np.int64)
     return rows, np.cumsum(of_sources) - of_sources, np.isin(np.arange(len(dataset)), ends - 1)
 
 
@@ -186,6 +187,12 @@ def _order_by_source(dataset: OfflineDataset, counts: np.ndarray) -> list[int]:
 
     So what a source is does not follow from where its trajectories stand in the file, and nothing of other sources moves it.
     """
+    sources, digests = _sources(dataset), dataset.trajectory_digests()
+    return sorted(range(dataset.trajectories), key=lambda index: (sources[index], not counts[index], digests[index]))
+
+
+def _sources(dataset: OfflineDataset) -> np.ndarray:
+    """The source of every trajectory, int64 [M]. Raises MucdError where the dataset was read without them."""
     dataset.count("source")
-    digests = dataset.trajectory_digests()
-    return sorted(range(dataset.trajectories), key=lambda index: (dataset.sources[index], not counts[index], digests[index]))
+    assert dataset.sources is not None
+    return dataset.sources

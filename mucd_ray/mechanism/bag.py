@@ -71,19 +71,27 @@ class Bag:
         if self.bag_size is not None and not self.bag_size <= units:
             raise MucdError(f"bag size {self.bag_size} is above the number of {UNITS[self.unit]}, {units}: use at most that")
 
+    def units_in_bag(self, units: int) -> float:
+        """Units in a bag drawn from so many, on average."""
+        return self.bag_size or units * (self.sample_rate or 0.0)
+
     def common(self, units: int, inserted: int, removed: int) -> tuple[float, float]:
         """(c_b, c_a), rounded down: the probabilities under D, of `units` units, and under D' that a bag holds common units alone."""
-        kept = units - removed
-        if kept < {"fixed": self.bag_size, "replacement": 1, "poisson": 0}[self.draws]:
+        kept, size = units - removed, self.bag_size or 0
+        if kept < (1 if self.draws == "replacement" else size):
             return 0.0, 0.0
-        if self.draws == "poisson":
-            logs = [_times(count, self.sample_rate) for count in (removed, inserted)]
-        elif self.draws == "replacement":
-            logs = [self.bag_size * float(_log_others(changed, kept + changed)) for changed in (removed, inserted)]
-        else:
-            logs = [_log_share(kept + changed, changed, self.bag_size) for changed in (removed, inserted)]
-        values = (math.exp(log) * (1 - ROUNDING) if log else 1.0 for log in logs)
-        return tuple(value if value >= LEAST else 0.0 for value in values)
+
+        def without(changed: int) -> float:
+            if self.sample_rate is not None:
+                log = _times(changed, self.sample_rate)
+            elif self.draws == "replacement":
+                log = size * float(_log_others(changed, kept + changed))
+            else:
+                log = _log_share(kept + changed, changed, size)
+            value = math.exp(log) * (1 - ROUNDING) if log else 1.0
+            return value if value >= LEAST else 0.0
+
+        return without(removed), without(inserted)
 
     def lower(self, p: np.ndarray, units: int, inserted: int, removed: int) -> np.ndarray:
         """Least probability under D' of events with these probabilities under D, [n] -> [n]; see the class."""

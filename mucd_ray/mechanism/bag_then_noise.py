@@ -89,7 +89,7 @@ class BagThenNoise:
 
     def units_in_bag(self, units: int) -> float:
         """Units in a bag drawn from so many, on average."""
-        return self.bag_size if self.bag_rate is None else units * self.bag_rate
+        return self.bag.units_in_bag(units)
 
     def signal_budget(self, units: int) -> float:
         """S = k q sqrt(T) / sigma, that of one instance's bag of k units."""
@@ -101,23 +101,23 @@ class BagThenNoise:
         Binom(changed, q0) or hypergeometric. By Bernstein's inequality less than e^-70 lies outside mean +- reach; that the hypergeometric law is no wider than
         the binomial one with the same mean is Theorem 4 of Hoeffding 1963.
         """
-        if self.draws == "poisson":
-            trials, share, least, most = changed, self.bag_rate, 0, changed
+        size = self.bag_size or 0
+        if self.bag_rate is not None:
+            trials, share, least = changed, self.bag_rate, 0
         else:
-            trials, share = min(changed, self.bag_size), max(changed, self.bag_size) / units
-            least, most = max(0, changed + self.bag_size - units), trials
+            trials, share, least = min(changed, size), max(changed, size) / units, max(0, changed + size - units)
         mean, reach = trials * share, 12 * np.sqrt(trials * share * max(0.0, 1 - share)) + 60
-        first, last = max(least, int(mean - reach)), min(most, int(mean + reach) + 1)
+        first, last = max(least, int(mean - reach)), min(trials, int(mean + reach) + 1)
         if share == 1.0:
             first = last = trials
         k = np.arange(first, last, dtype=float)
         spend(20 * (len(k) + 1))
         # log w_{K+1} / w_K.
         with np.errstate(divide="ignore"):
-            if self.draws == "poisson":
+            if self.bag_rate is not None:
                 steps = np.log((changed - k) / (k + 1)) + np.log(share) - np.log1p(-share)
             else:
-                steps = np.log((changed - k) / (k + 1)) + np.log((self.bag_size - k) / (units - changed - self.bag_size + k + 1))
+                steps = np.log((changed - k) / (k + 1)) + np.log((size - k) / (units - changed - size + k + 1))
         logs = np.concatenate([[0.0], np.cumsum(steps)])
         weights = np.exp(logs - logs.max())
         return first, weights * ((1 - ROUNDING) / weights.sum())
@@ -135,7 +135,7 @@ class BagThenNoiseAccountant:
     def lower(self, p: np.ndarray, units: int, inserted: int, removed: int) -> np.ndarray:
         """Least probability under D' of events with these probabilities under D, of `units` units, any shape -> the same; see `BagThenNoise`."""
         common = units - removed
-        if self.mechanism.draws == "fixed" and common < self.mechanism.bag_size:
+        if common < (self.mechanism.bag_size or 0):
             return np.zeros_like(p)
         # Where the size of a bag is not fixed, the number of units plays no role.
         of_d, of_other = (0, 0) if self.mechanism.draws == "poisson" else (units, common + inserted)

@@ -3,7 +3,7 @@
 from dataclasses import asdict, fields
 
 from mucd_ray.errors import MucdError
-from mucd_ray.files import NAMES, fits
+from mucd_ray.files import NAMES, fits, quoted
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -13,6 +13,7 @@ from mucd_ray.mechanism.partition import Partition
 KINDS = {kind.kind: kind for kind in (Mechanism, Bag, BagThenNoise, Partition, Neighbours)}
 AnyMechanism = Mechanism | Bag | BagThenNoise | Partition | Neighbours
 # Those whose steps add noise to clipped vectors of units.
+WithNoise = Mechanism | BagThenNoise
 WITH_NOISE = (Mechanism.kind, BagThenNoise.kind)
 
 
@@ -34,5 +35,5 @@ def from_values(values: dict) -> AnyMechanism:
         raise MucdError(f"a mechanism of kind {kind.kind} has exactly the fields {', '.join(field.name for field in fields(kind))}")
     for field in fields(kind):
         if not fits(given[field.name], field.type):
-            raise MucdError(f"mechanism: {field.name} {str(given[field.name])[:60]!r} must be {NAMES[field.type]}")
+            raise MucdError(f"mechanism: {field.name} {quoted(given[field.name])} must be {NAMES[field.type]}")
     return kind(**given)

@@ -21,14 +21,14 @@ def limited_to(operations: float):
     """Within it, `spend` raises TooMuchWork once more than that many operations have been asked for; or those that are left of an outer limit."""
     outer = _left.get()
     operations = operations if outer is None else min(operations, outer[0])
-    before = _left.set([operations, operations])
+    left = [operations, operations]
+    before = _left.set(left)
     try:
         yield
     finally:
-        spent = operations - max(0.0, _left.get()[0])
         _left.reset(before)
         if outer is not None:
-            outer[0] -= spent
+            outer[0] -= operations - max(0.0, left[0])
 
 
 def spend(operations: float) -> None:

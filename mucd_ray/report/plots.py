@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -200,7 +201,7 @@ def _end_of_return(radius: np.ndarray, bound: np.ndarray, levels: dict[str, floa
 
 
 def _mark(ax, kept, end: float) -> None:
-    by_radius = {}
+    by_radius: dict[int, list[tuple[str, float]]] = {}
     for label, r, bound in kept:
         by_radius.setdefault(r, []).append((label, bound))
     for r, points in by_radius.items():
@@ -435,7 +436,7 @@ def _figure(look: Look, rows: int = 1):
 def _radius_axes(axes, end: float, units: int, unit: str, low: float | None = None, label: str | None = None) -> None:
     """r under the lowest panel, and % of the data over the uppermost."""
     top, bottom = axes[0], axes[-1]
-    ticks = {"nbins": 4 if bottom.figure.get_figwidth() < 5 else 8, "steps": TICK_STEPS}
+    ticks: dict[str, Any] = {"nbins": 4 if bottom.figure.get_figwidth() < 5 else 8, "steps": TICK_STEPS}
     bottom.set_xlim(-0.01 * end if low is None else low, end)
     bottom.set_xlabel(label or f"r, number of poisoned {unit}")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, **ticks))

@@ -146,7 +146,7 @@ def yardsticks(curve: dict, baselines: dict) -> dict:
 
 def normalised_score(value: float, references: dict | None) -> float | None:
     """100 (value - random) / (expert - random), as in D4RL (Fu et al. 2020); None without references."""
-    return references and 100 * (value - references["random"]) / (references["expert"] - references["random"])
+    return None if not references else 100 * (value - references["random"]) / (references["expert"] - references["random"])
 
 
 def _is_exact(inputs: dict) -> bool:

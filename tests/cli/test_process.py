@@ -151,6 +151,13 @@ def test_a_working_folder_that_was_removed_is_one_line(tmp_path):
     assert result.returncode == 2 and result.stderr.startswith("mucd: error: the working folder cannot be found") and result.stderr.count("\n") == 1
 
 
+def test_arguments_that_are_no_text_are_one_line_and_long_ones_are_cut(tmp_path):
+    for arguments, words in ((["grow", os.fsencode(tmp_path) + b"/\xff"], "udcff on the command line is no text in UTF-8: rename"), (["verify", "a" * 30_000], "[...]")):
+        ended = subprocess.run([sys.executable, "-m", "mucd_ray.cli", *arguments], capture_output=True, text=True)
+        assert ended.returncode == 2 and words in ended.stderr and ended.stderr.count("\n") == 1 and len(ended.stderr) < 2_100
+    assert not os.listdir(tmp_path)
+
+
 def test_progress_bars_that_the_environment_breaks_are_one_line():
     result = program("compare", "nowhere", TQDM_POSITION="abc")
     assert result.returncode == 2 and result.stderr.startswith("mucd: error: TQDM_POSITION in the environment") and result.stderr.count("\n") == 1

@@ -19,7 +19,7 @@ RENARD_5 = (100, 160, 250, 400, 630)
 def looks_up_to(budget: int) -> list[int]:
     """The numbers of instances, at most `budget`, at which an anytime certificate may be made; none below 100."""
     budget = check_count(budget, "budget", 0)
-    found = []
+    found: list[int] = []
     while (look := _look(len(found) + 1)) <= budget:
         found.append(look)
     return found

@@ -13,6 +13,7 @@ import math
 import re
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mucd_ray.certify.file.claim import claim_sentences
 from mucd_ray.certify.file.results import compute_results
@@ -87,7 +88,7 @@ def make_inputs(
     *,
     mechanism: AnyMechanism,
     units: int,
-    returns: np.ndarray,
+    returns: ArrayLike,
     return_range: tuple[float, float] | None,
     actions: dict | None = None,
     voted: dict | None = None,

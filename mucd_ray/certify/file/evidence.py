@@ -9,6 +9,7 @@ import re
 import sys
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism import evaluator, outside
@@ -80,17 +81,17 @@ def histogram(level: np.ndarray) -> np.ndarray:
     return counts.reshape(states, outputs, LEVELS + 1)
 
 
-def votes_evidence(counts: np.ndarray, reference: np.ndarray | None = None, components: tuple[int, ...] = ()) -> dict:
+def votes_evidence(counts: np.ndarray, reference: ArrayLike | None = None, components: tuple[int, ...] = ()) -> dict:
     """Votes [S, A] of the instances; `reference` [S]: the actions against which accuracy is counted. Of several `components` A is how many values these have in all, and references are [S, k]."""
     return {"kind": "votes", "counts": _whole(counts), "reference": None if reference is None else _whole(reference)} | _components(components)
 
 
-def exact_evidence(counts: np.ndarray, reference: np.ndarray | None = None, components: tuple[int, ...] = ()) -> dict:
+def exact_evidence(counts: np.ndarray, reference: ArrayLike | None = None, components: tuple[int, ...] = ()) -> dict:
     """Votes [S, A] of all parts of a partition: none is sampled."""
     return votes_evidence(counts, reference, components) | {"kind": "exact"}
 
 
-def scores_evidence(counts: np.ndarray, reference: np.ndarray | None = None, components: tuple[int, ...] = ()) -> dict:
+def scores_evidence(counts: np.ndarray, reference: ArrayLike | None = None, components: tuple[int, ...] = ()) -> dict:
     """Histogram [S, A, LEVELS + 1] of the levels in [0, 1] of the instances' probability scores."""
     return {"kind": "scores", "histogram": _whole(counts), "reference": None if reference is None else _whole(reference)} | _components(components)
 
@@ -124,7 +125,7 @@ def _check_features(features) -> None:
         raise MucdError(f"encoder {_shown(encoder)} of the features must be a SHA-256 where the source is an encoder or a plug-in, else null")
 
 
-def neighbours_evidence(votes: np.ndarray, actions: int, reference: np.ndarray | None = None) -> dict:
+def neighbours_evidence(votes: np.ndarray, actions: int, reference: ArrayLike | None = None) -> dict:
     """Votes [S, L] of the nearest units at every state, nearest first, among so many actions."""
     return {"kind": "neighbours", "votes": _whole(votes), "actions": int(actions), "reference": None if reference is None else _whole(reference)}
 

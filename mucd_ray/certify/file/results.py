@@ -1,12 +1,13 @@
 """Every number of a certificate, as a pure function of its inputs."""
 
 import math
+from collections.abc import Collection
 from functools import partial
 
 import numpy as np
 
 from mucd_ray.certify.action import ABSTAIN, ActionCertificate, certify_exact, certify_scores, certify_votes
-from mucd_ray.certify.closed_form import guarantees_of
+from mucd_ray.certify.closed_form import AnyGuarantees, guarantees_of
 from mucd_ray.certify.components import by_component
 from mucd_ray.certify.confidence.bands import BANDS
 from mucd_ray.certify.confidence.looks import LOOKS, effective_eta
@@ -15,14 +16,14 @@ from mucd_ray.certify.confidence.proportions import LEAST_ETA, check_eta
 from mucd_ray.certify.file.evidence import check_inputs, instances_of
 from mucd_ray.certify.file.neighbours import neighbour_results
 from mucd_ray.certify.file.voted import voted_results
-from mucd_ray.certify.guarantees import FAMILIES, THREATS, Guarantees
+from mucd_ray.certify.guarantees import FAMILIES, THREATS
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.planning.goal import Goal
 from mucd_ray.certify.policy import ceiling_band, expected_return_bound, mean_route_bound, radius_keeping, return_band, shares_kept
 from mucd_ray.certify.radius import FRACTIONS, named_radii
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
-from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
+from mucd_ray.mechanism.kinds import WithNoise, from_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.work import spend
 from mucd_ray.words import counted
@@ -40,7 +41,7 @@ ANYTIME_MEANS = ("betting",)
 
 def check_choices(threat: str, accountant: str, band: str, looks: str = "fixed") -> None:
     """Fail early, before anything is trained, on a threat model, accountant, band or way to look that does not exist."""
-    known = {"threat": (threat, THREATS), "accountant": (accountant, FAMILIES), "band": (band, BANDS), "looks": (looks, LOOKS)}
+    known: dict[str, tuple[str, Collection[str]]] = {"threat": (threat, THREATS), "accountant": (accountant, FAMILIES), "band": (band, BANDS), "looks": (looks, LOOKS)}
     for name, (value, choices) in known.items():
         if value not in choices:
             raise MucdError(f"{name} {value!r} is unknown: use one of {', '.join(choices)}")
@@ -61,7 +62,7 @@ def compute_results(inputs: dict) -> dict:
         "sound": inputs["accountant"] != "published",
         "instances": instances,
         "eta": eta,
-        "signal_budget": mechanism.signal_budget(inputs["units"]) if mechanism.kind in WITH_NOISE else None,
+        "signal_budget": mechanism.signal_budget(inputs["units"]) if isinstance(mechanism, WithNoise) else None,
         "policy": policy,
         "action": None,
         "goal": None,
@@ -196,7 +197,7 @@ def _continuous(inputs, guarantees, eta) -> dict:
 
 def _continuous_scope(actions: MedianActions, low, high, inputs) -> dict:
     cap, units = _cap(inputs, actions.guarantees), inputs["units"]
-    tolerance = {}
+    tolerance: dict[str, dict] = {}
     for share in TOLERANCES:
         radius = actions.radii(share, cap)
         certified = radius[radius >= 1]
@@ -248,7 +249,7 @@ def _goal_results(inputs, returns, guarantees, eta, action) -> dict:
     return {"name": goal.name, "wanted": goal.least, "fraction": goal.fraction, "radius": radius, "certified": value, "met": value >= goal.least}
 
 
-def _accounting_results(guarantees: Guarantees, radius: int) -> dict:
+def _accounting_results(guarantees: AnyGuarantees, radius: int) -> dict:
     """At the radius that keeps half: how far above the reported bound an attack of a pure group stays, which bounds what any tighter
     computation could gain; and the bounds of single splits of a symmetric difference, each by its own accounting."""
     radius = max(1, radius)

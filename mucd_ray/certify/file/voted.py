@@ -14,6 +14,7 @@ from mucd_ray.certify.rounding import exactly, percent_down, round_down, share
 from mucd_ray.certify.voted_return import END, ExactVotes, LeastRadii, Returns, Rows, SampledVotes, Tree, voted_path, voted_radii, worst_return
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.kinds import from_values
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.work import spend
 from mucd_ray.words import counted
 
@@ -111,16 +112,18 @@ def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
     if not isinstance(episodes, list) or not episodes or horizon < 1 or len(episodes) * horizon > MOST_STEPS:
         raise MucdError("voted episodes must be a list, not empty, with a horizon of at least 1 step")
     spend(10 * table.size)
-    trees = [tree_of(episode, *table.shape, horizon, voted["least_reward"]) for episode in episodes]  # type: ignore[call-arg]
+    rows_there, actions = table.shape
+    trees = [tree_of(episode, rows_there, actions, horizon, voted["least_reward"]) for episode in episodes]
     low, high = inputs["return_range"]
     returns = Returns(discount=inputs["discount"], low=low, high=high, clipped=inputs["clipped"], horizon=horizon, least_reward=voted["least_reward"])
-    rows = Rows(rule_of(kind, guarantees, threat=inputs["threat"], instances=len(inputs["returns"]), eta=eta, steps=len(trees) * horizon), table.shape[1], voted["rows"])
+    rows = Rows(rule_of(kind, guarantees, threat=inputs["threat"], instances=len(inputs["returns"]), eta=eta, steps=len(trees) * horizon), actions, voted["rows"])
     return _numbers(inputs, trees, rows, returns, eta if kind in SURE else eta / 2, cap) | {"kind": kind}
 
 
 def _check_least(table: np.ndarray, inputs: dict) -> None:
     """Raise MucdError where no votes of K neighbours need so many changed units."""
     mechanism, actions = from_values(inputs["mechanism"]), inputs["actions"]["actions"]
+    assert isinstance(mechanism, Neighbours)
     if table.shape[1] != actions or np.any((table == 0).sum(1) != 1) or table.max() > mechanism.neighbours + 1:
         raise MucdError(f"voted rows must be of {actions} actions, have one 0 each, and nothing above {mechanism.neighbours + 1}")
     most = 1 + mechanism.most_radius(inputs["units"], inputs["threat"])
@@ -137,7 +140,10 @@ def _numbers(inputs: dict, trees: list[Tree], rows: Rows, returns: Returns, eta:
     radii = voted_radii(cap)
     if eta / len(radii) < LEAST_ETA:
         raise MucdError(f"eta {eta:g} shared by {len(radii)} radii is below {LEAST_ETA:g} for each: use a larger eta")
-    played, bound, complete, nothing = [], [], [], returns.of(returns.rest(0), played=False)
+    played: list[float] = []
+    bound: list[float] = []
+    complete: list[float] = []
+    nothing = returns.of(returns.rest(0), played=False)
     for radius in radii:
         if complete and complete[-1] == 0 and played[-1] == nothing:
             # Every tree was cut off at its beginning, or is worth no more: so it is at all larger radii, whose accounting is spared.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import MOST_NOISE, Mechanism
-from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism, to_values
+from mucd_ray.mechanism.kinds import AnyMechanism, WithNoise, to_values
 from mucd_ray.mechanism.neighbours import Neighbours, unanimous_radius
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
@@ -68,7 +69,7 @@ def bag_then_noise_of(bag: Bag, *, units: int, noise_multiplier: float, sample_r
     Args:
         units: the declared number of units, from which the normaliser follows, where the bag's size varies.
     """
-    size = units * bag.sample_rate if bag.bag_size is None else bag.bag_size
+    size = bag.units_in_bag(units)
     rate = min(1.0, BATCH / size) if sample_rate is None else sample_rate
     return BagThenNoise(
         unit=bag.unit, draws=bag.draws, bag_size=bag.bag_size, bag_rate=bag.sample_rate, sample_rate=rate, noise_multiplier=noise_multiplier, clip_norm=clip_norm,
@@ -78,8 +79,8 @@ def bag_then_noise_of(bag: Bag, *, units: int, noise_multiplier: float, sample_r
 
 def usual_bag_size(*, units: int, radius: int, instances: int, eta: float, actions: int, threat: str, unit: str, agreement: float = 1.0) -> int:
     """LARGER times the bag that would do without noise, or all units."""
-    asked = {"units": units, "radius": radius, "instances": instances, "eta": eta, "actions": actions, "threat": threat, "agreement": agreement}
-    return min(units, LARGER * largest_bag(**asked, unit=unit).bag_size)
+    bag = largest_bag(units=units, radius=radius, instances=instances, eta=eta, actions=actions, threat=threat, agreement=agreement, unit=unit)
+    return min(units, int(LARGER * bag.units_in_bag(units)))
 
 
 def least_noise_in_bags(
@@ -120,9 +121,12 @@ def fewest_parts(*, units: int, radius: int, instances: int, eta: float, actions
     Raises:
         MucdError: not even one part for each unit certifies that.
     """
-    asked = {"units": units, "instances": instances, "eta": eta, "actions": actions, "threat": threat, "agreement": agreement}
+
+    def too_few(parts: int) -> bool:
+        return certified_radius(Partition(unit=unit, parts=parts), units=units, instances=instances, eta=eta, actions=actions, threat=threat, agreement=agreement) < radius
+
     # The radius grows with the number of parts.
-    most = _largest(lambda parts: certified_radius(Partition(unit=unit, parts=parts), **asked) < radius, units)
+    most = _largest(too_few, units)
     if most == units:
         raise MucdError(f"not even one part for each of {units} {plural(unit)} certifies a vote of {counted(instances, 'instance')} at r = {radius}: ask for a smaller fraction")
     return Partition(unit=unit, parts=most + 1)
@@ -161,10 +165,10 @@ def compare(*, units: int, radius: int, unit: str, instances: int, eta: float, a
         where it cannot certify that, then `refused` says why), `radius` (what it certifies), and `units_per_policy`, the number of units that one policy learns from: all of them,
         through noise, under `gaussian`; so many on average, and through noise, under `bag-then-noise`; those that vote under `neighbours`.
     """
-    asked = {"units": units, "radius": radius, "instances": instances, "eta": eta, "actions": actions, "threat": threat, "agreement": agreement}
-    makers = {
+    asked: dict[str, Any] = {"units": units, "radius": radius, "instances": instances, "eta": eta, "actions": actions, "threat": threat, "agreement": agreement}
+    makers: dict[str, Callable[[], tuple[AnyMechanism, float]]] = {
         Mechanism.kind: lambda: (replace(gaussian or plan(**asked).mechanism, unit=unit), units),
-        Bag.kind: lambda: ((bag := largest_bag(**asked, unit=unit)), bag.bag_size),
+        Bag.kind: lambda: ((bag := largest_bag(**asked, unit=unit)), bag.units_in_bag(units)),
         BagThenNoise.kind: lambda: ((noisy := least_noise_in_bags(bag_of(usual_bag_size(**asked, unit=unit), unit=unit, draws="poisson", units=units), **asked, unit=unit)), noisy.units_in_bag(units)),
         Neighbours.kind: lambda: ((neighbours := enough_neighbours(units=units, radius=radius, unit=unit)), neighbours.neighbours),
         Partition.kind: lambda: ((partition := fewest_parts(**asked, unit=unit)), units / partition.parts),
@@ -173,15 +177,15 @@ def compare(*, units: int, radius: int, unit: str, instances: int, eta: float, a
     for kind, make in makers.items():
         try:
             mechanism, learned_from = make()
-            certified = unanimous_radius(mechanism.neighbours, 2 * agreement - 1, threat) if kind == Neighbours.kind else certified_radius(mechanism, **of_vote)
+            certified = unanimous_radius(mechanism.neighbours, 2 * agreement - 1, threat) if isinstance(mechanism, Neighbours) else certified_radius(mechanism, **of_vote)
             rows.append({"kind": kind, "mechanism": to_values(mechanism), "radius": certified, "units_per_policy": learned_from, "refused": None})
-            rows[-1]["signal_budget"] = mechanism.signal_budget(units) if kind in WITH_NOISE else None
+            rows[-1]["signal_budget"] = mechanism.signal_budget(units) if isinstance(mechanism, WithNoise) else None
         except MucdError as error:
             rows.append({"kind": kind, "mechanism": None, "radius": None, "units_per_policy": None, "refused": str(error), "signal_budget": None})
-    recommended, why = ADVICE[unit]
-    if all(row["mechanism"] is None for row in rows if row["kind"] == recommended):
-        recommended, why = None, f"{recommended}, the usual choice, cannot certify that"
-    return {"recommended": recommended, "why": why, "mechanisms": rows}
+    usual, why = ADVICE[unit]
+    if all(row["mechanism"] is None for row in rows if row["kind"] == usual):
+        return {"recommended": None, "why": f"{usual}, the usual choice, cannot certify that", "mechanisms": rows}
+    return {"recommended": usual, "why": why, "mechanisms": rows}
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:

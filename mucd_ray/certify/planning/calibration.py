@@ -36,7 +36,7 @@ def least_instances(actions: int, eta: float, agreement: float = 1.0) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Which vote is to be certified at which radius; every answer is a verified one."""
+    """Which vote is to be certified at which radius; every answer is a verified one. `instances`: 0 where their number is asked for."""
 
     units: int
     radius: int
@@ -45,7 +45,7 @@ class Question:
     actions: int
     threat: str
     accountant: str
-    instances: int | None
+    instances: int
 
     def mechanism(self, rate: float, sigma: float, steps: int) -> Mechanism:
         return Mechanism(sample_rate=rate, noise_multiplier=sigma, clip_norm=CLIP_NORM, steps=steps, normaliser=rate * self.units)
@@ -107,9 +107,9 @@ class Question:
     def least_instances(self, mechanism: Mechanism) -> int:
         rate, sigma, steps = mechanism.sample_rate, mechanism.noise_multiplier, mechanism.steps
         low = least_instances(self.actions, self.eta, self.agreement)
-        found = low
+        found: int | None = low
         for quick, step in ((True, max(1, low // 4)), (False, 1)):
-            found = found and _least(lambda k, quick=quick: self.certifies(mechanism, instances=k, quick=quick), found, found, MOST_INSTANCES, step)
+            found = found and _least(lambda k: self.certifies(mechanism, instances=k, quick=quick), found, found, MOST_INSTANCES, step)
         if found is None:
             raise MucdError(
                 f"a vote with agreement {exactly(self.agreement)} is not certified at r = {self.radius} by even {MOST_INSTANCES} instances with sample rate "
@@ -135,13 +135,13 @@ class Question:
 
     def _most(self, mechanism_of: Callable[[int], Mechanism], guess: float, low: int, high: int, step: int) -> int | None:
         """Largest k in low..high whose mechanism certifies, judged first quickly and from there on fully."""
-        found = int(min(max(guess, low), high))
+        start = int(min(max(guess, low), high))
         for quick in (True, False):
-            found = _least(lambda k, quick=quick: self.certifies(mechanism_of(-k), quick=quick), -found, -high, -low, step)
+            found = _least(lambda k: self.certifies(mechanism_of(-k), quick=quick), -start, -high, -low, step)
             if found is None:
                 return None
-            found, high, step = -found, -found, 1
-        return found
+            start, high, step = -found, -found, 1
+        return start
 
     def _vote(self) -> str:
         kind = "unanimous vote" if self.agreement == 1 else f"vote with agreement {exactly(self.agreement)}"
@@ -184,17 +184,13 @@ def _least(holds: Callable[[int], bool], start: int, low: int, high: int, step: 
     k = min(max(start, low), high)
     while good is None or bad is None:
         if holds(k):
-            good = k
             if k == low:
                 return k
+            good, k = k, max(k - step, low)
         else:
-            bad = k
             if k == high:
                 return None
-        if good is None:
-            k = min(bad + step, high)
-        elif bad is None:
-            k = max(good - step, low)
+            bad, k = k, min(k + step, high)
         step *= 4
     while good - bad > gap:
         k = (good + bad) // 2

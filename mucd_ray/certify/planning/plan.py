@@ -97,11 +97,11 @@ def plan(
                 + f": {'at least ' if agreement == 1 else ''}{least_instances(actions, eta, agreement)} are {'needed' if agreement == 1 else 'enough'}"
             )
     question = Question(
-        units=units, radius=radius, agreement=agreement, eta=eta, actions=actions, threat=threat, accountant=accountant, instances=instances
+        units=units, radius=radius, agreement=agreement, eta=eta, actions=actions, threat=threat, accountant=accountant, instances=instances or 0
     )
     steps = STEPS if steps is None else steps
     rate = min(1.0, BATCH / units) if sample_rate is None else sample_rate
-    if solve == "noise-multiplier":
+    if noise_multiplier is None:
         mechanism = question.least_noise(rate, steps)
         while sample_rate is None and rate < 1 and mechanism.noise_multiplier < LEAST_NOISE:
             rate = min(1.0, 2 * rate)
@@ -113,7 +113,7 @@ def plan(
         mechanism = question.largest_rate(noise_multiplier, steps)
     else:
         mechanism = question.mechanism(rate, noise_multiplier, steps)
-        instances = question.least_instances(mechanism)
+    instances = question.instances or question.least_instances(mechanism)
     return Plan(
         mechanism=mechanism,
         units=units,
@@ -190,9 +190,10 @@ def wanted_radius(units: int, fraction: float | None, radius: int | None = None)
             raise MucdError(f"fraction {fraction} is outside (0, 1): 0.01 means 1 % of the units")
         # As it was written: 0.07 of 100 units are 7, not 8.
         return math.ceil(Fraction(str(float(fraction))) * units)
-    if check_count(radius, "radius") > units:
+    radius = check_count(radius, "radius")
+    if radius > units:
         raise MucdError(f"radius {radius} is above the number of units, {units}")
-    return int(radius)
+    return radius
 
 
 def _what_to_solve(solve: str | None, given: dict) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments import breakout, frames, freeway, halfcheetah, highway
 from mucd_ray.data.environments.encoding import encoded
-from mucd_ray.data.environments.make import limited, make_environment, shortens
+from mucd_ray.data.environments.make import limited, make_environment, shortens, spec_of
 from mucd_ray.data.environments.mirror import Mirror
 from mucd_ray.data.environments.past import ACTION, Past, with_past
 from mucd_ray.data.environments.plain import declared_spaces, plain
@@ -130,7 +131,7 @@ class EnvironmentCard:
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise MucdError(f"card of {self.env_id}: transform {self.transform!r} is unknown: use one of {', '.join(TRANSFORMS)} or none")
         if self.encoder is not None:
-            self._check_encoder()
+            self._check_encoder(self.encoder)
         elif self.named_features is not None:
             raise MucdError(f"card of {self.env_id}: features of plug-ins are named on the command line, --features NAME, and not in a card")
         if (self.history > 1 or self.recalled) and (self.transform is not None or self.encoder is not None or self.indices or self.observation_shape[:1] != (self.history,)):
@@ -171,10 +172,10 @@ class EnvironmentCard:
         if self.learning_rate is not None and not (type(self.learning_rate) in (int, float) and 0 < self.learning_rate < math.inf):
             raise MucdError(f"card of {self.env_id}: learning_rate {self.learning_rate!r:.100} must be a finite number above 0, or left out")
 
-    def _check_encoder(self) -> None:
-        sha256, outputs = self.encoder if len(self.encoder) == 2 else (None, None)
+    def _check_encoder(self, encoder: tuple) -> None:
+        sha256, outputs = encoder if len(encoder) == 2 else (None, None)
         if not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) and type(outputs) is int and 1 <= outputs <= MOST_ENTRIES):
-            raise MucdError(f"card of {self.env_id}: encoder {self.encoder!r:.100} must be the SHA-256 of a file and the number of its outputs")
+            raise MucdError(f"card of {self.env_id}: encoder {encoder!r:.100} must be the SHA-256 of a file and the number of its outputs")
         if self.named_features is not None and not NAME.fullmatch(self.named_features):
             raise MucdError(f"card of {self.env_id}: named_features {self.named_features!r:.100} is no name of a plug-in")
         if self.transform is not None:
@@ -301,12 +302,13 @@ class EnvironmentCard:
     def features_source(self) -> dict:
         """What policies see, as a certificate says it (certify/file/evidence.py)."""
         source = "privileged" if self.privileged else "raw" if self == self.raw() else "card"
-        stacked = {"steps": self.history} if self.recalled else {"history": self.history} if self.history > 1 else {}
+        stacked: dict[str, Any] = {"steps": self.history} if self.recalled else {"history": self.history} if self.history > 1 else {}
         if self.observation_keys:
             stacked["keys"] = list(self.observation_keys)
+        encoder = self.encoder and self.encoder[0]
         if self.named_features:
-            return {"source": "plug-in", "card": self.env_id, "encoder": self.encoder[0], "name": self.named_features} | stacked
-        return {"source": "encoder" if self.encoder else source, "card": self.env_id, "encoder": self.encoder and self.encoder[0]} | stacked
+            return {"source": "plug-in", "card": self.env_id, "encoder": encoder, "name": self.named_features} | stacked
+        return {"source": "encoder" if self.encoder else source, "card": self.env_id, "encoder": encoder} | stacked
 
     def discounted_range(self, discount: float) -> tuple[float, float]:
         """Public bounds of sum_t discount^t r_t: over all lengths n in 1..max_episode_steps and all rewards in the reward range.
@@ -323,9 +325,9 @@ class EnvironmentCard:
         check_discount(discount)
         if discount == 1 or self.clip_returns:
             return self.return_range
-        for name in ("reward_range", "max_episode_steps"):
-            if getattr(self, name) is None:
-                raise MucdError(f"discount {discount} needs the field {name} in the card of {self.env_id}, or the range of discounted returns is not public: add it")
+        if self.reward_range is None or self.max_episode_steps is None:
+            missing = "reward_range" if self.reward_range is None else "max_episode_steps"
+            raise MucdError(f"discount {discount} needs the field {missing} in the card of {self.env_id}, or the range of discounted returns is not public: add it")
         (low, high), longest = self.reward_range, -math.expm1(self.max_episode_steps * math.log(discount)) / (1 - discount)
         least, greatest = min(low, low * longest), max(high, high * longest)
         if low >= 0:
@@ -401,12 +403,13 @@ class EnvironmentCard:
             return self.without_history().check(dataset)
         check_environment_id(dataset, self.env_id)
         environment = self.make()
-        action_space, spec = environment.action_space, environment.spec
+        action_space, spec = environment.action_space, spec_of(environment)
         observations, actions = declared_spaces(environment)
         try:
             check_arguments(dataset, environment)
         finally:
             environment.close()
+        assert spec.max_episode_steps is not None  # `make` refuses what has none
         check_time_limit(dataset, self.env_id, spec.max_episode_steps, by_card=self._shortens(gym.registry[spec.id].max_episode_steps))
         self._check_observations(dataset, observations)
         if not dataset.fits_actions(action_space) or dataset.declared_actions is not None and dataset.declared_actions != actions:
@@ -420,9 +423,9 @@ class EnvironmentCard:
         if recorded:
             parts = Observations.of(space, self.observation_keys).words
             if recorded != parts:
-                recorded, there = next((one, other) for one, other in itertools.zip_longest(recorded, parts) if one != other)
+                here, there = next((one, other) for one, other in itertools.zip_longest(recorded, parts) if one != other)
                 raise MucdError(
-                    f"dataset {dataset.name} declares observations with {recorded or 'less'!s:.200}, {self.env_id} has {there or 'nothing'!s:.200} there: use the environment that was recorded, or keys that "
+                    f"dataset {dataset.name} declares observations with {here or 'less'!s:.200}, {self.env_id} has {there or 'nothing'!s:.200} there: use the environment that was recorded, or keys that "
                     "both have (--observation-keys)"
                 )
         shape = self._shape_in(dataset)

@@ -146,7 +146,7 @@ _LANDER_RETURNS = (
     "below -500 (flying away, or tumbling for long) counts as -500."
 )
 
-CARDS = (
+CARDS: tuple[EnvironmentCard, ...] = (
     EnvironmentCard(
         env_id="CartPole-v1",
         observation_shape=(4,),

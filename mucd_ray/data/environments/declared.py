@@ -15,7 +15,7 @@ from minari.serialization import serialize_space
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.card import EnvironmentCard, read_as
 from mucd_ray.data.formats.metadata import read_space
-from mucd_ray.data.spaces import Actions, Observations, shown
+from mucd_ray.data.spaces import Actions, Observations, shape_of, shown
 from mucd_ray.errors import MucdError
 from mucd_ray.words import NO_ENVIRONMENT
 
@@ -89,7 +89,8 @@ class DeclaredCard(EnvironmentCard):
     @functools.cached_property
     def spaces(self) -> tuple[gym.Space, gym.Space]:
         """Of one observation, and of actions."""
-        return tuple(read_space(getattr(self, name), name, f"card of {self.env_id}") for name in ("observation_space", "action_space"))
+        whose = f"card of {self.env_id}"
+        return read_space(self.observation_space, "observation_space", whose), read_space(self.action_space, "action_space", whose)
 
     @property
     def _declared_actions(self) -> gym.Space | None:
@@ -99,15 +100,14 @@ class DeclaredCard(EnvironmentCard):
     def declared(self) -> dict:
         """What a certificate says of it (certify/file/evidence.py)."""
         _, actions = self.spaces
-        spaces = [self.observation_space, self.action_space]
+        spaces: list = [self.observation_space, self.action_space]
         if self.observation_parts or self.declared_actions:
             spaces += [list(self.observation_parts), self.declared_actions, list(self.observation_keys)]
         components = list(Actions(declared=actions).components)
-        discrete = isinstance(actions, gym.spaces.Discrete)
         return {
             "observation_shape": [int(length) for length in self.without_history().observation_shape],
-            "actions": int(actions.n) if discrete else sum(components),
-            "dimensions": 0 if discrete or components else int(np.prod(actions.shape)),
+            "actions": int(actions.n) if isinstance(actions, gym.spaces.Discrete) else sum(components),
+            "dimensions": 0 if isinstance(actions, gym.spaces.Discrete) or components else int(np.prod(shape_of(actions))),
             "sha256": hashlib.sha256(json.dumps(spaces).encode()).hexdigest(),
         } | ({"components": components} if components else {})
 

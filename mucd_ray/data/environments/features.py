@@ -30,6 +30,7 @@ def load_features(name: str, observation_shape: tuple[int, ...]) -> tuple[Plugin
 
 def load_features_of(card: EnvironmentCard) -> None:
     """Load those that the card of a run has. Whether the user has named them is for the caller to see to. Raises MucdError where they are not those with which the run began."""
+    assert card.named_features is not None and card.encoder is not None
     plugin = _installed(card.named_features)
     if plugin.sha256 != card.encoder[0] or load_features(plugin.name, card.observation_shape)[1] != card.encoder[1]:
         raise MucdError(f"the plug-in {plugin} is not the one with which the run began, or not the same on every node: install it as it was, or start a new run folder")

@@ -5,6 +5,7 @@ import warnings
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
@@ -103,14 +104,20 @@ def make_environment(env_id: str, **kwargs) -> gym.Env:
         raise MucdError(f"environment {env_id!r} cannot be made ({printable(error) or type(error).__name__}): give an installed Gymnasium id and its arguments") from error
 
 
+def spec_of(environment: gym.Env) -> EnvSpec:
+    """Of an environment that Gymnasium has made, as all here are."""
+    assert environment.spec is not None
+    return environment.spec
+
+
 def limited(environment: gym.Env, env_id: str, max_episode_steps: int | None) -> gym.Env:
     """The environment whose episodes are cut after `max_episode_steps`, if that is given and less than the limit that it is registered with.
 
     Raises:
         MucdError: nothing limits its episodes: a policy may keep one going for ever; or the number is above what does, and would be claimed in vain.
     """
-    registered = environment.spec.max_episode_steps
-    if shortens(max_episode_steps, registered):
+    registered = spec_of(environment).max_episode_steps
+    if max_episode_steps is not None and shortens(max_episode_steps, registered):
         return StepLimit(environment, max_episode_steps)
     try:
         check_steps(env_id, max_episode_steps, registered)

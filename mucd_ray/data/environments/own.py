@@ -10,9 +10,9 @@ import numpy as np
 
 from mucd_ray.data.environments.card import EnvironmentCard
 from mucd_ray.data.environments.cards import known_card, no_card
-from mucd_ray.data.environments.make import check_steps, make_environment
+from mucd_ray.data.environments.make import check_steps, make_environment, spec_of
 from mucd_ray.data.environments.recorded_in import name_of
-from mucd_ray.data.spaces import Observations
+from mucd_ray.data.spaces import Observations, shape_of
 from mucd_ray.errors import MucdError
 from mucd_ray.files import LARGEST_WHOLE
 from mucd_ray.modules import check_module_name
@@ -128,7 +128,7 @@ def declared(env_id: str, said: UserEnvironment = UserEnvironment(), observation
     """
     environment = make_environment(env_id, **(said.make_kwargs or {}))
     try:
-        space, spec = environment.observation_space, environment.spec
+        space, spec = environment.observation_space, spec_of(environment)
         rewards = _range_of(getattr(environment.unwrapped, "reward_range", None))
     finally:
         environment.close()
@@ -144,7 +144,7 @@ def declared(env_id: str, said: UserEnvironment = UserEnvironment(), observation
     return {
         "env_id": env_id,
         "make_kwargs": said.make_kwargs or {},
-        "observation_shape": tuple(space.shape),
+        "observation_shape": shape_of(space),
         **({"observation_keys": tuple(sorted(set(observation_keys)))} if observation_keys else {}),
         "indices": (),
         "center": center,
@@ -189,7 +189,8 @@ def _scales(space: gym.Space) -> tuple[tuple, tuple]:
     low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
     width = np.where(high > low, (high - low) / 2, 1.0)
     pairs = [(float(middle), float(half)) if known else (None, None) for middle, half, known in zip((low + high) / 2, width, bounded)]
-    return tuple(zip(*(pairs[:1] if len(set(pairs)) == 1 else pairs)))
+    center, scale = zip(*(pairs[:1] if len(set(pairs)) == 1 else pairs))
+    return center, scale
 
 
 def _bounds(space: gym.Space) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 
 from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.spaces import shape_of
 
 # Of a step: 1 since it is there, the sum of the rewards before it, the action before it, the flattened observation.
 THERE, EARNED, ACTION = 0, 1, 2
@@ -13,7 +14,7 @@ THERE, EARNED, ACTION = 0, 1, 2
 
 def action_width(space: gym.Space) -> int:
     """Numbers of an action in a step: one for each discrete action, or those that a continuous one has."""
-    return int(space.n) if isinstance(space, gym.spaces.Discrete) else int(np.prod(space.shape))
+    return int(space.n) if isinstance(space, gym.spaces.Discrete) else int(np.prod(shape_of(space)))
 
 
 def action_numbers(space: gym.Space, actions: np.ndarray) -> np.ndarray:
@@ -30,7 +31,7 @@ class Past(gym.Wrapper):
     def __init__(self, environment: gym.Env, history: int):
         super().__init__(environment)
         self._actions = action_width(environment.action_space)
-        self._steps = np.zeros((history, ACTION + self._actions + int(np.prod(environment.observation_space.shape))), np.float32)
+        self._steps = np.zeros((history, ACTION + self._actions + int(np.prod(shape_of(environment.observation_space)))), np.float32)
         self._earned = np.float32(0)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, self._steps.shape, np.float32)
 

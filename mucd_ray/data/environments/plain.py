@@ -41,7 +41,7 @@ def plain(environment: gym.Env, keys: tuple[str, ...], shape: tuple[int, ...] | 
         MucdError: spaces that are not supported.
     """
     space, actions = environment.observation_space, Actions(declared=environment.action_space)
-    as_they_are = isinstance(space, gym.spaces.Box) or isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) and tuple(space.shape) == shape
+    as_they_are = isinstance(space, gym.spaces.Box) or isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) and space.shape == shape
     observations = None if as_they_are and not keys else Observations.of(space, keys)
     return environment if observations is None and actions.is_plain else PlainSpaces(environment, observations, actions)
 

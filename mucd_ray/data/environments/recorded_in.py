@@ -9,6 +9,7 @@ import json
 import gymnasium as gym
 
 from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.environments.make import spec_of
 from mucd_ray.errors import MucdError
 
 # Wrappers that change neither observations, actions, rewards nor, beyond a time limit that is compared, the ends of episodes.
@@ -30,16 +31,16 @@ def same_environment(first: str, second: str) -> bool:
     arguments remain to be compared."""
     if name_of(first) == name_of(second):
         return True
-    specs = [gym.registry.get(name_of(env_id)) for env_id in (first, second)]
-    if None in specs or specs[0].entry_point is None:
+    one, other = (gym.registry.get(name_of(env_id)) for env_id in (first, second))
+    if one is None or other is None or one.entry_point is None:
         return False
-    return all(getattr(specs[0], field) == getattr(specs[1], field) for field in ("entry_point", "additional_wrappers", "max_episode_steps"))
+    return all(getattr(one, field) == getattr(other, field) for field in ("entry_point", "additional_wrappers", "max_episode_steps"))
 
 
 def is_alias(env_id: str, other: str, kwargs: dict) -> bool:
     """Whether an id is registered with just the arguments that another one has when it is made with `kwargs`."""
-    specs = [gym.registry.get(name_of(name)) for name in (env_id, other)]
-    return None not in specs and same_environment(env_id, other) and specs[0].kwargs == specs[1].kwargs | kwargs
+    ours, theirs = (gym.registry.get(name_of(name)) for name in (env_id, other))
+    return ours is not None and theirs is not None and same_environment(env_id, other) and ours.kwargs == theirs.kwargs | kwargs
 
 
 def other_version(first: str, second: str) -> bool:
@@ -58,7 +59,7 @@ def check_environment_id(dataset: OfflineDataset, env_id: str) -> None:
 
 def check_arguments(dataset: OfflineDataset, environment: gym.Env) -> None:
     """Raise MucdError if the dataset was recorded with other arguments, wrappers or another time limit than this environment has, which is of its id."""
-    spec = environment.spec
+    spec = spec_of(environment)
     recorded, made = _arguments(dataset, environment)
     for name in sorted(set(recorded) | set(made)):
         values = [_plain(arguments.get(name, _MISSING)) for arguments in (recorded, made)]
@@ -100,12 +101,13 @@ def _arguments(dataset: OfflineDataset, environment: gym.Env) -> tuple[dict, dic
     """All arguments, (as recorded, as made), with those that are registered with the id and the defaults of the environment's own code."""
     registered = gym.registry.get(name_of(dataset.env_id or ""))
     recorded = (registered.kwargs if registered else {}) | (dataset.env_kwargs or {})
-    defaults = {}
+    defaults: dict = {}
     for kind in reversed(type(environment.unwrapped).__mro__):
         if "__init__" in vars(kind):
-            parameters = inspect.signature(kind.__init__).parameters.values() if inspect.isfunction(kind.__init__) else ()
+            made_by = vars(kind)["__init__"]
+            parameters = inspect.signature(made_by).parameters.values() if inspect.isfunction(made_by) else ()
             defaults |= {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
-    made = environment.spec.kwargs
+    made = spec_of(environment).kwargs
     known = {name: value for name, value in defaults.items() if name in recorded or name in made}
     return known | recorded, known | made
 

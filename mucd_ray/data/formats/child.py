@@ -66,7 +66,7 @@ class Child:
         if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize > most_bytes:
             raise ValueError(f"the process that read it gives {dtype} {shape}")
         array = np.empty(shape, dtype)
-        size = self.process.stdout.readinto(memoryview(array.reshape(-1)).cast("B")) if array.size else 0
+        size = self.process.stdout.readinto(array.reshape(-1).data.cast("B")) if array.size else 0
         if size < array.nbytes:
             raise EOFError
         return array

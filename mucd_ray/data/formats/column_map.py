@@ -125,7 +125,8 @@ def by_number(ids, name: str) -> tuple[np.ndarray, list[str]]:
             raise MucdError(f"column {printable(name)} must have one number or text a row that says which episode the row is of, row {int(np.argmin(np.isfinite(ids).reshape(len(ids), -1).all(axis=1)))} has none")
         ids = [int(value) if float(value).is_integer() else value for value in ids.tolist()]
     changes = [row for row in range(1, len(ids)) if ids[row] != ids[row - 1]]
-    starts, seen = [0, *changes], {}
+    seen: dict = {}
+    starts = [0, *changes]
     for start in starts:
         if ids[start] in seen:
             raise MucdError(f"rows of episode {printable(ids[start])} are not together: they begin in row {seen[ids[start]]} and again in row {start}; sort the file by episode and time")

@@ -45,7 +45,7 @@ def main() -> None:
             columns, answer = {}, {"error": (str(error) or type(error).__name__)[:500]}
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         for array in columns.values():
-            sys.stdout.buffer.write(memoryview(array).cast("B") if array.size else b"")
+            sys.stdout.buffer.write(array.data.cast("B") if array.size else b"")
         sys.stdout.buffer.flush()
 
 

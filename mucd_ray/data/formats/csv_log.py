@@ -45,7 +45,8 @@ def read(source: Source, options) -> Recording:
 
 def _columns(reader, source: Source, width: int, places: dict[str, int], texts: set[str], whole: set[str]) -> dict:
     """{name: numbers, or texts}. Rows are parsed a few at a time: a cell as text takes twenty times its number."""
-    parts, known = {name: [] for name in places}, {}
+    parts: dict[str, list] = {name: [] for name in places}
+    known: dict[str, str] = {}
     rows, line = [], reader.line_num + 1
     for row in reader:
         if len(row) != width:

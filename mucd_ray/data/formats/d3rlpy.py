@@ -34,7 +34,8 @@ def _second(content) -> Recording:
     here = sum(name.startswith("actions_") for name in names)
     if count != here or not count:
         raise MucdError(f"num_episodes is {count}, and it has the actions of {here} episodes: it is cut off, or was changed")
-    episodes, notes = [], {}
+    notes: dict = {}
+    episodes = []
     for number in range(count):
         arrays = {name: content.array(content.file, f"{name}_{number}") for name in ("actions", "rewards")} | {"observations": _observations(content, names, number)}
         terminated = np.zeros(len(arrays["actions"]), bool)

@@ -38,7 +38,7 @@ def read(source: Source, options) -> Recording:
     episodes, notes = cut(rows, stops, places_of(stops), last_row="drop")
     if rows.truncated is None and rows.next_observations is None and options.max_episode_steps is None:
         notes.append(f"it has neither timeouts nor next_observations: only terminals end an episode, the longest has {max(map(len, episodes))} steps; give --max-episode-steps where the environment has a time limit")
-    unmarked = sum(not (rows.terminated[stop - 1] or rows.truncated is not None and rows.truncated[stop - 1]) for stop in stops[:-1].tolist())
+    unmarked = sum(not (table["terminals"][stop - 1] or rows.truncated is not None and rows.truncated[stop - 1]) for stop in stops[:-1].tolist())
     if unmarked and options.max_episode_steps is None:
         notes.append(f"{unmarked} ends are not marked: the next observation there is not that of the next row")
     return Recording(episodes=episodes, notes=(*notes, *counted_ends(rows, stops, options.max_episode_steps)))

@@ -42,10 +42,10 @@ def read(source: Source, options) -> Recording:
             rows = Rows(observations=arrays["observation"], actions=arrays["action"], rewards=arrays["reward"], terminated=arrays["terminal"])
         except MucdError as error:
             raise MucdError(f"checkpoint {number}: {error}") from None
-        ends, kept, start = np.append(np.flatnonzero(rows.terminated[:-1]) + 1, len(rows)).tolist(), np.ones(len(rows), bool), 0
+        ends, kept, start = np.append(np.flatnonzero(arrays["terminal"][:-1]) + 1, len(rows)).tolist(), np.ones(len(rows), bool), 0
         for stop in ends:
             for row in range(start, min(start + PADDING, stop)):
-                if rows.observations[row].any() or rows.actions[row] or rows.rewards[row] or rows.terminated[row]:
+                if rows.observations[row].any() or rows.actions[row] or arrays["reward"][row] or arrays["terminal"][row]:
                     break
                 kept[row] = False
             start = stop
@@ -53,7 +53,7 @@ def read(source: Source, options) -> Recording:
         if not kept.any():
             raise MucdError(f"checkpoint {number} holds nothing but zeros")
         stops = np.concatenate([[0], np.cumsum(kept)])[ends].tolist()
-        rows = Rows(**{field: values[kept] for field, values in vars(rows).items() if isinstance(values, np.ndarray)})
+        rows = Rows(observations=rows.observations[kept], actions=rows.actions[kept], rewards=arrays["reward"][kept], terminated=arrays["terminal"][kept])
         found, told = cut(rows, stops, [f"checkpoint {number}, episode {index}" for index in range(len(stops))])
         episodes += [replace(episode, keys={"checkpoint": number}) for episode in found]
         notes += [f"checkpoint {number}: {text}" for text in told]

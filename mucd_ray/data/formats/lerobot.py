@@ -31,12 +31,13 @@ def read(source: Source, options) -> Recording:
     files = sorted(source.names("data/chunk-*/episode_*.parquet" if second else "data/chunk-*/file-*.parquet"), key=natural)
     if not files:
         raise MucdError(f"{source.path} has no data/chunk-*/{'episode_*' if second else 'file-*'}.parquet, as {version} keeps them")
-    parts, keys = [], None
+    parts: list[dict] = []
+    keys: tuple[str, ...] = ()
     for name in files:
         schema, _ = source.parquet_schema(name)
         found = _observation_keys(schema, options.observation_keys)
         # One file, in v2 one episode, must not decide what is read of the others.
-        if keys is not None and found != keys:
+        if parts and found != keys:
             raise MucdError(f"{name} has the observations {', '.join(found)}, {files[0]} {', '.join(keys)}: name those to read with --observation-keys")
         keys = found
         columns = [*keys, "action", "episode_index", "frame_index", *(column for column in (*PLAIN.values(), "next.success", "task_index", *USUAL["source"]) if column in schema)]
@@ -44,7 +45,7 @@ def read(source: Source, options) -> Recording:
         if missing:
             raise MucdError(f"{name} lacks the column {printable(missing[0])}, or it is no column of numbers")
         parts.append(source.parquet(name, list(dict.fromkeys(columns))))
-        if second and (parts[-1]["episode_index"] != int(name.rpartition("_")[2].removesuffix(".parquet"))).any():
+        if second and np.any(parts[-1]["episode_index"] != int(name.rpartition("_")[2].removesuffix(".parquet"))):
             raise MucdError(f"{name} holds rows of another episode_index than its name says")
     if len({frozenset(part) for part in parts}) > 1:
         raise MucdError("its files have different columns")

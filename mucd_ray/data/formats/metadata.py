@@ -99,10 +99,9 @@ def read_metadata(folder: Path) -> Metadata:
 
 def _reader(values) -> Plugin | None:
     """The plug-in of this description; None where it is none."""
-    plugins = ()
     with contextlib.suppress(MucdError):
-        plugins = from_values([values])
-    return next((plugin for plugin in plugins if plugin.kind == "format"), None)
+        return next((plugin for plugin in from_values([values]) if plugin.kind == "format"), None)
+    return None
 
 
 def raw_metadata(folder: Path) -> dict:
@@ -182,10 +181,12 @@ def _parsed(space, name: str, path) -> gym.Space:
     kind = space.get("type") if isinstance(space, dict) else None
     if name == "observation_space" and isinstance(kind, str) and kind in ("Dict", "Tuple"):
         inner = space.get("subspaces")
-        if not isinstance(inner, dict if kind == "Dict" else list):
-            raise _wrong(path, name, f"a {kind} space as Minari writes it")
         # Of each in turn: JSON is nested no deeper than `read_json` allows.
-        return gym.spaces.Dict({key: _parsed(value, name, path) for key, value in inner.items()}) if kind == "Dict" else gym.spaces.Tuple([_parsed(value, name, path) for value in inner])
+        if kind == "Dict" and isinstance(inner, dict):
+            return gym.spaces.Dict({key: _parsed(value, name, path) for key, value in inner.items()})
+        if kind == "Tuple" and isinstance(inner, list):
+            return gym.spaces.Tuple([_parsed(value, name, path) for value in inner])
+        raise _wrong(path, name, f"a {kind} space as Minari writes it")
     if name == "observation_space" and isinstance(kind, str) and kind in _NO_NUMBERS:
         return Unread(kind)
     if not isinstance(kind, str) or kind not in _SPACES:

@@ -19,7 +19,7 @@ from mucd_ray.data.formats.hdf5 import MOST_UNPACKED_BYTES, Hdf5File
 from mucd_ray.data.formats.keys import MOST_LOOKED_AT, OWN, only_key, told
 from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
 from mucd_ray.data.formats.tables import FORMATS, Tables, episode_metadata
-from mucd_ray.data.spaces import Actions, Observations, Part, Unread
+from mucd_ray.data.spaces import Actions, Observations, Part, Unread, shape_of
 from mucd_ray.errors import MucdError
 from mucd_ray.files import check_within, printable
 
@@ -29,7 +29,8 @@ MOST_FOLDERS_DEEP = 8
 
 def local_datasets() -> list[str]:
     """Ids of the Minari datasets under `MINARI_DATASETS_PATH` (default ~/.minari/datasets), sorted as Minari does; other folders are passed over."""
-    root, found = get_dataset_path(), []
+    found: list[str] = []
+    root = get_dataset_path()
     _find(root, "", found, set())
     return sorted(found, key=_sort_key)
 
@@ -178,7 +179,8 @@ def read_as(metadata: Metadata, keys: tuple[str, ...]) -> Observations | None:
 
 def _episodes(folder: Path, metadata: Metadata, source_key: str | None, read: Observations | None) -> list[dict]:
     """The arrays of every episode, their lengths checked against each other and the totals, and its `key`, None without one."""
-    episodes, steps = [], 0
+    episodes: list[dict] = []
+    steps = 0
     for number, episode in enumerate(_stored(folder, metadata, _one_key(folder, source_key), read)):
         for name in ("rewards", "terminations", "truncations"):
             episode[name] = as_column(episode[name], name)
@@ -274,7 +276,7 @@ def _part_of(content: Hdf5File, episode: h5py.Group, part: Part, image: bool) ->
     parent, *names = ["observations", *(f"_index_{key}" if isinstance(key, int) else key for key in part.path)]
     for name in names:
         episode, parent = content.group(episode, parent), name
-    return content.images(episode, parent, part.space.shape) if image else content.array(episode, parent)
+    return content.images(episode, parent, shape_of(part.space)) if image else content.array(episode, parent)
 
 
 def _key_names(folder: Path, metadata: Metadata) -> set[str]:

@@ -36,9 +36,9 @@ def read(source: Source, options) -> Recording:
     episodes, start, inside = [], 0, 0
     for stop, place in zip(stops.tolist(), places_of(stops)):
         part = slice(start, stop - 1)
-        zero = masks is not None and masks[part] == 0
+        zero = np.zeros(stop - 1 - start, bool) if masks is None else masks[part] == 0
         terminated = bool(np.any(zero) and zero[-1])
-        inside += bool(np.any(zero)) and bool(np.any(zero[:-1]))
+        inside += bool(np.any(zero[:-1]))
         episodes.append(Episode(
             observations=table["observations"][start:stop], actions=table["actions"][part], rewards=np.zeros(stop - 1 - start) if rewards is None else rewards[part],
             terminated=terminated, truncated=not terminated, place=place, keys={},

@@ -81,7 +81,7 @@ def read_source(source: Source, name: str | None, options: ReadOptions) -> tuple
     """
     known = {format.name: format for format in FORMATS}
     plugin = None if name is None else plugins.find("format", name, known)
-    if plugin is not None:
+    if name is not None and plugin is not None:
         known[name] = _format_of(plugin.load(), name)
     elif name is not None and name not in known:
         raise MucdError(f"format {printable(name)!r} is unknown: give one of {plugins.choices('format', known)}")

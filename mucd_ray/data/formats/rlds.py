@@ -74,7 +74,7 @@ def _features(values, path: tuple[str, ...]) -> dict:
 
 def _leaves(features: dict, prefix: str = "") -> dict[str, tuple[tuple[int, ...], str] | None]:
     """{path: (shape, dtype) of a plain tensor of numbers, or None for anything else}."""
-    found = {}
+    found: dict[str, tuple[tuple[int, ...], str] | None] = {}
     for name, feature in features.items():
         inner = _features(feature, ("featuresDict", "features"))
         if inner:
@@ -236,13 +236,13 @@ def _episode(record: bytes, place: str, steps: dict, observed: list[str], acted:
 
 
 def _keys(features, numbers: list[str], texts: list[str]) -> dict:
-    found = {}
+    found: dict[str, int | str] = {}
     for name in numbers:
-        kept = features[f"episode_metadata/{name}"].int64_list.value if f"episode_metadata/{name}" in features else ()
+        kept = features[f"episode_metadata/{name}"].int64_list.value if f"episode_metadata/{name}" in features else []
         if len(kept) == 1:
             found[name] = int(kept[0])
     for name in texts:
-        kept = features[f"episode_metadata/{name}"].bytes_list.value if f"episode_metadata/{name}" in features else ()
+        kept = features[f"episode_metadata/{name}"].bytes_list.value if f"episode_metadata/{name}" in features else []
         text = kept[0].decode("utf-8", "replace") if len(kept) == 1 and len(kept[0]) <= MOST_TEXT else ""
         if text and text.isprintable():
             found[name] = text

@@ -48,7 +48,7 @@ def read(source: Source, options) -> Recording:
     if isinstance(times, list) or times.ndim != 1 or not np.isfinite(times).all() or not isinstance(ids, list) and (ids.ndim != 1 or not np.isfinite(ids).all()):
         raise MucdError("eps_id and t must be there in every row, t as a number")
     # Episodes in the order in which they first appear, so that ids, which are drawn at random, order nothing.
-    numbers = {}
+    numbers: dict = {}
     number = np.array([numbers.setdefault(key, len(numbers)) for key in (ids if isinstance(ids, list) else ids.tolist())], np.int64)
     order = np.lexsort((times, number))
     stops = np.append(np.flatnonzero(np.diff(number[order])) + 1, len(order))
@@ -59,9 +59,9 @@ def read(source: Source, options) -> Recording:
     )
     places = [f"episode {printable(ids[order[stop - 1]])[:60]}" for stop in stops.tolist()]
     episodes, notes = cut(rows, stops.tolist(), places)
-    starts = [0, *stops[:-1].tolist()]
+    starts, ordered = [0, *stops[:-1].tolist()], times[order]
     for index, (start, stop) in enumerate(zip(starts, stops.tolist())):
-        jumps = np.flatnonzero(np.diff(rows.times[start:stop]) > 1)
+        jumps = np.flatnonzero(np.diff(ordered[start:stop]) > 1)
         if len(jumps):
-            episodes[index] = with_fault(episodes[index], f"rows are missing after t = {rows.times[start + jumps[0]]}")
+            episodes[index] = with_fault(episodes[index], f"rows are missing after t = {ordered[start + jumps[0]]}")
     return Recording(episodes=episodes, notes=("rows are grouped by eps_id and sorted by t", *notes))

@@ -30,7 +30,8 @@ def read(source: Source, options) -> Recording:
     with source.hdf5() as content:
         data = content.group(content.file, "data")
         names = sorted(content.names(data), key=natural)
-        masks, keys, episodes, notes = _masks(content, set(names)), None, [], []
+        notes: list[str] = []
+        masks, keys, episodes = _masks(content, set(names)), None, []
         for name in names:
             demo = content.group(data, name)
             found = _observation_keys(content, demo, options.observation_keys)
@@ -109,7 +110,8 @@ def _masks(content: Hdf5File, names: set[str]) -> dict[str, str]:
     """{demo: its filters, joined}."""
     if not content.has(content.file, "mask"):
         return {}
-    group, found = content.group(content.file, "mask"), {}
+    found: dict[str, list[str]] = {}
+    group = content.group(content.file, "mask")
     for filter_name in sorted(content.names(group)):
         if filter_name in ("train", "valid") or filter_name.endswith(("_train", "_valid")):
             continue

@@ -181,7 +181,8 @@ class Source:
 
 
 def _texts(content: np.ndarray, ends: np.ndarray) -> list[str]:
-    whole, texts, known, start = content.tobytes(), [], {}, 0
+    known: dict[str, str] = {}
+    whole, texts, start = content.tobytes(), [], 0
     for end in ends.tolist():
         text = whole[start:end].decode("utf-8", "replace")
         # Equal texts are one object.

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from mucd_ray.data.formats.child import Child
 from mucd_ray.data.formats.jpeg import decoded
 from mucd_ray.data.formats.metadata import Metadata
-from mucd_ray.data.spaces import Part
+from mucd_ray.data.spaces import Part, shape_of
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
 
@@ -44,7 +45,7 @@ class Tables:
     def __exit__(self, *error) -> None:
         self.reader.__exit__()
 
-    def episode(self, number: int) -> dict[str, np.ndarray]:
+    def episode(self, number: int) -> dict[str, Any]:
         """The arrays of an episode: of observations a list of their parts, T + 1 of each, and T of everything else.
 
         Raises:
@@ -58,23 +59,23 @@ class Tables:
         table = self._columns(read_file(self.folder / str(number) / name, MOST_FILE_BYTES, within=self.folder))
         # Minari fills up the last row of all but the observations.
         arrays = {column: table[column][:-1] for column in COLUMNS[1:]}
-        arrays["actions"] = arrays["actions"].reshape(-1, *self.metadata.action_space.shape)
+        arrays["actions"] = arrays["actions"].reshape(-1, *shape_of(self.metadata.action_space))
         return arrays | {
             "observations": [
-                self._images(table[name], table[f"{name}-ends"], space.shape) if image else table[name].reshape(-1, *space.shape) for name, (space, image) in self.parts.items()
+                self._images(table[name], table[f"{name}-ends"], shape_of(space)) if image else table[name].reshape(-1, *shape_of(space)) for name, (space, image) in self.parts.items()
             ]
         }
 
     def _columns(self, content: bytes) -> dict[str, np.ndarray]:
         spaces = {name: space for name, (space, _) in self.parts.items()} | {"actions": self.metadata.action_space}
-        wanted = {name: [str(space), None if isinstance(space, gym.spaces.Discrete) else math.prod(space.shape), False] for name, space in spaces.items()}
+        wanted: dict[str, list] = {name: [str(space), None if isinstance(space, gym.spaces.Discrete) else math.prod(shape_of(space)), False] for name, space in spaces.items()}
         wanted |= {name: ["", None, False] for name in COLUMNS[2:]}
         most_bytes = min(self.left, (self.metadata.steps + 1) * 8 * sum(entries or 1 for _, entries, _ in wanted.values()))
         images = {name: space for name, (space, image) in self.parts.items() if image}
         for name, space in images.items():
             wanted[name][2] = True
             # A JPEG file is smaller than what it shows, but for its headers.
-            most_bytes += (self.metadata.steps + 1) * (MOST_JPEG_HEADER + 2 * math.prod(space.shape))
+            most_bytes += (self.metadata.steps + 1) * (MOST_JPEG_HEADER + 2 * math.prod(shape_of(space)))
         most_bytes = min(self.left, most_bytes)
         question = {"format": self.metadata.data_format, "columns": wanted, "most_rows": self.metadata.steps + 1, "left": most_bytes if images else self.left}
         answer, arrays = self.reader.ask(question, content, most_bytes)

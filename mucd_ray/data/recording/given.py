@@ -84,7 +84,7 @@ def given_policy(name: str, env_id: str) -> Given:
         MucdError: there is none, it cannot be imported, or it is nothing to call.
     """
     if name == RANDOM:
-        return Random(name=RANDOM, env_id=env_id, description="uniformly random actions", controller=lambda observation: None)
+        return Random(name=RANDOM, env_id=env_id, description="uniformly random actions", controller=lambda observation: 0)
     if name.endswith(".zip"):
         return Given(name=Path(name).name, env_id=env_id, description=f"Stable-Baselines3 model {_named(name, name)}", controller=_stable_baselines3(name))
     where, _, called = name.rpartition(":")

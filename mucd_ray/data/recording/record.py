@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +12,7 @@ from minari.storage import get_dataset_path
 
 from mucd_ray.data.environments.cards import known_card
 from mucd_ray.data.environments.frames import SIDE, STACK, AtariFrames
-from mucd_ray.data.environments.make import limited, make_environment
+from mucd_ray.data.environments.make import limited, make_environment, spec_of
 from mucd_ray.data.environments.own import UserEnvironment
 from mucd_ray.data.formats.writing import target_folder, write_dataset
 from mucd_ray.data.recording.behaviours import Behaviour, behaviour_for
@@ -115,7 +116,9 @@ def _made(env_id: str, behaviour: Behaviour, frames: bool, said: UserEnvironment
 def _episodes(environment: gym.Env, behaviour: Behaviour, turns, transitions: int, least: int, seed: int, progress):
     """Whole episodes, at least so many transitions and episodes, as (buffers, which of the noise levels `turns` each has). Episode k depends on (seed, k) alone, beside its level."""
     order = np.random.default_rng([seed, 0])
-    episodes, taken, total = [], [], 0
+    episodes: list[EpisodeBuffer] = []
+    taken: list[int] = []
+    total = 0
     while total < transitions or len(episodes) < least:
         if len(episodes) % len(turns) == 0:
             upcoming = list(order.permutation(len(turns)))
@@ -131,18 +134,19 @@ def _episodes(environment: gym.Env, behaviour: Behaviour, turns, transitions: in
 
 def _episode(environment: gym.Env, policy, seed: int, sees_ram: bool) -> EpisodeBuffer:
     observation, _ = environment.reset(seed=seed)
-    observations, actions, rewards, ended = [observation], [], [], (False, False)
-    while not any(ended):
-        actions.append(policy(environment.unwrapped.ale.getRAM() if sees_ram else observation))
-        observation, reward, *ended, _ = environment.step(actions[-1])
+    observations, actions, rewards = [observation], [], []
+    terminated = truncated = False
+    while not (terminated or truncated):
+        actions.append(policy(cast(Any, environment.unwrapped).ale.getRAM() if sees_ram else observation))
+        observation, reward, terminated, truncated, _ = environment.step(actions[-1])
         observations.append(observation)
-        rewards.append(reward)
+        rewards.append(float(reward))
     # Every step but the last neither terminated nor truncated.
     flags = np.zeros((2, len(rewards)), bool)
-    flags[:, -1] = ended
+    flags[:, -1] = terminated, truncated
     stacked = np.stack(observations)
     if not (np.isfinite(stacked).all() and np.isfinite(rewards).all()):
-        raise MucdError(f"environment {environment.spec.id} gives NaN or inf among its observations or rewards: mend it; nothing is recorded")
+        raise MucdError(f"environment {spec_of(environment).id} gives NaN or inf among its observations or rewards: mend it; nothing is recorded")
     return EpisodeBuffer(seed=seed, observations=stacked, actions=np.array(actions), rewards=np.array(rewards, np.float64), terminations=flags[0], truncations=flags[1])
 
 
@@ -158,7 +162,7 @@ def _write(environment, behaviour, episodes, metadata, dataset_id, path, overwri
 
 def _spec(environment: gym.Env):
     """What a dataset says about its environment: of a function or a class that is registered itself, its name."""
-    spec = environment.spec
+    spec = spec_of(environment)
     if not callable(spec.entry_point):
         return spec
     return dataclasses.replace(spec, entry_point=f"{spec.entry_point.__module__}:{getattr(spec.entry_point, '__qualname__', type(spec.entry_point).__qualname__)}")

@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from mucd_ray.data.environments.make import make_environment
+from mucd_ray.data.spaces import shape_of
 
 EPISODES, STEPS = 5, 1000  # the components come from EPISODES of STEPS at each of LEVELS
 LEVELS = (0.0, 0.1, 0.2, 0.4)
@@ -126,7 +127,7 @@ def linear_search(search: Search, environment: gym.Env, progress: Callable[[floa
         {"center" [d], "components" [components][d], "weights" [k][components], "bias" [k]}, of action = clip(weights @ z + bias, -1, 1) and
         z = clip(components @ (observation - center), -CLIP, CLIP).
     """
-    (width,), (torques,) = environment.observation_space.shape, environment.action_space.shape
+    (width,), (torques,) = shape_of(environment.observation_space), shape_of(environment.action_space)
     rng = np.random.default_rng(search.seed)
     standardised, weights = Standardised(width), rng.standard_normal((torques, width + 1))
     weights *= search.gain / np.linalg.norm(weights) * search.start
@@ -177,7 +178,8 @@ def _round(search: Search, environment, coordinates: Standardised | Principal, w
 
 def _episode(search: Search, environment, controller: Controller, seed: int, steps: int, level: float, rng) -> tuple[float, np.ndarray]:
     """(Return without what standing earns, observations [steps][d]) of at most the first `steps` steps of an episode, with noise `level` on its actions."""
-    total, observations, ended = 0.0, [], False
+    observations: list[np.ndarray] = []
+    total, ended = 0.0, False
     observation, _ = environment.reset(seed=seed)
     while not ended and len(observations) < steps:
         observations.append(observation)

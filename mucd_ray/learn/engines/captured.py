@@ -17,7 +17,7 @@ from mucd_ray.learn.engines import device_random
 from mucd_ray.learn.engines.stacked import Batch, Block, DrawsOnDevice, UnitsOnDevice, train_stacked
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import NoisySteps
 
 # Steps that run before the capture, so that memory is taken and libraries are loaded.
 WARM_UP = 3
@@ -32,7 +32,7 @@ class Uncaptured(Exception):
 
 
 def train_captured(
-    problem: Problem, mechanism: Mechanism, units: UnitsOnDevice, instances: Sequence[int], streams: Streams, progress: Callable[[], None] | None = None
+    problem: Problem, mechanism: NoisySteps, units: UnitsOnDevice, instances: Sequence[int], streams: Streams, progress: Callable[[], None] | None = None
 ) -> Tensor:
     """As `train_stacked`, of transitions on a GPU."""
     width = sample_width(len(units), mechanism.sample_rate, len(instances) * mechanism.steps)
@@ -103,18 +103,18 @@ class DrawsOfFixedWidth(DrawsOnDevice):
         super().__init__(streams, instances, units, sample_rate, cap=1)
         self.width, self.exceeded = width, torch.zeros((), dtype=torch.bool, device=units.device)
 
-    def _transitions(self, step: Tensor) -> Batch:
+    def transitions(self, step: int | Tensor) -> Batch:
         if self.sample_rate >= 1.0:
-            return super()._transitions(step)
+            return super().transitions(step)
         size = len(self.units)
         # One gap more than there are rows reaches beyond the last unit.
-        gaps = device_random.gaps(self.key, self.width // 4 + 1, purposes.SAMPLE, step[None], self.numbers, size, device_random.scale_of_gaps(self.sample_rate))
+        gaps = device_random.gaps(self.key, self.width // 4 + 1, purposes.SAMPLE, self._on_device(step), self.numbers, size, device_random.scale_of_gaps(self.sample_rate))
         indices = gaps.cumsum(1) - 1
         inside = indices < size
         counts = inside.sum(1)
         self.exceeded.logical_or_((counts > self.width).any())
         return self.units.take(indices[:, : self.width].masked_fill(~inside[:, : self.width], 0), counts)
 
-    def noise(self, step: Tensor, count: int) -> Tensor:
-        return device_random.gaussian_noise(self.key, count, purposes.NOISE, step[None], self.numbers)
+    def noise(self, step: int | Tensor, count: int) -> Tensor:
+        return device_random.gaussian_noise(self.key, count, purposes.NOISE, self._on_device(step), self.numbers)
 

@@ -6,6 +6,8 @@ the root of the sum over layers, and the clipped sum over units is one matrix pr
 inputs (Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679). One row per unit and layer is assumed.
 """
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -32,13 +34,13 @@ def clip_factors(squared_norms: Tensor, clip_norm: float) -> Tensor:
 
 def squared_norms(deltas: list[Tensor], inputs: list[Tensor]) -> Tensor:
     """Squared norm of each unit's vector from its deltas [..., out] and inputs [..., in], layer by layer -> [...]; rounded up."""
-    total = None
-    for delta, layer_input in zip(deltas, inputs):
+
+    def of_layer(delta: Tensor, layer_input: Tensor) -> Tensor:
         weight_and_bias = row_squares(layer_input).add_(1.0)
         allowance = 1.0 + ROUNDING_PER_TERM * (layer_input.shape[-1] + delta.shape[-1])
-        part = row_squares(delta).add_(UNDERFLOW).mul_(weight_and_bias).mul_(allowance)
-        total = part if total is None else total.add_(part)
-    return total
+        return row_squares(delta).add_(UNDERFLOW).mul_(weight_and_bias).mul_(allowance)
+
+    return reduce(Tensor.add_, map(of_layer, deltas, inputs))
 
 
 def row_squares(rows: Tensor) -> Tensor:

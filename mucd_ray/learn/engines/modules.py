@@ -36,7 +36,7 @@ from mucd_ray.learn.learner import OPTIMISERS
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams, poisson_sample
 from mucd_ray.learn.units import Units, check
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import NoisySteps
 
 # Rows that are looked at together, the last ones filled up: at most so many, and so many numbers in their gradients.
 # Multiples of what the processor computes at a time: no row lies in the rest of a loop, where some functions (sigmoid, pow) are computed in other ways.
@@ -49,7 +49,7 @@ _PLACES: dict[tuple, str | None] = {}
 def train_opacus(
     module_factory: Callable[[np.random.Generator], nn.Module],
     problem: Problem,
-    mechanism: Mechanism,
+    mechanism: NoisySteps,
     units: Units,
     instance: int,
     streams: Streams,
@@ -103,7 +103,7 @@ def train_opacus(
             sample = poisson_sample(streams.borrow(instance, step, purposes.SAMPLE), len(units), mechanism.sample_rate)
             vectors = gradients.of_transitions(parameters, target, sample)
         else:
-            vectors = gradients.of_trajectories(parameters, target, draws.rows(step)[0])
+            vectors = gradients.of_trajectories(parameters, target, draws.trajectories(step)[0])
         summed.zero_()
         for of_units in vectors:
             summed += clipped_sum(of_units, mechanism.clip_norm, torch.float32 if units.unit == "transition" else torch.float64)

@@ -7,6 +7,7 @@ are made of, so that few need a name.
 
 import operator
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -59,7 +60,7 @@ INDEXED = {
 }
 # These trust their caller: the sizes must be those of a layer that could have been, and where positions in memory are among the arguments,
 # such a layer must have made them. (the layer, its arguments among theirs, position of the positions)
-DERIVATIVES = {
+DERIVATIVES: dict[Any, tuple[Any, Callable, int | None]] = {
     aten.convolution_backward.default: (aten.convolution.default, lambda a: (*a[1:3], None, *a[4:10]), None),
     aten.avg_pool2d_backward.default: (aten.avg_pool2d.default, lambda a: a[1:], None),
     aten.avg_pool3d_backward.default: (aten.avg_pool3d.default, lambda a: a[1:], None),
@@ -166,7 +167,7 @@ def check_operations(graph: fx.GraphModule) -> None:
 
 def _check_derivative(node: fx.Node) -> None:
     layer, arguments, positions = DERIVATIVES[node.target]
-    values = fx.map_arg(node.args, lambda argument: argument.meta["val"])
+    values: Any = fx.map_arg(node.args, lambda argument: argument.meta["val"])
     try:
         with values[0].fake_mode:
             result = layer(*arguments(values))
@@ -174,7 +175,7 @@ def _check_derivative(node: fx.Node) -> None:
     except Exception:
         fits = False
     if positions is not None:
-        source = node.args[positions]
+        source: Any = node.args[positions]
         while source.target in (aten.detach.default, aten.alias.default):
             source = source.args[0]
         made = source.target is operator.getitem and source.args[1] == 1 and source.args[0].target is layer
@@ -189,7 +190,7 @@ def guard_indices(graph: fx.GraphModule) -> None:
     def within(index: fx.Node | None, node: fx.Node, dimension: int, negative: bool) -> fx.Node | None:
         if index is None:
             return None
-        size = node.args[0].meta["val"].shape[dimension]
+        size = cast(fx.Node, node.args[0]).meta["val"].shape[dimension]
         if index.meta["val"].dtype not in (torch.int64, torch.int32) or not size:
             raise MucdError(f"the module chooses by a mask, or from nothing ({node.target}): use torch.where")
         with graph.graph.inserting_before(node):

@@ -47,7 +47,9 @@ class _Places(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule):
         super().__init__(graph)
-        self.kinds, self.differs, self.first = None, None, {}
+        self.kinds = torch.zeros(0, dtype=torch.int64)
+        self.differs: str | None = None
+        self.first: dict[str, Tensor] = {}
 
     def run_node(self, node: fx.Node):
         result = super().run_node(node)

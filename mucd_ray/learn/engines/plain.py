@@ -72,13 +72,13 @@ class _Samples:
     """Poisson samples of every model's rows, for several steps at once."""
 
     def __init__(self, device: torch.device, sizes: list[int], batch: int, instances: Sequence[int], streams: Streams):
-        sizes = np.array(sizes)
-        rates = np.minimum(batch, sizes) / sizes
+        counts = np.array(sizes)
+        rates = np.minimum(batch, counts) / counts
         with np.errstate(divide="ignore"):
             # 0 where all rows are taken: every gap is the least.
             scales = -1.0 / np.log1p(-rates)
-        self.key, self.expected = key_on(streams, device), float(min(batch, sizes.max()))
-        self.numbers, self.sizes, self.scales = (torch.from_numpy(np.array(values)).to(device) for values in (instances, sizes, scales))
+        self.key, self.expected = key_on(streams, device), float(min(batch, counts.max()))
+        self.numbers, self.sizes, self.scales = (torch.from_numpy(np.array(values)).to(device) for values in (instances, counts, scales))
         # Public, and wider than any sample is likely to be: how many rows are multiplied at a time, which may change their rounding, does not follow from other models' bags.
         self.width = -(-int(poisson.isf(TOO_WIDE, batch)) // WIDTHS) * WIDTHS
         self.at_a_time = max(1, (WORDS_ON_CPU if device.type == "cpu" else WORDS) // int(len(sizes) * (self.expected + 6.0 * math.sqrt(self.expected) + 19.0)))
@@ -97,13 +97,13 @@ def _initial(problem: Problem, instances: Sequence[int], streams: Streams) -> Te
     """Initial flat parameters [P, stride]."""
     if problem.module_factory is None:
         return torch.from_numpy(initial_stack(problem, instances, streams))
-    modules = (problem.module_factory(streams.borrow(instance, 0, purposes.INITIALISE)) for instance in instances)
+    modules = (problem.module(streams.borrow(instance, 0, purposes.INITIALISE)) for instance in instances)
     return torch.stack([torch.cat([parameter.detach().flatten() for parameter in module.parameters()]) for module in modules])
 
 
 def module_shapes(problem: Problem) -> dict[str, torch.Size]:
     """Shapes of a module's parameters by name, in their order."""
-    return {name: parameter.shape for name, parameter in problem.module_factory(np.random.default_rng(0)).named_parameters()}
+    return {name: parameter.shape for name, parameter in problem.module(np.random.default_rng(0)).named_parameters()}
 
 
 def module_views(shapes: dict[str, torch.Size], flat: Tensor) -> dict[str, Tensor]:
@@ -171,7 +171,7 @@ def _dense_gradient(problem: Problem, device: torch.device) -> IntoGradient:
 
 
 def _module_gradient(problem: Problem, device: torch.device) -> IntoGradient:
-    module, shapes = problem.module_factory(np.random.default_rng(0)).to(device), module_shapes(problem)
+    module, shapes = problem.module(np.random.default_rng(0)).to(device), module_shapes(problem)
     deltas_of = output_deltas(problem.algorithm.loss, problem.constants)
 
     def call(flat: Tensor, x: Tensor) -> Tensor:
@@ -200,7 +200,8 @@ class _Captured:
     """A stack's step as a CUDA graph: hundreds of launches become one. Captured anew where more rows are sampled than ever before."""
 
     def __init__(self, stack: _Stack):
-        self.stack, self.width, self.graph, self.ran, self.can_capture = stack, 0, None, 0, True
+        self.stack, self.width, self.ran, self.can_capture = stack, 0, 0, True
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.side = torch.cuda.Stream()
 
     def __call__(self, index: Tensor, counts: Tensor) -> None:
@@ -220,16 +221,17 @@ class _Captured:
         current.wait_stream(self.side)
         self.ran += 1
         if self.ran == WARM_UP and self.can_capture:
-            self.graph = torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(self.graph):
+                with torch.cuda.graph(graph):
                     self.stack.step(self.index, self.counts)
+                self.graph = graph
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 # Nothing ran during the capture: the steps go on as they were.
                 print(f"mucd: a training step cannot be captured as a graph ({str(error).splitlines()[0]}): training without one, which takes longer", file=sys.stderr)
-                self.graph, self.can_capture = None, False
+                self.can_capture = False
 
 
 # The optimisers of `learner`, each in one kernel: at thousands of models they would otherwise take as long as the products.

@@ -4,8 +4,11 @@ Libraries do that on request: of their variables, of torch's flags in this proce
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mucd_ray.errors import MucdError
 
@@ -21,7 +24,7 @@ def forbid_coarse_products() -> None:
     """Set variables and flags against them; to be called before a process uses its GPU."""
     os.environ.update(VARIABLES)
     # Torch has two interfaces, an older one below, and fails where they were set to different values.
-    backends = torch.backends
+    backends: Any = torch.backends
     for part in (backends, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn, backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn):
         part.fp32_precision = "ieee"
     torch.set_float32_matmul_precision("highest")
@@ -41,7 +44,7 @@ def require_float32_products(device: torch.device, convolutions: bool = False) -
     whole = torch.randint(-300, 301, (2, SIDE, SIDE), generator=generator)
     exact = (whole[0] @ whole[1]).to(torch.float32).to(device)
     full, one, (left, right) = full.to(device), torch.eye(SIDE, device=device), whole.to(torch.float32).to(device)
-    products = {"torch.mm": torch.mm, "torch.bmm": lambda a, b: torch.bmm(a[None], b[None])[0]}
+    products: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch.mm": torch.mm, "torch.bmm": lambda a, b: torch.bmm(a[None], b[None])[0]}
     if convolutions:
         # A kernel of one pixel multiplies matrices: [rows, channels] of an image's pixels by [channels, outputs].
         products["torch.conv2d"] = lambda a, b: torch.conv2d(a.t()[None, :, :, None], b.t()[:, :, None, None])[0, :, :, 0].t()

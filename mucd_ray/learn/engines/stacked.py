@@ -7,7 +7,7 @@ products are batched and padded, and samples and noise are drawn there, from the
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from mucd_ray.learn.networks import initial_parameters, layer_views
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams, gaussian_noise, poisson_sample, spread_rows, subset_purpose, uniform
 from mucd_ray.learn.units import Units
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import NoisySteps
 
 # Rows and parameters of an instance are padded to a multiple of this. They then start at the same alignment in every block and
 # no element falls into the scalar tail of a vectorised loop, where rounding may differ.
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
 
 
 def train_stacked(
-    problem: Problem, mechanism: Mechanism, units: "UnitsOnDevice", instances: Sequence[int], streams: Streams, progress: Callable[[], None] | None = None
+    problem: Problem, mechanism: NoisySteps, units: "UnitsOnDevice", instances: Sequence[int], streams: Streams, progress: Callable[[], None] | None = None
 ) -> Tensor:
     """Flat parameters [P, stride] of one block of instances after all steps; `progress` is called after each."""
     draws = (DrawsOnDevice if units.padded else Draws)(streams, instances, units, mechanism.sample_rate, problem.learner.local.cap)
@@ -65,7 +65,7 @@ def train_stacked(
 class Block:
     """A block of instances in training: their parameters and all else that a step changes."""
 
-    def __init__(self, problem: Problem, mechanism: Mechanism, units: "UnitsOnDevice", instances: Sequence[int], streams: Streams, draws: "Draws"):
+    def __init__(self, problem: Problem, mechanism: NoisySteps, units: "UnitsOnDevice", instances: Sequence[int], streams: Streams, draws: "Draws"):
         self.problem, self.mechanism, self.units, self.draws = problem, mechanism, units, draws
         self.parameters = torch.from_numpy(initial_stack(problem, instances, streams)).to(units.device)
         self.target = self.parameters.clone() if problem.algorithm.has_target else self.parameters
@@ -76,14 +76,13 @@ class Block:
 
     def move(self, step: int | Tensor) -> None:
         """Release a noisy mean and take the optimiser's step, number `step` from 0; where that is a tensor [] nothing on the device is looked at."""
-        mechanism, target_rate = self.mechanism, self.problem.constants.get("target_rate")
-        rows = self.draws.rows(step)
+        mechanism, rows = self.mechanism, self.draws.rows(step)
         clipped_sum(self.problem, self.parameters, self.target, self.units, rows, mechanism.clip_norm, out=self.summed, workspace=self.workspace)
         mean = noisy_mean(self.summed, self.draws.noise(step, self.summed.shape[1]), mechanism)
         self.optimiser.step(self.parameters, mean, step.to(torch.float64) if isinstance(step, Tensor) else step)
         if self.problem.algorithm.has_target:
             # See the optimisers: no fused multiply-add.
-            self.target.add_(torch.sub(self.parameters, self.target).mul_(target_rate))
+            self.target.add_(torch.sub(self.parameters, self.target).mul_(self.problem.constants["target_rate"]))
 
     def average(self, step: int) -> None:
         if self.total is not None and step >= self.mechanism.steps - self.averaged:
@@ -93,7 +92,7 @@ class Block:
         return self.parameters if self.total is None else self.total.div_(self.averaged).to(torch.float32)
 
 
-def noisy_mean(summed: Tensor, noise: Tensor, mechanism: Mechanism) -> Tensor:
+def noisy_mean(summed: Tensor, noise: Tensor, mechanism: NoisySteps) -> Tensor:
     """What a step releases, float32: the clipped sum (float64) plus noise from N(0, 1) draws (float32), over the public normaliser.
 
     Uses both up. The sum is rounded to float32 with its noise, which is post-processing; before the noise, rounding would depend on all
@@ -139,7 +138,7 @@ def clipped_sum(
     up to rounding. Trajectories are rounded one by one. Transitions are summed in float32, at most SUM_ROWS at a time, and these sums in
     float64; where one more row moves all others to other places of these sums, B rows change by at most 2 B SUM_ROWS 2^-24 clip norms.
     """
-    if units.unit == "transition":
+    if isinstance(rows, Batch):
         return _clipped_transitions(problem, parameters, target, rows, clip_norm, out, workspace)
     return _clipped_trajectories(problem, parameters, target, units, rows, clip_norm, out, workspace)
 
@@ -232,7 +231,7 @@ class RowGradients:
         self.problem, self.batch, self.workspace = problem, batch, workspace
         self.multiply, self.sum_outer, self.rows_of = _operations(batch.counts)
         layers, target_layers = tower_layers(problem, parameters), tower_layers(problem, target)
-        context = [self._evaluate(e, target_layers if e.target else layers) for e in problem.algorithm.context]
+        evaluated = [self._evaluate(e, target_layers if e.target else layers) for e in problem.algorithm.context]
         outputs, inputs = [], []
         for tower, _ in problem.networks:
             x = torch.cat([batch.x, batch.transition.action], -1) if tower.takes_action else batch.x
@@ -240,7 +239,7 @@ class RowGradients:
             outputs.append(output)
             inputs.append(of_tower)
         groups, rows = batch.x.shape[:2]
-        context = torch.cat(context, -1) if context else batch.x.new_zeros(groups, rows, 0)
+        context = torch.cat(evaluated, -1) if evaluated else batch.x.new_zeros(groups, rows, 0)
         flat = Transition(*(part.flatten(0, 1) for part in batch.transition))
         deltas_of = output_deltas(problem.algorithm.loss, problem.constants)
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
@@ -417,19 +416,19 @@ class Draws:
     def __init__(self, streams: Streams, instances: Sequence[int], units: UnitsOnDevice, sample_rate: float, cap: int):
         self.streams, self.instances, self.units, self.sample_rate, self.cap = streams, instances, units, sample_rate, cap
 
-    def rows(self, step: int) -> Batch | list[list[np.ndarray]]:
+    def rows(self, step: int | Tensor) -> Batch | list[list[np.ndarray]]:
         """Of transitions the sampled ones; of trajectories, for each instance, the rows of each sampled one that take part."""
-        return self._transitions(step) if self.units.unit == "transition" else self._trajectories(step)
+        return self.transitions(step) if self.units.unit == "transition" else self.trajectories(int(step))
 
-    def _transitions(self, step: int) -> Batch:
-        return self.units.gather([self._sample(instance, step) for instance in self.instances])
+    def transitions(self, step: int | Tensor) -> Batch:
+        return self.units.gather([self._sample(instance, int(step)) for instance in self.instances])
 
-    def _trajectories(self, step: int) -> list[list[np.ndarray]]:
+    def trajectories(self, step: int) -> list[list[np.ndarray]]:
         return [[self._rows(instance, step, int(unit)) for unit in self._sample(instance, step)] for instance in self.instances]
 
-    def noise(self, step: int, count: int) -> Tensor:
+    def noise(self, step: int | Tensor, count: int) -> Tensor:
         """N(0, 1) draws float32 [P, count]."""
-        generators = (self.streams.borrow(instance, step, purposes.NOISE) for instance in self.instances)
+        generators = (self.streams.borrow(instance, int(step), purposes.NOISE) for instance in self.instances)
         return torch.from_numpy(gaussian_noise(generators, count))
 
     def _sample(self, instance: int, step: int) -> np.ndarray:
@@ -450,10 +449,10 @@ class DrawsOnDevice(Draws):
         super().__init__(streams, instances, units, sample_rate, cap)
         self.key, self.numbers = device_random.key_on(streams, units.device), torch.tensor(instances, device=units.device)
 
-    def _transitions(self, step: int) -> Batch:
+    def transitions(self, step: int | Tensor) -> Batch:
         return self.units.take(*device_random.poisson_samples(self.key, purposes.SAMPLE, self._on_device(step), self.numbers, len(self.units), self.sample_rate))
 
-    def noise(self, step: int, count: int) -> Tensor:
+    def noise(self, step: int | Tensor, count: int) -> Tensor:
         return device_random.gaussian_noise(self.key, count, purposes.NOISE, self._on_device(step), self.numbers)
 
     def _on_device(self, step: int | Tensor) -> Tensor:
@@ -464,7 +463,8 @@ class Workspace:
     """Scratch memory kept between steps. It starts at zero, so that rows which are never written hold no stray NaN."""
 
     def __init__(self, device: torch.device):
-        self.device, self.buffers = device, {}
+        self.device = device
+        self.buffers: dict[Hashable, Tensor] = {}
 
     def take(self, name, shape: tuple[int, ...]) -> Tensor:
         """A contiguous tensor of `shape` with arbitrary content, valid until the next take of the same name."""

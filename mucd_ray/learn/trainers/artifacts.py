@@ -15,6 +15,7 @@ from collections.abc import Callable
 import gymnasium
 import numpy as np
 
+from mucd_ray.data.spaces import shape_of
 from mucd_ray.learn.scores import components_of, scores_of, width_of
 
 MOST_BYTES = 32 << 20
@@ -79,7 +80,8 @@ def _preferred(result: np.ndarray, space: gymnasium.Space, may_score: bool = Tru
         if not space.start <= action < space.start + space.n:
             raise ValueError(f"it answered action {action}: {space.start}..{space.start + space.n - 1} are there")
         return scores_of(np.array(action - int(space.start)), int(space.n))
-    if components := components_of(space):
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        components = components_of(space)
         if may_score and result.dtype.kind == "f" and result.size == width_of(space):
             return result.reshape(-1).astype(np.float64)
         if result.size != len(components) or result.dtype.kind not in "iub":
@@ -87,8 +89,8 @@ def _preferred(result: np.ndarray, space: gymnasium.Space, may_score: bool = Tru
         values = result.reshape(-1)
         if ((values < 0) | (values >= space.nvec)).any():
             raise ValueError(f"it answered the action {values.tolist()!s:.100}: its numbers are counted from 0, and {space.nvec.tolist()!s:.100} values are there")
-        return np.concatenate([scores_of(value, count) for value, count in zip(values.astype(np.int64), components)])
-    if result.size != np.prod(space.shape) or result.dtype.kind not in "fiu":
+        return np.concatenate([scores_of(np.array(value), count) for value, count in zip(values.tolist(), components)])
+    if result.size != np.prod(shape_of(space)) or result.dtype.kind not in "fiu":
         raise ValueError(f"it answered {result.dtype} {result.shape} to one observation: an action of shape {space.shape} is wanted")
     return result.reshape(-1).astype(np.float64)
 
@@ -120,13 +122,14 @@ def _scripted(module, observation_space: gymnasium.Space):
         try:
             return torch.jit.script(module)
         except Exception:  # of any kind: it reads sources
-            example = torch.from_numpy(np.zeros((1, *observation_space.shape), given_dtype(observation_space)))
+            example = torch.from_numpy(np.zeros((1, *shape_of(observation_space)), given_dtype(observation_space)))
             return torch.jit.trace(module, example, check_trace=False)
 
 
 def given_dtype(observation_space: gymnasium.Space) -> np.dtype:
     """In which numbers a policy is given observations: float32, or the space's own where these are no floats."""
-    return np.dtype(np.float32) if observation_space.dtype.kind == "f" else observation_space.dtype
+    dtype = observation_space.dtype
+    return np.dtype(np.float32) if dtype is None or dtype.kind == "f" else dtype
 
 
 def _torch_act(module, action_space: gymnasium.Space) -> Act:

@@ -15,11 +15,11 @@ def draw_bag(bag: Bag, units: int, instance: int, streams: Streams) -> np.ndarra
     file. All else that the instance draws comes from other streams: what they hold does not depend on the number of units.
     """
     generator = streams.generator(instance, 0, purposes.BAG)
-    if bag.draws == "fixed":
-        return generator.choice(units, bag.bag_size, replace=False)
+    if bag.sample_rate is not None:
+        return generator.permutation(poisson_sample(generator, units, bag.sample_rate))
     if bag.draws == "replacement":
         return generator.integers(units, size=bag.bag_size)
-    return generator.permutation(poisson_sample(generator, units, bag.sample_rate))
+    return generator.choice(units, bag.bag_size, replace=False)
 
 
 def units_of(units: Units, bag: np.ndarray) -> Units:

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.transformer import alike, on_raw_steps
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.components import blocks
+from mucd_ray.mechanism.gaussian.mechanism import NoisySteps
 
 # A feature whose deviation in a bag is below this share of its size is constant there, and ignored by the policy.
 CONSTANT = 1e-6
@@ -122,17 +123,17 @@ def fit_stacked(
     Raises:
         MucdError: there is no memory for one model, or products on the device are coarser than float32.
     """
-    device, instances = torch.device(device), list(instances)
-    require_float32_products(device)
-    if device.type == "cpu":
+    place, instances = torch.device(device), list(instances)
+    require_float32_products(place)
+    if place.type == "cpu":
         torch.set_num_threads(1)
     is_module = problem.module_factory is not None
     bags, units = list(bags), _as_shown(units, problem, fit)
     problem, lessons = _as_asked(problem, fit), [_lesson(units, bag, fit) for bag in bags]
     rows = [rows for rows, _ in lessons]
     moments = [_view(problem, fit, units, of_bag, rewards, instance, streams) for (of_bag, rewards), instance in zip(lessons, instances)]
-    of_entries = [tuple(of_every_entry(values, problem.shape) for values in pair) for pair in moments] if problem.learner.network == "convolutional" else moments
-    data, flat = UnitsOnDevice(units, device, padded=True), torch.full((len(rows), problem.parameter_count), torch.nan)
+    of_entries = [(of_every_entry(center, problem.shape), of_every_entry(scale, problem.shape)) for center, scale in moments] if problem.learner.network == "convolutional" else moments
+    data, flat = UnitsOnDevice(units, place, padded=True), torch.full((len(rows), problem.parameter_count), torch.nan)
 
     def train(part: list[int]) -> Tensor:
         return train_plain(
@@ -142,8 +143,8 @@ def fit_stacked(
 
     filled = [p for p, of_bag in enumerate(rows) if len(of_bag)]
     if filled:
-        block = (1 if device.type == "cpu" else MODULE_BLOCK) if is_module else GPU_BLOCK
-        flat[filled] = in_blocks(train, filled, block, device)[:, : problem.parameter_count]
+        block = (1 if place.type == "cpu" else MODULE_BLOCK) if is_module else GPU_BLOCK
+        flat[filled] = in_blocks(train, filled, block, place)[:, : problem.parameter_count]
     trained = {name: part.contiguous() for name, part in module_views(module_shapes(problem), flat).items()} if is_module else acting_parameters(problem, flat)
     return _released(problem, trained, moments, [_target(problem, units, bag) for bag in bags])
 
@@ -211,11 +212,11 @@ def _as_shown(units: Units, problem: Problem, fit: Fit) -> Units:
     if problem.mirror is None:
         raise MucdError("mirrored trajectories need a mirror: give mirror_observation and mirror_actions in the environment's card")
     width = len(problem.mirror.observation)
-    images = {name: (problem.mirror.observations(flat[:, :width]), flat[:, width:]) for name in ("features", "next_features") for flat in [getattr(units, name)]}
+    seen = {name: getattr(units, name) for name in ("features", "next_features")}
     # Beside an observation's features a trajectory's return may stand, which its image has, too.
-    images = {name: np.concatenate(parts, axis=1) for name, parts in images.items()}
+    images = {name: np.concatenate([problem.mirror.observations(flat[:, :width]), flat[:, width:]], axis=1) for name, flat in seen.items()}
     images |= {"actions": problem.mirror.images_of_actions(units.actions), "rewards": units.rewards, "keeps": units.keeps, "ends": units.ends}
-    both = {name: np.concatenate([getattr(units, name), of_image]) for name, of_image in images.items()}
+    both: dict[str, Any] = {name: np.concatenate([getattr(units, name), of_image]) for name, of_image in images.items()}
     if units.unit == "transition":
         both |= {"starts": np.arange(2 * len(units)), "lengths": np.ones(2 * len(units), np.int64)}
     return replace(units, **both)
@@ -297,12 +298,14 @@ def _chosen_entries(problem: Problem, fit: Fit, units: Units, instance: int, str
     Recursive feature elimination (Guyon et al. 2002): a policy is trained for a fourth of the steps, and the half of its features that moves it least is left out,
     until `entries` are left. How far one moves it is the mean squared change of what it prefers when the feature's values are permuted (Breiman 2001).
     """
-    chosen, of_all = units.features.any(0), units
+    assert fit.entries is not None
+    chosen, of_all = np.any(units.features, axis=0), units
     for elimination in range(len(chosen)):
         count = int(chosen.sum())
         if count <= fit.entries:
             break
-        units = replace(of_all, **{name: np.where(chosen, getattr(of_all, name), np.float32(0)) for name in ("features", "next_features")})
+        features, next_features = (np.where(chosen, values, np.float32(0)) for values in (of_all.features, of_all.next_features))
+        units = replace(of_all, features=features, next_features=next_features)
         trained = _trained(problem, fit, math.ceil(fit.steps / 4), units, instance, streams)
         generator = streams.generator(instance, elimination, purposes.SUBSET)
         x = units.features[generator.integers(len(units), size=min(PROBED, len(units)))]
@@ -344,7 +347,7 @@ def _trained(problem: Problem, fit: Fit, steps: int, units: Units, instance: int
     return acting_parameters(problem, torch.from_numpy(_train(problem, mechanism, units, instance, streams))[None])
 
 
-def _train(problem: Problem, mechanism: Unprotected, units: Units, instance: int, streams: Streams) -> np.ndarray:
+def _train(problem: Problem, mechanism: NoisySteps, units: Units, instance: int, streams: Streams) -> np.ndarray:
     """Flat parameters of all networks, float32 [parameter_count]."""
     if fused_trains(problem):
         # Numba takes a second to import, which processes that do not train should not pay.

@@ -1,9 +1,12 @@
 """Public data on which a trainer from outside is tried: from the environment alone, never from the dataset."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 
 from mucd_ray.data.environments.declared import DeclaredSpaces
+from mucd_ray.data.spaces import shape_of
 from mucd_ray.learn.trainers.given import GivenBag
 
 EPISODES, MOST_STEPS, TRANSITIONS = 5, 200, 300
@@ -13,28 +16,28 @@ def made_up_bag(environment: gymnasium.Env, unit: str, mask: int | None = None) 
     """A few episodes of random actions, cut after some steps; their transitions in any order, where these are the units. `mask`: where in a flattened observation stands which actions are allowed."""
     environment.action_space.seed(0)
     play = _Wandering(environment) if isinstance(environment.unwrapped, DeclaredSpaces) else environment
-    rows, starts = [], [0]
+    actions = environment.action_space
+    rows, ends = [], [0]
     for episode in range(EPISODES):
         observation, _ = play.reset(seed=episode)
         for _ in range(MOST_STEPS):
-            allowed = () if mask is None else ((np.ravel(observation)[mask : mask + int(environment.action_space.n)] > 0).astype(np.int8),)
-            action = environment.action_space.sample(*allowed)
+            allowed = ((np.ravel(observation)[mask : mask + int(actions.n)] > 0).astype(np.int8),) if mask is not None and isinstance(actions, gymnasium.spaces.Discrete) else ()
+            action = actions.sample(*allowed)
             after, reward, terminated, truncated, _ = play.step(action)
             rows.append((observation, action, reward, after, terminated, truncated))
             observation = after
             if terminated or truncated:
                 break
-        starts.append(len(rows))
-    discrete = not isinstance(environment.action_space, gymnasium.spaces.Box)
-    kinds = (None, np.int64 if discrete else np.float32, np.float64, None, bool, bool)
+        ends.append(len(rows))
+    kinds = (None, np.float32 if isinstance(actions, gymnasium.spaces.Box) else np.int64, np.float64, None, bool, bool)
     columns = [np.array(column, kind) for column, kind in zip(zip(*rows), kinds)]
-    starts = np.array(starts)
+    starts = np.array(ends)
     if unit == "transition":
         order = np.random.default_rng(0).permutation(len(rows))[:TRANSITIONS]
         columns, starts = [column[order] for column in columns], np.arange(len(order) + 1)
     names = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
-    spaces = {"observation_space": environment.observation_space, "action_space": environment.action_space}
-    return GivenBag(unit=unit, **spaces, **dict(zip(names, columns)), starts=starts, units=np.arange(len(starts) - 1))
+    arrays: dict[str, Any] = dict(zip(names, columns))
+    return GivenBag(unit=unit, observation_space=environment.observation_space, action_space=actions, **arrays, starts=starts, units=np.arange(len(starts) - 1))
 
 
 class _Wandering:
@@ -42,7 +45,7 @@ class _Wandering:
 
     def __init__(self, environment: gymnasium.Env):
         space = environment.observation_space
-        self.observations = made_up_observations(space, MOST_STEPS).reshape(MOST_STEPS, *space.shape).astype(space.dtype)
+        self.observations = made_up_observations(space, MOST_STEPS).reshape(MOST_STEPS, *shape_of(space)).astype(space.dtype)
 
     def reset(self, seed: int):
         self.chance, self.left = np.random.default_rng(seed), MOST_STEPS // 4
@@ -55,6 +58,7 @@ class _Wandering:
 
 def made_up_observations(space: gymnasium.Space, count: int = 8) -> np.ndarray:
     """Features float32 [count, d]: zeros, and some of the space."""
+    assert isinstance(space, gymnasium.spaces.Box)
     drawn = np.random.default_rng(0).standard_normal((count, int(np.prod(space.shape))))
     low, high = space.low.reshape(-1).astype(float), space.high.reshape(-1).astype(float)
     bounded = (np.abs(low) < 1e6) & (np.abs(high) < 1e6)

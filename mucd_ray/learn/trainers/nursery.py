@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import io
 import json
 import os
 import random
@@ -27,6 +28,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -125,7 +127,7 @@ def main(control: socket.socket) -> None:
 
 def _watch(control: socket.socket, learner: int, memory: float) -> dict:
     """Until the learner ends, eats too much or is to end; then it and all that it has started are gone. What it ended of."""
-    ended = {}
+    ended: dict = {}
     weighed = time.monotonic()
     while not ended:
         if select.select([control], [], [], 0.02)[0]:
@@ -165,7 +167,8 @@ def _descendants() -> list[int]:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 # After the name, which may hold anything: state, parent.
                 parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()[1])
-    found, generation = [], {os.getpid()}
+    found: list[int] = []
+    generation = {os.getpid()}
     while generation:
         generation = {process for process, parent in parents.items() if parent in generation}
         found += generation
@@ -330,7 +333,7 @@ def _run(words: list[str]) -> None:
 
         def read() -> None:
             # Also what it leaves running may write: nothing waits for the end of that.
-            while part := process.stdout.read1(1 << 16):
+            while part := cast(io.BufferedReader, process.stdout).read1(1 << 16):
                 tail.extend(part)
                 del tail[:-TAIL]
 

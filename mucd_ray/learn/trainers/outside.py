@@ -177,7 +177,7 @@ class Nursery:
             self._process = self._start()
             self._preload()
         with tempfile.TemporaryDirectory(prefix="mucd-learner-", ignore_cleanup_errors=True) as folder:
-            learner = asked(self._process, Learner, self, self.trainer.memory, folder)
+            learner = Learner(asked(self._process, self.trainer.memory, folder), self)
             try:
                 learner.train(bag, seed, trial)
                 yield learner
@@ -185,24 +185,25 @@ class Nursery:
                 learner.close()
 
 
-def asked(process: NurseryProcess, kind: type, owner, memory: float, folder: str):
+def asked(process: NurseryProcess, memory: float, folder: str) -> "Line":
     ours, theirs = socket.socketpair()
     process.tell({"memory": memory, "folder": folder}, (theirs.fileno(),))
     theirs.close()
-    return kind(Line(ours, process), owner)
+    return Line(ours, process)
 
 
 class Line:
     """The line to a learner, which may do anything: every wait ends, and every answer has a size."""
 
     def __init__(self, connection: socket.socket, process: NurseryProcess):
-        self.connection, self.process, self.ended = connection, process, None
+        self.connection, self.process = connection, process
+        self.ended: dict | None = None
         connection.setblocking(False)
 
     def ask(self, request: bytes, most: int, deadline: float, progress: Callable[[], None] | None) -> tuple[dict, bytes] | int:
         """Its answer, of a body of at most `most` bytes; or of what it failed."""
         waiting, parts, wanted = memoryview(request), bytearray(), FRAME.size
-        sizes = None
+        sizes: tuple[int, ...] = ()
         while len(parts) < wanted or waiting:
             if time.monotonic() > deadline:
                 return SLOW
@@ -221,7 +222,7 @@ class Line:
                 pass
             except OSError:
                 return self._why()
-            if sizes is None and len(parts) >= FRAME.size:
+            if not sizes and len(parts) >= FRAME.size:
                 sizes = FRAME.unpack(parts[: FRAME.size])
                 wanted += sum(sizes)
                 if sizes[0] > MOST_HEADER or sizes[1] > most or len(parts) > wanted:
@@ -266,8 +267,9 @@ class Learner:
 
     def __init__(self, line: Line | None, nursery: Nursery, failure: int = 0):
         self.line, self.nursery, self.failure, self.content = line, nursery, failure, b""
-        self.why, self.told, self.left = FAILURES[failure], None, nursery.trainer.seconds
-        self.began, self.modules = False, []
+        self.why, self.left, self.began = FAILURES[failure], nursery.trainer.seconds, False
+        self.told: str | None = None
+        self.modules: list[str] = []
         self.width = width_of(nursery.spaces[1])
 
     def __len__(self) -> int:
@@ -276,6 +278,7 @@ class Learner:
     def train(self, bag: GivenBag, seed: int, trial: bool) -> None:
         header = {"seed": seed, "device": self.nursery.device, "tell_modules": trial, "bag_format": self.nursery.trainer.bag_format}
         request = frame(header, bag.to_npz())
+        assert self.line is not None
         answer = self.line.ask(request, MOST_BYTES, time.monotonic() + self.nursery.trainer.seconds, self.nursery.progress)
         if isinstance(answer, int):
             self._fail(answer)
@@ -289,7 +292,7 @@ class Learner:
 
     def outputs(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
         """See `Policies`: float32 [S, d] -> float64 [S, A or k]; `index` is all zeros. NaN where it fails, and everywhere once it has died or its time is up."""
-        if self.failure:
+        if self.failure or self.line is None:
             return np.full((len(features), self.width), np.nan)
         began = time.monotonic()
         answer = ask_actions(self.line, np.zeros(len(features), np.int32), features, self.width, began + self.left, self.nursery.progress)
@@ -301,7 +304,7 @@ class Learner:
         return outputs
 
     def _fail(self, failure: int, words: str | None = None) -> None:
-        ended = self.line.ended or {}
+        ended = self.line and self.line.ended or {}
         if failure == DIED and "signal" in ended:
             words = f"signal {ended['signal']}"
         self.failure, self.content = failure, b""
@@ -310,6 +313,7 @@ class Learner:
     def close(self) -> None:
         if self.line is not None:
             self.line.close()
+
 
 
 def ask_actions(line: Line, index: np.ndarray, features: np.ndarray, width: int, deadline: float, progress: Callable[[], None] | None) -> tuple[np.ndarray, str | None] | int:
@@ -339,24 +343,26 @@ class StoredPolicies:
         self.memory = memory + 32e-9 * sum(map(len, contents))
         self.width = width_of(action_space)
         self.place = np.cumsum([bool(content) for content in contents]) - 1
-        self.line, self._lock = None, threading.Lock()
+        self.line: Line | None = None
+        self._lock = threading.Lock()
         if any(contents):
             self._load()
 
     def __len__(self) -> int:
         return len(self.contents)
 
-    def _load(self) -> None:
+    def _load(self) -> Line:
         self.folder = tempfile.TemporaryDirectory(prefix="mucd-policies-", ignore_cleanup_errors=True)
         self.process = NurseryProcess("stored", "stored policies")
-        self.line = asked(self.process, lambda line, _: line, None, self.memory, self.folder.name)
+        line = self.line = asked(self.process, self.memory, self.folder.name)
         kept = [content for content in self.contents if content]
         spaces = dict(zip(("observation_space", "action_space"), map(serialize_space, self.spaces)))
-        answer = self.line.ask(frame({"sizes": list(map(len, kept))} | spaces, b"".join(kept)), 0, time.monotonic() + START_PATIENCE, None)
+        answer = line.ask(frame({"sizes": list(map(len, kept))} | spaces, b"".join(kept)), 0, time.monotonic() + START_PATIENCE, None)
         if isinstance(answer, int) or answer[0].get("error") is not None:
             self.close()
             why = FAILURES[answer] if isinstance(answer, int) else printable(answer[0]["error"])
             raise MucdError(f"the stored policies cannot be loaded ({why}): use the packages with which they were trained, with the extra onnx for ONNX")
+        return line
 
     def outputs(self, features: np.ndarray, index: np.ndarray) -> np.ndarray:
         index = np.broadcast_to(index, len(features))
@@ -369,9 +375,7 @@ class StoredPolicies:
         return found
 
     def _asked(self, index: np.ndarray, features: np.ndarray) -> np.ndarray:
-        if self.line is None:
-            self._load()
-        answer = ask_actions(self.line, index, features, self.width, time.monotonic() + START_PATIENCE, None)
+        answer = ask_actions(self.line or self._load(), index, features, self.width, time.monotonic() + START_PATIENCE, None)
         if isinstance(answer, int):
             self.close()
             raise MucdError(f"the process of the stored policies has failed ({FAILURES[answer]}): ask again")

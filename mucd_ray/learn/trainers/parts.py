@@ -6,6 +6,7 @@ import numpy as np
 
 from mucd_ray.learn import streams as purposes
 from mucd_ray.learn.streams import Streams
+from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.partition import Partition
 
@@ -13,20 +14,20 @@ from mucd_ray.mechanism.partition import Partition
 CONTENT = ("features", "next_features", "actions", "rewards", "keeps", "ends")
 
 
-def units_by_part(partition: Partition, units: Units) -> list[np.ndarray]:
+def units_by_part(partition: Partition, units: Units | Recorded) -> list[np.ndarray]:
     """Indices of the units in every part [u]: their order within a part, too, follows from their content alone.
 
     Units of equal content are in one part, where it does not matter which is first.
     """
     digests = [content_digest(units, start, length) for start, length in zip(units.starts.tolist(), units.lengths.tolist())]
-    parts = [[] for _ in range(partition.parts)]
+    parts: list[list[int]] = [[] for _ in range(partition.parts)]
     for index in sorted(range(len(digests)), key=digests.__getitem__):
         # The remainder of 256 random bits is uniform to 2^-200.
         parts[int.from_bytes(digests[index], "big") % partition.parts].append(index)
     return [np.array(part, np.int64) for part in parts]
 
 
-def content_digest(units: Units, start: int, length: int) -> bytes:
+def content_digest(units: Units | Recorded, start: int, length: int) -> bytes:
     """Hash of everything that a learner reads of a unit, the rows start ... start + length - 1."""
     digest = hashlib.sha256(f"{length};".encode())
     for name in getattr(units, "CONTENT", CONTENT):

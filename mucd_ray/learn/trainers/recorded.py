@@ -56,9 +56,9 @@ class Recorded:
 
     def bag(self, units: np.ndarray, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> GivenBag:
         """The bag of these units, in their order; nothing else of the data is in it."""
-        rows = [np.arange(start, start + length) for start, length in zip(self.starts[units], self.lengths[units])]
+        of_unit = [np.arange(start, start + length) for start, length in zip(self.starts[units], self.lengths[units])]
         of_row = np.repeat(np.arange(len(units)), self.lengths[units])
-        rows = np.concatenate([np.zeros(0, np.int64), *rows])
+        rows = np.concatenate([np.zeros(0, np.int64), *of_unit])
         last = np.flatnonzero(self.ends[rows])
         return GivenBag(
             unit=self.unit, observation_space=observation_space, action_space=action_space,

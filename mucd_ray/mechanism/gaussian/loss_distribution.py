@@ -281,7 +281,7 @@ def _widths(density: np.ndarray, lengths: np.ndarray, variance: float, most: flo
     return np.maximum(np.minimum(rising, falling), lengths.min())
 
 
-def _share_above(distance: np.ndarray, gap: np.ndarray) -> np.ndarray:
+def _share_above(distance: np.ndarray, gap: np.ndarray | float) -> np.ndarray:
     """Share of an atom, `distance` above the lower one of two losses that are `gap` apart, that the upper one gets: P and Q keep their mass."""
     return np.clip(-np.expm1(-distance) / -np.expm1(-gap), 0.0, 1.0)
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.units import UNITS
@@ -13,6 +13,23 @@ LEAST_RATE = 1e-9
 LEAST_NOISE, MOST_NOISE, MOST_STEPS = 0.01, 1e9, 10_000_000
 # Products in float32 stay far from the numbers that have fewer digits.
 LEAST_SCALE, MOST_SCALE = 1e-12, 1e12
+
+
+class NoisySteps(Protocol):
+    """What training reads of a `Mechanism`."""
+
+    @property
+    def unit(self) -> str: ...
+    @property
+    def sample_rate(self) -> float: ...
+    @property
+    def noise_multiplier(self) -> float: ...
+    @property
+    def clip_norm(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def normaliser(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)

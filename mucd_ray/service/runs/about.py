@@ -39,7 +39,7 @@ def assumptions(store: RunStore, settings: RunSettings, choices: Choices, instan
         _looks_note(store, choices, instances),
         _constants(settings),
         settings.size_note(choices.threat),
-        *([] if settings.choice_margin is None else [_choice_note(settings)]),
+        *([] if settings.choice_margin is None else [_choice_note(settings, settings.choice_margin)]),
         f"{CARD[settings.plays]}: {settings.card.source}",
         *([] if settings.source_key is None else [f"The source of a trajectory is told by the key {settings.source_key!r}, as it was recorded with the data."]),
         *settings.assumptions,
@@ -66,7 +66,7 @@ def _constants(settings: RunSettings) -> str:
 
 
 def _range_note(settings: RunSettings) -> str:
-    low, high = settings.return_range
+    low, high = settings.played_range
     if settings.evaluator is not None:
         return f"A score lies in the public range [{exactly(low)}, {exactly(high)}]: what is outside it, or does not come in time, counts as {exactly(low)}, on whatever data a policy was trained."
     if settings.card.clip_returns:
@@ -74,10 +74,9 @@ def _range_note(settings: RunSettings) -> str:
     return f"Every episode's return lies in the declared public range [{exactly(low)}, {exactly(high)}], on whatever data a policy was trained."
 
 
-def _choice_note(settings: RunSettings) -> str:
+def _choice_note(settings: RunSettings, margin: int) -> str:
     """Why unit and mechanism are what they are, where that followed from the number of trajectories."""
-    margin = counted(settings.choice_margin, "trajectory")
-    note = f"Unit and mechanism are the package's defaults for so many trajectories; {margin} more or fewer would not change that, and no larger radius is claimed"
+    note = f"Unit and mechanism are the package's defaults for so many trajectories; {counted(margin, 'trajectory')} more or fewer would not change that, and no larger radius is claimed"
     return note + (": a changed transition adds or takes away at most two." if settings.mechanism.unit == "transition" else ".")
 
 

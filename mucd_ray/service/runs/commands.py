@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from dataclasses import replace
+from typing import Any
 
 import yaml
 
@@ -58,12 +59,12 @@ def start_run(options, out) -> int:
     import_modules(options.imports or ())
     trainer = _trainer(options)
     if options.tuned:
-        given = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None and not (name == "algorithm" and trainer)]
-        if given:
-            raise MucdError(f"--tuned {options.tuned} sets {given[0]}: leave one of the two out")
+        twice = ["--" + name.replace("_", "-") for name in CONSTANTS if getattr(options, name) is not None and not (name == "algorithm" and trainer)]
+        if twice:
+            raise MucdError(f"--tuned {options.tuned} sets {twice[0]}: leave one of the two out")
     card, of_card = card_named(options.card) if options.card else (None, None)
     names = ("algorithm", "network", "random_features", "bandwidth", "optimiser", "learning_rate", "momentum", "average")
-    given = {name: getattr(options, name) for name in names if name != "algorithm" or trainer is None}
+    given: dict[str, Any] = {name: getattr(options, name) for name in names if name != "algorithm" or trainer is None}
     given |= {"hidden": None if options.hidden is None else _widths(options.hidden), "constants": _constants(options.constant), "local": _local_update(options)}
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("algorithm") == "dt":
@@ -115,7 +116,7 @@ def start_run(options, out) -> int:
     return _print(execute(request, options.storage, choices=choices, resources=_resources(options), seed=options.seed, dataset=dataset), options, out)
 
 
-def _numbers_of_states(options) -> dict[str, int]:
+def _numbers_of_states(options) -> dict[str, Any]:
     """`states` and `held_out` of a request, those that are given. Raises MucdError where what chooses the states makes nothing of them."""
     given = {name: value for name in ("states", "held_out") if (value := getattr(options, name)) is not None}
     if options.states_file is not None and "states" in given:
@@ -198,7 +199,7 @@ def _check_card(store: RunStore, settings: RunSettings, path: str | None, said: 
     card = replace(settings.card.without_history(), encoder=None, named_features=None).without_learning()
 
     def is_of(given: EnvironmentCard) -> bool:
-        metric = [card_with_metric(given, settings.mechanism.metric)] if settings.mechanism.kind == Neighbours.kind and given.env_id == card.env_id else []
+        metric = [card_with_metric(given, settings.mechanism.metric)] if isinstance(settings.mechanism, Neighbours) and given.env_id == card.env_id else []
         return card in [_as_seen(like.without_learning(), card) for like in (given, given.raw(), *metric)]
 
     if path is not None:
@@ -245,9 +246,9 @@ def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:
     """The content of the user's file `path`. Raises MucdError unless it is the encoder of this run's card: what a folder brings along is no reason to run it."""
     if path is None:
         raise MucdError(f"policies of {run} see observations through an encoder, which is run only on your word: give the file with which you began the run, --encoder FILE")
-    content = read_encoder(path)
-    if encoder_hash(content) != card.encoder[0]:
-        raise MucdError(f"encoder {path} is not that of {run}: give the file whose SHA-256 begins with {card.encoder[0][:16]}")
+    content, (sha256, _) = read_encoder(path), card.encoder or ("", 0)
+    if encoder_hash(content) != sha256:
+        raise MucdError(f"encoder {path} is not that of {run}: give the file whose SHA-256 begins with {sha256[:16]}")
     return content
 
 

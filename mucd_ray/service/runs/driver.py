@@ -1,11 +1,11 @@
 """The driver: from settings and data to a finished run folder, on a local Ray or a cluster. Every step can be repeated."""
 
 import contextlib
-import itertools
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -18,6 +18,7 @@ from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units, make_units
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.plugins import check_same
 from mucd_ray.progress import bar, stage
 from mucd_ray.service.runs.about import assumptions, context
@@ -52,8 +53,9 @@ def training_units(settings: RunSettings, dataset: OfflineDataset) -> Units | Re
     cap, unit = settings.learner.local.cap, settings.mechanism.unit
     units = make_units(dataset, settings.card, settings.problem, unit)
     longer = int((units.lengths > cap).sum()) if unit != "transition" and settings.fit is None else 0
-    if not units.lengths.any():
-        print(f"mucd: no trajectory earned at least {exactly(settings.learner.local.min_return)}: all count as zero, and nothing is learned", file=sys.stderr)
+    least = settings.learner.local.min_return
+    if least is not None and not units.lengths.any():
+        print(f"mucd: no trajectory earned at least {exactly(least)}: all count as zero, and nothing is learned", file=sys.stderr)
     if longer:
         print(
             f"mucd: {longer} of {counted(len(units), unit)} have more than {cap} transitions: of each, {cap} evenly spaced ones from a random start take part in a step "
@@ -164,7 +166,7 @@ def _write_larger(store: RunStore, certificate: dict) -> None:
         MucdError: it has.
     """
     try:
-        held = int(store.certificate()["results"]["instances"])
+        held = int((store.certificate() or {})["results"]["instances"])
     except (MucdError, KeyError, TypeError, ValueError, OverflowError):
         held = 0
     instances = certificate["results"]["instances"]
@@ -221,7 +223,7 @@ def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: 
     if choices.looks == "anytime":
         store.add_look(instances)
     reference = (store.baselines() or {}).get("reference")
-    exact = Tally(store.of_parts(), settings.mechanism.parts).evidence().votes if settings.actions and kind_of(store, settings) == "exact" else None
+    exact = Tally(store.of_parts(), settings.mechanism_of(Partition).parts).evidence().votes if settings.actions and kind_of(store, settings) == "exact" else None
     return reference, exact, assumptions(store, settings, choices, instances), context(store, settings)
 
 
@@ -239,7 +241,7 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     # Only where they will be read.
     trusted = trusted_units(settings) if store.baselines() is None else None
     refs = () if trusted is None else tuple(ray.put(array) for array in trusted.arrays().values())
-    driver = Driver(store, pool, live, Certifier.remote(run, vars(choices)), Coordinator.remote(run, 0), size, backwards=bool(others), lease=resources.lease, trusted=refs)
+    driver = Driver(store, pool, live, cast(Any, Certifier).remote(run, vars(choices)), cast(Any, Coordinator).remote(run, 0), size, backwards=bool(others), lease=resources.lease, trusted=refs)
     try:
         with stage("states") if store.states() is None else contextlib.nullcontext():
             driver.choose_states(upcoming=numbers[0])
@@ -266,7 +268,7 @@ def trainers(store: RunStore, settings: RunSettings, dataset: OfflineDataset, sl
     """A pool of trainers of this run; `options` are Ray's, of each. The data live as long as the calling process: what a worker puts dies with it."""
     arrays = training_units(settings, dataset).arrays().values()
     run, expected, references = store.storage.absolute, data_hash(arrays), [ray.put(array) for array in arrays]
-    return Pool(lambda: Trainer.options(**options).remote(run, resources.imports, expected, *references), slots, resources.lease)
+    return Pool(lambda: cast(Any, Trainer).options(**options).remote(run, resources.imports, expected, *references), slots, resources.lease)
 
 
 class Driver:
@@ -304,7 +306,7 @@ class Driver:
                 self.live.renew()
                 shown.update(result is not None)
 
-    def train(self, instances: int, behaviour: dict | None) -> Evidence:  # type: ignore[return]
+    def train(self, instances: int, behaviour: dict | None) -> Evidence:
         """The evidence of instances 0..instances-1: what is missing is trained, and beside it the baselines if they are missing, too.
 
         Args:
@@ -312,8 +314,9 @@ class Driver:
         """
         # First, since no block takes as long.
         aside = [Call("baselines", self.trusted)] if behaviour is not None and self.store.baselines() is None else []
+        again = False
         with bar("training", "instance", instances) as shown:
-            for attempt in itertools.count():
+            while True:
                 blocks = self.ask(self.coordinator, lambda actor: actor.missing.remote(instances, self.size))
                 if not blocks and not aside:
                     shown.update(instances - shown.n)
@@ -322,11 +325,11 @@ class Driver:
                     if evidence is not None:
                         self._last_look(evidence)
                         return evidence
-                if attempt:
+                if again:
                     # They were stored, and then found damaged or gone.
                     self.pool.failures["block_damaged"] += len(blocks)
                 self._train_blocks([*aside, *(Call("train", (block,)) for block in (blocks[::-1] if self.backwards else blocks))], instances, behaviour, shown)
-                aside = []
+                aside, again = [], True
 
     def _last_look(self, evidence: Evidence) -> None:
         """Bounds for who watches, where all blocks came too fast for a look between; a run that had one has its certificate next."""
@@ -349,7 +352,8 @@ class Driver:
             for name in names:
                 done[instances_of(name).start : instances_of(name).stop] = True
 
-        finished, told = [], set()
+        finished: list[str] = []
+        told: set[str] = set()
         with contextlib.ExitStack() as waiting:
             for result in self.pool.run(calls, is_done=is_done, halve=_halve):
                 if result is not None:
@@ -477,9 +481,10 @@ def recorded_outside(settings: RunSettings, dataset: OfflineDataset) -> dict[str
         returns_recorded, and returns_outside of these; and where features are scaled observations_outside, the largest share of the observations in which a feature is beyond
         the clip, and observations_outside_feature, that feature.
     """
-    card, found = settings.card, {}
+    found: dict[str, float] = {}
+    card = settings.card
     if settings.plays and settings.evaluator is None:
-        low, high = settings.return_range
+        low, high = settings.played_range
         returns = discounted_returns(dataset, settings.discount)
         found = {"returns_recorded": len(returns), "returns_outside": int((~((returns >= low) & (returns <= high))).sum())}
     if card.clip >= WIDEST_CLIP:

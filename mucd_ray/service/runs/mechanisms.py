@@ -1,5 +1,6 @@
 """From what a user asks for to a mechanism, and a sentence for the certificate about where its constants come from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from mucd_ray.certify.confidence.looks import effective_eta
@@ -61,7 +62,7 @@ class Settled:
 
     mechanism: str
     unit: str
-    usual: dict[str, str]
+    usual: dict[str, str | None]
     margin: int | None
 
 
@@ -70,11 +71,11 @@ def settled(request, trajectories: int, accountant: str = "tradeoff") -> Settled
     many = trajectories >= MANY_TRAJECTORIES
     mechanism = request.mechanism or (Mechanism.kind if accountant != "tradeoff" else _implied(request))
     of_number = "trajectory" if many else "transition"
-    usual_unit = "source" if request.source_key is not None else DEFAULT_UNITS.get(mechanism, of_number)
+    usual_unit = "source" if request.source_key is not None else of_number if mechanism is None else DEFAULT_UNITS.get(mechanism, of_number)
     unit = request.unit or usual_unit
     nothing_said = mechanism is None and request.unit is None and request.source_key is None
     margin = trajectories - MANY_TRAJECTORIES if many else MANY_TRAJECTORIES - 1 - trajectories
-    usual = {"unit": usual_unit, "mechanism": DEFAULT_MECHANISMS.get(unit)}
+    usual: dict[str, str | None] = {"unit": usual_unit, "mechanism": DEFAULT_MECHANISMS.get(unit)}
     return Settled(mechanism=mechanism or DEFAULT_MECHANISMS.get(unit, Mechanism.kind), unit=unit, usual=usual, margin=margin if nothing_said else None)
 
 
@@ -98,7 +99,7 @@ def check_options(request) -> None:
             raise MucdError(f"{what} is for --mechanism {' or '.join(kinds)}, not for {request.mechanism}: leave it out")
 
 
-def planned(request, choices: Choices, declared: int, size: int, actions: int, usual: dict[str, str]) -> tuple[AnyMechanism, str, bool]:
+def planned(request, choices: Choices, declared: int, size: int, actions: int, usual: dict[str, str | None]) -> tuple[AnyMechanism, str, bool]:
     """(mechanism, sentence, whether anything of it follows from the rounded size of the data).
 
     Args:
@@ -109,7 +110,10 @@ def planned(request, choices: Choices, declared: int, size: int, actions: int, u
         usual: see `Settled`.
     """
     given = _given(request, choices, usual)
-    return {Mechanism.kind: _gaussian, Bag.kind: _bag, BagThenNoise.kind: _bag_then_noise, Partition.kind: _partition, Neighbours.kind: _neighbours}[request.mechanism](request, choices, declared, size, actions, given)
+    of_kind: dict[str, Callable[..., tuple[AnyMechanism, str, bool]]] = {
+        Mechanism.kind: _gaussian, Bag.kind: _bag, BagThenNoise.kind: _bag_then_noise, Partition.kind: _partition, Neighbours.kind: _neighbours,
+    }
+    return of_kind[request.mechanism](request, choices, declared, size, actions, given)
 
 
 def _gaussian(request, choices: Choices, declared: int, size: int, actions: int, given: list[str]) -> tuple[Mechanism, str, bool]:
@@ -211,12 +215,12 @@ def _plan_note(request, choices: Choices, declared: int, eta: float, given: list
     )
 
 
-def _given(request, choices: Choices, usual: dict[str, str]) -> list[str]:
+def _given(request, choices: Choices, usual: dict[str, str | None]) -> list[str]:
     """What a planned mechanism has from the user. A value that is the package's default shapes nothing, whoever wrote it down.
 
     The declared size is left out: `size_note` speaks about it. Accountant, band and inference plan nothing.
     """
-    usual = {field.name: field.default for kind in (type(request), Choices) for field in fields(kind)} | usual
+    expected = {field.name: field.default for kind in (type(request), Choices) for field in fields(kind)} | usual
     asked = vars(request) | vars(choices)
     names = ("mechanism", "unit", "fraction", "instances", "eta", "threat", "sample_rate", "steps", "clip_norm", "bag_size", "draws", "looks")
-    return [name.replace("_", " ") for name in names if asked[name] != usual[name]]
+    return [name.replace("_", " ") for name in names if asked[name] != expected[name]]

@@ -6,6 +6,7 @@ The run folder holds neighbours.json beside settings, states and baselines: what
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import gymnasium
 import numpy as np
@@ -15,6 +16,7 @@ from mucd_ray.certify.file.evidence import MOST_COUNTS, neighbours_evidence
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import EnvironmentCard
+from mucd_ray.data.environments.declared import DeclaredCard
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.rollouts import rollout_returns
@@ -76,7 +78,7 @@ class NeighbourPolicy:
 def sizes_at(settings: RunSettings, nearest: Nearest, threat: str = "symmetric") -> Callable[[np.ndarray], np.ndarray]:
     """A function from states [n, *observation_shape] to the least number of changed units with which each action could be the one chosen, int [n, A]: 0 for the
     action itself, K + 1 where no K units suffice."""
-    mechanism = settings.mechanism
+    mechanism = settings.mechanism_of(Neighbours)
     return lambda states: mechanism.sizes(nearest.votes_at(settings.card.features(states), mechanism.recorded), settings.actions, threat)
 
 
@@ -90,19 +92,21 @@ def run_neighbours(store: RunStore, dataset: OfflineDataset, choices: Choices, s
     """
     settings = store.settings()
     choices.check(settings)
+    mechanism = settings.mechanism_of(Neighbours)
     units, nearest = _units(store, settings, dataset)
     if store.read_json(FILE) is None:
-        if len(nearest) < settings.mechanism.neighbours:
-            print(f"mucd: only {len(nearest)} units vote, fewer than {settings.mechanism.neighbours}: all of them do everywhere", file=sys.stderr)
-        policy = NeighbourPolicy(nearest, settings.mechanism, settings.actions, settings.rollouts)
+        if len(nearest) < mechanism.neighbours:
+            print(f"mucd: only {len(nearest)} units vote, fewer than {mechanism.neighbours}: all of them do everywhere", file=sys.stderr)
+        policy = NeighbourPolicy(nearest, mechanism, settings.actions, settings.rollouts)
         returns, met = np.zeros(0), None
         if settings.rollouts:
             with bar("playing", "step") as shown:
                 returns, met = _play(policy, settings, store.secret(), states is None, shown.update)
             check_returns(settings, returns)
-        states = store.write_states(met if states is None else states)
+        states = met if states is None else states
+        states = store.fixed_states() if states is None else store.write_states(states)
         with stage("votes at states"):
-            votes = nearest.votes_at(settings.card.features(states), settings.mechanism.recorded)
+            votes = nearest.votes_at(settings.card.features(states), mechanism.recorded)
         if store.baselines() is None:
             with stage("baselines"):
                 store.write_json("baselines.json", baselines(settings, units, states) | recorded_values(settings, dataset))
@@ -130,11 +134,10 @@ def recorded_units(store: RunStore) -> Nearest:
 def _play(policy: NeighbourPolicy, settings: RunSettings, secret: bytes, keep: bool, progress) -> tuple[np.ndarray, np.ndarray | None]:
     """(returns [E], S of the states met, if they are to be kept)."""
     seeds = rollout_seeds(secret, range(settings.rollouts), 1)
-    each = -(-settings.states // settings.rollouts) if keep else 0
-    played = rollout_returns(policy, settings.card, seeds, keep_states=each, discount=settings.discount, progress=progress)
     if not keep:
-        return played, None
-    returns, met = played
+        return rollout_returns(policy, settings.card, seeds, discount=settings.discount, progress=progress), None
+    each = -(-settings.states // settings.rollouts)
+    returns, met = rollout_returns(policy, settings.card, seeds, keep_states=each, discount=settings.discount, progress=progress)
     return returns, met.reshape(-1, *met.shape[2:])[: settings.states]
 
 
@@ -156,7 +159,7 @@ def certify_neighbours(store: RunStore, choices: Choices, nearest: Callable[[], 
         inputs = make_inputs(
             mechanism=settings.mechanism, units=settings.units, returns=found["returns"], path_radii=found["path_radii"][choices.threat], return_range=settings.return_range,
             discount=settings.discount, clipped=settings.card.clip_returns, condition=settings.condition, threat=choices.threat, radius_cap=settings.radius_cap(choices.threat),
-            eta=choices.eta, band=choices.band, **({} if settings.plays else {"rollouts": 0, "declared": settings.card.declared}),
+            eta=choices.eta, band=choices.band, rollouts=1 if settings.plays else 0, declared=None if settings.plays else cast(DeclaredCard, settings.card).declared,
             actions=neighbours_evidence(found["votes"], settings.actions, (store.baselines() or {}).get("reference")),
         )
     with stage("certificate"):
@@ -171,13 +174,13 @@ def _assumptions(settings: RunSettings, choices: Choices) -> list[str]:
     card = settings.card
     notes = [
         settings.size_note(choices.threat),
-        f"Distances are between {'the features of the environment card' if settings.mechanism.metric == 'declared' else 'plain observations, each entry over its declared range'}. "
+        f"Distances are between {'the features of the environment card' if settings.mechanism_of(Neighbours).metric == 'declared' else 'plain observations, each entry over its declared range'}. "
         f"{CARD[settings.plays]}: {card.source}",
         *settings.assumptions,
     ]
     if not settings.rollouts:
         return notes
-    low, high = settings.return_range
+    low, high = settings.played_range
     return [*notes, f"Every episode's return {'is clipped into' if card.clip_returns else 'lies in'} the public range [{exactly(low)}, {exactly(high)}]."]
 
 
@@ -193,5 +196,6 @@ def check_neighbours(settings: RunSettings) -> None:
         raise MucdError(f"neighbours vote on discrete actions, and those of {settings.dataset} are continuous: use --mechanism bag")
     if settings.components:
         raise MucdError(f"neighbours vote on one action, and those of {settings.dataset} have {len(settings.components)} components, which are too many combinations to be one: use --mechanism bag, partition or gaussian")
-    if settings.mechanism.neighbours * settings.actions > MOST_COUNTS:
-        raise MucdError(f"{settings.mechanism.neighbours} neighbours with {settings.actions} actions are more than can be counted: use at most {MOST_COUNTS // settings.actions}")
+    neighbours = settings.mechanism_of(Neighbours).neighbours
+    if neighbours * settings.actions > MOST_COUNTS:
+        raise MucdError(f"{neighbours} neighbours with {settings.actions} actions are more than can be counted: use at most {MOST_COUNTS // settings.actions}")

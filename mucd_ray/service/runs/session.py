@@ -34,7 +34,7 @@ from mucd_ray.learn.scores import components_of
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.evaluator import Evaluator
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
-from mucd_ray.mechanism.kinds import WITH_NOISE
+from mucd_ray.mechanism.kinds import WITH_NOISE, AnyMechanism
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.outside import Outside
 from mucd_ray.modules import import_modules
@@ -141,11 +141,12 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             raise MucdError(_other_trainer(tuned.trainer))
         if request.history not in (1, tuned.history):
             raise MucdError(f"--tuned sets the history {tuned.history}: leave --history {request.history} out")
-        request = replace(request, mechanism=tuned.kind, unit=tuned.unit, learner=tuned.learner, fit=tuned.fit and asdict(tuned.fit), history=tuned.history)
+        fit = None if tuned.fit is None else asdict(tuned.fit)
+        request = replace(request, mechanism=tuned.kind, unit=tuned.unit, learner=tuned.learner, fit=fit, history=tuned.history)
     chosen = settled(request, dataset.trajectories, choices.accountant)
     request = replace(request, mechanism=chosen.mechanism, unit=chosen.unit)
     check_options(request)
-    check_history(request.history, request.mechanism, request.unit)
+    check_history(request.history, chosen.mechanism, chosen.unit)
     _check_source(request)
     if request.trainer is not None and request.encoder is not None:
         raise MucdError(f"--encoder is for the package's learners, {request.trainer.option} {request.trainer.name} gets observations as they were recorded: let it use the encoder itself")
@@ -164,11 +165,11 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if request.mechanism == Neighbours.kind:
         card = card_with_metric(card, request.metric or "declared")
     elif request.mechanism not in WITH_NOISE:
-        recalls = request.learner is not None and request.trainer is None and algorithm_for(request.learner.algorithm, discrete, components_of(dataset.action_space)).recalls
-        if recalls and not dataset.actions_declared:
-            raise MucdError(f"policies of {request.learner.algorithm} recall actions, and those of {dataset.name} are read off its rows: declare them, `mucd import --environment ID` or --actions N, and import it again")
+        recalling = request.learner if request.learner is not None and request.trainer is None and algorithm_for(request.learner.algorithm, discrete, components_of(dataset.action_space)).recalls else None
+        if recalling is not None and not dataset.actions_declared:
+            raise MucdError(f"policies of {recalling.algorithm} recall actions, and those of {dataset.name} are read off its rows: declare them, `mucd import --environment ID` or --actions N, and import it again")
         card = card.raw() if card.encoder else card.raw().one_hot()
-        card = card.with_past(request.history, actions) if recalls else card.with_history(request.history)
+        card = card.with_past(request.history, actions) if recalling is not None else card.with_history(request.history)
     if tuned is not None and name_of(tuned.environment) != name_of(card.env_id):
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     observation_space, action_space = _spaces(card)
@@ -183,7 +184,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
     if not 0 < request.fraction < 1:
         raise MucdError(f"fraction {exactly(request.fraction)} is outside (0, 1): use for example 0.01 for 1 %")
-    size = dataset.count(request.unit)
+    size = dataset.count(chosen.unit)
     states, states_from = _states(request, card, dataset)
     if states is not None:
         # `serve` asks for observations in this dtype: one of a file of whole numbers, say, must hold them all.
@@ -191,9 +192,10 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if request.units is not None and not 2 <= request.units <= LARGEST:
         raise MucdError(f"units {request.units}: declare at least 2 and at most {LARGEST:,}, about the size of the dataset")
     declared, margin = declared_size(size) if request.units is None else (request.units, None)
+    mechanism: AnyMechanism
     if tuned is not None:
         mechanism, notes, follows = tuned.mechanism(declared), (tuned.note(dataset), *([USER_LEARNER_NOTE] if tuned.trainer else [])), tuned.follows_size
-        if tuned.kind != Mechanism.kind:
+        if not isinstance(mechanism, Mechanism):
             mechanism.check(size)
         margin = margin if follows else None
     else:
@@ -215,7 +217,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         evaluator=request.evaluator,
         observation_dtype=str(observation_space.dtype) if request.trainer and request.features is None else "float32",
         components=components or None,
-        first_action=int(action_space.start) if discrete and not components else 0,
+        first_action=int(action_space.start) if isinstance(action_space, gymnasium.spaces.Discrete) else 0,
         declared_actions=_declared_actions(card, dataset),
         declared_observations=_declared_observations(card),
         mask=mask,
@@ -283,6 +285,7 @@ def _other_trainer(tuned: Outside | None) -> str:
 
 def _fit(request: Request, learner: Learner, card: EnvironmentCard, discrete: bool) -> Fit:
     asked = request.fit or {}
+    assert request.mechanism is not None and request.unit is not None
     if asked.get("mirrored") and card.encoder is not None:
         raise MucdError("mirrored trajectories are of raw observations, whose mirror says nothing of an encoder's outputs: leave --mirrored out")
     usual = {} if "top_share" in asked else default_fit(request.unit, learner.algorithm, discrete)
@@ -332,12 +335,13 @@ def _is_the_same(trusted: OfflineDataset, dataset: OfflineDataset) -> bool:
 def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: bool, bounded: bool, components: tuple[int, ...] = ()) -> Learner:
     """The learner with those constants of its algorithm that follow from the environment and were not given: v_min and v_max, the range
     of discounted sums of scaled rewards, and whether actions are censored at their bounds."""
-    constants = algorithm_for(learner.algorithm, discrete, components).filled(learner.constants)  # defaults are written down, too
+    algorithm = algorithm_for(learner.algorithm, discrete, components)
+    constants = algorithm.filled(learner.constants)  # defaults are written down, too
     found = {"censored": float(bounded)} if "censored" in constants else {}
-    if constants.get("v_min", 0) is None or constants.get("v_max", 0) is None:
+    if {"v_min", "v_max"} & set(algorithm.constants) - set(constants):
         low, high = card.discounted_range(max(constants["discount"], 1e-6))
         found |= {"v_min": low / card.reward_scale, "v_max": high / card.reward_scale}
-    return replace(learner, constants=constants | found | learner.constants)
+    return replace(learner, constants={**constants, **found, **learner.constants})
 
 
 def _spaces(card: EnvironmentCard) -> tuple[gymnasium.Space, gymnasium.Space]:
@@ -422,11 +426,12 @@ def _plugin_of_card(request: Request, dataset: OfflineDataset) -> list[Plugin]:
     if request.no_environment or request.card is not None:
         return []
     card, plugin = known_card(_environment_of(dataset), dataset.observations.shape[1:], dataset.action_space, request.environment.make_kwargs)
-    return [] if plugin is None or request.environment.make_kwargs not in (None, card.make_kwargs) else [plugin]
+    return [] if plugin is None or card is None or request.environment.make_kwargs not in (None, card.make_kwargs) else [plugin]
 
 
 def usual_learner(request: Request, card: EnvironmentCard, network: str = "dense") -> Learner:
     """The learner where the user says nothing but perhaps the network; `request` knows its mechanism."""
+    assert request.mechanism is not None
     learner, own = DEFAULT_LEARNERS[request.mechanism], request.trainer is None and request.encoder is None and request.features is None
     return replace(learner, learning_rate=constants_of(card, request.mechanism, network).get("learning_rate", learner.learning_rate)) if own else learner
 

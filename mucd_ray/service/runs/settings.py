@@ -7,6 +7,9 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 import mucd_ray
 from mucd_ray import plugins
@@ -35,6 +38,7 @@ from mucd_ray.mechanism.partition import Partition
 from mucd_ray.plugins import Plugin
 from mucd_ray.words import counted
 
+Kind = TypeVar("Kind")
 DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 # Mechanisms whose learners may be given several observations of a trajectory at a time.
 WITH_HISTORY = (Bag.kind, Partition.kind)
@@ -244,6 +248,11 @@ class RunSettings:
         """As what trusted data are read: nobody's key is asked of them."""
         return "trajectory" if self.mechanism.unit == "source" else self.mechanism.unit
 
+    def mechanism_of(self, kind: type[Kind]) -> Kind:
+        """The mechanism of a run that has one of this kind."""
+        assert isinstance(self.mechanism, kind)
+        return self.mechanism
+
     @property
     def plays(self) -> bool:
         """Whether there is an environment."""
@@ -265,6 +274,20 @@ class RunSettings:
     def judged(self) -> tuple[int, int]:
         """(the most actions, or values of a component, among which votes decide; how many decisions at a state share eta)."""
         return (max(self.components), len(self.components)) if self.components else (self.actions, 1)
+
+    @property
+    def played_range(self) -> tuple[float, float]:
+        """That of a run with returns or scores."""
+        found = self.return_range
+        assert found is not None
+        return found
+
+    @property
+    def action_limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bounds of actions that have some, [d] both."""
+        assert self.action_bounds is not None
+        low, high = self.action_bounds
+        return np.array(low), np.array(high)
 
     @property
     def columns(self) -> int:
@@ -404,7 +427,7 @@ def _are_bounds(bounds: tuple, dimensions: int) -> bool:
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
+    flat: dict = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

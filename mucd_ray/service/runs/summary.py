@@ -204,7 +204,7 @@ def _baseline(name: str, baselines: dict, summary: dict) -> str:
     if name not in baselines:
         return f"failed: {baselines[f'{name}_failure']}"
     error, episodes = (baselines.get(f"{name}_{what}") for what in ("standard_error", "episodes"))
-    if None in (error, episodes):
+    if error is None or episodes is None:
         return f"{number(baselines[name]):>10s}"
     return f"{number(baselines[name]):>10s}  (± {number(error, 3)}, {counted(int(episodes), 'episode' if _noun(summary) == 'return' else 'score')})"
 

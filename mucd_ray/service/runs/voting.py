@@ -13,6 +13,7 @@ from mucd_ray.certify.file.certificate import make_certificate, standing_assumpt
 from mucd_ray.certify.file.evidence import checked_array
 from mucd_ray.certify.file.voted import episode_evidence, rule_of, tree_of, voted_evidence
 from mucd_ray.certify.voted_return import Rows, Tree, voted_radii
+from mucd_ray.data.environments.make import spec_of
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all
 from mucd_ray.evaluate.rollouts import Progress
@@ -79,16 +80,15 @@ class Voter:
     def __init__(self, store: RunStore, plan: VotePlan, least: Look | None = None):
         self.store, self.settings, self.plan, self.look = store, store.settings(), plan, least or self.votes
         self.kind, self.streams = kind_of(store, self.settings), Streams(store.secret())
-        mechanism = self.settings.mechanism
         if self.kind == "least":
-            self.rule, self.radii = rule_of(self.kind, None, threat=plan.threat, instances=0, eta=0.0, steps=0), voted_radii(min(plan.radius_cap, mechanism.neighbours))
+            self.rule, self.radii = rule_of(self.kind, None, threat=plan.threat, instances=0, eta=0.0, steps=0), voted_radii(min(plan.radius_cap, self.settings.mechanism_of(Neighbours).neighbours))
             return
-        voters = (store.of_parts(), mechanism.parts) if self.kind == "exact" else (store, plan.instances)
+        voters = (store.of_parts(), self.settings.mechanism_of(Partition).parts) if self.kind == "exact" else (store, plan.instances)
         self.policies = stored_policies(voters[0], range(voters[1]))
         widest = max(outputs for _, outputs in self.settings.problem.network.layers)
         self._rows = max(1, FLOATS_AT_A_TIME // (voters[1] * widest))
         if self.settings.actions:
-            guarantees = guarantees_of(mechanism, units=self.settings.units, threat=plan.threat, family=plan.accountant)
+            guarantees = guarantees_of(self.settings.mechanism, units=self.settings.units, threat=plan.threat, family=plan.accountant)
             self.rule = rule_of(self.kind, guarantees, threat=plan.threat, instances=plan.instances, eta=plan.eta, steps=plan.episodes * horizon_of(self.settings))
             self.radii = voted_radii(min(plan.radius_cap, guarantees.largest_radius))
 
@@ -123,6 +123,7 @@ class Voter:
         """Mean return of the median action, dimension by dimension, of continuous policies, in the same episodes."""
         card, returns, environment = self.settings.card, [], self.settings.card.make()
         space = environment.action_space
+        assert isinstance(space, gymnasium.spaces.Box)
         for number in range(min(self.plan.episodes, MEDIAN_EPISODES)):
             observation, _ = environment.reset(seed=self.seed(number))
             total, weight, ended = 0.0, 1.0, False
@@ -146,7 +147,7 @@ def are_shared(settings: RunSettings) -> bool:
 
 def missing_parts(store: RunStore, settings: RunSettings, size: int = 1 << 10) -> list[range]:
     """Parts of a partition whose shared policies are not stored, in blocks of at most `size`; none where none are shared."""
-    return store.of_parts().missing(settings.mechanism.parts, size) if are_shared(settings) else []
+    return store.of_parts().missing(settings.mechanism_of(Partition).parts, size) if are_shared(settings) else []
 
 
 def kind_of(store: RunStore, settings: RunSettings) -> str:
@@ -184,9 +185,9 @@ def with_votes(store: RunStore, certificate: dict, choices: Choices, least: Call
                 for episode in missing:
                     store.write_json(plan.file(episode), voter.episode(episode))
                     shown.update()
-        horizon, least = horizon_of(settings), settings.card.reward_range and settings.card.reward_range[0]
-        tables, episodes = zip(*(_read(store, plan.file(episode), horizon, least) for episode in range(plan.episodes)))
-        voted = voted_evidence(kind_of(store, settings), horizon, least, tables, episodes)
+        horizon, least_reward = horizon_of(settings), settings.card.reward_range and settings.card.reward_range[0]
+        played = [_read(store, plan.file(episode), horizon, least_reward) for episode in range(plan.episodes)]
+        voted = voted_evidence(kind_of(store, settings), horizon, least_reward, [table for table, _ in played], [episode for _, episode in played])
         own.append(NOTE.format(episodes=plan.episodes, nodes=plan.nodes))
     certificate = make_certificate({name: value for name, value in inputs.items() if name != "voted"} | ({} if voted is None else {"voted": voted}), assumptions=own, context=context)
     store.write_json("certificate.json", certificate)
@@ -197,7 +198,9 @@ def horizon_of(settings: RunSettings) -> int:
     """The public greatest number of steps of an episode."""
     environment = settings.card.make()
     environment.close()
-    return environment.spec.max_episode_steps
+    limit = spec_of(environment).max_episode_steps
+    assert limit is not None  # `make` refuses what has none
+    return limit
 
 
 def _read(store: RunStore, name: str, horizon: int, least_reward: float | None) -> tuple[np.ndarray, dict]:
@@ -205,7 +208,8 @@ def _read(store: RunStore, name: str, horizon: int, least_reward: float | None) 
     try:
         file = store.read_json(name)
         table = checked_array("table", file["table"], 2)
-        tree_of(file["episode"], *table.shape, horizon, least_reward)  # type: ignore[call-arg]
+        rows, actions = table.shape
+        tree_of(file["episode"], rows, actions, horizon, least_reward)
         return table, file["episode"]
     except (MucdError, LookupError, TypeError, ValueError) as error:
         raise MucdError(f"{store.file(name)} is no episode of the voted policy ({printable(error)}): delete it, and it is played again") from None

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -45,7 +46,7 @@ BASELINE_STEPS, MODULE_BASELINE_STEPS, MOST_BASELINE_EPISODES = 1 << 16, 1 << 14
 
 
 def train_and_evaluate(
-    settings: RunSettings, secret: bytes, units: Units, states: np.ndarray, instances: range, device: str, progress: Progress | None = None, parts: Parts | None = None
+    settings: RunSettings, secret: bytes, units: Units | Recorded, states: np.ndarray, instances: range, device: str, progress: Progress | None = None, parts: Parts | None = None
 ) -> Block:
     """Train instances, record what they do at `states` and play their episodes; `progress` is called again and again meanwhile.
 
@@ -54,7 +55,7 @@ def train_and_evaluate(
     Raises:
         MucdError: a return outside the declared range, so that no certificate could be based on it.
     """
-    if settings.trainer is not None:
+    if isinstance(units, Recorded):
         return _from_outside(settings, secret, units, states, instances, device, progress)
     policies, parameters = _train(settings, secret, units, instances, device, progress, parts)
     return Block(first=instances[0], **_evaluated(settings, secret, policies, states, instances, progress), parameters=parameters, words=_score_words(settings))
@@ -64,11 +65,11 @@ def train_parts(settings: RunSettings, units: Units, states: np.ndarray, parts: 
     """The policies of parts of a partition, from public randomness, and what they do at `states`; they play no episode, and all returns are 0."""
     parameters = _fit_parts(settings, units, list(parts), device, progress)
     stored = {name: tensor.numpy() for name, tensor in parameters.items()}
-    unscored = {} if settings.evaluator is None else {"unscored": np.zeros(len(parts), np.uint8)}
-    return Block(first=parts[0], returns=np.zeros(len(parts)), **unscored, **_at_states(settings, trained_policies(settings.problem, parameters), states), parameters=stored)
+    unscored = None if settings.evaluator is None else np.zeros(len(parts), np.uint8)
+    return Block(first=parts[0], returns=np.zeros(len(parts)), unscored=unscored, **_at_states(settings, trained_policies(settings.problem, parameters), states), parameters=stored)
 
 
-def _evaluated(settings: RunSettings, secret: bytes, policies: Policies, states: np.ndarray, instances: range, progress: Progress | None) -> dict[str, np.ndarray]:
+def _evaluated(settings: RunSettings, secret: bytes, policies: Policies, states: np.ndarray, instances: range, progress: Progress | None) -> dict[str, Any]:
     return _returns(settings, secret, policies, instances, progress) | _at_states(settings, policies, states)
 
 
@@ -84,7 +85,7 @@ def _returns(settings: RunSettings, secret: bytes, policies: Policies, instances
     return {"returns": returns}
 
 
-def _at_states(settings: RunSettings, policies: Policies, states: np.ndarray) -> dict[str, np.ndarray]:
+def _at_states(settings: RunSettings, policies: Policies, states: np.ndarray) -> dict[str, Any]:
     at_states, policies = settings.card.features(states), settings.masked(policies)
     votes = actions_at(policies, at_states, settings.components or ()) if settings.actions else np.zeros((len(policies), 0), np.int16)
     return {"actions": votes, "levels": _levels(settings, policies, at_states)}
@@ -92,7 +93,8 @@ def _at_states(settings: RunSettings, policies: Policies, states: np.ndarray) ->
 
 def _from_outside(settings, secret, units, states, instances, device, progress) -> Block:
     """One instance after the other: a policy lives in its learner's process, which takes part in nothing else."""
-    done, contents, failed, words = [], [], [], {}
+    words: dict[str, str] = {}
+    done, contents, failed = [], [], []
     for instance, learner in _learners(settings, secret, units, instances, device, progress):
         found = _evaluated(settings, secret, learner, states, range(instance, instance + 1), progress)
         if learner.failure and learner.began:
@@ -109,10 +111,14 @@ def _from_outside(settings, secret, units, states, instances, device, progress) 
 
 def _learners(settings: RunSettings, secret: bytes, units: Recorded, instances: range, device: str, progress: Progress | None) -> Iterator[tuple[int, Learner]]:
     """The policy of each instance, by its own bag or the part that it draws, and a seed of its own: all that its learner gets."""
-    nursery, streams = open_nursery(settings, device, progress), Streams(secret)
-    parts = units_by_part(settings.mechanism, units) if settings.mechanism.kind == Partition.kind else None
-    for instance in instances:
-        drawn = draw_bag(settings.mechanism, len(units), instance, streams) if parts is None else parts[draw_part(settings.mechanism, instance, streams)]
+    nursery, streams, mechanism = open_nursery(settings, device, progress), Streams(secret), settings.mechanism
+    if isinstance(mechanism, Partition):
+        partition, parts = mechanism, units_by_part(mechanism, units)
+        bags = (parts[draw_part(partition, instance, streams)] for instance in instances)
+    else:
+        bag = settings.mechanism_of(Bag)
+        bags = (draw_bag(bag, len(units), instance, streams) for instance in instances)
+    for instance, drawn in zip(instances, bags):
         seed = int(streams.generator(instance, 0, OUTSIDE).integers(1 << 32))
         with nursery.learner(units.bag(drawn, *nursery.spaces), seed) as learner:
             yield instance, learner
@@ -128,6 +134,7 @@ def open_nursery(settings: RunSettings, device: str, progress: Progress | None =
     if key not in _nurseries:
         while _nurseries:
             _nurseries.popitem()[1].close()
+        assert settings.trainer is not None
         environment = settings.card.make()
         if settings.card.encoder is not None:
             outputs = gymnasium.spaces.Box(-np.inf, np.inf, (settings.card.width,), np.float32)
@@ -149,6 +156,7 @@ def open_scorer(settings: RunSettings, progress: Progress | None = None) -> Scor
     if key not in _scorers:
         while _scorers:
             _scorers.popitem()[1].close()
+        assert settings.evaluator is not None
         environment = settings.card.make()
         try:
             _scorers[key] = Scorer(settings.evaluator, (environment.observation_space, environment.action_space), progress)
@@ -168,13 +176,13 @@ def _levels(settings: RunSettings, policies: Policies, at_states: np.ndarray) ->
         return levels(probabilities_at(policies, at_states, settings.components or ()), 0.0, 1.0)
     if settings.action_bounds is None:
         return np.zeros((len(policies), len(at_states), 0), np.uint8)
-    low, high = (np.array(bounds) for bounds in settings.action_bounds)
+    low, high = settings.action_limits
     space = gymnasium.spaces.Box(low, high, dtype=np.float64)
     return levels(clipped_actions_at(policies, at_states, space), low, high)
 
 
 def check_returns(settings: RunSettings, returns: np.ndarray) -> None:
-    low, high = settings.return_range
+    low, high = settings.played_range
     outside = ~((returns >= low) & (returns <= high))
     if outside.any():
         fields = "return_range" if settings.discount == 1 else "reward_range and max_episode_steps"
@@ -184,15 +192,15 @@ def check_returns(settings: RunSettings, returns: np.ndarray) -> None:
         )
 
 
-def choose_states(settings: RunSettings, secret: bytes, units: Units, device: str, progress: Progress | None = None) -> np.ndarray:
+def choose_states(settings: RunSettings, secret: bytes, units: Units | Recorded, device: str, progress: Progress | None = None) -> np.ndarray:
     """States [S, *observation_shape] met by held-out instances, which do not vote: independent of every vote."""
     instances = range(HELD_OUT, HELD_OUT + settings.held_out)
-    if settings.trainer is None:
-        policies, _ = _train(settings, secret, units, instances, device, progress)
-        kept = _met(settings, secret, policies, instances, progress)
-    else:
+    if isinstance(units, Recorded):
         learners = _learners(settings, secret, units, instances, device, progress)
         kept = np.concatenate([_met(settings, secret, learner, range(instance, instance + 1), progress) for instance, learner in learners])
+    else:
+        policies, _ = _train(settings, secret, units, instances, device, progress)
+        kept = _met(settings, secret, policies, instances, progress)
     rng = np.random.default_rng(settings.states)
     return kept[rng.choice(len(kept), size=settings.states, replace=len(kept) < settings.states)]
 
@@ -209,7 +217,8 @@ def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray
     Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone (with NAME_standard_error and NAME_episodes), and of every constant action; and
     `reference`, the action that most of those on all data prefer at each state [S], or the values of its components [S, k] (the lowest of ties; None if actions are continuous). Without a transition to
     learn from, the former are missing; of a trainer from outside that fails on them there are words instead, NAME_failure."""
-    found, reference = {}, None
+    found: dict = {}
+    reference = None
     if not settings.rollouts:
         return {"reference": _reference(settings, units, states, progress) if settings.actions and units.lengths.any() else None}
     for name, data in (("non_private", units), ("trusted", trusted)):
@@ -220,7 +229,7 @@ def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray
             played = _played(settings, policies, progress)
             voted = _preferred(settings, policies, states) if settings.actions and name == "non_private" else reference
             if played is None:
-                found[f"{name}_failure"] = policies.why
+                found[f"{name}_failure"] = cast(Learner, policies).why
             else:
                 found |= {f"{name}{what}": value for what, value in played.items()}
                 reference = voted
@@ -232,7 +241,7 @@ def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray
         scores, _ = open_scorer(settings, progress).scores(settings.masked(policies), settings.card, np.zeros((len(names), 1), int))
         constants = dict(zip(names, scores.tolist()))
     environment.close()
-    best = max(constants, key=constants.get)
+    best = max(constants, key=constants.__getitem__)
     return found | {"best_constant_action": best, "best_constant_return": constants[best], "reference": reference}
 
 
@@ -252,17 +261,18 @@ def _preferred(settings: RunSettings, policies: Policies, states: np.ndarray) ->
 def _of_all(settings: RunSettings, units: Units | Recorded, progress: Progress | None) -> Iterator[Policies]:
     """Policies of the same learner from all of these units, with public seeds: of a trainer from outside one, which may have failed."""
     everything = np.arange(len(units))
-    if settings.trainer is not None:
+    if isinstance(units, Recorded):
         nursery = open_nursery(settings, "cpu", progress)
         with nursery.learner(units.bag(everything, *nursery.spaces), 0) as learner:
             yield learner
         return
     problem = settings.problem
+    effort: dict[str, Any] = {}
     if problem.module_factory is not None:
         seeds, effort = list(MODULE_BASELINE_SEEDS), {"steps": 300, "batch": 64, "learning_rate": 0.001}
     else:
         distribution = problem.discrete and problem.network.outputs > problem.actions
-        seeds, effort = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS), {}
+        seeds = list(DISTRIBUTION_BASELINE_SEEDS if distribution else BASELINE_SEEDS)
     if settings.fit is None:
         parameters = train_nonprivate(problem=problem, units=units, seeds=seeds, progress=progress, **effort)
     else:

@@ -22,6 +22,7 @@ from mucd_ray.files import as_expected, printable
 from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.mechanism.components import best, blocks
 from mucd_ray.mechanism.neighbours import Neighbours
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.service.storage.policies import stored_policies
 from mucd_ray.service.storage.store import RunStore
@@ -57,7 +58,7 @@ class Ensemble:
 
     def __init__(self, run: str, encoder: str | None = None, features: str | None = None):
         store = RunStore.open(run)
-        self.certificate, self.settings = store.certificate(), store.settings()
+        certificate, self.settings = store.certificate(), store.settings()
         if may_see(run, self.settings.card, features):
             load_features_of(self.settings.card)
         elif self.settings.card.encoder is not None:
@@ -66,8 +67,9 @@ class Ensemble:
             load_encoder(store.encoder(), self.settings.card.observation_shape)
         if self.settings.mechanism.kind == Neighbours.kind:
             raise MucdError(f"{run} is a run of neighbours, whose policy is the data itself: nothing of it is stored that could be served")
-        if self.certificate is None:
+        if certificate is None:
             raise MucdError(f"{run} has no certificate.json: make it with `mucd certify {run}`")
+        self.certificate = certificate
         with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {run}`"):
             results = self.certificate["results"]
             if results["action"] is None:
@@ -75,16 +77,14 @@ class Ensemble:
             self.kind, self.instances, self.eta = results["action"]["kind"], results["instances"], results["eta"]
             if type(self.instances) is not int or self.instances < 1:
                 raise ValueError(f"{self.instances!r} instances")
-        self.states = store.states()
-        if self.states is None:
-            raise MucdError(f"{store.file('states.npy')} is missing: restore it, the certificate's votes are on these states")
+        self.states = store.fixed_states()
         with as_expected(store.file("blocks"), "its parameters are not of these settings; start a new run folder"):
-            self.voters = self.settings.mechanism.parts if self.kind == "exact" else self.instances
+            self.voters = self.settings.mechanism_of(Partition).parts if self.kind == "exact" else self.instances
             self.policies = stored_policies(store.of_parts() if self.kind == "exact" else store, range(self.voters))
         self.outputs, self.components = self.settings.columns, self.settings.components or ()
         widest = max(outputs for _, outputs in self.settings.problem.network.layers)
         self._rows = max(1, FLOATS_AT_A_TIME // (self.voters * widest))
-        self._radii = {}
+        self._radii: dict[tuple[int, ...], int] = {}
         with as_expected(store.file("certificate.json"), f"make it again with `mucd certify {run}`"):
             self._check_votes(run)
             self.about()
@@ -181,7 +181,7 @@ class Ensemble:
         observations, one = self._rows_of(observations)
         evidence = self.evidence(observations)
         if self.kind == "continuous":
-            low, high = (np.array(bounds) for bounds in self.settings.action_bounds)
+            low, high = self.settings.action_limits
             actions = low + (high - low) * MedianActions(evidence, self._guarantees(self.outputs), eta=self.eta).median()
         else:
             actions = self._actions(evidence)
@@ -233,7 +233,7 @@ class Ensemble:
             return counts(greedy_actions(outputs, self.components), self.settings.actions, self.components)
         if self.kind == "scores":
             return histogram(levels(softmax_probabilities(outputs, self.components), 0.0, 1.0))
-        low, high = (np.array(bounds) for bounds in self.settings.action_bounds)
+        low, high = self.settings.action_limits
         return histogram(levels(clipped_actions(gymnasium.spaces.Box(low, high, dtype=np.float64), outputs), low, high))
 
     def _vote_radii(self, votes: np.ndarray, guarantees: TabulatedGuarantees, eta: float) -> np.ndarray:
@@ -248,7 +248,7 @@ class Ensemble:
         return np.array([self._radii[key] for key in keys])
 
     def _intervals(self, evidence: np.ndarray) -> list[dict]:
-        low, high = (np.array(bounds) for bounds in self.settings.action_bounds)
+        low, high = self.settings.action_limits
         medians = MedianActions(evidence, self._guarantees(self.outputs), eta=self.eta)
         answers = [{"action": action, "tolerances": []} for action in (low + (high - low) * medians.median()).tolist()]
         for tolerance in TOLERANCES:

@@ -89,7 +89,7 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
     One = create_model("Observation", __config__=strict, observation=(observation, Field(description=seen)))
     many = Annotated[list[observation], Field(min_length=1, max_length=MOST_OBSERVATIONS)]
     Many = create_model("Observations", __config__=strict, observations=(many, Field(description="raw observations")))
-    Answer = (ANSWERS_OF_COMPONENTS if ensemble.components else ANSWERS)[ensemble.kind]
+    Answer: Any = (ANSWERS_OF_COMPONENTS if ensemble.components else ANSWERS)[ensemble.kind]
     if ensemble.settings.environment_actions is not None:
         Answer = create_model(Answer.__name__, __base__=Answer, environment_action=(list, Field(description="the action as the environment takes it")))
     told = (str, Field(description="for which states the radius holds, and with which probability"))
@@ -104,7 +104,7 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
 
     def row(value) -> np.ndarray:
         """One observation that has passed as what it says, as an array."""
-        if isinstance(value, dict):
+        if joined is not None and isinstance(value, dict):
             try:
                 value = joined.one(value)
             except MucdError as error:
@@ -213,6 +213,7 @@ class BodyLimit:
 
 def observation_type(shape: tuple[int, ...], dtype: np.dtype):
     """The type of one observation in JSON: nested lists of exactly this shape, of finite numbers that `dtype` can hold."""
+    kind: Any
     if dtype.kind in "iu":
         kind = Annotated[int, Strict(), Field(ge=int(np.iinfo(dtype).min), le=int(np.iinfo(dtype).max))]
     elif dtype.kind == "b":

@@ -21,7 +21,7 @@ def stored_policies(store: RunStore, instances: Iterable[int]) -> Policies:
     settings, instances = store.settings(), list(instances)
     if settings.trainer is None:
         return settings.masked(trained_policies(settings.problem, stored_parameters(store, instances)))
-    found = _found(store, instances, lambda block, k: (block.contents[k], bool(block.failed[k])))
+    found = _found(store, instances, lambda block, k: (block.contents[k], block.failed is not None and bool(block.failed[k])))
     unstored = sum(not content and not failed for content, failed in found)
     if unstored:
         raise MucdError(
@@ -30,8 +30,9 @@ def stored_policies(store: RunStore, instances: Iterable[int]) -> Policies:
     # Not those of an environment: a run folder's card makes none.
     shape = settings.card.observation_shape if settings.card.encoder is None else (settings.card.width,)
     observations = gymnasium.spaces.Box(0, 1, shape, np.dtype(settings.observation_dtype))
+    actions: gymnasium.Space
     if settings.components:
-        actions = gymnasium.spaces.MultiDiscrete(settings.components)
+        actions = gymnasium.spaces.MultiDiscrete(list(settings.components))
     else:
         actions = gymnasium.spaces.Discrete(settings.actions, start=settings.first_action) if settings.actions else gymnasium.spaces.Box(-np.inf, np.inf, (settings.dimensions,))
     return settings.masked(StoredPolicies([content for content, _ in found], observations, actions, settings.trainer.memory))
@@ -45,7 +46,8 @@ def stored_parameters(store: RunStore, instances: Iterable[int]) -> dict[str, to
 
 def _found(store: RunStore, instances: list[int], part: Callable[[Block, int], object]) -> list:
     """part(block, place) of these instances, in their order."""
-    wanted, found = set(instances), {}
+    found: dict[int, object] = {}
+    wanted = set(instances)
     names = [name for name in store.names() if not wanted.isdisjoint(instances_of(name))]
     for _, block, places in copies_that_count((name, store.read(name)) for name in names):
         found |= {block.first + k: part(block, k) for k in places if block.first + k in wanted}

@@ -232,9 +232,9 @@ def check_commits(storage: Storage) -> None:
         won.append(error)
     with contextlib.suppress(Exception):
         storage.remove(name)
-    for error in won:
-        if isinstance(error, Exception):
-            raise MucdError(f"run folder {storage.location} cannot be written ({reason(error)}): {_fix(error)}")
+    for result in won:
+        if isinstance(result, Exception):
+            raise MucdError(f"run folder {storage.location} cannot be written ({reason(result)}): {_fix(result)}")
     if won.count(True) != 1:
         raise MucdError(f"{storage.location} has no atomic commits ({won.count(True)} of {len(won)} writers of one file won): choose another --storage")
     if not listed:

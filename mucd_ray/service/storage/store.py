@@ -25,10 +25,12 @@ import json
 import re
 import secrets
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError
@@ -42,7 +44,7 @@ from mucd_ray.files import MOST_JSON_BYTES, printable, read_json, read_npy
 from mucd_ray.learn.trainers.artifacts import MOST_BYTES
 from mucd_ray.learn.trainers.outside import FAILURES
 from mucd_ray.service.runs.settings import RunSettings
-from mucd_ray.service.storage.storage import check_commits, open_storage, reason
+from mucd_ray.service.storage.storage import LocalStorage, check_commits, open_storage, reason
 
 MOST_HEADER_BYTES = 1 << 20
 # Why an instance of the package's own trainers is the default policy.
@@ -53,7 +55,11 @@ NUMBER = re.compile(r"[0-9]{8}\Z")
 MOST_INSTANCES = 99_999_999
 # What a start that was killed may leave behind: it comes before settings.json, which makes the folder a run.
 # Beside what file systems and desktops leave in any folder.
-BEGINNINGS = re.compile(r"(blocks|parts|targets|looks|secret|secret\.sha256|probe-[0-9a-f]+|lost\+found|\.DS_Store)$")
+BEGINNINGS = re.compile(r"(secret|secret\.sha256|probe-[0-9a-f]+|lost\+found|\.DS_Store)$")
+# Which consoles of object stores make beforehand.
+EMPTY_FOLDERS = ("blocks", "parts", "targets", "looks")
+# A start beside this one has this long from its secret to its settings.
+SECONDS_TO_SETTINGS = 10
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class RunStore:
     @property
     def path(self) -> Path:
         """The folder of a local run."""
-        return self.storage.path
+        return cast(LocalStorage, self.storage).path
 
     def file(self, name: str) -> str:
         """A file of the run, as a user would write it."""
@@ -125,20 +131,30 @@ class RunStore:
         store = cls(location)
         try:
             if not store.exists():
-                foreign = not all(BEGINNINGS.match(name) for name in store.storage.names())
+                foreign = not all(BEGINNINGS.match(name) or name in EMPTY_FOLDERS and not store.storage.names(name) for name in store.storage.names())
                 # Another process may have made it a run folder since the look above.
                 if foreign and not store.exists():
                     raise MucdError(f"{store.location} is not empty and not a run folder: choose a new folder with --storage")
                 content = json.dumps(settings.to_dict(), indent=1).encode()
                 RunSettings.from_dict(read_json(content, "what this run is asked for"))  # a folder that could not be read again is none
                 check_commits(store.storage)
-                store.storage.create("secret", (secret or secrets.token_bytes(32)).hex().encode(), private=True)
-                store.storage.create("secret.sha256", _secret_hash(store.storage.read("secret")), private=True)
-                store.storage.create("settings.json", content)
+                if store.storage.create("secret", (secret or secrets.token_bytes(32)).hex().encode(), private=True):
+                    store.storage.create("secret.sha256", _secret_hash(store.storage.read("secret")), private=True)
+                    store.storage.create("settings.json", content)
+                else:
+                    store._await_settings()
         except OSError as error:
             raise MucdError(f"run folder {store.location} cannot be written ({reason(error)}): choose another with --storage") from None
         store._check_same(settings, secret)
         return store
+
+    def _await_settings(self) -> None:
+        """Of the start whose secret is there already: whoever put it there without beginning a run may know it."""
+        until = time.monotonic() + SECONDS_TO_SETTINGS
+        while not self.exists():
+            if time.monotonic() > until:
+                raise MucdError(f"{self.file('secret')} is there, but no run: remove it if a start of your own was stopped there, or choose a new folder with --storage")
+            time.sleep(0.1)
 
     @classmethod
     def open(cls, location) -> "RunStore":
@@ -229,7 +245,8 @@ class RunStore:
             content = self.storage.read("encoder")
         except OSError as error:
             raise MucdError(f"{self.file('encoder')} cannot be read ({reason(error)}): run the same command again, with --encoder FILE") from None
-        if hashlib.sha256(content).hexdigest() != self._settings.card.encoder[0]:
+        wanted = self._settings.card.encoder
+        if wanted is None or hashlib.sha256(content).hexdigest() != wanted[0]:
             raise MucdError(f"{self.file('encoder')} is not the encoder with which the run began: delete it, and run the same command again")
         return content
 
@@ -250,11 +267,18 @@ class RunStore:
         file = io.BytesIO()
         np.save(file, states, allow_pickle=False)
         self.storage.create("states.npy", file.getvalue())
-        return self.states()
+        return self.fixed_states()
+
+    def fixed_states(self) -> np.ndarray:
+        """Of a run whose states are fixed. Raises MucdError where they are missing."""
+        states = self.states()
+        if states is None:
+            raise MucdError(f"{self.file('states.npy')} is missing: restore it; the votes belong to these states")
+        return states
 
     @cached_property
     def _states_hash(self) -> str:
-        states = self.states()
+        states = self.fixed_states()
         return hashlib.sha256(f"{states.dtype.str} {states.shape};".encode() + np.ascontiguousarray(states).tobytes()).hexdigest()
 
     def states_hash(self) -> str:
@@ -345,7 +369,7 @@ class RunStore:
         if metadata.get("states") != self.states_hash():
             raise MucdError(f"{self.file(file)} holds votes on other states than {self.file('states.npy')}: restore that file, or start a new run folder")
         parameters = {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
-        stored = {name: tensors[name] for name in ("returns", "actions", "levels", *(["unscored"] if self._settings.evaluator else []))}
+        stored: dict[str, Any] = {name: tensors[name] for name in ("returns", "actions", "levels", *(["unscored"] if self._settings.evaluator else []))}
         if self._settings.trainer is None:
             return Block(first=instances.start, **stored, parameters=parameters)
         ends, whole = np.cumsum(tensors["policies.sizes"]).tolist(), tensors["policies.bytes"].tobytes()
@@ -383,7 +407,9 @@ def block_name(instances: range) -> str:
 
 def instances_of(name: str) -> range:
     """The instances of a block, by its name."""
-    first, count = (int(part) for part in BLOCK.match(name).groups())
+    match = BLOCK.match(name)
+    assert match is not None
+    first, count = map(int, match.groups())
     return range(first, first + count)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ray import tune
 
@@ -92,10 +93,10 @@ def certified_units(kind: str, *, units: int, fraction: float, unit: str, instan
     Raises:
         MucdError: there is none.
     """
-    asked = {"units": units, "radius": wanted_radius(units, fraction), "unit": unit, "instances": instances, "eta": Choices().eta, "actions": actions, "threat": Choices().threat}
+    asked: dict[str, Any] = {"units": units, "radius": wanted_radius(units, fraction), "unit": unit, "instances": instances, "eta": Choices().eta, "actions": actions, "threat": Choices().threat}
     if kind == BagThenNoise.kind:
         return usual_bag_size(**asked)
-    return largest_bag(**asked).bag_size if kind == Bag.kind else units // fewest_parts(**asked).parts
+    return int(largest_bag(**asked).units_in_bag(units)) if kind == Bag.kind else units // fewest_parts(**asked).parts
 
 
 def _sizes(question) -> tuple[int, int]:
@@ -186,7 +187,7 @@ def _noisy_bag_tuned(question, point: dict) -> TunedNoisyBag:
 
 def certified_noise(bag_size: int, *, units: int, fraction: float, unit: str, instances: int, actions: int) -> float:
     """The least noise with which a unanimous vote on bags of this size is certified at the target. Raises MucdError: there is none."""
-    asked = {"units": units, "radius": wanted_radius(units, fraction), "unit": unit, "instances": instances, "eta": Choices().eta, "actions": actions, "threat": Choices().threat}
+    asked: dict[str, Any] = {"units": units, "radius": wanted_radius(units, fraction), "unit": unit, "instances": instances, "eta": Choices().eta, "actions": actions, "threat": Choices().threat}
     return least_noise_in_bags(Bag(unit=unit, bag_size=bag_size), **asked).noise_multiplier
 
 

@@ -7,14 +7,14 @@ import time
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import ray
 from ray import tune
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from mucd_ray.certify.closed_form import guarantees_of
-from mucd_ray.certify.guarantees import Guarantees
+from mucd_ray.certify.closed_form import AnyGuarantees, guarantees_of
 from mucd_ray.certify.policy import expected_return_bound, radius_keeping, return_band
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.card import EnvironmentCard
@@ -121,7 +121,7 @@ class Question:
         settings = make_settings(request, dataset, Choices())[0]
         return replace(settings, assumptions=(*settings.assumptions, SEED_NOTE))
 
-    def outlook(self, returns: np.ndarray, return_range: tuple[float, float], guarantees: Guarantees) -> dict[str, float]:
+    def outlook(self, returns: np.ndarray, return_range: tuple[float, float], guarantees: AnyGuarantees) -> dict[str, float]:
         """What P policies would certify if they earned what these few do. Nothing of it is certified: it serves to compare trials."""
         sample = np.sort(returns)[np.arange(self.instances) * len(returns) // self.instances]
         band = return_band(sample, return_range, eta=ETA, method="order-statistic")
@@ -170,17 +170,19 @@ def run_trial(config: dict, *, question: Question, folder: str, slot: Slot, reso
     store.storage.create(POINT, json.dumps({"began": time.time(), "point": config}).encode())
     guarantees = guarantees_of(tuned.mechanism(question.units), units=question.units)
     # Actors that are scheduled by default would wait for room that trials hold.
-    group = {"scheduling_strategy": PlacementGroupSchedulingStrategy(ray.util.get_current_placement_group(), placement_group_capture_child_tasks=True)}
-    block = resources.block or (GPU_BLOCK if slot.gpus else -(-question.rungs[0] // resources.actors))
+    room, actors = ray.util.get_current_placement_group(), resources.actors
+    assert room is not None and actors is not None
+    group = {"scheduling_strategy": PlacementGroupSchedulingStrategy(room, placement_group_capture_child_tasks=True)}
+    block = resources.block or (GPU_BLOCK if slot.gpus else -(-question.rungs[0] // actors))
     live = Live(store, question.most_instances)
-    pool = trainers(store, settings, dataset, lambda: resources.actors, resources, slot.options | group)
-    coordinator = Coordinator.options(**group).remote(store.storage.absolute, 0)
+    pool = trainers(store, settings, dataset, lambda: actors, resources, slot.options | group)
+    coordinator = cast(Any, Coordinator).options(**group).remote(store.storage.absolute, 0)
     driver = Driver(store, pool, live, None, coordinator, block, backwards=False, lease=resources.lease)
     try:
         driver.choose_states(upcoming=question.rungs[0])
         for instances in question.rungs:
             evidence = driver.train(instances, None)
-            tune.report(question.outlook(evidence.returns, settings.return_range, guarantees) | {"key": key})
+            tune.report(question.outlook(evidence.returns, settings.played_range, guarantees) | {"key": key})
     finally:
         live.close()
         pool.close()

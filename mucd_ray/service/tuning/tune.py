@@ -19,6 +19,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import optuna
 from ray import tune
@@ -130,8 +131,10 @@ def make_question(options, kind: str, dataset: OfflineDataset, trainer: Outside 
     if dataset.env_id is None and not options.card:
         raise MucdError(f"dataset {dataset.name} does not say in which environment it was recorded: describe it with --card FILE")
     said, given = UserEnvironment.of(options), card_named(options.card)[0] if options.card else None
+    env_id = given.env_id if given else dataset.env_id
+    assert env_id is not None
     card = card_of(
-        given.env_id if given else dataset.env_id, said, given, scaled=options.mechanism in WITH_NOISE, observation_shape=dataset.observations.shape[1:], action_space=dataset.action_space,
+        env_id, said, given, scaled=options.mechanism in WITH_NOISE, observation_shape=dataset.observations.shape[1:], action_space=dataset.action_space,
     )
     kind_of, noise = options.mechanism, options.mechanism == Mechanism.kind
     unit = options.unit or ("source" if options.source_key is not None else DEFAULT_UNITS[kind_of])
@@ -147,8 +150,8 @@ def make_question(options, kind: str, dataset: OfflineDataset, trainer: Outside 
     fraction, budget = _target(options, units, of_vote) if noise else (FRACTION if options.fraction is None else options.fraction, None)
     certified = None if noise else certified_units(kind_of, units=units, fraction=fraction, unit=unit, instances=options.instances, actions=of_vote)
     of_noise = {"units": units, "fraction": fraction, "unit": unit, "instances": options.instances, "actions": of_vote}
-    inside = float(f"{certified_noise(certified, **of_noise):.4g}") if kind_of == BagThenNoise.kind else None
-    bounded = discrete or np.isfinite([dataset.action_space.low, dataset.action_space.high]).all()
+    inside = float(f"{certified_noise(certified, **of_noise):.4g}") if certified is not None and kind_of == BagThenNoise.kind else None
+    bounded = not isinstance(dataset.action_space, gymnasium.spaces.Box) or np.isfinite([dataset.action_space.low, dataset.action_space.high]).all()
     entries, histories = _listed(options, "entries", (ALL,)), _listed(options, "history", ())
     for name, values in (("entries", entries), ("history", histories)):
         if values and kind_of not in (Bag.kind, Partition.kind):
@@ -224,19 +227,20 @@ def study(options, resources: Resources, trainer: Outside | None = None) -> dict
     # Whole traces of trials that fail, of which `Tell` says what went wrong.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with joined(resources):
-        slot = slot_for(resources)
-        if slot.count() < resources.actors and not resources.wait_for_nodes:
+        slot, actors = slot_for(resources), resources.actors
+        assert actors is not None
+        if slot.count() < actors and not resources.wait_for_nodes:
             raise MucdError(
-                f"a trial takes {counted(resources.actors, 'trainer')}, and the cluster has room for {slot.count()}: give a smaller --trainers-per-trial, or --wait-for-nodes if an "
+                f"a trial takes {counted(actors, 'trainer')}, and the cluster has room for {slot.count()}: give a smaller --trainers-per-trial, or --wait-for-nodes if an "
                 "autoscaler brings more"
             )
         trial = tune.with_parameters(run_trial, question=question, folder=str(folder), slot=slot, resources=resources, dataset=dataset)
         name = f"{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            grid = _tuner(folder, name, question, tune.with_resources(trial, bundles(slot, resources.actors))).fit()
+            grid = _tuner(folder, name, question, tune.with_resources(trial, bundles(slot, actors))).fit()
         finally:
             shutil.rmtree(folder / "tune" / name, ignore_errors=True)
-    rows = [_row(question, result) for result in grid]
+    rows = [_row(question, grid[number]) for number in range(len(grid))]
     return _finish(folder, question, sorted(rows, key=lambda row: (row[METRIC] is not None, row["instances"], row[METRIC] or 0.0), reverse=True))
 
 

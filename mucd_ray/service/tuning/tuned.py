@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mucd_ray.certify.confidence.proportions import LARGEST, check_count
 from mucd_ray.certify.file.evidence import TUNED_ON_THIS_DATASET
@@ -70,6 +70,7 @@ class Found:
         MucdError: a value is outside its range.
     """
 
+    format: ClassVar[str]
     environment: str
     unit: str
     learner: Learner | None
@@ -98,8 +99,13 @@ class Found:
             return text + "That was recorded in the simulator for the purpose, without looking at the dataset of this certificate."
         return text + "The user declared that dataset trusted: the claim holds if an attacker can change nothing in it and it was chosen without looking at the dataset of this certificate."
 
+    def _in_words(self) -> tuple[str, str]:
+        """(what was tuned, what follows from it)."""
+        raise NotImplementedError
+
     def to_dict(self) -> dict:
-        return {"format": self.format} | json.loads(json.dumps(asdict(self) | ({"trainer": outside.to_values(self.trainer)} if self.trainer else {})))
+        trainer = vars(self).get("trainer")
+        return {"format": self.format} | json.loads(json.dumps(asdict(self) | ({"trainer": outside.to_values(trainer)} if trainer else {})))
 
     def key(self) -> str:
         """Names this configuration, whatever else is the same."""
@@ -250,7 +256,7 @@ def read_tuned(path: str) -> AnyTuned:
         if kind is None:
             raise ValueError(f"its format is not {' or '.join(FORMATS)}")
         learner = None if values["learner"] is None else Learner(**check_types(Learner, values["learner"] | {"local": LocalUpdate(**check_types(LocalUpdate, values["learner"]["local"]))}))
-        read = {"fit": None if values["fit"] is None else Fit(**check_types(Fit, values["fit"]))} if "fit" in values else {}
+        read: dict[str, Any] = {"fit": None if values["fit"] is None else Fit(**check_types(Fit, values["fit"]))} if "fit" in values else {}
         read |= {"trainer": outside.from_values(values["trainer"])} if "trainer" in values else {}
         return kind(**check_types(kind, values | read | {"learner": learner, "how": Origin(**check_types(Origin, values["how"]))}))
     except OSError as error:

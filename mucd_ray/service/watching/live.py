@@ -31,7 +31,8 @@ class Live:
         self.publish_every = 1.0 if isinstance(store.storage, LocalStorage) else RENEW_EVERY
         self.history: deque[tuple[float, int]] = deque()
         self.bounds: dict | None = None
-        self.metrics, self.counted, self.complained, self.measured = RunMetrics(store.location), Counter(), False, True
+        self.counted: Counter[str] = Counter()
+        self.metrics, self.complained, self.measured = RunMetrics(store.location), False, True
 
     @contextlib.contextmanager
     def tolerated(self) -> Iterator[None]:

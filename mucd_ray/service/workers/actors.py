@@ -7,7 +7,7 @@ nothing: an actor tells where it is before it imports the rest, since Ray cannot
 import errno
 import hashlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import ray
@@ -15,7 +15,10 @@ import ray
 from mucd_ray.errors import MucdError
 
 if TYPE_CHECKING:
+    from mucd_ray.learn.units import Units
+    from mucd_ray.service.runs.settings import RunSettings
     from mucd_ray.service.runs.tally import Evidence
+    from mucd_ray.service.runs.voting import Voter
 
 # Coordinator and certifier take no GPU and must not see one.
 NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}}
@@ -41,12 +44,13 @@ class Watched:
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=WATCH)
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=WATCH)  # type: ignore[call-overload]  # not in Ray's stub
 class Trainer(Watched):
     """Trains blocks of instances on its assigned device and commits them to the run folder."""
 
     def __init__(self, run: str, imports: tuple[str, ...], expected_hash: str, *arrays):
-        self.ticks, self.run, self.imports, self.expected_hash, self.arrays, self.voter = 0, run, imports, expected_hash, arrays, None
+        self.ticks, self.run, self.imports, self.expected_hash, self.arrays = 0, run, imports, expected_hash, arrays
+        self.voter: Voter | None = None
 
     @ray.method(concurrency_group="watch")
     def progress(self) -> int:
@@ -90,13 +94,13 @@ class Trainer(Watched):
 
         # Drivers have the policies of all parts stored first; trials of a study do not, which train only those that are drawn.
         parts = self._parts if are_shared(self.settings) and self.store.of_parts().names() else None
-        return self._commit(self.store, train_and_evaluate(self.settings, self.secret, self.units, self.store.states(), instances, self.device, self._tick, parts))
+        return self._commit(self.store, train_and_evaluate(self.settings, self.secret, self.units, self.store.fixed_states(), instances, self.device, self._tick, parts))
 
     def train_parts(self, parts: range) -> str:
         """Train the policies of parts of a partition, and commit them; returns the block's name."""
         from mucd_ray.service.runs.work import train_parts
 
-        return self._commit(self.store.of_parts(), train_parts(self.settings, self.units, self.store.states(), parts, self.device, self._tick))
+        return self._commit(self.store.of_parts(), train_parts(self.settings, cast("Units", self.units), self.store.fixed_states(), parts, self.device, self._tick))
 
     def _parts(self, parts: list[int]) -> dict:
         from mucd_ray.service.storage.policies import stored_parameters
@@ -118,9 +122,10 @@ class Trainer(Watched):
         """Play an episode of the voted policy, follow it, and store it."""
         from mucd_ray.service.runs.voting import Voter
 
-        if self.voter is None or self.voter.plan != plan:
-            self.voter = Voter(self.store, plan)
-        self.store.write_json(plan.file(episode), self.voter.episode(episode, self._tick))
+        voter = self.voter
+        if voter is None or voter.plan != plan:
+            voter = self.voter = Voter(self.store, plan)
+        self.store.write_json(plan.file(episode), voter.episode(episode, self._tick))
 
     def choose_states(self) -> np.ndarray:
         from mucd_ray.service.runs.work import choose_states
@@ -131,7 +136,7 @@ class Trainer(Watched):
         """`trusted`: the arrays of the trusted data's units, if there are any."""
         from mucd_ray.service.runs.work import baselines
 
-        return baselines(self.settings, self.units, self.store.states(), self._tick, self.units_of(self.settings.trusted_unit, trusted) if trusted else None)
+        return baselines(self.settings, self.units, self.store.fixed_states(), self._tick, self.units_of(self.settings.trusted_unit, trusted) if trusted else None)
 
     def _tick(self) -> None:
         self.ticks += 1
@@ -141,7 +146,7 @@ class Trainer(Watched):
             raise MucdError("the shared training data was changed while the run was going on: start the run again")
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU, concurrency_groups=WATCH)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU, concurrency_groups=WATCH)  # type: ignore[call-overload]  # not in Ray's stub
 class Coordinator(Watched):
     """Aggregates per-state votes and returns; a restarted one rebuilds its state from the run folder."""
 
@@ -179,15 +184,16 @@ class Coordinator(Watched):
         return None if None in found else np.array(found)
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU, concurrency_groups=WATCH)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, runtime_env=NO_GPU, concurrency_groups=WATCH)  # type: ignore[call-overload]  # not in Ray's stub
 class Certifier(Watched):
     """Turns evidence into bounds: live ones at every look while instances arrive, and the certificate at the end."""
 
     def __init__(self, run: str, choices: dict):
-        self.run, self.choices, self.settings = run, choices, None
+        self.run, self.choices = run, choices
+        self.settings: RunSettings | None = None
 
-    def _read_run(self) -> None:
-        """Settings and guarantees, the first time."""
+    def _read_run(self) -> "RunSettings":
+        """Settings, and guarantees, read the first time."""
         from mucd_ray.certify.closed_form import guarantees_of
         from mucd_ray.service.storage.store import RunStore
 
@@ -195,6 +201,7 @@ class Certifier(Watched):
             settings = RunStore.open(self.run).settings()
             self.guarantees = guarantees_of(settings.mechanism, units=settings.units, threat=self.choices["threat"], family=self.choices["accountant"])
             self.settings = settings
+        return self.settings
 
     def look(self, returns: np.ndarray | None) -> dict | None:
         """What a number of instances of the public series of looks certifies, from their returns [P]; None without them. The bounds of all looks hold
@@ -204,18 +211,17 @@ class Certifier(Watched):
         from mucd_ray.certify.confidence.looks import effective_eta
         from mucd_ray.certify.policy import return_band, shares_kept
 
-        self._read_run()
-        if not self.settings.rollouts:
+        settings = self._read_run()
+        if not settings.rollouts:
             return None
         eta = effective_eta(self.choices["eta"], "anytime", len(returns))
-        band = return_band(returns, self.settings.return_range, eta=eta, method=self.choices["band"])
-        mean, cap = float(returns.mean()), self.settings.radius_cap(self.choices["threat"])
-        keeps = shares_kept(mean, band, self.guarantees, cap, self.settings.units)
-        return {"instances": len(returns), "eta": eta, "threat": self.choices["threat"], "what": "return" if self.settings.evaluator is None else "score", "mean_return": mean, "keeps": keeps}
+        band = return_band(returns, settings.played_range, eta=eta, method=self.choices["band"])
+        mean, cap = float(returns.mean()), settings.radius_cap(self.choices["threat"])
+        keeps = shares_kept(mean, band, self.guarantees, cap, settings.units)
+        return {"instances": len(returns), "eta": eta, "threat": self.choices["threat"], "what": "return" if settings.evaluator is None else "score", "mean_return": mean, "keeps": keeps}
 
     def certificate(self, evidence: "Evidence", reference: list | None, exact: np.ndarray | None, assumptions: list[str], context: dict) -> dict:
-        self._read_run()
-        return certificate_of(self.settings, evidence, self.choices, reference, exact, assumptions, context)
+        return certificate_of(self._read_run(), evidence, self.choices, reference, exact, assumptions, context)
 
 
 # What of the choices is an input of the certificate.

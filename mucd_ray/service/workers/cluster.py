@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -151,7 +152,8 @@ def _signals_raise() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     before = {number: handler for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if (handler := signal.getsignal(number)) is not None}
-    wanted, held = {number: _end if handler is signal.SIG_DFL else handler for number, handler in before.items()}, []
+    wanted: dict[int, Any] = {number: _end if handler is signal.SIG_DFL else handler for number, handler in before.items()}
+    held: list[int] = []
 
     def set_handlers(handlers: dict) -> None:
         for number, handler in handlers.items():

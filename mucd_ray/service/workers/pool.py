@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -105,7 +106,7 @@ class Pool:
     def wanted(self) -> int:
         return len(self.workers)
 
-    def run(self, calls: Iterable[Call], *, is_done: Callable[[Call], bool] = lambda call: False, halve: Callable[[Call], list[Call]] = lambda call: [call]) -> Iterator[tuple[Call, object, float] | None]:
+    def run(self, calls: Iterable[Call], *, is_done: Callable[[Call], bool] = lambda call: False, halve: Callable[[Call], list[Call]] = lambda call: [call]) -> Iterator[tuple[Call, Any, float] | None]:
         """Make every call; yields (call, value, seconds it took) in order of completion, and None at least every LOOK_EVERY seconds.
 
         Args:
@@ -125,11 +126,11 @@ class Pool:
                 if worker not in self.workers:
                     continue
                 if reference == worker.probe:
-                    self._probed(worker)
+                    self._probed(worker, reference)
                 elif reference == worker.born:
                     self._started(worker)
                 else:
-                    result = self._finished(worker, halve)
+                    result = self._finished(worker, reference, halve)
                     if result is not None:
                         yield result
             yield None
@@ -183,7 +184,7 @@ class Pool:
             if still > self.lease:
                 print(f"mucd: a trainer made no progress at {worker.call} for {self.lease:g} seconds: it is replaced", file=sys.stderr)
                 self.failures["lease_expired"] += 1
-                self._replace(worker, MucdError(f"no progress for {self.lease:g} seconds (--lease)"), lambda call: [call])
+                self._replace(worker, worker.call, MucdError(f"no progress for {self.lease:g} seconds (--lease)"), lambda call: [call])
             elif worker.probe is None:
                 worker.probe = worker.actor.progress.remote()
         elif worker.suspected:
@@ -204,8 +205,8 @@ class Pool:
         elif not worker.alive and worker.place is not None and worker.probe is None:
             worker.probe = worker.actor.progress.remote()
 
-    def _probed(self, worker: _Worker) -> None:
-        reference, worker.probe = worker.probe, None
+    def _probed(self, worker: _Worker, reference: ray.ObjectRef) -> None:
+        worker.probe = None
         try:
             ticks = ray.get(reference)
         except RayError:
@@ -257,10 +258,11 @@ class Pool:
             print(f"mucd: a trainer did not start, and is tried again: {text_of(error)}", file=sys.stderr)
         self._pause_until = time.monotonic() + min(LONGEST_PAUSE, 0.1 * 4 ** min(self._failed_starts, 5))
 
-    def _finished(self, worker: _Worker, halve) -> tuple[Call, object, float] | None:
+    def _finished(self, worker: _Worker, reference: ray.ObjectRef, halve) -> tuple[Call, Any, float] | None:
         call = worker.call
+        assert call is not None
         try:
-            value = ray.get(worker.reply)
+            value = ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, MucdError):
                 raise error.cause from None
@@ -273,17 +275,16 @@ class Pool:
             self.failures["trainer_died"] += 1
             if self.failures["trainer_died"] == 1:
                 print(f"mucd: a trainer died at {call}, which is done again: {text_of(error)}", file=sys.stderr)
-            self._replace(worker, error, halve)
+            self._replace(worker, call, error, halve)
             return None
         worker.call = worker.reply = None
         return call, value, time.monotonic() - worker.began
 
-    def _replace(self, worker: _Worker, error: Exception, halve) -> None:
-        call = worker.call
+    def _replace(self, worker: _Worker, call: Call, error: Exception, halve) -> None:
         self._drop(worker)
         for other in self.workers:
             # Its node may be gone, and each of them would lose this call once more.
-            if other.alive and other.call is None and other.place[0] == worker.place[0]:
+            if other.alive and other.call is None and other.place and worker.place and other.place[0] == worker.place[0]:
                 other.suspected, other.probe, other.progressed = True, other.probe or other.actor.progress.remote(), time.monotonic()
         self._failed[call] += 1
         self._again(call, f"a trainer died {DEATHS} times", error, halve)

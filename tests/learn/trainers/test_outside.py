@@ -173,7 +173,7 @@ READ = {
 }
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", pytest.param("Pendulum-v1", marks=pytest.mark.slow)])
 def test_a_command_finds_the_same_bag_in_every_format(tmp_path, env_id):
     environment = gymnasium.make(env_id)
     made_up = made_up_bag(environment, "source")

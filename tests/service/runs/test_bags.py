@@ -122,6 +122,7 @@ def test_accountants_of_noise_are_refused(recordings):
         make_settings(request(recordings["cartpole"]), load_dataset(recordings["cartpole"]), Choices(accountant="rdp"))
 
 
+@pytest.mark.slow
 def test_a_policy_of_trusted_data_is_a_yardstick(recordings, tmp_path, local_ray):
     record("CartPole-v1", None, 600, 91, "cartpole/trusted-v0")
     asked = request(recordings["cartpole"], trusted="cartpole/trusted-v0")

@@ -46,6 +46,7 @@ def made_here(asked, folder):
     return store
 
 
+@pytest.mark.slow
 def test_a_run_with_a_history_is_certified_grown_voted_and_served(recordings, tmp_path, local_ray):
     vote = Choices(policy="vote", episodes=2, nodes=40)
     summary = execute(request(recordings["cartpole"]), str(tmp_path / "run"), choices=vote, resources=Resources(block=7), seed=4)

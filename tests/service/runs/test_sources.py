@@ -74,7 +74,7 @@ def test_default_grades_and_the_cap_are_of_sources(capfd):
     assert DEFAULT_LEARNER.local == LocalUpdate()
 
 
-@pytest.mark.parametrize("kind", ["bag", "gaussian"])
+@pytest.mark.parametrize("kind", ["bag", pytest.param("gaussian", marks=pytest.mark.slow)])
 def test_on_a_real_ray_and_growing(tmp_path, local_ray, kind):
     summary = execute(request(kind), str(tmp_path / "run"), resources=Resources(block=13), seed=4)
     certificate = read_certificate(tmp_path / "run/certificate.json")

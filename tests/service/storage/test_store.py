@@ -118,6 +118,22 @@ def test_foreign_and_different_folders_are_refused_untouched(store, tmp_path):
         RunStore.open(tmp_path)
 
 
+def test_a_new_run_takes_no_secret_or_block_that_was_there_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("mucd_ray.service.storage.store.SECONDS_TO_SETTINGS", 0.2)
+    planted, blocks, markers = (tmp_path / name for name in ("planted", "blocks", "markers"))
+    planted.mkdir()
+    planted.joinpath("secret").write_text("07" * 32)
+    planted.joinpath("secret").chmod(0o600)
+    with pytest.raises(MucdError, match="secret is there, but no run"):
+        RunStore.create_or_open(planted, SETTINGS)
+    (blocks / "blocks").mkdir(parents=True)
+    (blocks / "blocks" / "block-00000000-000004.safetensors").write_bytes(b"votes of a stranger")
+    with pytest.raises(MucdError, match="not empty and not a run folder"):
+        RunStore.create_or_open(blocks, SETTINGS)
+    (markers / "blocks").mkdir(parents=True)
+    assert RunStore.create_or_open(markers, SETTINGS).settings() == SETTINGS
+
+
 def test_a_secret_that_others_can_read_is_refused(store):
     (store.path / "secret").chmod(0o644)
     with pytest.raises(MucdError, match="not private"):

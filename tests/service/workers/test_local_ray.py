@@ -46,6 +46,7 @@ def test_a_long_folder_no_home_half_a_cpu_and_settings_of_this_process_are_no_ob
     assert "HOME=/proc takes no files" in told[1] and "less than a whole CPU" in told[2]
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_ascii_is_no_obstacle():
     """Neither a letter nor a byte that is no text."""
     with tempfile.TemporaryDirectory(dir="/tmp", suffix=" ä\udcff") as folder:

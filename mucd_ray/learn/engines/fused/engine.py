@@ -51,7 +51,7 @@ from mucd_ray.learn.engines.stacked import initial_flat
 from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.units import Units
-from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.gaussian.mechanism import Mechanism, NoisySteps
 
 SAMPLE, SUBSET = np.uint64(purposes.SAMPLE), np.uint64(purposes.SUBSET)
 
@@ -172,7 +172,7 @@ def compiled_kernel(delta: Callable, unit: str, signature: tuple) -> Callable:
 class FusedTrainer:
     """Trains instances one at a time; everything an instance needs is allocated once."""
 
-    def __init__(self, problem: Problem, mechanism: Mechanism, units: Units, streams: Streams):
+    def __init__(self, problem: Problem, mechanism: NoisySteps, units: Units, streams: Streams):
         self.problem, self.streams, learner = problem, streams, problem.learner
         (_, network), *others = problem.networks
         if others:
