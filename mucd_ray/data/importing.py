@@ -352,13 +352,13 @@ def _actions(actions: np.ndarray, space: gym.Space) -> tuple[np.ndarray, np.ndar
             if column.shape[1] != 1:
                 return np.zeros(len(actions), np.int64), np.ones(len(actions), bool)
             return np.where(bad, int(space.start), np.nan_to_num(column[:, 0])).astype(np.int64), bad
-        assert isinstance(space, gym.spaces.Box)
         flat = actions.reshape(len(actions), -1)
-        if isinstance(space, gym.spaces.MultiDiscrete) and flat.shape[1:] == space.shape:
+        if flat.shape[1:] != space.shape:
+            return np.zeros((len(actions), *shape_of(space)), space.dtype), np.ones(len(actions), bool)
+        if isinstance(space, gym.spaces.MultiDiscrete):
             bad = ~((flat == np.floor(flat)) & (flat >= 0) & (flat < space.nvec)).all(axis=1)
             return np.where(bad[:, None], 0, np.nan_to_num(flat)).astype(np.int64), bad
-        if flat.shape[1] != space.shape[0]:
-            return np.zeros((len(actions), *space.shape), space.dtype), np.ones(len(actions), bool)
+        assert isinstance(space, gym.spaces.Box)
         written = flat.astype(space.dtype)
         low, high = np.nextafter(np.float32(space.low), -np.inf), np.nextafter(np.float32(space.high), np.inf)
         return written, ~(np.isfinite(np.float32(flat)) & (flat >= low) & (flat <= high)).all(axis=1)
