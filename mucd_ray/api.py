@@ -13,6 +13,7 @@ import contextlib
 import inspect
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -121,7 +122,7 @@ def certify(
     Args:
         mechanism: such as `Bag(unit="trajectory", bag_size=10)` (mucd_ray.mechanism), or its fields as a dict with the `kind`.
         units: N, how many units the dataset has.
-        returns: what each instance earned, in any order, [P], of a partition P parts drawn at random, again and again from all of them; None: actions alone are certified.
+        returns: what each instance earned, in any order (in the certificate it is drawn anew), [P], of a partition P parts drawn at random, again and again from all of them; None: actions alone are certified.
         return_range: public (least, greatest) return.
         votes: at S public states how many of the P instances prefer each of A actions, [S, A]; of a partition those of all its parts.
         components: of actions of several whole numbers, each voted on by itself, how many values each of them may have: then `votes` [S, n_1 + ... + n_k] holds those for the values of the first, then of the
@@ -159,7 +160,8 @@ def certify(
         assert evidence is not None
         earned = {"returns": [], "return_range": None, "rollouts": 0, "instances": sum(evidence["counts"][0][: components[0] if components else None])}
     else:
-        earned = {"returns": _array("returns", returns, 1), "return_range": return_range, "rollouts": rollouts, "discount": discount, "clipped": clipped}
+        # Of instances in an order that follows from what they earned, as of sorted returns, the bound by betting would be none (certify/confidence/means.py).
+        earned = {"returns": np.random.default_rng().permutation(_array("returns", returns, 1)), "return_range": return_range, "rollouts": rollouts, "discount": discount, "clipped": clipped}
     inputs = make_inputs(mechanism=mechanism, units=units, actions=evidence, eta=eta, threat=threat, accountant=accountant, band=band, **earned)
     certificate = make_certificate(inputs, assumptions=[PARTS_ELSEWHERE if isinstance(mechanism, Partition) else ELSEWHERE, *assumptions], context={"baselines": None, "made": "elsewhere"})
     if out is not None:
@@ -183,7 +185,9 @@ def _check_statements(units, return_range, threat, accountant, band, rollouts, d
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and bool(-sys.float_info.max <= value <= sys.float_info.max)
+    if type(value) is int:
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, (float, np.integer, np.floating)) and math.isfinite(value)
 
 
 def _is_whole(value) -> bool:
@@ -327,4 +331,6 @@ def _write(folder: Path, certificate: dict) -> None:
     for name, content in files.items():
         with _files_named():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (folder / name).is_symlink():
+            raise MucdError(f"{folder / name} is a link, which may lead anywhere: remove it, or choose another folder")
         write_file(folder / name, content)

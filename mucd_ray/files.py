@@ -9,9 +9,10 @@ import re
 import stat
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -34,7 +35,14 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def read_file(path, most_bytes: int, within: Path | None = None) -> bytes:
-    """The content of a regular file.
+    """The content of a regular file; arguments and errors are those of `open_file`."""
+    with open_file(path, most_bytes, within) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+@contextlib.contextmanager
+def open_file(path, most_bytes: int, within: Path | None = None) -> Iterator[BinaryIO]:
+    """A regular file, to be read.
 
     Args:
         within: a folder; a file that is a link to somewhere outside it is refused.
@@ -51,7 +59,22 @@ def read_file(path, most_bytes: int, within: Path | None = None) -> bytes:
             raise MucdError(f"{path} is not a regular file: give one")
         if status.st_size > most_bytes:
             raise MucdError(f"{path} has {status.st_size:,} bytes, at most {most_bytes:,} are read: it is not what it should be")
-        return file.read(status.st_size)
+        yield file
+
+
+def open_unlinked(path, flags: int) -> BinaryIO:
+    """A file to write to, made where there is none, in a folder that a stranger may have filled.
+
+    Args:
+        flags: of `os.open`.
+    Raises:
+        OSError: it is a link, a pipe, a device, or cannot be opened.
+    """
+    number = os.open(path, flags | os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(f"{path} is not a regular file: remove it")
+    return open(number, "wb")
 
 
 def write_file(path, content: bytes, *, new: bool = False) -> None:

@@ -22,6 +22,7 @@ from mucd_ray.data.inspection import inspect
 
 sys.path.insert(0, str(Path(__file__).parent))
 import foreign_files as foreign
+from minari_datasets import ACTIONS, SPACES, create
 
 MADE, DISCRETE = foreign.episodes(), foreign.episodes(discrete=True)
 MAP = ImportOptions(columns=foreign.COLUMNS)
@@ -268,7 +269,7 @@ def test_nothing_is_unpickled(tmp_path, refused, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
-def test_links_and_pipes(tmp_path, refused):
+def test_links_and_pipes(tmp_path, refused, minari_root):
     path = foreign.lerobot(tmp_path / "l", MADE)
     file = path / "data/chunk-000/file-000.parquet"
     shutil.move(file, tmp_path / "elsewhere.parquet")
@@ -284,6 +285,34 @@ def test_links_and_pipes(tmp_path, refused):
     assert "a link to elsewhere" in refused(path)
     os.mkfifo(tmp_path / "pipe.csv")
     assert "not a regular file" in refused(tmp_path / "pipe.csv")
+    create("arrow-v0", SPACES["box"], ACTIONS["discrete"], "arrow")
+    (minari_root / "arrow-v0").rename(tmp_path / "arrow")
+    (tmp_path / "arrow/data/extra").mkdir()
+    (tmp_path / "arrow/data/extra/link").symlink_to(tmp_path / "elsewhere.parquet")
+    assert "leads out of" in refused(tmp_path / "arrow")
+
+
+def test_a_file_of_more_bytes_than_are_read(tmp_path, refused):
+    """A sparse one, that takes no room on the disk where it lies."""
+    path = foreign.d4rl(tmp_path, MADE)
+    os.truncate(path, (1 << 33) + 1)
+    assert "has 8,589,934,593 bytes, at most 8,589,934,592 are read" in refused(path)
+
+
+def test_texts_that_are_not_utf8_become_no_others(tmp_path, refused):
+    """Replaced characters would make two contributors one, and two episodes one trajectory."""
+    def texts(values):
+        ends = np.cumsum([0, *map(len, values)]).astype(np.int32)
+        return pa.StringArray.from_buffers(len(values), pa.py_buffer(ends.tobytes()), pa.py_buffer(b"".join(values)))
+
+    rows = {"observation_0": np.arange(4.0), "action": np.zeros(4, int), "terminated": [False, True] * 2}
+    for column in ("episode_id", "source"):
+        columns = {"episode_id": pa.array([0, 0, 1, 1]), column: texts([b"Jos\xe9", b"Jos\xe9", b"Jos\xff", b"Jos\xff"])}
+        pa.parquet.write_table(pa.table(rows | columns), tmp_path / "log.parquet")
+        assert "Jos\\xe9' is not text in UTF-8" in refused(tmp_path / "log.parquet", ImportOptions(actions="2", columns=None))
+    keys = [b"Jos\xe9", b"Jos\xff", b"Ann"]
+    path = foreign.rlds(tmp_path, MADE, change=lambda features, number: features | {"episode_metadata/operator": keys[number % 3]})
+    assert "operator b'Jos\\xe9' is not text in UTF-8" in refused(path)
 
 
 def test_rlds_that_is_damaged(tmp_path, refused):
@@ -314,6 +343,9 @@ def test_csv_places(tmp_path, refused):
     assert "has no rows" in refused(path, MAP)
     path.write_bytes(lines[0].encode() + b"\n\xff\xff")
     assert "is not text in UTF-8" in refused(path, MAP)
+    # Quotes in rows of one trajectory would take all rows up to those of another for one cell.
+    path.write_text("\n".join([lines[0], *(row.replace(",", ',"', 1) if place == 5 else row.replace(",", '",', 1) if place == 9 else row for place, row in enumerate(lines[1:]))]))
+    assert "log.csv lines 7 to 11 are one cell in quotes" in refused(path, MAP)
     path.write_text("a,a\n1,2\n")
     assert "different names of columns" in refused(path, MAP)
     path.write_text("\n".join([lines[0], '"' + "x" * 200_000]))

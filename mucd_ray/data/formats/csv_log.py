@@ -47,8 +47,11 @@ def _columns(reader, source: Source, width: int, places: dict[str, int], texts: 
     """{name: numbers, or texts}. Rows are parsed a few at a time: a cell as text takes twenty times its number."""
     parts: dict[str, list] = {name: [] for name in places}
     known: dict[str, str] = {}
-    rows, line = [], reader.line_num + 1
+    rows, line = [], (header := reader.line_num)
     for row in reader:
+        if reader.line_num > line + 1:
+            raise MucdError(f"{source.name} lines {line + 1} to {reader.line_num} are one cell in quotes: a row that could swallow those of others is not read, write each in a line of its own")
+        line = reader.line_num
         if len(row) != width:
             if not row:
                 continue
@@ -58,7 +61,7 @@ def _columns(reader, source: Source, width: int, places: dict[str, int], texts: 
             _parse(rows, source, places, texts, whole, parts, known)
             rows = []
     _parse(rows, source, places, texts, whole, parts, known)
-    if line > reader.line_num:
+    if reader.line_num == header:
         raise MucdError(f"{source.name} has no rows")
     return {name: _joined(columns, name in texts) for name, columns in parts.items()}
 

@@ -213,6 +213,12 @@ def _in_declared_dtypes(episode: dict, number: int, metadata: Metadata, read: Ob
         with np.errstate(over="ignore", invalid="ignore"):
             # Of whole numbers in the end, too, float32 is what is kept.
             episode["actions"] = actions.astype(space.dtype if space.dtype.kind == "f" else np.float32)
+    elif isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary) and actions.dtype.kind in "fu":
+        # Beside those of another episode in int64 they would be float64, which does not hold every one of these.
+        with np.errstate(invalid="ignore"):
+            episode["actions"] = actions.astype(np.int64)
+        if not np.array_equal(episode["actions"], actions):
+            raise MucdError(f"episode {number}: actions {actions.dtype} must be whole numbers of 64 bits: record it again, or leave it out")
 
 
 def stored_with_keys(folder: Path, metadata: Metadata):

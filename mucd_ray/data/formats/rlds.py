@@ -243,7 +243,10 @@ def _keys(features, numbers: list[str], texts: list[str]) -> dict:
             found[name] = int(kept[0])
     for name in texts:
         kept = features[f"episode_metadata/{name}"].bytes_list.value if f"episode_metadata/{name}" in features else []
-        text = kept[0].decode("utf-8", "replace") if len(kept) == 1 and len(kept[0]) <= MOST_TEXT else ""
+        try:
+            text = kept[0].decode() if len(kept) == 1 and len(kept[0]) <= MOST_TEXT else ""
+        except UnicodeDecodeError:
+            raise MucdError(f"{name} {printable(kept[0])[:60]} is not text in UTF-8: write it anew, since two of them might become one") from None
         if text and text.isprintable():
             found[name] = text
     return found

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import math
 import os
-import stat
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from mucd_ray.data.formats.child import Child
 from mucd_ray.data.formats.hdf5 import Hdf5File
 from mucd_ray.errors import MucdError
-from mucd_ray.files import check_within, printable, read_file, read_json, read_npy
+from mucd_ray.files import open_file, printable, read_file, read_json, read_npy
 
 # Of one file, and of all that a source's files unpack to.
 MOST_FILE_BYTES = 1 << 33
@@ -104,8 +103,6 @@ class Source:
     @contextlib.contextmanager
     def hdf5(self, name: str = ""):
         path = self._located(name)
-        if self.is_folder:
-            check_within(path, self.path)
         self.hash(name)
         with h5py.File(path, "r") as file:
             yield Hdf5File(file, path.stat().st_size)
@@ -170,11 +167,8 @@ class Source:
     def hash(self, name: str) -> str:
         """SHA-256 of a file that something else reads; it becomes part of `digest`."""
         digest = hashlib.sha256()
-        with open(os.open(self._located(name), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise MucdError(f"{self._located(name)} is not a regular file: give one")
-            for _ in range(math.ceil(status.st_size / BYTES_AT_A_TIME)):
+        with open_file(self._located(name), MOST_FILE_BYTES, self.path if self.is_folder else None) as file:
+            for _ in range(math.ceil(os.fstat(file.fileno()).st_size / BYTES_AT_A_TIME)):
                 digest.update(file.read(BYTES_AT_A_TIME))
         self._hashes[name] = digest.hexdigest()
         return self._hashes[name]
@@ -184,7 +178,10 @@ def _texts(content: np.ndarray, ends: np.ndarray) -> list[str]:
     known: dict[str, str] = {}
     whole, texts, start = content.tobytes(), [], 0
     for end in ends.tolist():
-        text = whole[start:end].decode("utf-8", "replace")
+        try:
+            text = whole[start:end].decode()
+        except UnicodeDecodeError:
+            raise MucdError(f"{printable(whole[start:end])[:60]} is not text in UTF-8: write the texts anew, since two of them might become one") from None
         # Equal texts are one object.
         texts.append(known.setdefault(text, text))
         start = end

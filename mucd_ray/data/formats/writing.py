@@ -17,6 +17,7 @@ from minari.namespace import NAMESPACE_METADATA_FILENAME
 
 from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.errors import MucdError
+from mucd_ray.files import open_unlinked
 
 _ASIDE = ".mucd-record-"  # hidden names: Minari does not list them
 
@@ -73,8 +74,8 @@ def _make_namespaces(path: Path, depth: int) -> None:
     """The folders above a dataset, each marked as Minari marks a namespace. Minari's own way looks at all others, and fails on strangers among them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for folder in path.parents[:depth]:
-        if not (folder / NAMESPACE_METADATA_FILENAME).exists():
-            (folder / NAMESPACE_METADATA_FILENAME).write_text("{}")
+        with contextlib.suppress(FileExistsError), open(folder / NAMESPACE_METADATA_FILENAME, "x") as file:
+            file.write("{}")
 
 
 def _check_room(folder: Path, episodes: list[EpisodeBuffer]) -> None:
@@ -103,7 +104,7 @@ def _only_writer(folder: Path):
         for leaving in folder.glob(f"{_ASIDE}*"):
             shutil.rmtree(leaving, ignore_errors=True)
 
-    with open(folder / ".mucd-lock", "w") as lock:
+    with open_unlinked(folder / ".mucd-lock", 0) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         sweep()
         try:

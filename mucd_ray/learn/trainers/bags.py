@@ -35,7 +35,7 @@ def units_of(units: Units, bag: np.ndarray) -> Units:
     rows = np.zeros(1, np.int64) if nothing else rows
     if not len(bag):
         lengths = np.array([1 if units.unit == "transition" else 0])
-    arrays = {name: array[rows] if len(array) else array for name in ("features", "next_features", "actions", "rewards", "keeps") for array in [getattr(units, name)]}
+    arrays = {name: array[rows] if len(array) else array for name in ("features", "next_features", "actions", "rewards", "keeps", "ends") for array in [getattr(units, name)]}
     if nothing:
         arrays["features"] = np.full_like(arrays["features"], np.nan)
     return Units(unit=units.unit, **arrays, starts=np.cumsum(lengths) - lengths, lengths=lengths)

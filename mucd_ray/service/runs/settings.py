@@ -44,6 +44,8 @@ DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "uint32", "uint64"
 WITH_HISTORY = (Bag.kind, Partition.kind)
 # States, held-out instances, episodes of an instance: what a certificate or a trainer could still hold.
 MOST = 1 << 20
+# Votes are stored in 16 bits.
+MOST_ACTIONS = (1 << 15) - 1
 DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_digest; print(code_digest())"'
 
 
@@ -142,6 +144,8 @@ class RunSettings:
             raise MucdError(f"card of {self.card.env_id}: source {self.card.source!r:.300} must be one line of printable text: it becomes an assumption of the certificate")
         if self.trusted is not None and not (len(self.trusted) == 2 and all(isinstance(text, str) for text in self.trusted)):
             raise MucdError(f"trusted {self.trusted!r:.100} must be the name and the content hash of a dataset")
+        if self.actions > MOST_ACTIONS:
+            raise MucdError(f"{self.actions:,} actions are more than {MOST_ACTIONS:,}: votes are counted for each of them, give a space of fewer")
         if min(self.actions, self.dimensions) != 0 or max(self.actions, self.dimensions) < 1:
             raise MucdError(f"actions {self.actions} and dimensions {self.dimensions}: one of them must be 0, the other at least 1")
         if self.components is not None and not (self.components and all(type(values) is int and 1 <= values <= MOST_VALUES for values in self.components) and sum(self.components) == self.actions <= MOST_VALUES):

@@ -39,7 +39,7 @@ from mucd_ray.data.recording.behaviours import behaviour_for
 from mucd_ray.data.recording.given import given_policy
 from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
-from mucd_ray.files import MOST_JSON_BYTES, read_file, read_json
+from mucd_ray.files import MOST_JSON_BYTES, open_unlinked, read_file, read_json
 from mucd_ray.learn.problem import action_shape
 from mucd_ray.learn.scores import components_of
 from mucd_ray.mechanism.bag import Bag
@@ -307,9 +307,13 @@ class Tell(tune.Callback):
 
     def on_trial_error(self, iteration, trials, trial, **info):
         trace = str(trial.get_error()).strip()
-        with open(self.file, "a") as file:
-            file.write(f"trial {trials.index(trial) + 1}\n{trace}\n\n")
-        print(f"trial {trials.index(trial) + 1} of {self.trials} failed: {harmless(_reason(trace))} (the whole trace is in {self.file})", file=sys.stderr)
+        where = f"the whole trace is in {self.file}"
+        try:
+            with open_unlinked(self.file, os.O_APPEND) as file:
+                file.write(f"trial {trials.index(trial) + 1}\n{trace}\n\n".encode())
+        except OSError as error:
+            where = f"{self.file} takes no traces: {error.strerror or error}"
+        print(f"trial {trials.index(trial) + 1} of {self.trials} failed: {harmless(_reason(trace))} ({where})", file=sys.stderr)
 
 
 def _reason(trace: str) -> str:

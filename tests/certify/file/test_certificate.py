@@ -257,6 +257,15 @@ def test_a_wide_return_range_leaves_no_room_to_forge_shares():
         assert verify(forged | {"sha256": content_hash(forged)})
 
 
+def test_a_mean_that_hardly_earns_anything_leaves_no_room_to_forge_a_goal():
+    returns = np.where(np.arange(400) < 200, 1e-9, 0.0)
+    honest = make_certificate(inputs(returns=returns, return_range=(0, 1), actions=None, goal="return>=0.99@0.005"), assumptions=[], context={})
+    forged = copy.deepcopy(honest)
+    forged["results"]["goal"]["certified"] = 0.98999
+    forged["claim"] = claim_sentences(forged["inputs"], forged["results"])
+    assert verify(honest) == [] and verify(forged | {"sha256": content_hash(forged)})
+
+
 def test_json_that_says_two_things_is_refused(tmp_path):
     text = json.dumps(CERTIFICATE)
     for forged in ('{"claim": ["Any r is certified."],' + text[1:], text.replace('"units": 1000', '"units": 5000000, "units": 1000'), text.replace("0.001", "NaN", 1)):

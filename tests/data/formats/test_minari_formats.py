@@ -1,5 +1,6 @@
 """What our reader reads is what Minari's own reader reads, in every format that Minari writes."""
 
+import gymnasium as gym
 import h5py
 import minari
 import numpy as np
@@ -75,6 +76,18 @@ def test_the_type_in_which_one_episode_is_stored_changes_no_other(minari_root, n
             mine, theirs = getattr(before, field), getattr(after, field)
             assert mine.dtype == theirs.dtype and mine[:start].tobytes() == theirs[:start].tobytes(), (field, other)
         assert before.trajectory_digests()[:-1] == after.trajectory_digests()[:-1]
+
+
+def test_the_type_of_one_episodes_actions_rounds_no_others(minari_root):
+    """Poison: beside float64 whole numbers become float64, which does not tell those above 2^53 apart."""
+    create("far-v0", SPACES["box"], gym.spaces.MultiDiscrete([3], start=[1 << 60]))
+    before = load_dataset("far-v0")
+    with h5py.File(minari_root / "far-v0/data/main_data.hdf5", "a") as file:
+        values = file["episode_2/actions"][()]
+        del file["episode_2/actions"]
+        file["episode_2/actions"] = np.full(values.shape, float(1 << 60))
+    after, start = load_dataset("far-v0"), before.trajectory_starts[-2]
+    assert len(set(before.actions[:start].tolist())) > 1 and before.actions.dtype == after.actions.dtype and np.array_equal(before.actions[:start], after.actions[:start])
 
 
 def _stored_as(folder, data_format, dtype):

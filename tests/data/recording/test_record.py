@@ -69,6 +69,22 @@ def test_frames_show_the_episode_that_the_ram_controller_plays(minari_root):
         record("CartPole-v1", None, 1, 0, "x-v0", frames=True)
 
 
+def test_nothing_is_written_through_what_a_stranger_left_in_the_folder(minari_root, tmp_path):
+    """Links and pipes among the files beside a dataset, as an archive that was unpacked there brings them."""
+    (tmp_path / "precious").write_text("mine")
+    folder = minari_root / "theirs"
+    folder.mkdir(parents=True)
+    (folder / ".mucd-lock").symlink_to(tmp_path / "precious")
+    (folder / "namespace_metadata.json").symlink_to(tmp_path / "new")
+    with pytest.raises(MucdError, match="cannot be written"):
+        record("CartPole-v1", None, 50, 1, "theirs/mine-v0")
+    (folder / ".mucd-lock").unlink()
+    os.mkfifo(folder / ".mucd-lock")
+    with pytest.raises(MucdError, match="cannot be written"):
+        record("CartPole-v1", None, 50, 1, "theirs/mine-v0")
+    assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "new").exists() and not (folder / "mine-v0").exists()
+
+
 def test_existing_id_is_kept_unless_replaced(cartpole):
     before = load_dataset("cartpole/small-v0").fingerprint()
     with pytest.raises(MucdError, match="exists.*--overwrite"):

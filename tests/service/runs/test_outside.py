@@ -73,6 +73,7 @@ def test_poison_that_breaks_the_learner_is_counted_and_reaches_no_other_instance
     drawn = [draw_bag(Bag(bag_size=1), clean.trajectories, instance, Streams(SECRET)).item() for instance in range(INSTANCES)]
     dirty, causes = poisoned(clean, drawn)
     store = settled(dirty, tmp_path / "run", trainer)
+    store.write_states(clean.observations[:12])  # held-out instances that choose them may hang, too
     certificate = train(store, dirty, INSTANCES, Choices(), Resources(block=4))
     assert verify(certificate) == []
     expected, good = Counter(causes[unit] for unit in drawn if unit in causes), [instance for instance, unit in enumerate(drawn) if unit not in causes]

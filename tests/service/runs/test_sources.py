@@ -25,6 +25,7 @@ DATASET, OPERATORS, SECRET = "cartpole/operators-v0", 20, b"s" * 32
 KINDS = {
     "bag": {"mechanism": "bag", "bag_size": 2, "fit": {"steps": 40, "batch": 64}},
     "partition": {"mechanism": "partition", "parts": 4, "fit": {"steps": 40, "batch": 64}},
+    "bag-then-noise": {"mechanism": "bag-then-noise", "units": 20, "bag_size": 10, "sample_rate": 1.0, "noise_multiplier": 10.0, "steps": 5, "learner": DEFAULT_LEARNER},
     "gaussian": {"sample_rate": 1.0, "noise_multiplier": 10.0, "steps": 5, "units": 20, "learner": DEFAULT_LEARNER},
     "planned": {"mechanism": "bag", "fraction": 0.05, "fit": {"steps": 40, "batch": 64}},
 }
