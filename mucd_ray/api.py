@@ -102,6 +102,7 @@ def certify(
     returns: np.ndarray | None = None,
     return_range: tuple[float, float] | None = None,
     votes: np.ndarray | None = None,
+    components: tuple[int, ...] = (),
     reference: np.ndarray | None = None,
     eta: float = 0.001,
     threat: str = "symmetric",
@@ -124,7 +125,9 @@ def certify(
         returns: what each instance earned, in any order (in the certificate it is drawn anew), [P], of a partition P parts drawn at random, again and again from all of them; None: actions alone are certified.
         return_range: public (least, greatest) return.
         votes: at S public states how many of the P instances prefer each of A actions, [S, A]; of a partition those of all its parts.
-        reference: [S], the actions against which certified accuracy is counted.
+        components: of actions of several whole numbers, each voted on by itself, how many values each of them may have: then `votes` [S, n_1 + ... + n_k] holds those for the values of the first, then of the
+            second, and so on, and a radius is that of all values together.
+        reference: [S], or [S, k] of components: the actions against which certified accuracy is counted.
         eta, threat, accountant, band: as of `mucd certify`.
         rollouts, discount, clipped: episodes whose mean one return is; discount of a step; whether every episode's return was clipped into `return_range`.
         assumptions: sentences of yours for the certificate.
@@ -148,11 +151,14 @@ def certify(
         raise MucdError("the votes of neighbours are certified with the radii along episodes, which `mucd run --mechanism neighbours` finds: votes and returns alone do not do")
     evidence = None
     if votes is not None:
-        evidence = (exact_evidence if isinstance(mechanism, Partition) else votes_evidence)(_array("votes", votes, 2), None if reference is None else _array("reference", reference, 1))
+        if not isinstance(components, (tuple, list)) or not all(_is_whole(values) for values in components):
+            raise MucdError(f"components {quoted(components)} must be a list of whole numbers, how many values each of them may have")
+        reference = None if reference is None else _array("reference", reference, 2 if components else 1)
+        evidence = (exact_evidence if isinstance(mechanism, Partition) else votes_evidence)(_array("votes", votes, 2), reference, tuple(components))
     earned: dict[str, Any]
     if returns is None:
         assert evidence is not None
-        earned = {"returns": [], "return_range": None, "rollouts": 0, "instances": sum(evidence["counts"][0])}
+        earned = {"returns": [], "return_range": None, "rollouts": 0, "instances": sum(evidence["counts"][0][: components[0] if components else None])}
     else:
         # Of instances in an order that follows from what they earned, as of sorted returns, the bound by betting would be none (certify/confidence/means.py).
         earned = {"returns": np.random.default_rng().permutation(_array("returns", returns, 1)), "return_range": return_range, "rollouts": rollouts, "discount": discount, "clipped": clipped}

@@ -99,8 +99,30 @@ class Doors(_Room):
         return self.moves[action - 3]
 
 
+class Levers(_Room):
+    """Three levers of eleven positions each: 1331 combinations, too many to be one action."""
+
+    observation_space = gym.spaces.Box(-2, 2, (2,), np.float32)
+    action_space = gym.spaces.MultiDiscrete([11, 11, 11], start=[-5, -5, -5])
+
+    def _seen(self):
+        return np.array([self.place, self.target - self.place], np.float32)
+
+    def _moved(self, action):
+        return 0.03 * float(np.sum(action))
+
+
+class Switches(Levers):
+    """Ten switches, five for each direction."""
+
+    action_space = gym.spaces.MultiBinary(10)
+
+    def _moved(self, action):
+        return 0.1 * (int(action[:5].sum()) - int(action[5:].sum()))
+
+
 CARD = {"center": [0], "scale": [1], "clip": 1e6, "indices": [], "return_range": [0, STEPS], "source": "A tiny room of the tests."}
-SHAPES = {"Rooms-v0": [14], "Pictures-v0": [8, 9, 3], "Cells-v0": [], "Doors-v0": [6]}
+SHAPES = {"Rooms-v0": [14], "Pictures-v0": [8, 9, 3], "Cells-v0": [], "Doors-v0": [6], "Levers-v0": [2], "Switches-v0": [2]}
 for name in SHAPES:
     gym.register(f"own_spaces/{name}", f"own_spaces:{name[:-3]}", max_episode_steps=STEPS)
 

@@ -56,6 +56,16 @@ def test_votes_alone_certify_actions():
     assert any("Nothing is said of other states" in sentence for sentence in alone["claim"]) and not any("return" in sentence.split("With which")[0] for sentence in alone["claim"])
 
 
+def test_votes_on_several_components():
+    given = {"votes": [[290, 10, 20, 280, 0], [150, 150, 300, 0, 0]], "components": (2, 3), "mechanism": EVIDENCE["mechanism"], "units": 1000}
+    found = mucd_ray.certify(**given, reference=[[0, 1], [1, 0]])
+    part = found["results"]["action"]["per_state"]
+    assert found["results"]["instances"] == 300 and found["results"]["action"]["action"] == [[0, 1], [0, 0]] and found["results"]["action"]["agreement"] == 0.5 and mucd_ray.verify(found) == []
+    assert part["radius"][0] == min(part["component_radius"][0]) > 0 and part["radius"][1] is None and part["component_radius"][1][1] > part["radius"][0]
+    with_returns = mucd_ray.certify(**given, returns=[400.0] * 300, return_range=(0, 500))
+    assert with_returns["results"]["action"]["per_state"] == {**part, "curve": part["curve"] | {"certified_accuracy": None}}
+
+
 EVIDENCE = {"returns": [400.0] * 300, "return_range": (0, 500), "votes": [[290, 10]], "mechanism": Bag(unit="trajectory", bag_size=10), "units": 1000}
 
 
@@ -76,6 +86,7 @@ def test_returns_may_come_in_any_order():
         {"rollouts": 1.5}, {"rollouts": True}, {"rollouts": None}, {"clipped": "no"}, {"clipped": None}, {"discount": "x"}, {"discount": None}, {"return_range": ("a", "b")}, {"return_range": (0, 10**400)},
         {"return_range": (None, 1)}, {"threat": ["symmetric"]}, {"band": {}}, {"accountant": None}, {"assumptions": ("one\ntwo",)}, {"assumptions": ("\x1b[31m",)}, {"assumptions": (1,)},
         {"assumptions": "abc"}, {"assumptions": None}, {"assumptions": ("\ud800",)}, {"out": ""}, {"out": 3}, {"out": "/proc/none"}, {"out": __file__}, {"out": "\0"}, {"out": "a" * 300}, {"out": "\ud800"},
+        {"components": (2, 2)}, {"components": (3,)}, {"components": 2}, {"components": (2.0,)}, {"components": "2"}, {"components": (1, 1)}, {"components": (2, 0)}, {"components": (-2, 4)}, {"components": (10**5000,)},
         {"units": 10**5000}, {"rollouts": 10**5000}, {"discount": 10**5000}, {"votes": [[10**400, 10]]}, {"votes": np.array([[290 + 1j, 10]])}, {"votes": np.array([[None, None]])},
     ],
     ids=lambda wrong: "-".join([*wrong]),

@@ -28,7 +28,7 @@ def _add_reading(sub):
     sub.add_argument("--card", type=path, metavar="FILE", help="the same by a card of yours, or the name of a plug-in")
     sub.add_argument("--import", dest="imports", action="append", metavar="MODULE", help="import package.module or path/to/file.py first, which registers the environment, or whose formats are plug-ins that shall recognise files; may be repeated")
     sub.add_argument("--make-kwargs", type=json_object, metavar="JSON", help="with --environment: its arguments, such as '{\"continuous\": true}' (default: those of its card)")
-    sub.add_argument("--actions", metavar="N|LO,HI|A,B,C", help="the action space where there is no environment: how many actions, the range of continuous ones, or the names of actions that are texts in a table, in the order in which they are counted")
+    sub.add_argument("--actions", metavar="N|NxM|LO,HI|A,B,C", help="the action space where there is no environment: how many actions, of several components how many values each (3x11x11), the range of continuous ones, or the names of actions that are texts in a table, in the order in which they are counted")
 
 
 def _reading(options, **others):

@@ -23,13 +23,14 @@ class OfflineDataset:
         env_id, env_kwargs: Gymnasium id of the environment that was recorded and the arguments of its `make`, if known.
         env_max_episode_steps, env_wrappers: its time limit, if any, and the names of the wrappers around it, if known.
         observations, next_observations: [N, *observation_shape], dtype as recorded; those of a Dict or Tuple space as `data/spaces.py` joins their parts.
-        actions: int64 [N] for a Discrete space (values as the space declares them, `start` included), float32 [N, k] for a Box.
+        actions: int64 [N] for a Discrete space (values as the space declares them, `start` included), int64 [N, k] for a MultiDiscrete one, whose k components are each voted on by themselves, float32 [N, k]
+            for a Box.
         rewards: float64 [N].
         terminations, truncations: bool [N].
         trajectory_starts: int64 [M+1], offsets of the trajectories: the first is 0, the last is N.
         action_space, observation_space: the spaces of these arrays: those that the dataset declares, where they are of one array, and of one whole number or one row of numbers.
         observation_parts: `Observations.words` of the space that it declares, where that is a Dict or Tuple; else nothing.
-        declared_actions: the space that it declares, where that is MultiDiscrete, MultiBinary or a Box of other than one dimension; else None.
+        declared_actions: the space that it declares, where that is another: MultiDiscrete, MultiBinary or a Box of other than one dimension; else None.
         sources: int64 [M], which source each trajectory is from: numbers from 0 in the order in which they first appear. Trajectories of a source need not be
             neighbours. None where no source key was asked for.
         action_mask: where the mask of its actions begins in an observation (`Observations.mask`), if they have one.
@@ -234,6 +235,8 @@ class OfflineDataset:
         space, actions = space or self.action_space, self.actions
         if isinstance(space, gym.spaces.Discrete):
             bad = (actions < int(space.start)) | (actions > int(space.start) + int(space.n) - 1)
+        elif isinstance(space, gym.spaces.MultiDiscrete):
+            bad = ((actions < 0) | (actions >= space.nvec)).any(axis=1)
         else:
             # Rounding to float32 may move an action that sits on the bound by one unit in the last place; a bound may lie beyond float32.
             with np.errstate(over="ignore"):
@@ -297,6 +300,9 @@ def _as_declared(actions: np.ndarray, space: gym.Space) -> np.ndarray:
         whole = actions.dtype.kind in "iub" and actions.ndim == 1
         if not whole or actions.dtype.kind == "u" and (actions > np.iinfo(np.int64).max).any():
             raise MucdError(f"actions of shape {actions.shape} and dtype {actions.dtype} do not fit {space}: give one integer per transition")
+        return actions.astype(np.int64)
+    if isinstance(space, gym.spaces.MultiDiscrete) and actions.shape[1:] == space.shape and actions.dtype.kind in "iub":
+        # What int64 does not hold becomes negative, which is no action.
         return actions.astype(np.int64)
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and actions.shape[1:] == space.shape and actions.dtype.kind in "fiub":
         with np.errstate(over="ignore"):

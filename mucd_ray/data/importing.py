@@ -33,6 +33,7 @@ from mucd_ray.plugins import Plugin
 from mucd_ray.words import harmless
 
 NUMBER = re.compile(r"[-+]?(\d.*|\.\d.*|inf.*|nan)?", re.IGNORECASE)
+SEVERAL = re.compile(r"[1-9]\d{0,4}(x[1-9]\d{0,4})+")
 # Of whole numbers that may be numbers of actions.
 MOST_ACTIONS = 1 << 16
 MOST_TOLD = 3
@@ -51,7 +52,7 @@ class ImportOptions:
         environment: Gymnasium id of the environment in which the file was recorded.
         card: path of a card instead.
         imports, make_kwargs: modules that register the environment, and its arguments, as of `UserEnvironment`.
-        actions: declared action space, "5" or "-1,1", where there is no environment; or the names of discrete ones, "off,low,high".
+        actions: declared action space, "5", "3x11x11" or "-1,1", where there is no environment; or the names of discrete ones, "off,low,high".
         drop_invalid: leave out trajectories with a fault.
     """
 
@@ -191,7 +192,7 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
     finally:
         if environment is not None:
             environment.close()
-    if isinstance(action_space, gym.spaces.Box) and len(action_space.shape) != 1 or not isinstance(action_space, (gym.spaces.Box, gym.spaces.Discrete)):
+    if isinstance(action_space, gym.spaces.Box) and len(action_space.shape) != 1 or not isinstance(action_space, (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
         raise MucdError(f"actions in {action_space} are not supported: one whole number or one list of numbers is")
     if declared is None:
         notes.append(f"the action space {action_space} follows from the rows: declare it with --environment ID, --card FILE or --actions (a run compares it with its environment's, and takes that)")
@@ -210,13 +211,13 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
 
 
 def _counted(episode: Episode, actions: Actions | None) -> Episode:
-    """The episode with the numbers of combinations for actions of several whole numbers; with a fault where these are in none."""
-    if actions is None or not actions.is_joint or episode.actions.shape[1:] != actions.declared.shape:
+    """The episode with the numbers of combinations, or numbers counted from 0, for actions of several whole numbers; with a fault where these are not in their space."""
+    if actions is None or not actions.are_several or episode.actions.shape[1:] != actions.declared.shape:
         return episode
     try:
         return replace(episode, actions=actions.rows(episode.actions))
     except MucdError as error:
-        return with_fault(replace(episode, actions=np.zeros(len(episode), np.int64)), str(error))
+        return with_fault(replace(episode, actions=np.zeros((len(episode), *shape_of(actions.space)), np.int64)), str(error))
 
 
 def _keys(keys: dict) -> dict:
@@ -254,11 +255,15 @@ def _environment(options: ImportOptions, shape: tuple[int, ...]) -> gym.Env | No
 
 
 def _declared(text: str | None, shape: tuple[int, ...]) -> gym.Space | None:
-    """The space of --actions: "5" is Discrete(5), as are five names; "-1,1" a Box with these bounds."""
+    """The space of --actions: "5" is Discrete(5), as are five names; "3x11x11" is MultiDiscrete([3, 11, 11]); "-1,1" a Box with these bounds."""
     if text is None:
         return None
     if (names := _names(text)) is not None:
         return gym.spaces.Discrete(len(names))
+    if SEVERAL.fullmatch(text):
+        space = gym.spaces.MultiDiscrete([int(number) for number in text.split("x")])
+        Actions(declared=space)  # refuses too many
+        return space
     try:
         numbers = [float(part) for part in text.split(",")]
         if len(numbers) == 1 and numbers[0].is_integer() and 1 <= numbers[0] <= MOST_ACTIONS:
@@ -269,7 +274,7 @@ def _declared(text: str | None, shape: tuple[int, ...]) -> gym.Space | None:
             return gym.spaces.Box(bounds[0], bounds[1], shape or (1,), np.float32)
     except ValueError:
         pass
-    raise MucdError(f"--actions {printable(text)!r}: give the number of actions, such as 5, the range of continuous ones, such as -1,1, or the names of those that are texts, such as off,low,high")
+    raise MucdError(f"--actions {printable(text)!r}: give the number of actions, such as 5, or of each component of one, such as 3x11x11, the range of continuous ones, such as -1,1, or the names of those that are texts, such as off,low,high")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -347,10 +352,13 @@ def _actions(actions: np.ndarray, space: gym.Space) -> tuple[np.ndarray, np.ndar
             if column.shape[1] != 1:
                 return np.zeros(len(actions), np.int64), np.ones(len(actions), bool)
             return np.where(bad, int(space.start), np.nan_to_num(column[:, 0])).astype(np.int64), bad
-        assert isinstance(space, gym.spaces.Box)
         flat = actions.reshape(len(actions), -1)
-        if flat.shape[1] != space.shape[0]:
-            return np.zeros((len(actions), *space.shape), space.dtype), np.ones(len(actions), bool)
+        if flat.shape[1:] != space.shape:
+            return np.zeros((len(actions), *shape_of(space)), space.dtype), np.ones(len(actions), bool)
+        if isinstance(space, gym.spaces.MultiDiscrete):
+            bad = ~((flat == np.floor(flat)) & (flat >= 0) & (flat < space.nvec)).all(axis=1)
+            return np.where(bad[:, None], 0, np.nan_to_num(flat)).astype(np.int64), bad
+        assert isinstance(space, gym.spaces.Box)
         written = flat.astype(space.dtype)
         low, high = np.nextafter(np.float32(space.low), -np.inf), np.nextafter(np.float32(space.high), np.inf)
         return written, ~(np.isfinite(np.float32(flat)) & (flat >= low) & (flat <= high)).all(axis=1)

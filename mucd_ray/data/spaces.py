@@ -16,6 +16,8 @@ from mucd_ray.errors import MucdError
 
 # Above it there are too few votes for each of them.
 MOST_JOINT_ACTIONS = 512
+# Of all components together, where each is voted on by itself.
+MOST_VALUES = 1 << 12
 MOST_PARTS, MOST_DEPTH = 1 << 10, 8
 # The key of an observation under which environments tell which actions are allowed, as PettingZoo has it.
 ACTION_MASK = "action_mask"
@@ -206,13 +208,13 @@ class Observations:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Actions:
     """How actions become one whole number or one row of numbers each: those of MultiDiscrete and MultiBinary spaces the number of their combination, as
-    `np.ravel_multi_index` counts them; those of a Box of any shape one row.
+    `np.ravel_multi_index` counts them, or where there are too many of these a row of whole numbers counted from 0; those of a Box of any shape one row.
 
     Attributes:
         declared: the space of the environment.
 
     Raises:
-        MucdError: another space, or too many combinations.
+        MucdError: another space, or too many values.
     """
 
     declared: gym.Space
@@ -221,26 +223,43 @@ class Actions:
         if not isinstance(self.declared, _SUPPORTED):
             kind = getattr(self.declared, "kind", type(self.declared).__name__)
             raise MucdError(f"actions in a space of type {kind} are not supported: Discrete, MultiDiscrete, MultiBinary and Box are")
-        if self.is_joint:
-            sizes, _ = _sizes(self.declared)
-            if float(np.sum(np.log2(sizes.astype(float)))) > math.log2(MOST_JOINT_ACTIONS) + 1e-6:
-                raise MucdError(
-                    f"actions in {shown(self.declared)} have more than {MOST_JOINT_ACTIONS} combinations, each of which would be an action to vote on: fix some of the components in the "
-                    "environment, or give some of them coarser steps"
-                )
+        if self.are_several and not self.is_joint and float(np.sum(_sizes(self.declared)[0], dtype=float)) > MOST_VALUES:
+            raise MucdError(
+                f"actions in {shown(self.declared)} have more than {MOST_JOINT_ACTIONS} combinations, and their components more than {MOST_VALUES:,} values in all, each of which would be voted "
+                "on: fix some of the components in the environment, or give some of them coarser steps"
+            )
 
     @property
-    def is_joint(self) -> bool:
+    def are_several(self) -> bool:
+        """Whether an action is several whole numbers."""
         return isinstance(self.declared, gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)
 
+    @functools.cached_property
+    def is_joint(self) -> bool:
+        """Whether these become the number of their combination."""
+        return self.are_several and float(np.sum(np.log2(_sizes(self.declared)[0].astype(float)))) <= math.log2(MOST_JOINT_ACTIONS) + 1e-6
+
     @property
+    def components(self) -> tuple[int, ...]:
+        """Otherwise how many values each of them may have; () where actions are not several whole numbers that are each voted on by themselves."""
+        return tuple(_sizes(self.declared)[0].tolist()) if self.are_several and not self.is_joint else ()
+
+    @functools.cached_property
     def is_plain(self) -> bool:
         """Whether nothing is to be done."""
+        if self.are_several:
+            return not self.is_joint and self.declared == self._of_components
         return isinstance(self.declared, gym.spaces.Discrete) or isinstance(self.declared, gym.spaces.Box) and len(self.declared.shape) == 1
+
+    @property
+    def _of_components(self) -> gym.spaces.MultiDiscrete:
+        return gym.spaces.MultiDiscrete(list(self.components))
 
     @functools.cached_property
     def space(self) -> gym.Space:
-        """What they become elements of: Discrete, or a Box of one dimension."""
+        """What they become elements of: Discrete, a MultiDiscrete of one dimension that counts from 0, or a Box of one dimension."""
+        if self.components:
+            return self._of_components
         if self.is_joint:
             return gym.spaces.Discrete(int(np.prod(_sizes(self.declared)[0])))
         if self.is_plain or not isinstance(self.declared, gym.spaces.Box):
@@ -249,27 +268,31 @@ class Actions:
 
     @property
     def count(self) -> int:
-        """Of discrete ones; 0 of others."""
+        """Of discrete ones that are voted on as a whole; 0 of others."""
         return int(self.space.n) if isinstance(self.space, gym.spaces.Discrete) else 0
 
     def rows(self, values: np.ndarray) -> np.ndarray:
-        """Recorded actions [N, *shape] as int64 [N] or numbers [N, k]; what is plain is given back as it is. Raises MucdError for another shape, or for what is no action."""
-        if self.is_plain:
+        """Recorded actions [N, *shape] as int64 [N], int64 [N, k] of components or numbers [N, k]; what is plain is given back as it is. Raises MucdError for another shape, or for what is no action."""
+        if self.is_plain and not self.components:
             return values
         shape = shape_of(self.declared)
         if values.shape[1:] != shape or values.dtype.kind not in "fiub":
             raise MucdError(f"actions of shape {values.shape[1:]} and dtype {values.dtype} do not fit {shown(self.declared)}: give one of shape {shape} per transition")
         flat = values.reshape(len(values), -1)
-        return _places(flat, *_sizes(self.declared), "actions") @ self._strides if self.is_joint else flat
+        if not self.are_several:
+            return flat
+        places = _places(flat, *_sizes(self.declared), "actions")
+        return places @ self._strides if self.is_joint else places
 
     def original(self, action):
         """An action of `space` as one of the environment's."""
         if self.is_plain:
             return action
-        if not self.is_joint:
+        if not self.are_several:
             return np.asarray(action, self.declared.dtype).reshape(self.declared.shape)
         sizes, start = _sizes(self.declared)
-        return (start + int(action) // self._strides % sizes).astype(self.declared.dtype).reshape(self.declared.shape)
+        places = int(action) // self._strides % sizes if self.is_joint else np.asarray(action)
+        return (start + places).astype(self.declared.dtype).reshape(self.declared.shape)
 
     @functools.cached_property
     def _strides(self) -> np.ndarray:

@@ -15,11 +15,11 @@ import numpy as np
 from minari.serialization import serialize_space
 
 from mucd_ray.data.environments.card import EnvironmentCard
-from mucd_ray.data.environments.past import action_width
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import Policies, environment_actions
 from mucd_ray.evaluate.rollouts import means
 from mucd_ray.files import printable
+from mucd_ray.learn.scores import width_of
 from mucd_ray.learn.trainers import outside
 from mucd_ray.learn.trainers.nursery import MOST_QUESTION, frame
 from mucd_ray.learn.trainers.outside import Line, NurseryProcess, asked
@@ -136,7 +136,7 @@ class _Default:
     """The policy of the default action."""
 
     def __init__(self, action_space: gymnasium.Space):
-        self.width = action_width(action_space)
+        self.width = width_of(action_space)
 
     def __len__(self) -> int:
         return 1

@@ -12,13 +12,15 @@ import torch
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.networks import Network, stacked_layers
 from mucd_ray.learn.problem import Problem
+from mucd_ray.learn.scores import components_of
+from mucd_ray.mechanism.components import best, blocks
 
 
 class Policies(Protocol):
     """P policies, numbered 0..P-1, each a function of one observation alone: what it prefers there depends on no other row, policy or call before.
 
     A new kind of policies has these two methods: rows of features are those of the environment's card, and what is preferred at a row is one score per discrete action, the
-    largest of which acts, or the unclipped continuous action. Where a policy fails, its row is NaN: it then takes the default action (`greedy_actions`, `clipped_actions`).
+    largest of which acts (of actions of several components one for each of their values, component after component), or the unclipped continuous action. Where a policy fails, its row is NaN: it then takes the default action (`greedy_actions`, `clipped_actions`).
     A policy that names a discrete action without scores has those of `learn.scores.scores_of`.
     """
 
@@ -165,9 +167,10 @@ class MaskedPolicies:
 # among instances by their training data, which no certificate covers.
 
 
-def greedy_actions(outputs: np.ndarray) -> np.ndarray:
-    """Scores [..., A] -> the preferred action, counted from 0, int64 [...]; ties go to the lowest, as do outputs that are not finite."""
-    return np.where(np.isfinite(outputs).all(-1), outputs.argmax(-1), 0)
+def greedy_actions(outputs: np.ndarray, components: tuple[int, ...] = ()) -> np.ndarray:
+    """Scores [..., A] -> the preferred action, counted from 0, int64 [...], or of several components [..., k]; ties go to the lowest, as do outputs that are not finite: in all components, wherever they are."""
+    finite = np.isfinite(outputs).all(-1)
+    return np.where(finite[..., None] if components else finite, best(outputs, components), 0)
 
 
 def scores_of(actions: np.ndarray, count: int) -> np.ndarray:
@@ -180,12 +183,12 @@ def scores_of(actions: np.ndarray, count: int) -> np.ndarray:
     return np.where(((actions >= 0) & (actions < count))[..., None], scores, np.nan)
 
 
-def softmax_probabilities(outputs: np.ndarray) -> np.ndarray:
-    """Scores [..., A] -> probabilities of the actions, float64 [..., A]; 0 for every action where an output is not finite."""
+def softmax_probabilities(outputs: np.ndarray, components: tuple[int, ...] = ()) -> np.ndarray:
+    """Scores [..., A] -> probabilities of the actions, or of each component's values, float64 [..., A]; 0 for every action where an output is not finite."""
     finite = np.isfinite(outputs).all(-1, keepdims=True)
     logits = np.where(finite, outputs, 0.0).astype(np.float64)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.where(finite, weights / weights.sum(-1, keepdims=True), 0.0)
+    weights = [np.exp(part - part.max(-1, keepdims=True)) for part in (blocks(logits, components) if components else [logits])]
+    return np.where(finite, np.concatenate([part / part.sum(-1, keepdims=True) for part in weights], -1), 0.0)
 
 
 def clipped_actions(action_space: gymnasium.spaces.Box, outputs: np.ndarray) -> np.ndarray:
@@ -199,10 +202,12 @@ def environment_actions(action_space: gymnasium.Space, outputs: np.ndarray) -> n
     """What policies prefer [S, out] as actions of the environment: the greedy one, or the clipped one.
 
     Raises:
-        MucdError: the space is neither Discrete nor Box.
+        MucdError: the space is none of Discrete, MultiDiscrete (which counts from 0) and Box.
     """
     if isinstance(action_space, gymnasium.spaces.Discrete):
         return greedy_actions(outputs) + int(action_space.start)
+    if isinstance(action_space, gymnasium.spaces.MultiDiscrete):
+        return greedy_actions(outputs, components_of(action_space))
     if isinstance(action_space, gymnasium.spaces.Box):
         return clipped_actions(action_space, outputs).reshape(len(outputs), *action_space.shape)
-    raise MucdError(f"action space {action_space} is not supported: Discrete and Box are")
+    raise MucdError(f"action space {action_space} is not supported: Discrete, MultiDiscrete and Box are")

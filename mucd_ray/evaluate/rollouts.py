@@ -13,6 +13,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import Policies, StackedPolicies, environment_actions
 from mucd_ray.learn.networks import Network
 from mucd_ray.learn.problem import action_shape
+from mucd_ray.learn.scores import components_of
 from mucd_ray.words import counted
 
 # Called again and again while work goes on.
@@ -171,7 +172,7 @@ def constant_returns(
 ) -> dict[str, float]:
     """Mean (discounted) return over `episodes` episodes of every policy that always takes the same action.
 
-    Keys are the actions as text; for a Box space they are its bounds (the finite ones) and its centre, or zero if unbounded. `masked` makes policies act as they may (`MaskedPolicies`, say).
+    Keys are the actions as text; for a Box space they are its bounds (the finite ones) and its centre, or zero if unbounded; for actions of several components the lowest, the middle and the highest value of all. `masked` makes policies act as they may (`MaskedPolicies`, say).
 
     Raises:
         MucdError: the action space is not supported.
@@ -196,6 +197,9 @@ def _constants(action_space: gymnasium.Space) -> dict[str, np.ndarray]:
     """Network outputs [out] of each constant action."""
     if isinstance(action_space, gymnasium.spaces.Discrete):
         return {str(int(action_space.start) + action): np.eye(int(action_space.n))[action] for action in range(int(action_space.n))}
+    if components := components_of(action_space):
+        values = {"low": [0] * len(components), "centre": [values // 2 for values in components], "high": [values - 1 for values in components]}
+        return {name: np.concatenate([np.eye(count)[value] for count, value in zip(components, chosen)]) for name, chosen in values.items()}
     action_shape(action_space)
     assert isinstance(action_space, gymnasium.spaces.Box)
     low, high = action_space.low.flatten(), action_space.high.flatten()

@@ -20,7 +20,7 @@ Constants = Mapping[str, float]
 
 
 class Transition(NamedTuple):
-    """One transition beside its observations: action (integer scalar, or [k] within [-1, 1] where bounds are known), scaled reward, and
+    """One transition beside its observations: action (integer scalar, integers [k] of several components, or [k] within [-1, 1] where bounds are known), scaled reward, and
     keep = 0 where the episode terminated, else 1."""
 
     action: Tensor
@@ -71,7 +71,7 @@ class Constant:
 # observation and action; context is what the evaluations give, one after the other.
 Loss = Callable[[Tensor, Tensor, Transition, Constants], Tensor]
 # The loss' derivative by the outputs for the fused engine, in the part of Python that Numba compiles: delta(outputs float32 [O],
-# context float32 [K], action, reward, keep, constants float32 in the order of `Algorithm.constants`, deltas float32 [O]) writes
+# context float32 [K], action, reward, keep, constants float32 in the order of `Algorithm.constants`, then `Problem.components`, deltas float32 [O]) writes
 # deltas. Where the loss' derivative has a non-finite component, so has delta, and only there: both engines count that unit as zero.
 Delta = Callable[..., None]
 
@@ -81,7 +81,7 @@ class Algorithm:
     """An offline learner for one kind of action. One step releases one vector per unit: the gradient by all towers' parameters together.
 
     Attributes:
-        towers: (actions, constants) -> the networks; `actions` counts discrete actions or continuous dimensions.
+        towers: (actions, constants) -> the networks; `actions` counts discrete actions, the values of all components, or continuous dimensions.
         loss, delta: see `Loss` and `Delta`; without a delta the torch engine trains.
         context: the evaluations that the loss reads.
         constants: its public numbers by name, beside the learner's.

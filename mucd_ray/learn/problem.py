@@ -19,6 +19,7 @@ from mucd_ray.learn.convolutional import FRAMES, convolutional, image_shape
 from mucd_ray.learn.decision_transformer import decision_transformer
 from mucd_ray.learn.learner import Learner
 from mucd_ray.learn.networks import Network, RandomFeatures
+from mucd_ray.learn.scores import width_of
 from mucd_ray.learn.transformer import transformer
 
 
@@ -31,6 +32,7 @@ class Problem:
         inputs: width of an observation's features.
         actions: number of discrete actions, or of continuous dimensions.
         discrete: which of both.
+        components: of discrete actions of several components how many values each may have; then `actions` is how many these are in all.
         action_bounds: public (low [k], high [k]) of continuous actions; the learner sees them scaled to [-1, 1]. None if unbounded.
         mirror: a public symmetry of observations and actions, for learners that are shown both (`Fit.mirrored`).
         shape: of an image whose flattened entries the features are; read by convolutional networks.
@@ -48,6 +50,7 @@ class Problem:
     shape: tuple[int, ...] = FRAMES
     history: int = 1
     mirror: Mirror | None = None
+    components: tuple[int, ...] = ()
     # Numbers that networks are told while they learn, beside the features.
     told: ClassVar[int] = 0
 
@@ -66,6 +69,8 @@ class Problem:
                 raise MucdError(f"a convolutional network wants images, here of shape {self.shape}; these observations have {self.inputs} features: record with --frames")
         if self.algorithm.recalls and (self.inputs % self.history or self.inputs // self.history <= ACTION + self.actions):
             raise MucdError(f"algorithm {self.learner.algorithm!r} sees {self.history} steps of an episode with {self.actions} numbers of an action each, {self.inputs} features are none: use a card with_past")
+        if self.mirror is not None and self.components:
+            raise MucdError("a mirror knows no actions of several components: leave mirrored trajectories out (--no-mirrored)")
         if self.mirror is not None:
             self.mirror.check(width=self.inputs, actions=self.actions, discrete=self.discrete, bounds=self.action_bounds)
         if takes_actions and self.action_bounds is None:
@@ -73,7 +78,7 @@ class Problem:
 
     @functools.cached_property
     def algorithm(self) -> Algorithm:
-        return algorithm_for(self.learner.algorithm, self.discrete)
+        return algorithm_for(self.learner.algorithm, self.discrete, self.components)
 
     @functools.cached_property
     def constants(self) -> dict[str, float]:
@@ -137,7 +142,7 @@ class Problem:
         return ((actions - (low + high) / 2) / ((high - low) / 2)).astype(np.float32)
 
     def preferences(self, outputs: np.ndarray) -> np.ndarray:
-        """The acting tower's outputs [..., O] -> one score per discrete action [..., A], or the unclipped action [..., k] of the environment."""
+        """The acting tower's outputs [..., O] -> one score per discrete action, or per value of each component, [..., A], or the unclipped action [..., k] of the environment."""
         preferred = self.algorithm.head(outputs, self.actions, self.constants)
         if self.discrete or self.action_bounds is None:
             return preferred
@@ -146,13 +151,11 @@ class Problem:
 
 
 def action_shape(space: gymnasium.Space) -> tuple[int, bool]:
-    """(number of discrete actions, True) or (continuous dimensions, False).
+    """(number of discrete actions, or of the values of all components, True) or (continuous dimensions, False).
 
     Raises:
-        MucdError: the space is neither Discrete nor Box.
+        MucdError: the space is none of Discrete, MultiDiscrete and Box.
     """
-    if isinstance(space, gymnasium.spaces.Discrete):
-        return int(space.n), True
-    if isinstance(space, gymnasium.spaces.Box):
-        return int(np.prod(space.shape)), False
-    raise MucdError(f"action space {space} is not supported: Discrete and Box are")
+    if isinstance(space, gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete | gymnasium.spaces.Box):
+        return width_of(space), not isinstance(space, gymnasium.spaces.Box)
+    raise MucdError(f"action space {space} is not supported: Discrete, MultiDiscrete and Box are")

@@ -24,7 +24,7 @@ class Units:
         features: float32 [N, d], what networks take, of algorithms that are told the return of a whole trajectory with that in the last column; a non-finite row makes its unit count as zero. Or uint8 [N, d]: images as they were recorded, for
             plain training alone.
         next_features: float32 [N, d], or [0, d] where the algorithm does not look ahead.
-        actions: int64 [N] counted from 0, or float32 [N, k] as `Problem.scaled_actions` gives them.
+        actions: int64 [N] counted from 0, int64 [N, k] of several components, each counted from 0, or float32 [N, k] as `Problem.scaled_actions` gives them.
         rewards, keeps: float32 [N]: reward over the card's public scale; 0 where the episode terminated, else 1.
         starts, lengths: int64 [U]: unit u has the rows starts[u] ... starts[u] + lengths[u] - 1. A length of 0 is a unit whose vector is
             always zero.
@@ -109,7 +109,10 @@ def check(problem: Problem, mechanism: NoisySteps, units: Units) -> None:
     if problem.algorithm.looks_ahead and len(units.next_features) != rows:
         raise MucdError(f"algorithm {problem.learner.algorithm!r} looks ahead: give the next observation's features of all {rows} transitions")
     actions = units.actions
-    if problem.discrete:
+    if problem.components:
+        if actions.shape != (rows, len(problem.components)) or not np.issubdtype(actions.dtype, np.integer) or (actions < 0).any() or (actions >= problem.components).any():
+            raise MucdError(f"actions are {actions.dtype} {actions.shape}: those of {len(problem.components)} components are integers [N, {len(problem.components)}], each counted from 0 and below its number of values")
+    elif problem.discrete:
         if actions.ndim != 1 or not np.issubdtype(actions.dtype, np.integer):
             raise MucdError(f"actions are {actions.dtype} {actions.shape}: discrete ones are integers [N]")
         if actions.min() < 0 or actions.max() >= problem.actions:
@@ -144,7 +147,7 @@ def make_units(dataset: OfflineDataset, card: EnvironmentCard, problem: Problem,
     arrays = {
         "features": features,
         "next_features": features_of(dataset.next_observations) if problem.algorithm.looks_ahead else features[:0],
-        "actions": dataset.actions - int(dataset.action_space.start) if isinstance(dataset.action_space, gymnasium.spaces.Discrete) else problem.scaled_actions(dataset.actions),
+        "actions": dataset.actions if problem.components else dataset.actions - int(dataset.action_space.start) if isinstance(dataset.action_space, gymnasium.spaces.Discrete) else problem.scaled_actions(dataset.actions),
         "rewards": rewards,
         "keeps": (~dataset.terminations).astype(np.float32),
     }

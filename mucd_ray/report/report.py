@@ -54,6 +54,12 @@ RULES = {
     "continuous": ("continuous: at each state, in every dimension, the median of the instances' actions", ""),
     "neighbours": ("neighbours: at each state the action with most votes of the nearest units", "stays the same"),
 }
+# The same of actions of several components.
+RULES_OF_COMPONENTS = {
+    "votes": ("votes: at each state, in every component, the value that most instances take", "stays the most probable one in every component"),
+    "exact": ("votes of all parts: at each state, in every component, the value that most parts' policies take", "keeps the most votes in every component"),
+    "scores": ("probability scores: at each state, in every component, the value with the largest mean score", "keeps the largest expected score in every component"),
+}
 # What a policy must beat to be worth deploying: names among the baselines, and in words.
 YARDSTICKS = {"best_constant_return": "the best constant action", "behaviour": "the behaviour policy", "trusted": "the policy trained on the trusted data alone"}
 # Bounds that differ by less are the same but for rounding.
@@ -255,14 +261,14 @@ def _poisoned_return(certificate: dict) -> FigureData:
 def _actions(certificate: dict) -> list[FigureData]:
     inputs, action = certificate["inputs"], certificate["results"]["action"]
     reference = inputs["actions"]["reference"]
-    rule, stays = RULES[action["kind"]]
+    rule, stays = _rules(action)
     if _is_exact(inputs):
         scopes = {"every state": _radii(action["per_state"])}
     else:
         scopes = {f"{SCOPES[key].lower()} ({_confidence(inputs)} %)": _radii(action[key]) for key in SCOPES}
     accuracy = {}
     if reference is not None:
-        agrees = np.array(action["action"]) == np.array(reference)
+        agrees = (np.array(action["action"]) == np.array(reference)).reshape(action["states"], -1).all(1)
         accuracy = {f"and as the reference, {name.lower()}": np.where(agrees, _radii(action[key]), -1) for key, name in _scopes(inputs).items()}
     arrays = {"scopes": scopes, "units": inputs["units"], "unit": UNITS[inputs["mechanism"]["unit"]]}
     states = _counted(action["states"], "state")
@@ -294,6 +300,10 @@ def _actions(certificate: dict) -> list[FigureData]:
             alt=f"Histogram of the certified radii of {states}. {alt}.",
         ),
     ]
+
+
+def _rules(action: dict) -> tuple[str, str]:
+    return (RULES_OF_COMPONENTS if "component_radius" in action["per_state"] else RULES)[action["kind"]]
 
 
 def _action_widths(certificate: dict) -> FigureData:
@@ -389,7 +399,7 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         routes=[] if _is_exact(inputs) or not results["policy"] else _route_rows(results["policy"], inputs),
         splits=_splits(results["accounting"]["splits"]),
         accuracy=_accuracy(inputs, results["action"]),
-        rule=RULES[results["action"]["kind"]][0] if results["action"] else None,
+        rule=_rules(results["action"])[0] if results["action"] else None,
         look=len(looks_up_to(results["instances"])) if inputs["looks"] == "anytime" else None,
         what=_what(inputs),
         noun=noun(inputs),

@@ -42,7 +42,7 @@ from mucd_ray.plugins import Plugin
 TEXT = (Path(__file__).parents[2] / "docs" / "certificate.md").read_text()
 ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| (.*) \|$", re.MULTILINE)
 FIELDS = {tuple(re.split(r"\.(?![^<]*>)", path)): kind for path, kind, _ in ROW.findall(TEXT)}
-KIND = re.compile(r"(?P<base>\w+)(?P<null> or null)?( \[(?P<shape>[^]]+)\])?(?P<null_list> or null)?")
+KIND = re.compile(r"(?P<base>\w+)(?P<null> or null)?( \[(?P<shape>[^]]+)\])?( or \[(?P<other>[^]]+)\])?(?P<null_list> or null)?")
 BASES = {
     "text": lambda value: isinstance(value, str),
     "boolean": lambda value: isinstance(value, bool),
@@ -121,6 +121,11 @@ def certificates():
             "mechanism": Bag(bag_size=10), "actions": votes_evidence(votes), "returns": [], "return_range": None, "rollouts": 0, "instances": POLICIES,
             "declared": {"observation_shape": [6], "actions": 2, "dimensions": 0, "sha256": "0f" * 32}, "features": {"source": "raw", "card": "no-environment", "encoder": None},
         },
+        {
+            "mechanism": Bag(bag_size=10), "actions": votes_evidence(np.concatenate([votes] * 3, axis=1), [[0, 0, 1]] * STATES, components=(2, 2, 2)), "returns": [], "return_range": None, "rollouts": 0,
+            "instances": POLICIES, "declared": {"observation_shape": [6], "actions": 6, "dimensions": 0, "sha256": "0f" * 32, "components": [2, 2, 2]},
+            "features": {"source": "raw", "card": "no-environment", "encoder": None},
+        },
     ]
     return [make_certificate(make_inputs(**base | kind), assumptions=["η was chosen before."], context=run_context()) for kind in kinds]
 
@@ -139,9 +144,13 @@ def fits(path, pattern):
 def has_kind(value, kind, sizes):
     kind = KIND.fullmatch(kind)
     assert kind and kind["base"] in BASES, "a type that the document does not explain"
-    shape = kind["shape"].split(", ") if kind["shape"] else []
+    shapes = [kind[name].split(", ") if kind[name] else [] for name in ("shape", "other")]
     if value is None:
-        return bool(kind["null_list"] if shape else kind["null"])
+        return bool(kind["null_list"] if shapes[0] else kind["null"])
+    return any(has_shape(value, shape, sizes, kind) for shape in (shapes if kind["other"] else shapes[:1]))
+
+
+def has_shape(value, shape, sizes, kind):
     parts = [value]
     for size in shape:
         if not all(isinstance(part, list) and len(part) == (int(size) if size.isdigit() else sizes.get(size, len(part))) for part in parts):
@@ -153,7 +162,8 @@ def has_kind(value, kind, sizes):
 def test_every_field_is_documented_with_its_type_and_no_other(certificates):
     found = set()
     for certificate in certificates:
-        sizes = {"P": certificate["results"]["instances"], "S": STATES, "A": 2, "d": 2, "D": 2, "K+1": LEVELS + 1}
+        actions = 6 if "component_radius" in json.dumps(certificate["results"]) else 2
+        sizes = {"P": certificate["results"]["instances"], "S": STATES, "A": actions, "d": 2, "D": actions, "C": 3, "K+1": LEVELS + 1}
         for path, value in nodes(certificate):
             documented = [pattern for pattern in FIELDS if fits(path, pattern)]
             # A name goes before a placeholder: `radius` is not a `<scope>`.

@@ -107,7 +107,7 @@ BOX = {"type": "Box", "dtype": "float32", "shape": [2], "low": [0, 0], "high": [
         ({"observation_space": json.dumps({"type": "Tuple", "subspaces": [{"type": "Discrete", "n": 1 << 30, "start": 0}]})}, "key 0 would become more than 16,777,216 numbers"),
         ({"observation_space": json.dumps({"type": "Tuple", "subspaces": [BOX] * 2000})}, "more than 1,024 parts"),
         ({"observation_space": json.dumps({"type": "Tuple", "subspaces": [{"type": "Discrete", "n": 1 << 20, "start": 0}]}), "total_steps": 10**6}, "bytes, at most"),
-        ({"action_space": json.dumps({"type": "MultiBinary", "n": 1 << 20})}, "more than 512 combinations"),
+        ({"action_space": json.dumps({"type": "MultiBinary", "n": 1 << 20})}, "more than 4,096 values in all"),
         ({"action_space": json.dumps({"type": "MultiDiscrete", "dtype": "uint64", "nvec": [(1 << 64) - 1] * 99, "start": [0] * 99})}, "has whole numbers beyond"),
         ({"action_space": json.dumps({"type": "Dict", "subspaces": {"a": BOX}})}, "actions in a space of type Dict"),
         ({"action_space": json.dumps({"type": "Discrete", "dtype": "int64", "n": 1 << 62, "start": 1 << 62})}, "a Discrete space"),

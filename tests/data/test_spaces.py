@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_spaces import Cells, Pictures, Rooms, card, record
+from own_spaces import Cells, Levers, Pictures, Rooms, Switches, card, record
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.card import EnvironmentCard
@@ -53,6 +53,29 @@ def test_joint_actions_are_numbered_as_numpy_does(space):
     assert np.array_equal(np.ravel_multi_index((every - start).reshape(len(every), -1).T, sizes.reshape(-1)), np.arange(len(every)))
 
 
+@pytest.mark.parametrize("space", [
+    gym.spaces.MultiDiscrete([3, 2, 2, 50], start=[1, 0, -2, 7]), gym.spaces.MultiDiscrete([[30, 3], [1, 20]]), gym.spaces.MultiBinary(10), gym.spaces.MultiBinary([2, 5]),
+    gym.spaces.MultiDiscrete([MOST_JOINT_ACTIONS + 1]), gym.spaces.MultiDiscrete([30, 30], dtype=np.int32),
+])
+def test_more_combinations_are_rows_of_components(space):
+    """Each counted from 0: there and back, and nothing that is no action."""
+    actions, rng = Actions(declared=space), np.random.default_rng(0)
+    space.seed(0)
+    drawn = np.stack([space.sample() for _ in range(20)])
+    rows = actions.rows(drawn)
+    sizes = np.reshape(getattr(space, "nvec", np.full(space.shape, 2)), -1)
+    assert actions.components == tuple(sizes) and not actions.is_joint and actions.is_plain == (space == actions.space) and actions.count == 0
+    assert actions.space == gym.spaces.MultiDiscrete(sizes) and all(row in actions.space for row in rows) and (rows.min() == 0 or len(sizes) == 1)
+    assert all(np.array_equal(actions.original(row), one) and actions.original(row) in space for row, one in zip(rows, drawn))
+    assert Actions(declared=actions.space).is_plain and Actions(declared=actions.space).components == actions.components
+    place = rng.integers(drawn[0].size)
+    for wrong in (np.max(getattr(space, "start", 0) + sizes.reshape(space.shape)), 0.5):
+        spoiled = drawn.astype(float)
+        spoiled.reshape(20, -1)[3, place] = wrong
+        with pytest.raises(MucdError, match="1 of 20 actions are outside their space, first in row 3"):
+            actions.rows(spoiled)
+
+
 def test_boxes_of_any_shape_are_rows():
     actions = Actions(declared=Cells.action_space)
     row = actions.space.sample()
@@ -60,7 +83,8 @@ def test_boxes_of_any_shape_are_rows():
 
 
 @pytest.mark.parametrize("space, message", [
-    (gym.spaces.MultiDiscrete([2] * 10), "more than 512 combinations"), (gym.spaces.MultiDiscrete(np.full(1 << 16, 2**60)), "combinations"), (gym.spaces.MultiBinary(1 << 20), "combinations"),
+    (gym.spaces.MultiDiscrete([4000, 97]), "more than 512 combinations, and their components more than 4,096 values in all"), (gym.spaces.MultiDiscrete(np.full(1 << 16, 2**60)), "combinations"),
+    (gym.spaces.MultiBinary(1 << 20), "combinations"),
     (gym.spaces.Text(3), "type Text"), (gym.spaces.Dict(a=gym.spaces.Discrete(2)), "type Dict"),
 ])
 def test_other_actions_are_refused(space, message, refusal):
@@ -129,6 +153,9 @@ def rooms(tmp_path_factory):
             record("Rooms-v0", f"rooms/{data_format}-v0", 3, data_format)
         record("Pictures-v0", "pictures/arrow-v0", 2, "arrow")
         record("Cells-v0", "cells/hdf5-v0", 2)
+        for name in ("Levers", "Switches"):
+            for data_format in ("hdf5", "parquet"):
+                record(f"{name}-v0", f"{name.lower()}/{data_format}-v0", 2, data_format)
         yield
 
 
@@ -151,6 +178,21 @@ def test_every_format_and_the_live_environment_are_read_alike(rooms):
             assert reward == dataset.rewards[row] and np.array_equal(observation, dataset.next_observations[row])
         assert truncated
     assert own.features(dataset.observations).shape == (30, 14) and EnvironmentCard.from_dict(own.to_dict()) == own
+
+
+@pytest.mark.parametrize("room, sizes", [(Levers, [11] * 3), (Switches, [2] * 10)])
+def test_components_are_read_alike_by_every_format_and_taken_by_the_environment(rooms, room, sizes):
+    name = room.__name__
+    own, datasets = EnvironmentCard.from_dict(card(f"{name}-v0")), [load_dataset(f"{name.lower()}/{data_format}-v0") for data_format in ("hdf5", "parquet")]
+    dataset = datasets[0]
+    assert dataset.fingerprint() == datasets[1].fingerprint() and dataset.actions.dtype == np.int64 and dataset.action_space == gym.spaces.MultiDiscrete(sizes) and dataset.declared_actions == room.action_space
+    own.check(dataset)
+    environment = own.make()
+    environment.reset(seed=0)
+    assert environment.action_space == dataset.action_space and [environment.step(action)[1] for action in dataset.actions[:10]] == dataset.rewards[:10].tolist()
+    wrong = {"actions": dataset.actions + np.eye(len(dataset), len(sizes), dtype=int) * 99, "action_space": dataset.action_space}
+    with pytest.raises(MucdError, match="actions are outside"):
+        OfflineDataset.from_arrays(**{name: getattr(dataset, name) for name in ("observations", "next_observations", "rewards", "terminations", "truncations", "observation_space")} | wrong)
 
 
 def test_the_only_key_keeps_its_shape(rooms):

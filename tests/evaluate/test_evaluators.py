@@ -41,6 +41,23 @@ def test_a_score_is_what_the_function_returns_by_its_seed():
     assert scored("remembers", [[1], [2]])[0] == [0.5, 0.5]
 
 
+def test_a_score_of_vectors_of_several_components(tmp_path):
+    """The evaluator gets an integer for each component, counted from 0."""
+    (tmp_path / "levers.py").write_text(
+        "def share(policy, seed):\n    actions = policy.act([[0.0] * 4] * 3)\n    assert actions.shape == (3, 3) and actions.dtype.kind == 'i' and policy.act([0.0] * 4).shape == (3,)\n"
+        "    return float((actions == policy.action_space.nvec - 1).mean())\n"
+    )
+    space = gymnasium.spaces.MultiDiscrete([11, 11, 6])
+    names, policies = constant_policies(CARD, space)
+    scorer = Scorer(evaluator(f"{tmp_path / 'levers.py'}:share", 0.0, 1.0), (SPACES[0], space))
+    try:
+        scorer.try_out()
+        scores, failed = scorer.scores(policies, CARD, np.zeros((3, 1), int))
+        assert names == ["low", "centre", "high"] and scores.tolist() == [0.0, 0.0, 1.0] and not failed.any()
+    finally:
+        scorer.close()
+
+
 HOSTILE = {
     "raises": "raised", "leaves": "raised", "is_nan": "no number", "is_text": "raised", "too_high": "outside the range", "infinite": "outside the range", "asks_nonsense": "raised",
     "asks_behind_the_back": "no number", "dies": "died", "kills_its_parent": "died",

@@ -251,6 +251,54 @@ def test_deltas_are_the_losses_derivatives(name, discrete, compiled):
     assert 20 < (~counts).sum() < 500
 
 
+@pytest.mark.parametrize("components", [(3, 1, 11, 2), (2,) * 40, (11,) * 30], ids=["four", "forty", "thirty"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_clone_of_components_is_one_of_each(components, compiled):
+    """Its loss is the sum of theirs, the mixture's is the likelihood of the whole action; compiled derivatives are the losses', and not finite where these are not."""
+    rng, rows = np.random.default_rng(0), 300
+    outputs = (rng.standard_normal((rows, sum(components))) * 10.0 ** rng.integers(-3, 3, (rows, 1))).astype(np.float32)
+    outputs[1] /= np.abs(outputs[1]).max()
+    for row in range(0, rows, 6):
+        outputs[row, rng.integers(sum(components))] = (np.nan, np.inf)[row // 6 % 2]
+    actions, rates, numbers = np.stack([rng.integers(0, n, rows) for n in components], 1), rng.choice([0.0, 1e-3, 0.3, 0.99], rows).astype(np.float32), np.array(components, np.float32)
+    for mixture in (False, True):
+        algorithm = algorithm_for("bc", True, components) if not mixture else bc.of_components(components, mixture=True)
+        arrays = (outputs, np.zeros((rows, 0), np.float32), actions, rates, np.ones(rows, np.float32))
+        transition, wide = Transition(torch.tensor(actions[1]), torch.tensor(rates[1]).double(), torch.tensor(1.0)), torch.tensor(outputs[1]).double()
+        each = [F.cross_entropy(part, value) for part, value in zip(wide.split(components), transition.action)]
+        likelihood = (1 - rates[1]) * math.exp(-sum(each)) + rates[1] / math.prod(components)
+        assert algorithm.loss(wide, None, transition, {}).item() == pytest.approx(-math.log(likelihood) if mixture else sum(each).item(), rel=1e-6)
+        delta = algorithm.delta
+        if compiled:
+            delta = numba.njit(error_model="numpy")(types.FunctionType(delta.__code__, {**delta.__globals__, "exponential": numba.njit(bc.exponential)}))
+        expected, deltas = torch_deltas(algorithm, *arrays, {}, dtype=torch.float64), np.full_like(outputs, np.nan)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            for row, case in enumerate(zip(*arrays)):
+                delta(*case, numbers, deltas[row])
+        finite = np.isfinite(torch_deltas(algorithm, *arrays, {})).all(1)
+        assert np.array_equal(np.isfinite(deltas).all(1), finite) and (~finite).sum() == 50 and (np.abs(deltas - expected)[finite] <= 2e-6).all()
+
+
+def test_components_are_learned_by_every_engine():
+    """The fused engine and the torch engine give the same policy, and it has learned."""
+    components, rng = (3, 4, 1), np.random.default_rng(0)
+    features = rng.uniform(-1, 1, (600, STATE)).astype(np.float32)
+    actions = np.stack([(features[:, 0] > 0) + (features[:, 1] > 0), 3 * (features[:, 2] > 0), 0 * features[:, 0]], 1).astype(np.int64)
+    units = Units.transitions(features, actions)
+    problem = Problem(learner=Learner(learning_rate=2.0, average=0.5), inputs=STATE, actions=8, discrete=True, components=components)
+    mechanism = Mechanism(sample_rate=0.5, noise_multiplier=0.3, clip_norm=0.5, steps=60, normaliser=300.0)
+    one, other = (train_block(problem=problem, mechanism=mechanism, units=units, instances=[0, 1], streams=STREAMS, engine=engine) for engine in ("fused", "torch"))
+    assert all(torch.allclose(one[name], other[name], atol=2e-4) for name in one)
+    outputs = features @ one["0.weight"][0].numpy() + one["0.bias"][0].numpy()
+    assert (np.stack([outputs[:, :3].argmax(1), outputs[:, 3:7].argmax(1)], 1) == actions[:, :2]).mean(0).min() > 0.6
+    for wrong in (actions[:, :2], actions.astype(np.float32), actions + [0, 0, 1], actions - [1, 0, 0]):
+        with pytest.raises(MucdError, match="those of 3 components are integers"):
+            train_block(problem=problem, mechanism=mechanism, units=Units.transitions(features, wrong), instances=[0], streams=STREAMS)
+    with pytest.raises(MucdError, match="'iql' is not defined for actions of 3 components"):
+        Problem(learner=Learner(algorithm="iql", learning_rate=1.0), inputs=STATE, actions=8, discrete=True, components=components)
+
+
 @EVERY_ALGORITHM
 @settings(max_examples=20, deadline=None)
 @given(row=st.integers(0, 29), seed=st.integers(0, 2**32 - 1))

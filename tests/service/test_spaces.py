@@ -1,5 +1,6 @@
 """Runs on observations that are dictionaries and actions that are several numbers: trained in this process, certified, verified and served."""
 
+import contextlib
 import hashlib
 import json
 import socket
@@ -17,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from own_spaces import Doors, Rooms, card, record
+from own_spaces import Doors, Levers, Rooms, Switches, card, record
 
 from mucd_ray.certify.file.certificate import verify
 from mucd_ray.data.dataset import OfflineDataset
@@ -31,7 +32,8 @@ from mucd_ray.service.runs.commands import _check_card
 from mucd_ray.service.runs.driver import certify, training_units
 from mucd_ray.service.runs.session import Request, make_settings, read_dataset
 from mucd_ray.service.runs.settings import RunSettings
-from mucd_ray.service.runs.work import baselines, choose_states, train_and_evaluate
+from mucd_ray.service.runs.summary import finish
+from mucd_ray.service.runs.work import baselines, choose_states, train_and_evaluate, train_parts
 from mucd_ray.service.serving.ensemble import Ensemble
 from mucd_ray.service.storage.store import RunStore
 
@@ -43,7 +45,7 @@ LEARNER = Learner(algorithm="bc", hidden=(8,), optimiser="adam", learning_rate=0
 def minari_root(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
-        for name in ("Rooms", "Pictures", "Cells", "Doors"):
+        for name in ("Rooms", "Pictures", "Cells", "Doors", "Levers", "Switches"):
             record(f"{name}-v0", f"{name.lower()}-v0", 24)
             record(f"{name}-v0", f"{name.lower()}-mine-v0", 3, start=60)
         yield
@@ -95,10 +97,10 @@ def test_dictionaries_and_several_whole_numbers(rooms):
         _check_card(store, settings, None, UserEnvironment())
 
 
-@pytest.fixture(scope="module")
-def post(rooms):
+@contextlib.contextmanager
+def serving(store):
     """post(path, body): (status, JSON) from a real server in this process."""
-    uvicorn, ensemble = pytest.importorskip("uvicorn"), Ensemble(str(rooms[0].path))
+    uvicorn, ensemble = pytest.importorskip("uvicorn"), Ensemble(str(store.path))
     from mucd_ray.service.serving.serve import make_app
 
     async def answers(observations):
@@ -123,6 +125,12 @@ def post(rooms):
     yield call
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def post(rooms):
+    with serving(rooms[0]) as call:
+        yield call
 
 
 def test_dictionaries_over_http(rooms, post):
@@ -153,7 +161,70 @@ def test_cells_one_hot_and_matrices(minari_root, tmp_path):
     assert Ensemble(str(store.path)).act(store.states()).shape == (6, 2, 2)
 
 
-@pytest.mark.parametrize(("name", "keys", "shape", "actions"), [("Rooms", ("near", "way"), (10,), 6), ("Cells", (), (9,), 4)])
+@pytest.mark.parametrize("name, components, space, inference", [("Levers", (11, 11, 11), Levers.action_space, "votes"), ("Switches", (2,) * 10, Switches.action_space, "scores")], ids=["Levers", "Switches"])
+def test_several_components(minari_root, tmp_path, name, components, space, inference):
+    """Certified, served and asked as vectors; whoever serves says of the certificate's states what it says."""
+    store = made(name, tmp_path)
+    certificate, settings, states = certify(store, Choices(inference=inference)), store.settings(), store.states()
+    assert verify(certificate) == [] and settings.components == components and settings.actions == sum(components) and certificate["inputs"]["actions"]["components"] == list(components)
+    assert certificate["results"]["policy"]["unpoisoned_mean"] > certificate["context"]["baselines"]["best_constant_return"] + 2
+    assert f"an action has {len(components)} components" in " ".join(certificate["claim"])
+    part, served = certificate["results"]["action"]["per_state"], Ensemble(str(store.path))
+    assert part["radius"] == [None if None in row else min(row) for row in part["component_radius"]]
+    answers, start = served.answers(states), getattr(space, "start", 0)
+    assert [answer["action"] for answer in answers] == certificate["results"]["action"]["action"] and [answer["radius"] for answer in answers] == part["radius"]
+    assert all(np.array_equal(answer["environment_action"], start + np.array(answer["action"])) and len(answer[inference]) == len(components) for answer in answers)
+    assert all(action in space for action in served.act(states)) and served.act(states[0]).dtype == space.dtype
+    assert served.radius(states).tolist() == [-1 if radius is None else radius for radius in part["radius"]]
+    with pytest.raises(MucdError, match="combinations of several components' values"):
+        certify(store, Choices(policy="vote"))
+    with serving(store) as post:
+        status, answer = post("/act", {"observation": states[0]})
+        assert status == 200 and {name: answer[name] for name in answers[0]} == answers[0]
+    finish(store, certificate)
+    report = store.storage.read("report.html").decode()
+    assert f"{len(components)} components: a state's radius is the least of its components'" in report and "in every component" in report
+
+
+def test_parts_vote_on_components_without_chance(minari_root, tmp_path):
+    request = Request(dataset="levers-v0", mechanism="partition", parts=4, card=EnvironmentCard.from_dict(card("Levers-v0")), learner=LEARNER, fit={"steps": 60}, states=6, held_out=1)
+    dataset = read_dataset(request)
+    settings, _ = make_settings(request, dataset, Choices())
+    store, units = RunStore.create_or_open(str(tmp_path / "run"), settings, secret=SECRET), training_units(settings, dataset)
+    states = store.write_states(choose_states(settings, SECRET, units, "cpu"))
+    store.add_target(20)
+    store.of_parts().commit(train_parts(settings, units, states, range(4), "cpu"))
+    store.commit(train_and_evaluate(settings, SECRET, units, states, range(20), "cpu"))
+    store.write_json("baselines.json", {"reference": [[5, 5, 5]] * 6})
+    certificate = certify(store, Choices())
+    evidence = certificate["inputs"]["actions"]
+    assert verify(certificate) == [] and evidence["kind"] == "exact" and evidence["components"] == [11] * 3 and all(sum(row) == 12 for row in evidence["counts"])
+    assert "this is certain, at all states together" in " ".join(certificate["claim"]) and "may be wrong" not in " ".join(certificate["claim"])
+    served = Ensemble(str(store.path))
+    assert served.radius(states).tolist() == certificate["results"]["action"]["per_state"]["radius"] and served.act(states).tolist() == (np.array(certificate["results"]["action"]["action"]) - 5).tolist()
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"learner": replace(LEARNER, algorithm="cql")}, "'cql' is not defined for actions of 3 components.*use bc"), ({"learner": replace(LEARNER, algorithm="iql")}, "'iql' is not defined for actions of 3 components"),
+    ({"learner": replace(LEARNER, algorithm="dt", network="transformer", hidden=())}, "'dt' is not defined for actions of 3 components"),
+    ({"mechanism": "neighbours", "bag_size": None, "learner": None, "fit": None}, "neighbours vote on one action, and those of levers-v0 have 3 components"),
+    ({"card": EnvironmentCard.from_dict(card("Levers-v0") | {"mirror_observation": [-1, -2], "mirror_actions": [*range(32, -1, -1)]})}, "a mirror knows no actions of several components"),
+])
+def test_what_is_not_there_for_components_is_said(minari_root, changes, words):
+    request = Request(**{"dataset": "levers-v0", "card": EnvironmentCard.from_dict(card("Levers-v0")), "mechanism": "bag", "bag_size": 6, "learner": LEARNER, "fit": {"steps": 60}} | changes)
+    with pytest.raises(MucdError, match=words):
+        make_settings(request, read_dataset(request), Choices())
+
+
+def test_components_under_noise(minari_root):
+    request = Request(dataset="levers-v0", card=EnvironmentCard.from_dict(card("Levers-v0")), mechanism="gaussian", unit="transition", steps=5, states=4)
+    dataset = read_dataset(request)
+    settings, _ = make_settings(request, dataset, Choices())
+    block = train_and_evaluate(settings, SECRET, training_units(settings, dataset), dataset.observations[:4], range(3), "cpu")
+    assert block.actions.shape == (3, 4, 3) and block.levels.shape == (3, 4, 33) and block.causes() == [""] * 3
+
+
+@pytest.mark.parametrize(("name", "keys", "shape", "actions"), [("Rooms", ("near", "way"), (10,), 6), ("Cells", (), (9,), 4), ("Levers", (), (2,), 33), ("Switches", (), (2,), 20)])
 def test_without_an_environment_spaces_are_those_that_the_dataset_declares(minari_root, tmp_path, name, keys, shape, actions):
     np.save(tmp_path / "states.npy", np.eye(3, shape[0], dtype=np.float32))
     request = Request(
@@ -161,7 +232,7 @@ def test_without_an_environment_spaces_are_those_that_the_dataset_declares(minar
     )
     dataset = read_dataset(request)
     settings, states = make_settings(request, dataset, Choices())
-    assert settings.card.observation_shape == shape and max(settings.actions, settings.dimensions) == actions and settings.environment_actions.declared.shape in ((2,), (2, 2))
+    assert settings.card.observation_shape == shape and max(settings.actions, settings.dimensions) == actions and settings.environment_actions.declared.shape in ((2,), (2, 2), (3,), (10,))
     store = RunStore.create_or_open(str(tmp_path / "run"), settings, secret=SECRET)
     store.write_states(states)
     store.add_target(20)
@@ -169,6 +240,7 @@ def test_without_an_environment_spaces_are_those_that_the_dataset_declares(minar
     store.write_json("baselines.json", {"reference": None})
     certify(store, Choices())
     assert verify(store.certificate()) == [] and store.certificate()["inputs"]["features"].get("keys", []) == list(keys)
+    assert tuple(store.certificate()["inputs"]["declared"].get("components", ())) == (settings.components or ())
     assert Ensemble(str(store.path)).act(states).shape[1:] == settings.environment_actions.declared.shape
 
 
@@ -220,6 +292,8 @@ ALIKE = {
     "combinations from elsewhere": (BOX[5], gym.spaces.MultiDiscrete([2, 3]), BOX[5], gym.spaces.MultiDiscrete([2, 3], start=[1, 0])),
     "no combinations": (BOX[5], gym.spaces.MultiDiscrete([2, 3]), BOX[5], gym.spaces.Discrete(6)),
     "a matrix": (BOX[5], gym.spaces.Box(-1, 1, (2, 2)), BOX[5], gym.spaces.Box(-1, 1, (4,))),
+    "components from elsewhere": (BOX[5], gym.spaces.MultiDiscrete([30, 30]), BOX[5], gym.spaces.MultiDiscrete([30, 30], start=[1, 0])),
+    "other components": (BOX[5], gym.spaces.MultiDiscrete([30, 31]), BOX[5], gym.spaces.MultiDiscrete([31, 30])),
     "another first action": (BOX[5], gym.spaces.Discrete(3), BOX[5], gym.spaces.Discrete(3, start=1)),
     "a mask": (gym.spaces.Dict(action_mask=BOX[3], b=BOX[2]), gym.spaces.Discrete(3), gym.spaces.Dict(a=BOX[3], b=BOX[2]), gym.spaces.Discrete(3)),
     "another first category": (gym.spaces.Discrete(5), gym.spaces.Discrete(3), gym.spaces.Discrete(5, start=1), gym.spaces.Discrete(3)),

@@ -193,10 +193,11 @@ def _policy(inputs, results, kind) -> list[str]:
 
 def _discrete(action) -> list[str]:
     rule = {
-        "votes": "the action with the most votes stays the most probable one",
-        "scores": "the action with the largest mean probability score keeps the largest expected one",
+        "votes": "the {action} with the most votes stays the most probable one",
+        "scores": "the {action} with the largest mean probability score keeps the largest expected one",
     }[action["kind"]]
-    sentences = []
+    components = _components(action["per_state"])
+    rule, sentences = rule.format(action="value" if components else "action") + (" in every component at once" if components else ""), components
     for scope, words in SCOPES.items():
         part = action[scope]
         sentences.append(
@@ -206,10 +207,23 @@ def _discrete(action) -> list[str]:
     return sentences
 
 
-def _exact(action) -> list[str]:
-    part = action["per_state"]
+def _components(scope: dict, shared: str = "The probability that a state's statement may be wrong is shared equally by the components, whose number is declared. ") -> list[str]:
+    """What is said first where the radii at a state are those of several components."""
+    if "component_radius" not in scope:
+        return []
+    many = counted(len(scope["component_radius"][0]), "component")
     return [
-        f"Action level: at {_certified(part['radius'])} of {counted(action['states'], 'state')} the action with the most votes of all parts' policies keeps the most votes up to that state's radius, "
+        f"Components: an action has {many}, and each of them is judged by itself; the action at a state is the vector of the values that win, the lowest of ties. Its radius is the least of its components' radii, "
+        f"and there is none where one of them has none. {shared}Nothing is said of how many policies take this vector as a whole: none need do so."
+    ]
+
+
+def _exact(action) -> list[str]:
+    part, components = action["per_state"], _components(action["per_state"], "")
+    what = "in every component at once the value" if components else "the action"
+    return [
+        *components,
+        f"Action level: at {_certified(part['radius'])} of {counted(action['states'], 'state')} {what} with the most votes of all parts' policies keeps the most votes up to that state's radius, "
         f"which is at least 1 (median {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}). Every vote was counted and none is a sample: this is certain, at all states together."
     ]
 

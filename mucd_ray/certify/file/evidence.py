@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism import evaluator, outside
+from mucd_ray.mechanism.components import blocks
 from mucd_ray.mechanism.kinds import WITH_NOISE, from_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.words import NO_ENVIRONMENT, counted
@@ -59,6 +60,8 @@ MOST_INSTANCES = 10**8
 
 # Kinds with counts of votes.
 VOTES = ("votes", "exact")
+# Kinds whose actions may be of several components, each of which is voted on by itself; and how many values these may have in all.
+OF_COMPONENTS, MOST_VALUES = (*VOTES, "scores"), 1 << 12
 
 
 def levels(values: np.ndarray, low, high) -> np.ndarray:
@@ -78,19 +81,23 @@ def histogram(level: np.ndarray) -> np.ndarray:
     return counts.reshape(states, outputs, LEVELS + 1)
 
 
-def votes_evidence(counts: np.ndarray, reference: ArrayLike | None = None) -> dict:
-    """Votes [S, A] of the instances; `reference` [S]: the actions against which accuracy is counted."""
-    return {"kind": "votes", "counts": _whole(counts), "reference": None if reference is None else _whole(reference)}
+def votes_evidence(counts: np.ndarray, reference: ArrayLike | None = None, components: tuple[int, ...] = ()) -> dict:
+    """Votes [S, A] of the instances; `reference` [S]: the actions against which accuracy is counted. Of several `components` A is how many values these have in all, and references are [S, k]."""
+    return {"kind": "votes", "counts": _whole(counts), "reference": None if reference is None else _whole(reference)} | _components(components)
 
 
-def exact_evidence(counts: np.ndarray, reference: ArrayLike | None = None) -> dict:
+def exact_evidence(counts: np.ndarray, reference: ArrayLike | None = None, components: tuple[int, ...] = ()) -> dict:
     """Votes [S, A] of all parts of a partition: none is sampled."""
-    return votes_evidence(counts, reference) | {"kind": "exact"}
+    return votes_evidence(counts, reference, components) | {"kind": "exact"}
 
 
-def scores_evidence(counts: np.ndarray, reference: ArrayLike | None = None) -> dict:
+def scores_evidence(counts: np.ndarray, reference: ArrayLike | None = None, components: tuple[int, ...] = ()) -> dict:
     """Histogram [S, A, LEVELS + 1] of the levels in [0, 1] of the instances' probability scores."""
-    return {"kind": "scores", "histogram": _whole(counts), "reference": None if reference is None else _whole(reference)}
+    return {"kind": "scores", "histogram": _whole(counts), "reference": None if reference is None else _whole(reference)} | _components(components)
+
+
+def _components(components: tuple[int, ...]) -> dict:
+    return {"components": _whole(components)} if components else {}
 
 
 def continuous_evidence(counts: np.ndarray, low, high) -> dict:
@@ -174,6 +181,8 @@ def check_inputs(inputs: dict) -> None:
         _check_neighbours(inputs, mechanism)
     elif inputs["actions"] is not None:
         _check_actions(inputs["actions"], instances_of(inputs), inputs["mechanism"])
+        if "components" in inputs["actions"] and "voted" in inputs:
+            raise MucdError("the return of the voted policy is that of single discrete actions: with components voted must be left out")
     if "declared" in inputs:
         _check_declared(inputs["declared"], inputs["actions"])
         if inputs.get("features", {}).get("card", NO_ENVIRONMENT) != NO_ENVIRONMENT:
@@ -224,7 +233,7 @@ def _check_evaluator(inputs: dict, neighbours: bool) -> None:
 
 def _check_declared(declared, actions: dict | None) -> None:
     """`actions` are checked already."""
-    if not isinstance(declared, dict) or set(declared) != DECLARED_KEYS:
+    if not isinstance(declared, dict) or set(declared) - {"components"} != DECLARED_KEYS:
         raise MucdError(f"declared must have exactly the keys {', '.join(sorted(DECLARED_KEYS))}")
     shape = declared["observation_shape"]
     if not isinstance(shape, list) or len(shape) > 8 or 0 in shape:
@@ -232,10 +241,14 @@ def _check_declared(declared, actions: dict | None) -> None:
     checked_wholes("declared observation shape, actions and dimensions", [*shape, declared["actions"], declared["dimensions"]])
     if not isinstance(declared["sha256"], str) or not HASH.fullmatch(declared["sha256"]):
         raise MucdError(f"declared {_shown(declared['sha256'])} is no SHA-256")
+    if "components" in declared and sum(_checked_components(declared["components"])) != declared["actions"]:
+        raise MucdError(f"declared actions {declared['actions']} must be how many values the components have in all")
     if min(declared["actions"], declared["dimensions"]) or not max(declared["actions"], declared["dimensions"]):
         raise MucdError("declared actions and dimensions: one of them must be 0, the other at least 1")
     if actions is None:
         return
+    if actions.get("components") != declared.get("components"):
+        raise MucdError("declared components are not those that are counted")
     found = actions["actions"] if actions["kind"] == "neighbours" else len(actions["counts" if actions["kind"] in VOTES else "histogram"][0])
     if found != declared["dimensions" if actions["kind"] == "continuous" else "actions"]:
         raise MucdError(f"declared are {declared['actions']} actions and {declared['dimensions']} dimensions, but counted are {found}")
@@ -264,36 +277,59 @@ def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
 
 
 def _check_actions(actions, instances: int, mechanism: dict) -> None:
-    if not isinstance(actions, dict) or actions.get("kind") not in ACTION_KEYS.keys() - {"neighbours"} or set(actions) != ACTION_KEYS[actions["kind"]]:
+    kinds = ACTION_KEYS.keys() - {"neighbours"}
+    if not isinstance(actions, dict) or actions.get("kind") not in kinds or set(actions) - ({"components"} if actions["kind"] in OF_COMPONENTS else set()) != ACTION_KEYS[actions["kind"]]:
         raise MucdError(f"actions must be null, or votes, exact votes, scores or a continuous histogram with the keys of its kind ({', '.join(ACTION_KEYS)})")
     kind = actions["kind"]
     name = "counts" if kind in VOTES else "histogram"
     counts = checked_array(name, actions[name], 2 if kind in VOTES else 3)
+    components = _checked_components(actions["components"]) if "components" in actions else ()
     if kind != "continuous" and counts.shape[1] < 2:
         raise MucdError(f"{name} of shape {counts.shape} must hold at least 2 actions per state")
+    if components and sum(components) != counts.shape[1]:
+        raise MucdError(f"{name} of shape {counts.shape} must hold the {sum(components)} values of all components")
     if kind == "exact":
-        if np.any(counts.sum(axis=1) != mechanism.get("parts")):
-            raise MucdError(f"exact counts must be of all parts of a partition, so every state's sum to their number, {mechanism.get('parts')}")
+        if any(np.any(part.sum(axis=1) != mechanism.get("parts")) for part in _parts(counts, components)):
+            raise MucdError(f"exact counts must be of all parts of a partition, so every state's{' and component' + chr(39) + 's' if components else ''} sum to their number, {mechanism.get('parts')}")
         instances = mechanism["parts"]
     if kind not in VOTES and counts.shape[2] != LEVELS + 1:
         raise MucdError(f"histogram of shape {counts.shape} must have {LEVELS + 1} levels")
-    wrong = counts.sum(axis=-1) != instances
-    if wrong.any():
-        many = counts.sum(axis=-1)[wrong][0]
-        raise MucdError(f"{name}: {counted(many, 'instance')} counted but {counted(instances, 'return')}: evidence must come from the same instances")
+    for part in _parts(counts, components) if kind in VOTES else [counts]:
+        wrong = part.sum(axis=-1) != instances
+        if wrong.any():
+            many = part.sum(axis=-1)[wrong][0]
+            raise MucdError(f"{name}: {counted(many, 'instance')} counted but {counted(instances, 'return')}: evidence must come from the same instances")
     if kind == "continuous":
         for end in ("low", "high"):
             checked_reals(end, actions[end], counts.shape[1])
         for low, high in zip(actions["low"], actions["high"], strict=True):
             _check_range("action range", low, high)
     else:
-        _check_reference(actions["reference"], counts.shape[:2])
+        _check_reference(actions["reference"], counts.shape[:2], components)
 
 
-def _check_reference(reference, shape: tuple[int, int]) -> None:
+def _checked_components(components) -> tuple[int, ...]:
+    """From anybody."""
+    components = tuple(checked_array("components", components, 1).tolist())
+    if min(components) < 1 or not 2 <= sum(components) <= MOST_VALUES:
+        raise MucdError(f"components must have at least one value each, and from 2 to {MOST_VALUES:,} in all")
+    return components
+
+
+def _parts(counts: np.ndarray, components: tuple[int, ...]) -> list[np.ndarray]:
+    """Of which each is counted by itself."""
+    return blocks(counts, components, 1) if components else [counts]
+
+
+def _check_reference(reference, shape: tuple[int, int], components: tuple[int, ...] = ()) -> None:
     if reference is None:
         return
     states, actions = shape
+    if components:
+        found = checked_array("reference", reference, 2)
+        if found.shape != (states, len(components)) or np.any(found >= components):
+            raise MucdError(f"reference must hold one value of each of {len(components)} components, below how many it has, for each of the {states} states")
+        return
     reference = checked_array("reference", reference, 1)
     if reference.shape != (states,) or np.any(reference >= actions):
         raise MucdError(f"reference must hold one action below {actions} for each of the {states} states")

@@ -16,6 +16,8 @@ from mucd_ray.mechanism.work import spend
 from mucd_ray.words import counted
 
 QUANTILES = (0.1, 0.25, 0.5)
+# Components whose numbers of values are listed one by one.
+MOST_LISTED = 12
 # States at a time: of each all counts of votes are in memory together.
 COUNTS_AT_A_TIME = 1 << 19
 EXACT = "exact: whole numbers, without any chance; a bound holds for every D', and an attacker who may place units as near to a state as he likes attains the radii of actions"
@@ -155,6 +157,9 @@ def declared_claim(inputs: dict, results: dict) -> list[str]:
     """What stands in the place of an environment, for every mechanism."""
     declared = inputs["declared"]
     actions = counted(declared["actions"], "discrete action") if declared["actions"] else f"actions of {counted(declared['dimensions'], 'real number')}"
+    if components := declared.get("components"):
+        values = ", ".join(map(str, components)) if len(components) <= MOST_LISTED else f"{min(components)} to {max(components)}"
+        actions = f"actions of {counted(len(components), 'component')}, of {values} values"
     shape = " x ".join(map(str, declared["observation_shape"])) or "one number"
     sentence = (
         f"Declared: there is no environment. D and every D' declare observations of shape {shape} and {actions}, and these declarations are public; of a dataset that declares others nothing is said "

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 
 from mucd_ray.certify.action import ABSTAIN, ActionCertificate, certify_exact, certify_scores, certify_votes
 from mucd_ray.certify.closed_form import AnyGuarantees, guarantees_of
+from mucd_ray.certify.components import by_component
 from mucd_ray.certify.confidence.bands import BANDS
 from mucd_ray.certify.confidence.looks import LOOKS, effective_eta
 from mucd_ray.certify.confidence.means import MEANS, mean_lower
@@ -126,13 +128,14 @@ def _table(points: np.ndarray, function):
 def _discrete(certify, key: str):
     def results(inputs, guarantees, eta) -> dict:
         evidence = np.array(inputs["actions"][key])
-        reference = inputs["actions"]["reference"]
+        reference, components = inputs["actions"]["reference"], tuple(inputs["actions"].get("components", ()))
+        of_all = partial(by_component, certify, components=components) if components else certify
         scopes = {
-            "per_state": certify(evidence, guarantees, eta=eta, cap=_cap(inputs, guarantees)),
-            "family_wise": certify(evidence, guarantees, eta=_shared(eta, len(evidence)), cap=_cap(inputs, guarantees)),
+            scope: of_all(evidence, guarantees=guarantees, eta=_shared(eta, states, len(components)), cap=_cap(inputs, guarantees))
+            for scope, states in (("per_state", 1), ("family_wise", len(evidence)))
         }
         action = scopes["per_state"].action
-        agrees = None if reference is None else action == np.array(reference)
+        agrees = None if reference is None else (action == np.array(reference)).reshape(len(evidence), -1).all(1)
         return {
             "states": len(evidence),
             "action": action.tolist(),
@@ -143,31 +146,40 @@ def _discrete(certify, key: str):
     return results
 
 
-def _shared(eta: float, states: int) -> float:
-    if eta / states < LEAST_ETA:
-        raise MucdError(f"eta {exactly(eta)} shared by {counted(states, 'state')} is below {LEAST_ETA:g} for each: use a larger eta or fewer states")
+def _shared(eta: float, states: int, components: int = 0) -> float:
+    """What is left for one state; components share it once more, each for itself."""
+    if eta / (states * max(components, 1)) < LEAST_ETA:
+        by = f"{counted(states, 'state')} of {counted(components, 'component')}" if components else counted(states, "state")
+        raise MucdError(f"eta {exactly(eta)} shared by {by} is below {LEAST_ETA:g} for each: use a larger eta or fewer states")
     return eta / states
 
 
 def _discrete_scope(certificate: ActionCertificate, agrees: np.ndarray | None, inputs, cap: int) -> dict:
-    certified = certificate.radius[certificate.radius >= 1]
-    radii = named_radii(int(max(certificate.radius.max(), 1)), [], inputs["units"], cap)
-    spend(len(radii) * len(certificate.radius))
+    # Of several components all must stay: the least radius is that of the action. ABSTAIN is less than any.
+    radius = certificate.radius if certificate.radius.ndim == 1 else certificate.radius.min(1)
+    certified = radius[radius >= 1]
+    radii = named_radii(int(max(radius.max(), 1)), [], inputs["units"], cap)
+    spend(len(radii) * len(radius))
     return {
-        "radius": [None if r == ABSTAIN else int(r) for r in certificate.radius],
+        "radius": _radii(radius),
+        **({} if certificate.radius.ndim == 1 else {"component_radius": [_radii(row) for row in certificate.radius]}),
         "top_lower": certificate.top.tolist(),
         "runner_up_upper": certificate.runner_up.tolist(),
-        "certified_share": len(certified) / len(certificate.radius),
+        "certified_share": len(certified) / len(radius),
         "mean_radius": float(certified.mean()) if len(certified) else None,
         "median_radius": float(np.median(certified)) if len(certified) else None,
         "max_radius": int(certified.max()) if len(certified) else None,
         "curve": {
             "radius": radii.tolist(),
             "fraction": (radii / inputs["units"]).tolist(),
-            "stability_ratio": [float(np.mean(certificate.radius >= radius)) for radius in radii],
-            "certified_accuracy": None if agrees is None else [float(np.mean((certificate.radius >= radius) & agrees)) for radius in radii],
+            "stability_ratio": [float(np.mean(radius >= r)) for r in radii],
+            "certified_accuracy": None if agrees is None else [float(np.mean((radius >= r) & agrees)) for r in radii],
         },
     }
+
+
+def _radii(radius: np.ndarray) -> list[int | None]:
+    return [None if r == ABSTAIN else int(r) for r in radius]
 
 
 def _continuous(inputs, guarantees, eta) -> dict:

@@ -103,12 +103,13 @@ class DeclaredCard(EnvironmentCard):
         spaces: list = [self.observation_space, self.action_space]
         if self.observation_parts or self.declared_actions:
             spaces += [list(self.observation_parts), self.declared_actions, list(self.observation_keys)]
+        components = list(Actions(declared=actions).components)
         return {
             "observation_shape": [int(length) for length in self.without_history().observation_shape],
-            "actions": int(actions.n) if isinstance(actions, gym.spaces.Discrete) else 0,
-            "dimensions": 0 if isinstance(actions, gym.spaces.Discrete) else int(np.prod(shape_of(actions))),
+            "actions": int(actions.n) if isinstance(actions, gym.spaces.Discrete) else sum(components),
+            "dimensions": 0 if isinstance(actions, gym.spaces.Discrete) or components else int(np.prod(shape_of(actions))),
             "sha256": hashlib.sha256(json.dumps(spaces).encode()).hexdigest(),
-        }
+        } | ({"components": components} if components else {})
 
     def one_hot(self) -> "DeclaredCard":
         """This card of one observation, where whole numbers in a Discrete or MultiDiscrete space are declared of those one-hot."""

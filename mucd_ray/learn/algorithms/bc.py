@@ -1,7 +1,10 @@
 """Behaviour cloning (Pomerleau 1991): do what the data does."""
 
+import functools
+import itertools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +16,17 @@ RELEASED = "Gradient of the log-likelihood of the recorded action (squared error
 def negative_log_likelihood(outputs: Tensor, context, transition, constants) -> Tensor:
     """Of the recorded action: outputs [A] are logits -> scalar."""
     return torch.logsumexp(outputs, -1) - outputs.gather(-1, transition.action[None])[0]
+
+
+def log_likelihood_of_components(outputs: Tensor, actions: Tensor, components: tuple[int, ...]) -> Tensor:
+    """Of the recorded values, each by a softmax of its component's own logits: outputs [n_1 + ... + n_k], actions [k] -> scalar."""
+    total, start, first = outputs.new_zeros(()), 0, 0
+    for values, same in itertools.groupby(components):
+        many = len(list(same))
+        logits = outputs[start : start + many * values].unflatten(0, (many, values))
+        chosen = logits.gather(-1, actions[first : first + many, None])[:, 0]
+        total, start, first = total + (chosen - torch.logsumexp(logits, -1)).sum(), start + many * values, first + many
+    return total
 
 
 def squared_error(outputs: Tensor, context, transition, constants) -> Tensor:
@@ -93,6 +107,69 @@ DISCRETE = Algorithm(
 DISCRETE_MIXTURE = Algorithm(
     towers=towers, policy="policy", loss=mixture_negative_log_likelihood, delta=mixture_negative_log_likelihood_delta, released=RELEASED
 )
+
+
+def components_delta(outputs, context, action, reward, keep, constants, deltas) -> None:
+    """For each component the softmax of its logits less the recorded value's indicator; `constants` are how many values each has."""
+    start = 0
+    for component in range(len(action)):
+        end = start + int(constants[component])
+        top = outputs[start]
+        for index in range(start, end):
+            top = max(top, outputs[index])
+        total = top - top
+        for index in range(start, end):
+            deltas[index] = exponential(outputs[index] - top)
+            total += deltas[index]
+        for index in range(start, end):
+            deltas[index] /= total
+        deltas[start + action[component]] -= 1.0
+        start = end
+
+
+def mixture_components_delta(outputs, context, action, reward, keep, constants, deltas) -> None:
+    """That of cloning, times the probability that the whole action is the policy's."""
+    # By how much likelier the policy is to take this action than who draws uniformly, as a logarithm.
+    start, likelier = 0, reward - reward
+    for component in range(len(action)):
+        end = start + int(constants[component])
+        top = outputs[start]
+        for index in range(start, end):
+            top = max(top, outputs[index])
+        total = top - top
+        for index in range(start, end):
+            deltas[index] = exponential(outputs[index] - top)
+            total += deltas[index]
+        for index in range(start, end):
+            deltas[index] /= total
+        likelier += outputs[start + action[component]] - top - math.log(total / constants[component])
+        deltas[start + action[component]] -= 1.0
+        start = end
+    if reward > 0.0:
+        if likelier >= 0.0:
+            share = (1.0 - reward) / (1.0 - reward + reward * exponential(-likelier))
+        else:
+            own = (1.0 - reward) * exponential(likelier)
+            share = own / (own + reward)
+        for index in range(start):
+            deltas[index] *= share
+
+
+@functools.cache
+def of_components(components: tuple[int, ...], mixture: bool = False) -> Algorithm:
+    """The same for actions of several components, whose policy is a product of one softmax for each; with `mixture` that of `DISCRETE_MIXTURE`, where an action of the demonstrator's is
+    drawn as a whole: uniformly among all combinations, or from the policy."""
+
+    def loss(outputs: Tensor, context, transition, constants) -> Tensor:
+        log_likelihood = log_likelihood_of_components(outputs, transition.action, components)
+        if not mixture:
+            return -log_likelihood
+        rho = transition.reward
+        return -torch.logaddexp(torch.log1p(-rho) + log_likelihood, torch.log(rho) - float(np.log(components).sum()))
+
+    return Algorithm(towers=towers, policy="policy", loss=loss, delta=mixture_components_delta if mixture else components_delta, released=RELEASED)
+
+
 CENSORED = Constant(default=0.0, low=0.0, high=1.0, whole=True, meaning="1 if actions at their bounds stand for all beyond; the card decides where it is not given")
 CONTINUOUS = Algorithm(
     towers=towers, policy="policy", loss=squared_error, delta=squared_error_delta, constants={"censored": CENSORED}, released=RELEASED

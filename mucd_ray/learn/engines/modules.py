@@ -256,7 +256,7 @@ def recorded(problem: Problem, module: nn.Module, trainable: dict[str, Tensor], 
     # Where all is zero or in order, much is hidden: a head of zeros, say.
     trainable, target = ({name: value + torch.from_numpy(made_up.uniform(-0.1, 0.1, value.shape)).to(value.dtype) for name, value in trainable.items()} for _ in range(2))
     x, next_x = torch.from_numpy(made_up.standard_normal((2, 3, width))).to(torch.float32)
-    actions = torch.zeros(3, dtype=torch.int64) if problem.discrete else torch.zeros(3, problem.actions)
+    actions = torch.zeros(3, *([len(problem.components)] if problem.components else []), dtype=torch.int64) if problem.discrete else torch.zeros(3, problem.actions)
     transitions = (actions, torch.ones(3), torch.ones(3))
     one_row = (x[0], next_x[0], tuple(part[0] for part in transitions))
 

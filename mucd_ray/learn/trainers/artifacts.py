@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 
 from mucd_ray.data.spaces import shape_of
-from mucd_ray.learn.scores import scores_of
+from mucd_ray.learn.scores import components_of, scores_of, width_of
 
 MOST_BYTES = 32 << 20
 # Of a TorchScript archive, unpacked.
@@ -70,7 +70,7 @@ def from_bytes(content: bytes, action_space: gymnasium.Space) -> Act:
 
 
 def _preferred(result: np.ndarray, space: gymnasium.Space, may_score: bool = True) -> np.ndarray:
-    """What a policy answered to one observation as `outputs` of `evaluate/policies.py` [A or k]: an action as the environment counts them, or scores [A] of floats."""
+    """What a policy answered to one observation as `outputs` of `evaluate/policies.py` [A or k]: an action as the space counts them, or scores [A] of floats."""
     if isinstance(space, gymnasium.spaces.Discrete):
         if may_score and result.dtype.kind == "f" and result.size == space.n:
             return result.reshape(-1).astype(np.float64)
@@ -80,6 +80,16 @@ def _preferred(result: np.ndarray, space: gymnasium.Space, may_score: bool = Tru
         if not space.start <= action < space.start + space.n:
             raise ValueError(f"it answered action {action}: {space.start}..{space.start + space.n - 1} are there")
         return scores_of(np.array(action - int(space.start)), int(space.n))
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        components = components_of(space)
+        if may_score and result.dtype.kind == "f" and result.size == width_of(space):
+            return result.reshape(-1).astype(np.float64)
+        if result.size != len(components) or result.dtype.kind not in "iub":
+            raise ValueError(f"it answered {result.dtype} {result.shape} to one observation: {len(components)} whole numbers are wanted" + (f", or {width_of(space)} scores" if may_score else ""))
+        values = result.reshape(-1)
+        if ((values < 0) | (values >= space.nvec)).any():
+            raise ValueError(f"it answered the action {values.tolist()!s:.100}: its numbers are counted from 0, and {space.nvec.tolist()!s:.100} values are there")
+        return np.concatenate([scores_of(np.array(value), count) for value, count in zip(values.tolist(), components)])
     if result.size != np.prod(shape_of(space)) or result.dtype.kind not in "fiu":
         raise ValueError(f"it answered {result.dtype} {result.shape} to one observation: an action of shape {space.shape} is wanted")
     return result.reshape(-1).astype(np.float64)

@@ -32,6 +32,7 @@ from mucd_ray.learn.problem import Problem
 from mucd_ray.learn.streams import Streams
 from mucd_ray.learn.transformer import alike, on_raw_steps
 from mucd_ray.learn.units import Units
+from mucd_ray.mechanism.components import blocks
 from mucd_ray.mechanism.gaussian.mechanism import NoisySteps
 
 # A feature whose deviation in a bag is below this share of its size is constant there, and ignored by the policy.
@@ -184,7 +185,7 @@ class _OfMixedQuality(Problem):
 
     @functools.cached_property
     def algorithm(self) -> Algorithm:
-        return bc.DISCRETE_MIXTURE
+        return bc.of_components(self.components, mixture=True) if self.components else bc.DISCRETE_MIXTURE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +200,7 @@ def _as_asked(problem: Problem, fit: Fit) -> Problem:
         return _Told(**{field.name: getattr(problem, field.name) for field in fields(Problem)})
     if not fit.graded:
         return problem
-    if problem.algorithm is not bc.DISCRETE:
+    if not problem.discrete or problem.learner.algorithm != "bc":
         raise MucdError(f"graded trajectories are for clones of discrete actions, not for {problem.learner.algorithm}: use the top share")
     return _OfMixedQuality(**{field.name: getattr(problem, field.name) for field in fields(Problem)})
 
@@ -315,14 +316,15 @@ def _chosen_entries(problem: Problem, fit: Fit, units: Units, instance: int, str
 
 
 def _moves(problem: Problem, policy: dict[str, Tensor], x: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Mean squared change, float64 [d], of a policy's outputs at x [n, d] when a feature has its value of other [n, d] instead; of scores, up to what all actions share."""
+    """Mean squared change, float64 [d], of a policy's outputs at x [n, d] when a feature has its value of other [n, d] instead; of scores, up to what all actions, or all values of a component, share."""
     (first, bias), *later = [(weight[0].numpy(), bias[0].numpy()) for weight, bias in stacked_layers(problem.network, policy)]
 
     def preferred(total: np.ndarray) -> np.ndarray:
         for weight, bias in later:
             total = np.maximum(total, 0.0) @ weight + bias
         outputs = problem.preferences(total)
-        return outputs - outputs.mean(-1, keepdims=True) if problem.discrete else outputs
+        parts = blocks(outputs, problem.components) if problem.components else [outputs]
+        return np.concatenate([part - part.mean(-1, keepdims=True) for part in parts], -1) if problem.discrete else outputs
 
     with np.errstate(over="ignore", invalid="ignore"):
         total = x @ first + bias

@@ -20,7 +20,7 @@ class Trajectory:
 
     Attributes:
         observations: [T + 1, *shape], the last one included, as recorded.
-        actions: int64 [T] as the space declares them, or float32 [T, k].
+        actions: int64 [T] as the space declares them, int64 [T, k] of several components, each counted from 0, or float32 [T, k].
         rewards: float64 [T].
         terminations, truncations: bool [T].
     """
@@ -45,7 +45,7 @@ class GivenBag:
         unit: what the bag is made of: "transition", "trajectory", ...
         observation_space, action_space: the environment's.
         observations, next_observations: [n, *shape], as recorded.
-        actions: int64 [n] as the space declares them, or float32 [n, k].
+        actions: int64 [n] as the space declares them, int64 [n, k] of several components, each counted from 0, or float32 [n, k].
         rewards: float64 [n].
         terminated, truncated: bool [n].
         starts: int64 [M + 1], first rows of the trajectories, and n.

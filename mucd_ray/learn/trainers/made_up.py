@@ -29,7 +29,7 @@ def made_up_bag(environment: gymnasium.Env, unit: str, mask: int | None = None) 
             if terminated or truncated:
                 break
         ends.append(len(rows))
-    kinds = (None, np.int64 if isinstance(actions, gymnasium.spaces.Discrete) else np.float32, np.float64, None, bool, bool)
+    kinds = (None, np.float32 if isinstance(actions, gymnasium.spaces.Box) else np.int64, np.float64, None, bool, bool)
     columns = [np.array(column, kind) for column, kind in zip(zip(*rows), kinds)]
     starts = np.array(ends)
     if unit == "transition":

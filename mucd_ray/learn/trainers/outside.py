@@ -21,9 +21,9 @@ import gymnasium
 import numpy as np
 from minari.serialization import serialize_space
 
-from mucd_ray.data.environments.past import action_width
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable, read_json
+from mucd_ray.learn.scores import width_of
 from mucd_ray.learn.trainers.artifacts import MOST_BYTES
 from mucd_ray.learn.trainers.given import GivenBag
 from mucd_ray.learn.trainers.made_up import made_up_bag, made_up_observations
@@ -270,7 +270,7 @@ class Learner:
         self.why, self.left, self.began = FAILURES[failure], nursery.trainer.seconds, False
         self.told: str | None = None
         self.modules: list[str] = []
-        self.width = action_width(nursery.spaces[1])
+        self.width = width_of(nursery.spaces[1])
 
     def __len__(self) -> int:
         return 1
@@ -341,7 +341,7 @@ class StoredPolicies:
         self.contents, self.spaces = contents, (observation_space, action_space)
         # Of one learner, and what all of them may unpack to.
         self.memory = memory + 32e-9 * sum(map(len, contents))
-        self.width = action_width(action_space)
+        self.width = width_of(action_space)
         self.place = np.cumsum([bool(content) for content in contents]) - 1
         self.line: Line | None = None
         self._lock = threading.Lock()

@@ -63,6 +63,10 @@ class Choices:
             raise MucdError(f"goal {self.goal} is about returns, and without an environment there are none: ask for actions, such as actions>=0.9@0.01")
         if settings.evaluator is not None and self.policy == "vote":
             raise MucdError(f"policy 'vote' is about returns in the environment, and this run has scores of {settings.evaluator.name}: leave --policy out")
+        if settings.components and self.policy == "vote":
+            raise MucdError(
+                "policy 'vote' follows every action that poisoned votes could choose, and here these are combinations of several components' values: leave --policy out; the actions themselves are certified without it"
+            )
         if settings.mask is not None and self.policy == "vote":
             raise MucdError("policy 'vote' follows every action that poisoned votes could choose, and does not know which of them a mask allows: leave --policy out, or the mask, with --observation-keys")
         if not settings.plays and self.policy == "vote":

@@ -123,7 +123,8 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
 
 def check_instances(settings: RunSettings, choices: Choices, instances: int) -> None:
     """Raise MucdError where so few instances certify nothing, or a run folder has no names for so many."""
-    needed = least_instances(max(settings.actions, 2), effective_eta(choices.eta, choices.looks, instances))
+    actions, decisions = settings.judged
+    needed = least_instances(max(actions, 2), effective_eta(choices.eta, choices.looks, instances) / decisions)
     if instances < needed:
         raise MucdError(f"{instances} instances cannot certify anything at eta {exactly(choices.eta)}: at least {needed} are needed (--instances {needed})")
     if instances > MOST_INSTANCES:
@@ -217,7 +218,7 @@ def _make(store: RunStore, settings: RunSettings, choices: Choices, instances: i
         return certificate_of(settings, Tally(store, instances).evidence(), vars(choices), *about)
 
 
-def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> tuple[list[int] | None, np.ndarray | None, list[str], dict]:
+def _about(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> tuple[list | None, np.ndarray | None, list[str], dict]:
     """(reference actions, exact votes or None, assumptions, context) of a certificate; an anytime look is recorded here, before its results are seen."""
     if choices.looks == "anytime":
         store.add_look(instances)

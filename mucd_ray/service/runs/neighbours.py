@@ -194,6 +194,8 @@ def check_neighbours(settings: RunSettings) -> None:
     """Raise MucdError where a vote of neighbours cannot be taken, or its counts not be held."""
     if not settings.actions:
         raise MucdError(f"neighbours vote on discrete actions, and those of {settings.dataset} are continuous: use --mechanism bag")
+    if settings.components:
+        raise MucdError(f"neighbours vote on one action, and those of {settings.dataset} have {len(settings.components)} components, which are too many combinations to be one: use --mechanism bag, partition or gaussian")
     neighbours = settings.mechanism_of(Neighbours).neighbours
     if neighbours * settings.actions > MOST_COUNTS:
         raise MucdError(f"{neighbours} neighbours with {settings.actions} actions are more than can be counted: use at most {MOST_COUNTS // settings.actions}")

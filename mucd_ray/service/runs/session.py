@@ -30,6 +30,7 @@ from mucd_ray.learn.algorithms import algorithm_for
 from mucd_ray.learn.encoders import load_encoder
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.learn.problem import action_shape
+from mucd_ray.learn.scores import components_of
 from mucd_ray.learn.trainers.built_in import Fit
 from mucd_ray.mechanism.evaluator import Evaluator
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -164,7 +165,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if request.mechanism == Neighbours.kind:
         card = card_with_metric(card, request.metric or "declared")
     elif request.mechanism not in WITH_NOISE:
-        recalling = request.learner if request.learner is not None and request.trainer is None and algorithm_for(request.learner.algorithm, discrete).recalls else None
+        recalling = request.learner if request.learner is not None and request.trainer is None and algorithm_for(request.learner.algorithm, discrete, components_of(dataset.action_space)).recalls else None
         if recalling is not None and not dataset.actions_declared:
             raise MucdError(f"policies of {recalling.algorithm} recall actions, and those of {dataset.name} are read off its rows: declare them, `mucd import --environment ID` or --actions N, and import it again")
         card = card.raw() if card.encoder else card.raw().one_hot()
@@ -173,11 +174,12 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         raise MucdError(f"these constants were tuned for {tuned.environment}, and {dataset.name} is of {card.env_id}: tune for that environment")
     observation_space, action_space = _spaces(card)
     actions, discrete = action_shape(action_space)
-    mask = _mask(card, dataset, actions) if discrete and request.mechanism in WITH_HISTORY and card.encoder is None else None
+    components = components_of(action_space)
+    mask = _mask(card, dataset, actions) if discrete and not components and request.mechanism in WITH_HISTORY and card.encoder is None else None
     action_bounds = _action_bounds(action_space)
     if request.mechanism not in (*WITH_NOISE, Neighbours.kind) and request.learner is not None and request.learner.local != LocalUpdate():
         raise MucdError(f"local steps, their cap and a least return are for --mechanism {' or '.join(WITH_NOISE)}: other learners have --train-steps and --top-share")
-    learner = with_public_constants(request.learner or usual_learner(request, card), card, discrete, action_bounds is not None)
+    learner = with_public_constants(request.learner or usual_learner(request, card), card, discrete, action_bounds is not None, components)
     if request.trainer is not None and (request.learner is not None or request.fit):
         raise MucdError(f"options of the package's learners say nothing to {request.trainer.option} {request.trainer.name}: leave them out, and write constants into the trainer")
     if not 0 < request.fraction < 1:
@@ -197,7 +199,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             mechanism.check(size)
         margin = margin if follows else None
     else:
-        mechanism, how, follows = planned(request, choices, declared, size, actions if discrete else 2, chosen.usual)
+        mechanism, how, follows = planned(request, choices, declared, size, max(components, default=actions) if discrete else 2, chosen.usual)
         margin = margin if follows else None
         learner_note = USER_LEARNER_NOTE if request.learner or request.fit or request.trainer else DEFAULT_LEARNER_NOTE
         notes = (how,) if request.mechanism == Neighbours.kind else (how, learner_note)
@@ -214,6 +216,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         trainer=request.trainer,
         evaluator=request.evaluator,
         observation_dtype=str(observation_space.dtype) if request.trainer and request.features is None else "float32",
+        components=components or None,
         first_action=int(action_space.start) if isinstance(action_space, gymnasium.spaces.Discrete) else 0,
         declared_actions=_declared_actions(card, dataset),
         declared_observations=_declared_observations(card),
@@ -329,10 +332,10 @@ def _is_the_same(trusted: OfflineDataset, dataset: OfflineDataset) -> bool:
     return content_of(trusted) == content_of(dataset)
 
 
-def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: bool, bounded: bool) -> Learner:
+def with_public_constants(learner: Learner, card: EnvironmentCard, discrete: bool, bounded: bool, components: tuple[int, ...] = ()) -> Learner:
     """The learner with those constants of its algorithm that follow from the environment and were not given: v_min and v_max, the range
     of discounted sums of scaled rewards, and whether actions are censored at their bounds."""
-    algorithm = algorithm_for(learner.algorithm, discrete)
+    algorithm = algorithm_for(learner.algorithm, discrete, components)
     constants = algorithm.filled(learner.constants)  # defaults are written down, too
     found = {"censored": float(bounded)} if "censored" in constants else {}
     if {"v_min", "v_max"} & set(algorithm.constants) - set(constants):

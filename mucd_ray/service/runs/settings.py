@@ -19,7 +19,7 @@ from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.environments.cards import EnvironmentCard
 from mucd_ray.data.environments.declared import DeclaredCard, card_from
 from mucd_ray.data.formats.metadata import MOST_TEXT, read_space
-from mucd_ray.data.spaces import Actions, Observations
+from mucd_ray.data.spaces import MOST_VALUES, Actions, Observations
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import MaskedPolicies, Policies
 from mucd_ray.files import check_types, printable
@@ -50,7 +50,7 @@ DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_dig
 
 
 # Fields that runs of earlier versions do not have, where they are None.
-UNKNOWN_BEFORE = ("source_key", "states_from", "evaluator", "declared_actions", "declared_observations", "mask")
+UNKNOWN_BEFORE = ("source_key", "states_from", "evaluator", "declared_actions", "declared_observations", "mask", "components")
 WITHOUT_STATES = (
     "without an environment no policy meets states by itself: give those at which actions are to be certified with --states-file FILE, or draw them from data that you trust with --trusted-states DATASET. "
     "Not from {dataset}: whoever poisons it would choose the states at which the claim is made"
@@ -67,12 +67,13 @@ class RunSettings:
         dataset, fingerprint, units: name, content hash and number of units of the dataset.
         card: the environment's public facts, or a `DeclaredCard` where there is none.
         actions, dimensions: number of discrete actions, or of dimensions of continuous ones (then there are no votes); the other is 0.
+        components: of actions of several components, each voted on by itself, how many values each of them may have; then `actions` is how many these are in all. None where actions are voted on as a whole.
         action_bounds: public (low [d], high [d]) of continuous actions, from the card's environment; None if discrete or unbounded.
         rollouts, discount: a return is the mean over `rollouts` episodes of sum_t discount^t r_t; with 0 of them there are no returns, and actions alone are certified.
         mechanism, learner: how an instance is trained.
         fit: how a policy is fitted to a bag or a part; None where the mechanism is noise, or the trainer from outside.
         declared_observations: the Dict space of an observation with the keys that policies see, in Minari's JSON, by which one may be served; else None.
-        declared_actions: the environment's action space in Minari's JSON, where actions are numbers of its combinations or its flattened rows (data/spaces.py); else None.
+        declared_actions: the environment's action space in Minari's JSON, where actions are numbers of its combinations, its components counted from 0, or its flattened rows (data/spaces.py); else None.
         mask: in a flattened observation the first of the entries that tell which actions are allowed (`MaskedPolicies`), among which alone policies choose; None where all are.
         evaluator: of the user's, whose score takes the place of the return; then `rollouts` scores are asked for and their mean counts. None: episodes in the environment.
         trainer: from outside; None: the package's own. Its policies take observation_dtype.
@@ -120,6 +121,7 @@ class RunSettings:
     declared_actions: str | None = None
     declared_observations: str | None = None
     mask: int | None = None
+    components: tuple[int, ...] | None = None
     condition: str | None = None
     trusted: tuple[str, str] | None = None
     imports: tuple[str, ...] = ()
@@ -146,6 +148,8 @@ class RunSettings:
             raise MucdError(f"{self.actions:,} actions are more than {MOST_ACTIONS:,}: votes are counted for each of them, give a space of fewer")
         if min(self.actions, self.dimensions) != 0 or max(self.actions, self.dimensions) < 1:
             raise MucdError(f"actions {self.actions} and dimensions {self.dimensions}: one of them must be 0, the other at least 1")
+        if self.components is not None and not (self.components and all(type(values) is int and 1 <= values <= MOST_VALUES for values in self.components) and sum(self.components) == self.actions <= MOST_VALUES):
+            raise MucdError(f"components {self.components!r:.100} must be how many values each of them may have, {self.actions} in all and at most {MOST_VALUES:,}")
         if self.action_bounds is not None and not _are_bounds(self.action_bounds, self.dimensions):
             raise MucdError(f"action bounds {self.action_bounds!r:.100} must be two finite numbers for each of {self.dimensions} dimensions, the lower first")
         for name in ("states", "held_out", "rollouts"):
@@ -163,11 +167,11 @@ class RunSettings:
             raise MucdError(f"states from {self.states_from!r:.100} must be the name and the content hash of a dataset")
         if self.observation_dtype not in DTYPES or abs(self.first_action) > 2**31:
             raise MucdError(f"observation dtype {self.observation_dtype!r:.100} must be one of {', '.join(DTYPES)}, and first action {self.first_action} within 32 bits")
-        if self.declared_actions is not None and self.environment_actions.space.shape != ((self.dimensions,) if self.dimensions else ()):
+        if self.declared_actions is not None and (self.environment_actions.space.shape != ((self.dimensions or len(self.components),) if self.dimensions or self.components else ()) or self.environment_actions.components != (self.components or ())):
             raise MucdError(f"declared actions {self.declared_actions!r:.100} do not fit {self.actions or self.dimensions} actions or dimensions")
         if self.declared_observations is not None and self.environment_observations.space.shape != tuple(self.card.observation_shape):
             raise MucdError(f"declared observations {self.declared_observations!r:.100} do not have the shape {tuple(self.card.observation_shape)} of the card")
-        if self.mask is not None and not (type(self.mask) is int and self.actions and 0 <= self.mask <= self.card.width - self.actions and self.mechanism.kind in WITH_HISTORY and self.card.features_source()["source"] == "raw"):
+        if self.mask is not None and not (type(self.mask) is int and self.actions and not self.components and 0 <= self.mask <= self.card.width - self.actions and self.mechanism.kind in WITH_HISTORY and self.card.features_source()["source"] == "raw"):
             raise MucdError(f"mask {self.mask!r:.100} must be the place of the mask of discrete actions in raw observations, with --mechanism {' or '.join(WITH_HISTORY)}")
         if self.trainer is not None and self.mechanism.kind in WITH_NOISE:
             raise MucdError(f"{self.trainer.option} {self.trainer.name} is not trained with noise, which would have to be added inside it: use --mechanism bag or partition")
@@ -185,7 +189,7 @@ class RunSettings:
             raise MucdError(f"{whose} [{low}, {high}] must lie within +-{LARGEST_VALUE:g}, in a range wider than {LEAST_WIDTH:g} of its ends: shift or rescale it")
         check_history(self.card.history, self.mechanism.kind, self.mechanism.unit)
         check_unit(self.learner, self.mechanism.unit)
-        if (algorithm_for(self.learner.algorithm, bool(self.actions)).conditioned or self.learner.network == "transformer") and self.trainer is None and (self.fit is None or self.mechanism.unit == "transition"):
+        if (algorithm_for(self.learner.algorithm, bool(self.actions), self.components or ()).conditioned or self.learner.network == "transformer") and self.trainer is None and (self.fit is None or self.mechanism.unit == "transition"):
             raise MucdError(
                 f"algorithm {self.learner.algorithm!r} with a {self.learner.network} network reads whole trajectories, and is for --mechanism {' or '.join(WITH_HISTORY)} with --unit trajectory "
                 f"or source, not for {self.mechanism.kind} with --unit {self.mechanism.unit}"
@@ -208,7 +212,7 @@ class RunSettings:
         """What is learned."""
         return Problem(
             learner=self.learner, inputs=self.card.width, actions=self.actions or self.dimensions, discrete=bool(self.actions),
-            action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape), history=self.card.history,
+            components=self.components or (), action_bounds=self.action_bounds, shape=tuple(self.card.observation_shape), history=self.card.history,
             mirror=self.card.mirror if self.fit and self.fit.mirrored else None,
         )
 
@@ -271,6 +275,11 @@ class RunSettings:
         return self.card.discounted_range(self.discount) if self.rollouts else None
 
     @property
+    def judged(self) -> tuple[int, int]:
+        """(the most actions, or values of a component, among which votes decide; how many decisions at a state share eta)."""
+        return (max(self.components), len(self.components)) if self.components else (self.actions, 1)
+
+    @property
     def played_range(self) -> tuple[float, float]:
         """That of a run with returns or scores."""
         found = self.return_range
@@ -286,7 +295,7 @@ class RunSettings:
 
     @property
     def columns(self) -> int:
-        """D, the number of values whose levels are recorded at a state: actions if discrete, dimensions if continuous and bounded, else 0."""
+        """D, the number of values whose levels are recorded at a state: actions, or values of all components, if discrete, dimensions if continuous and bounded, else 0."""
         return self.actions or (len(self.action_bounds[0]) if self.action_bounds else 0)
 
     def radius_cap(self, threat: str) -> int:
@@ -337,6 +346,7 @@ class RunSettings:
                 "trainer": values.get("trainer") and outside.from_values(values["trainer"]),
                 "learner": Learner(**check_types(Learner, values["learner"] | {"local": local})),
                 "action_bounds": values["action_bounds"] and tuple(map(tuple, values["action_bounds"])),
+                "components": values.get("components") and tuple(values["components"]),
                 "trusted": values.get("trusted") and tuple(values["trusted"]),
                 "imports": tuple(values.get("imports") or ()),
                 "plugins": plugins.from_values(values.get("plugins") or ()),

@@ -9,6 +9,7 @@ import numpy as np
 
 from mucd_ray.certify.file.evidence import LEVELS, histogram
 from mucd_ray.evaluate.evaluators import CAUSES
+from mucd_ray.evaluate.votes import counts
 from mucd_ray.service.storage.store import Block, RunStore, copies_that_count, instances_of, split
 
 # Blocks read at a time: an object store answers each after tens of milliseconds.
@@ -17,7 +18,7 @@ READERS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the instances did: votes int [S, A], histogram of levels int [S, D, LEVELS + 1], returns [P] in the order of instances; and how many of them are the policy of
+    """What the instances did: votes int [S, A] (of components as `evaluate.votes.counts` gives them), histogram of levels int [S, D, LEVELS + 1], returns [P] in the order of instances; and how many of them are the policy of
     the default action, since their learner failed, by cause: they count like all others. `unscored`: how many have a score that counts as the least, since there was none."""
 
     votes: np.ndarray
@@ -73,8 +74,8 @@ class Tally:
             self.failures.update(causes[place] for place in new if causes[place])
             if block.unscored is not None:
                 self.unscored.update(CAUSES[cause] for cause in block.unscored[new].tolist() if cause)
-        for action in range(self.settings.actions):
-            self.votes[:, action] += (block.actions[new] == action).sum(axis=0)
+        if self.settings.actions:
+            self.votes += counts(block.actions[new], self.settings.actions, self.settings.components or ())
 
     def extend(self, instances: int) -> None:
         """From now on count the instances up to this number, at least as large as before."""

@@ -25,6 +25,7 @@ from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
+from mucd_ray.mechanism.components import best
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.service.runs.settings import RunSettings
@@ -86,7 +87,7 @@ def _returns(settings: RunSettings, secret: bytes, policies: Policies, instances
 
 def _at_states(settings: RunSettings, policies: Policies, states: np.ndarray) -> dict[str, Any]:
     at_states, policies = settings.card.features(states), settings.masked(policies)
-    votes = actions_at(policies, at_states) if settings.actions else np.zeros((len(policies), 0), np.int16)
+    votes = actions_at(policies, at_states, settings.components or ()) if settings.actions else np.zeros((len(policies), 0), np.int16)
     return {"actions": votes, "levels": _levels(settings, policies, at_states)}
 
 
@@ -172,7 +173,7 @@ def _score_words(settings: RunSettings) -> dict[str, str]:
 
 def _levels(settings: RunSettings, policies: Policies, at_states: np.ndarray) -> np.ndarray:
     if settings.actions:
-        return levels(probabilities_at(policies, at_states), 0.0, 1.0)
+        return levels(probabilities_at(policies, at_states, settings.components or ()), 0.0, 1.0)
     if settings.action_bounds is None:
         return np.zeros((len(policies), len(at_states), 0), np.uint8)
     low, high = settings.action_limits
@@ -214,7 +215,7 @@ def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray
     """What is compared with: where nothing is played `reference` alone, of discrete actions.
 
     Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone (with NAME_standard_error and NAME_episodes), and of every constant action; and
-    `reference`, the action that most of those on all data prefer at each state [S] (the lowest of ties; None if actions are continuous). Without a transition to
+    `reference`, the action that most of those on all data prefer at each state [S], or the values of its components [S, k] (the lowest of ties; None if actions are continuous). Without a transition to
     learn from, the former are missing; of a trainer from outside that fails on them there are words instead, NAME_failure."""
     found: dict = {}
     reference = None
@@ -244,15 +245,16 @@ def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray
     return found | {"best_constant_action": best, "best_constant_return": constants[best], "reference": reference}
 
 
-def _reference(settings: RunSettings, units: Units | Recorded, states: np.ndarray, progress: Progress | None) -> list[int] | None:
+def _reference(settings: RunSettings, units: Units | Recorded, states: np.ndarray, progress: Progress | None) -> list | None:
     with _of_all(settings, units, progress) as policies:
         preferred = _preferred(settings, policies, states)
         return None if getattr(policies, "failure", 0) else preferred
 
 
-def _preferred(settings: RunSettings, policies: Policies, states: np.ndarray) -> list[int]:
-    """The action that most of the policies prefer at each state [S]."""
-    return counts(actions_at(settings.masked(policies), settings.card.features(states)), settings.actions).argmax(1).tolist()
+def _preferred(settings: RunSettings, policies: Policies, states: np.ndarray) -> list:
+    """The action that most of the policies prefer at each state [S]; of several components the values, [S, k]."""
+    components = settings.components or ()
+    return best(counts(actions_at(settings.masked(policies), settings.card.features(states), components), settings.actions, components), components).tolist()
 
 
 @contextlib.contextmanager

@@ -7,18 +7,20 @@ import numpy as np
 
 from mucd_ray.certify.action import certify_exact, certify_scores, certify_votes
 from mucd_ray.certify.closed_form import guarantees_of
+from mucd_ray.certify.components import certifiable
 from mucd_ray.certify.file.claim import CONDITIONS
 from mucd_ray.certify.file.evidence import LEVELS, VOTES, histogram, levels
 from mucd_ray.certify.file.results import TOLERANCES
 from mucd_ray.certify.median_action import MedianActions
 from mucd_ray.certify.rounding import confidence_percent, percent_up
-from mucd_ray.certify.tabulated import tabulated
+from mucd_ray.certify.tabulated import TabulatedGuarantees, tabulated
 from mucd_ray.data.environments.features import load_features_of, may_see
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.policies import clipped_actions, greedy_actions, outputs_of_all, softmax_probabilities
 from mucd_ray.evaluate.votes import counts
 from mucd_ray.files import as_expected, printable
 from mucd_ray.learn.encoders import load_encoder
+from mucd_ray.mechanism.components import best, blocks
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
@@ -79,7 +81,7 @@ class Ensemble:
         with as_expected(store.file("blocks"), "its parameters are not of these settings; start a new run folder"):
             self.voters = self.settings.mechanism_of(Partition).parts if self.kind == "exact" else self.instances
             self.policies = stored_policies(store.of_parts() if self.kind == "exact" else store, range(self.voters))
-        self.outputs = self.settings.columns
+        self.outputs, self.components = self.settings.columns, self.settings.components or ()
         widest = max(outputs for _, outputs in self.settings.problem.network.layers)
         self._rows = max(1, FLOATS_AT_A_TIME // (self.voters * widest))
         self._radii: dict[tuple[int, ...], int] = {}
@@ -122,16 +124,16 @@ class Ensemble:
 
     @functools.cached_property
     def _guarantees(self):
-        """Tables of what follows from votes, levels or medians. The radii of the certificate are among them. Exact votes need none."""
+        """Tables of what follows from votes, levels or medians, of components one for each number of values. The radii of the certificate are among them. Exact votes need none."""
         if self.kind == "exact":
             return guarantees_of(self.settings.mechanism, units=self.settings.units, threat=self.certificate["inputs"]["threat"])
         inputs, part = self.certificate["inputs"], self.certificate["results"]["action"]["per_state"]
         own = [part["radius"]] if self.kind != "continuous" else [entry["radius"] for entry in part["tolerance"].values()]
-        return tabulated(
-            guarantees_of(self.settings.mechanism, units=self.settings.units, threat=inputs["threat"], family=inputs["accountant"]),
-            self.kind, instances=self.instances, outputs=self.outputs, eta=self.eta, cap=self._cap,
+        guarantees = guarantees_of(self.settings.mechanism, units=self.settings.units, threat=inputs["threat"], family=inputs["accountant"])
+        return functools.cache(lambda outputs: tabulated(
+            guarantees, self.kind, instances=self.instances, outputs=outputs, eta=self.eta / max(len(self.components), 1), cap=self._cap,
             radii=[radius for radii in own for radius in radii if radius is not None],
-        )
+        ))
 
     def answers(self, observations: np.ndarray) -> list[dict]:
         """One answer per observation [S, *observation_shape], as plain JSON values; a radius is None where not even r = 0 is certified.
@@ -147,22 +149,31 @@ class Ensemble:
     def _answers(self, evidence: np.ndarray) -> list[dict]:
         if self.kind == "continuous":
             return self._intervals(evidence)
-        if self.kind == "votes":
-            action, radius, shown = evidence.argmax(axis=1), self._vote_radii(evidence), evidence
-        elif self.kind == "exact":
-            found = certify_exact(evidence, self._guarantees, eta=self.eta, cap=self._cap)
-            action, radius, shown = found.action, found.radius.tolist(), evidence
-        else:
-            found = certify_scores(evidence, self._guarantees, eta=self.eta, cap=self._cap)
-            action, radius, shown = found.action, found.radius.tolist(), evidence @ np.arange(LEVELS + 1) / (LEVELS * self.instances)
-        action = action + self.settings.first_action
-        return [{"action": a, "radius": None if r < 0 else r, "votes" if self.kind in VOTES else self.kind: row} for a, r, row in zip(action.tolist(), radius, shown.tolist(), strict=True)]
+        shown = evidence if self.kind in VOTES else evidence @ np.arange(LEVELS + 1) / (LEVELS * self.instances)
+        radius = np.min([self._radii_of(part) for part in (map(certifiable, blocks(evidence, self.components, 1)) if self.components else [evidence])], axis=0)
+        told = [[part.tolist() for part in blocks(row, self.components)] for row in shown] if self.components else shown.tolist()
+        return [
+            {"action": action, "radius": None if r < 0 else r, "votes" if self.kind in VOTES else self.kind: row}
+            for action, r, row in zip(self._actions(evidence).tolist(), radius.tolist(), told, strict=True)
+        ]
+
+    def _actions(self, evidence: np.ndarray) -> np.ndarray:
+        """Of discrete ones, as they are numbered: int64 [S], or [S, k] of several components."""
+        return best(evidence if self.kind in VOTES else evidence @ np.arange(LEVELS + 1), self.components) + self.settings.first_action
+
+    def _radii_of(self, evidence: np.ndarray) -> np.ndarray:
+        """Radii int64 [S] of the actions of which this is the evidence [S, A, ...], or of a component's values; -1 where not even r = 0 is certified."""
+        eta = self.eta / max(len(self.components), 1)
+        if self.kind == "exact":
+            return certify_exact(evidence, self._guarantees, eta=eta, cap=self._cap).radius
+        guarantees = self._guarantees(evidence.shape[1])
+        return self._vote_radii(evidence, guarantees, eta) if self.kind == "votes" else certify_scores(evidence, guarantees, eta=eta, cap=self._cap).radius
 
     def act(self, observations: np.ndarray) -> np.ndarray:
         """The voted (for continuous actions: the median) action at each of S observations, or at a single one, as the environment takes it.
 
         Args:
-            observations: [S, *observation_shape] -> int64 [S] or float64 [S, d]; or [*observation_shape] -> an int64 number or float64 [d]. Where the environment's action space is MultiDiscrete,
+            observations: [S, *observation_shape] -> int64 [S], int64 [S, k] of several components or float64 [S, d]; or [*observation_shape] -> an int64 number, int64 [k] or float64 [d]. Where the environment's action space is MultiDiscrete,
                 MultiBinary or a Box of another shape, actions are in that shape and dtype. One observation in a Dict space may be given as the dictionary that it is.
         Raises:
             MucdError: no observations, or what is no finite number in them.
@@ -171,10 +182,9 @@ class Ensemble:
         evidence = self.evidence(observations)
         if self.kind == "continuous":
             low, high = self.settings.action_limits
-            actions = low + (high - low) * MedianActions(evidence, self._guarantees, eta=self.eta).median()
+            actions = low + (high - low) * MedianActions(evidence, self._guarantees(self.outputs), eta=self.eta).median()
         else:
-            votes = evidence if self.kind in VOTES else evidence @ np.arange(LEVELS + 1)
-            actions = votes.argmax(axis=1) + self.settings.first_action
+            actions = self._actions(evidence)
         if self.settings.environment_actions is not None:
             actions = np.stack([self.settings.environment_actions.original(action) for action in actions])
         return actions[0] if one else actions
@@ -220,26 +230,26 @@ class Ensemble:
     def _evidence(self, features: np.ndarray) -> np.ndarray:
         outputs = outputs_of_all(self.policies, features)
         if self.kind in VOTES:
-            return counts(greedy_actions(outputs), self.settings.actions)
+            return counts(greedy_actions(outputs, self.components), self.settings.actions, self.components)
         if self.kind == "scores":
-            return histogram(levels(softmax_probabilities(outputs), 0.0, 1.0))
+            return histogram(levels(softmax_probabilities(outputs, self.components), 0.0, 1.0))
         low, high = self.settings.action_limits
         return histogram(levels(clipped_actions(gymnasium.spaces.Box(low, high, dtype=np.float64), outputs), low, high))
 
-    def _vote_radii(self, votes: np.ndarray) -> list[int]:
-        """Radii of votes [S, A]. They depend on the two largest counts alone, and are kept by them."""
-        keys = [tuple(row) for row in np.sort(votes, axis=1)[:, -2:].tolist()]
+    def _vote_radii(self, votes: np.ndarray, guarantees: TabulatedGuarantees, eta: float) -> np.ndarray:
+        """Radii of votes [S, A]. They depend on the two largest counts and on A alone, and are kept by them."""
+        keys = [(votes.shape[1], *row) for row in np.sort(votes, axis=1)[:, -2:].tolist()]
         if len(self._radii) > MOST_RADII:
             self._radii = {}
         new = {key: row for row, key in enumerate(keys) if key not in self._radii}
         if new:
-            found = certify_votes(votes[list(new.values())], self._guarantees, eta=self.eta, cap=self._cap)
+            found = certify_votes(votes[list(new.values())], guarantees, eta=eta, cap=self._cap)
             self._radii |= dict(zip(new, found.radius.tolist(), strict=True))
-        return [self._radii[key] for key in keys]
+        return np.array([self._radii[key] for key in keys])
 
     def _intervals(self, evidence: np.ndarray) -> list[dict]:
         low, high = self.settings.action_limits
-        medians = MedianActions(evidence, self._guarantees, eta=self.eta)
+        medians = MedianActions(evidence, self._guarantees(self.outputs), eta=self.eta)
         answers = [{"action": action, "tolerances": []} for action in (low + (high - low) * medians.median()).tolist()]
         for tolerance in TOLERANCES:
             radii = medians.radii(tolerance, self._cap)

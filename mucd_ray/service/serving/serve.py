@@ -89,7 +89,7 @@ def make_app(ensemble: Ensemble, answers) -> FastAPI:
     One = create_model("Observation", __config__=strict, observation=(observation, Field(description=seen)))
     many = Annotated[list[observation], Field(min_length=1, max_length=MOST_OBSERVATIONS)]
     Many = create_model("Observations", __config__=strict, observations=(many, Field(description="raw observations")))
-    Answer: Any = ANSWERS[ensemble.kind]
+    Answer: Any = (ANSWERS_OF_COMPONENTS if ensemble.components else ANSWERS)[ensemble.kind]
     if ensemble.settings.environment_actions is not None:
         Answer = create_model(Answer.__name__, __base__=Answer, environment_action=(list, Field(description="the action as the environment takes it")))
     told = (str, Field(description="for which states the radius holds, and with which probability"))
@@ -240,6 +240,18 @@ class ScoredAction(BaseModel):
     scores: list[float] = Field(description="mean probability that the instances give each action, in steps of 1/200 downwards")
 
 
+class VotedComponents(BaseModel):
+    action: list[int] = Field(description="of each component the value with most votes, counted from 0")
+    radius: int | None = RADIUS
+    votes: list[list[int]] = Field(description="for each component the number of instances that choose each of its values")
+
+
+class ScoredComponents(BaseModel):
+    action: list[int] = Field(description="of each component the value with the largest mean score, counted from 0")
+    radius: int | None = RADIUS
+    scores: list[list[float]] = Field(description="for each component the mean probability that the instances give each of its values, in steps of 1/200 downwards")
+
+
 class MedianInterval(BaseModel):
     tolerance: float = Field(description="half the width of the interval in which the action stays, as a share of the action range")
     radius: int | None = RADIUS
@@ -253,6 +265,8 @@ class MedianAction(BaseModel):
 
 
 ANSWERS = {"votes": VotedAction, "exact": VotedAction, "scores": ScoredAction, "continuous": MedianAction}
+# Of actions of several components.
+ANSWERS_OF_COMPONENTS = {"votes": VotedComponents, "exact": VotedComponents, "scores": ScoredComponents}
 
 
 class About(BaseModel):

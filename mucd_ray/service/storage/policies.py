@@ -30,7 +30,11 @@ def stored_policies(store: RunStore, instances: Iterable[int]) -> Policies:
     # Not those of an environment: a run folder's card makes none.
     shape = settings.card.observation_shape if settings.card.encoder is None else (settings.card.width,)
     observations = gymnasium.spaces.Box(0, 1, shape, np.dtype(settings.observation_dtype))
-    actions = gymnasium.spaces.Discrete(settings.actions, start=settings.first_action) if settings.actions else gymnasium.spaces.Box(-np.inf, np.inf, (settings.dimensions,))
+    actions: gymnasium.Space
+    if settings.components:
+        actions = gymnasium.spaces.MultiDiscrete(list(settings.components))
+    else:
+        actions = gymnasium.spaces.Discrete(settings.actions, start=settings.first_action) if settings.actions else gymnasium.spaces.Box(-np.inf, np.inf, (settings.dimensions,))
     return settings.masked(StoredPolicies([content for content, _ in found], observations, actions, settings.trainer.memory))
 
 

@@ -66,7 +66,7 @@ SECONDS_TO_SETTINGS = 10
 class Block:
     """Results of consecutive instances.
 
-    returns: float64 [n].   actions: int16 [n, S], the votes ([n, 0] if continuous).   parameters: [n, ...] by name.
+    returns: float64 [n].   actions: int16 [n, S], the votes ([n, 0] if continuous, [n, S, k] of k components).   parameters: [n, ...] by name.
     levels: uint8 [n, S, D] (certify/file/evidence.py): of every action's probability, or of every dimension of a continuous action
     (D = 0 if its space is unbounded).
     Where the trainer is from outside there are no parameters, but contents: TorchScript or ONNX of every policy, b"" where it cannot be stored; and failed: uint8 [n], why it is
@@ -305,11 +305,11 @@ class RunStore:
             raise MucdError(f"{self.file(name)} cannot be read ({error}): delete it, and `mucd run` makes it again") from None
 
     def baselines(self) -> dict | None:
-        """baselines.json: finite numbers by name, `best_constant_action` (a name), why there is none (NAME_failure) and `reference` (a list of numbers, or None); None if it is not there."""
+        """baselines.json: finite numbers by name, `best_constant_action` (a name), why there is none (NAME_failure) and `reference` (a list of numbers, or of such lists, or None); None if it is not there."""
         values = self.read_json("baselines.json")
         if values is None:
             return None
-        fits = dict.fromkeys(("best_constant_action", "non_private_failure", "trusted_failure"), lambda value: isinstance(value, str)) | {"reference": lambda value: value is None or _are_numbers(value)}
+        fits = dict.fromkeys(("best_constant_action", "non_private_failure", "trusted_failure"), lambda value: isinstance(value, str)) | {"reference": lambda value: value is None or _are_numbers(value) or isinstance(value, list) and all(map(_are_numbers, value))}
         if not isinstance(values, dict) or not all(fits.get(name, _is_number)(value) for name, value in values.items()):
             raise MucdError(f"{self.file('baselines.json')} is not as this version writes it: delete it, and `mucd run` makes it again")
         return values
@@ -463,8 +463,8 @@ def _tensors(content: bytes, count: int, settings: RunSettings) -> dict[str, np.
     """The arrays of a block of so many instances. Raises ValueError where they are not of the kinds and shapes in `Block`."""
     tensors = load(content)
     kinds = {name: (tensors[name].dtype, tensors[name].shape) for name in ("returns", "actions", "levels")}
-    voted = settings.states if settings.actions else 0
-    if kinds != {"returns": (np.float64, (count,)), "actions": (np.int16, (count, voted)), "levels": (np.uint8, (count, settings.states, settings.columns))}:
+    voted = (settings.states if settings.actions else 0, *([len(settings.components)] if settings.components else []))
+    if kinds != {"returns": (np.float64, (count,)), "actions": (np.int16, (count, *voted)), "levels": (np.uint8, (count, settings.states, settings.columns))}:
         raise ValueError("other arrays")
     if (tensors["levels"] > LEVELS).any():
         raise ValueError("other levels")

@@ -41,6 +41,7 @@ from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 from mucd_ray.files import MOST_JSON_BYTES, open_unlinked, read_file, read_json
 from mucd_ray.learn.problem import action_shape
+from mucd_ray.learn.scores import components_of
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -142,7 +143,8 @@ def make_question(options, kind: str, dataset: OfflineDataset, trainer: Outside 
     size = dataset.count(unit)
     units = size if options.units is None else options.units
     actions, discrete = action_shape(dataset.action_space)
-    of_vote = actions if discrete else 2
+    components = components_of(dataset.action_space)
+    of_vote = max(components, default=actions) if discrete else 2
     if not noise and options.signal_budget is not None:
         raise MucdError(f"--signal-budget {options.signal_budget:g} is about noise: give --fraction with --mechanism {kind_of}")
     fraction, budget = _target(options, units, of_vote) if noise else (FRACTION if options.fraction is None else options.fraction, None)
@@ -156,7 +158,7 @@ def make_question(options, kind: str, dataset: OfflineDataset, trainer: Outside 
             raise MucdError(f"--{name} {getattr(options, name)} is for --mechanism bag or partition, not for {kind_of}: leave it out")
     if entries and trainer is not None:
         raise MucdError(f"--entries {options.entries} says nothing to {trainer.option} {trainer.name}: leave it out, and choose entries in the trainer")
-    algorithms = () if trainer else _algorithms(options, kind_of in WITH_NOISE, ON_BAGS[discrete] if bounded else ("bc",))
+    algorithms = () if trainer else _algorithms(options, kind_of in WITH_NOISE, ON_BAGS[discrete] if bounded and not components else ("bc",))
     question = Question(
         environment=card.env_id, mechanism=kind_of, unit=unit, algorithms=algorithms, card=card.to_dict(), units=units, fraction=fraction, signal_budget=budget,
         entries=entries, histories=tuple(map(int, histories)), certified_units=certified, certified_noise=inside, discrete=discrete, source_key=options.source_key, trainer=trainer,

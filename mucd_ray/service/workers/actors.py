@@ -220,7 +220,7 @@ class Certifier(Watched):
         keeps = shares_kept(mean, band, self.guarantees, cap, settings.units)
         return {"instances": len(returns), "eta": eta, "threat": self.choices["threat"], "what": "return" if settings.evaluator is None else "score", "mean_return": mean, "keeps": keeps}
 
-    def certificate(self, evidence: "Evidence", reference: list[int] | None, exact: np.ndarray | None, assumptions: list[str], context: dict) -> dict:
+    def certificate(self, evidence: "Evidence", reference: list | None, exact: np.ndarray | None, assumptions: list[str], context: dict) -> dict:
         return certificate_of(self._read_run(), evidence, self.choices, reference, exact, assumptions, context)
 
 
@@ -228,8 +228,8 @@ class Certifier(Watched):
 INPUTS = ("eta", "threat", "accountant", "band", "looks", "goal")
 
 
-def certificate_of(settings, evidence: "Evidence", choices: dict, reference: list[int] | None, exact: np.ndarray | None, assumptions: list[str], context: dict) -> dict:
-    """The certificate of this evidence; `reference` [S]: the actions against which accuracy is counted; `exact` [S, A]: votes of all parts of a partition, if they are known."""
+def certificate_of(settings, evidence: "Evidence", choices: dict, reference: list | None, exact: np.ndarray | None, assumptions: list[str], context: dict) -> dict:
+    """The certificate of this evidence; `reference` [S], or [S, k] of components: the actions against which accuracy is counted; `exact` [S, A]: votes of all parts of a partition, if they are known."""
     from mucd_ray.certify.file.certificate import make_certificate, make_inputs
 
     actions = _actions(settings, evidence, choices["inference"], reference, exact)
@@ -257,11 +257,12 @@ def certificate_of(settings, evidence: "Evidence", choices: dict, reference: lis
     return make_certificate(inputs, assumptions=assumptions, context=context | failures)
 
 
-def _actions(settings, evidence: "Evidence", inference: str, reference: list[int] | None, exact: np.ndarray | None) -> dict | None:
+def _actions(settings, evidence: "Evidence", inference: str, reference: list | None, exact: np.ndarray | None) -> dict | None:
     from mucd_ray.certify.file.evidence import continuous_evidence, exact_evidence, scores_evidence, votes_evidence
 
+    components = settings.components or ()
     if settings.actions and inference == "votes" and exact is not None:
-        return exact_evidence(exact, reference)
+        return exact_evidence(exact, reference, components)
     if settings.actions:
-        return scores_evidence(evidence.histogram, reference) if inference == "scores" else votes_evidence(evidence.votes, reference)
+        return scores_evidence(evidence.histogram, reference, components) if inference == "scores" else votes_evidence(evidence.votes, reference, components)
     return continuous_evidence(evidence.histogram, *settings.action_bounds) if settings.action_bounds else None

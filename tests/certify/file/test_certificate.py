@@ -38,6 +38,8 @@ def samples(outputs):
 EVIDENCE = {
     "votes": VOTES,
     "scores": scores_evidence(histogram(levels(np.concatenate([samples(1), 1 - samples(1)], axis=2), 0, 1)), reference=[0, 0, 1, 0]),
+    "components": votes_evidence(np.stack([TOP, 100 - TOP, 50 + 0 * TOP, 30 + 0 * TOP, 20 + 0 * TOP, 100 + 0 * TOP], axis=1), [[0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 2, 0]], components=(2, 3, 1)),
+    "scores of components": scores_evidence(histogram(levels(np.concatenate([samples(1), 1 - samples(1), samples(2)], axis=2), 0, 1)), reference=[[0, 0], [0, 1], [1, 0], [0, 0]], components=(2, 2)),
     "continuous": continuous_evidence(histogram(levels(samples(2), 0, 1)), [-2, 0], [2, 10]),
 }
 
@@ -201,6 +203,43 @@ def forge(change, refit=True):
 )
 def test_forged_certificates_with_a_fitting_hash_do_not_verify(change):
     assert forge(change)
+
+
+@pytest.mark.parametrize("scope", ["per_state", "family_wise"])
+def test_a_joint_radius_above_the_least_of_its_components_is_refused(scope):
+    """Whatever else is made to fit: the claim, the shares, the hash."""
+    honest = CERTIFICATES["components"]["results"]["action"][scope]
+    assert [max(r for r in row if r is not None) for row in honest["component_radius"][::2]] > [honest["radius"][0] or 0, honest["radius"][2] or 0]
+    for row, least in enumerate(honest["radius"]):
+        assert least == (None if None in honest["component_radius"][row] else min(honest["component_radius"][row]))
+        for larger in ({None: 0}.get(least, (least or 0) + 1), max(r or 0 for r in honest["component_radius"][row])):
+            if larger == least:
+                continue
+            forged = copy.deepcopy(CERTIFICATES["components"])
+            part = forged["results"]["action"][scope]
+            part["radius"][row] = larger
+            radius = np.array([-1 if r is None else r for r in part["radius"]])
+            certified = radius[radius >= 1]
+            part |= {"certified_share": len(certified) / 4, "mean_radius": float(certified.mean()), "median_radius": float(np.median(certified)), "max_radius": int(certified.max())} if len(certified) else {}
+            forged["claim"] = claim_sentences(forged["inputs"], forged["results"])
+            assert any(f"{scope}.radius[{row}]" in text for text in verify(forged | {"sha256": content_hash(forged)}))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"components": [2, 3, 2]}, "must hold the 7 values"), ({"components": [6]}, "instances? counted"), ({"components": [3, 2, 1]}, "instances? counted"), ({"components": [2, 4, 0]}, "at least one value each"),
+    ({"components": [2, 3, True]}, "whole number"), ({"components": []}, "not empty"), ({"components": [[2, 3, 1]]}, "whole number"), ({"components": 6}, "lists of whole numbers"), ({"components": [2**52, 2**52]}, "at most|to 4,096"),
+    ({"components": None}, "lists of whole numbers"), ({"reference": [0, 0, 0, 2]}, "2 deep"), ({"reference": [[0, 3, 0]] * 4}, "below how many it has"), ({"reference": [[0, 0]] * 4}, "one value of each of 3"), ({"kind": "exact"}, "all parts of a partition"),
+    ({"counts": [[99, 1, 100, 0, 0, 99]] * 4}, "99 instances counted"),
+])
+def test_components_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(MucdError, match=message):
+        compute_results(inputs(actions=EVIDENCE["components"] | change))
+
+
+def test_components_go_with_no_voted_policy_and_no_other_evidence():
+    assert any("voted must be left out" in text for text in verify(CERTIFICATE | {"inputs": inputs(actions=EVIDENCE["components"]) | {"voted": {}}}))
+    with pytest.raises(MucdError, match="keys of its kind"):
+        compute_results(inputs(actions=EVIDENCE["continuous"] | {"components": [1, 1]}))
 
 
 def test_a_wide_return_range_leaves_no_room_to_forge_shares():

@@ -293,6 +293,33 @@ def test_a_declared_environment_gives_the_spaces(minari_root, tmp_path):
         imported(path, ImportOptions(environment="CartPole-v1"), "mine/d-v0")
 
 
+def test_actions_of_several_components(minari_root, tmp_path):
+    """Declared by their numbers of values, or by the environment's space, whose lowest value becomes 0; one that is in none is its trajectory's fault."""
+    made = [episode | {"actions": np.random.default_rng(1).integers(0, 30, (len(episode["rewards"]), 2))} for episode in foreign.episodes()]
+    made[0]["actions"][0] = 29, 0
+    as_read = [episode | {"observations": episode["observations"].astype(np.float64)} for episode in made]
+    path = foreign.csv_log(tmp_path, made)
+    dataset = check(imported(path, ImportOptions(columns=foreign.COLUMNS, actions="30x30")), as_read)
+    assert dataset.action_space == gym.spaces.MultiDiscrete([30, 30]) and dataset.declared_actions is None and dataset.actions_declared
+    few = foreign.csv_log(tmp_path, [episode | {"actions": episode["actions"] % 3} for episode in made])
+    assert imported(few, ImportOptions(columns=foreign.COLUMNS, actions="3x3"), "mine/b-v0") and load_dataset("mine/b-v0").action_space == gym.spaces.Discrete(9)
+    path = foreign.csv_log(tmp_path, made)
+    for actions, message in (("29x30", "of 3 trajectories are invalid"), ("30x30x30", "3 of 3 trajectories are invalid"), ("30x5000", "more than 4,096 values in all"), ("30x", "--actions '30x'"), ("0x30", "--actions '0x30'")):
+        with pytest.raises(MucdError, match=message):
+            imported(path, ImportOptions(columns=foreign.COLUMNS, actions=actions), "mine/c-v0")
+    arrays = {"observations": np.zeros((6, 2), np.float32), "actions": np.array([[-5, 5, 0]] * 6), "rewards": np.zeros(6), "episode": np.repeat([0, 1], 3)}
+    np.savez(tmp_path / "levers.npz", **arrays)
+    there = ImportOptions(environment="own_spaces/Levers-v0", imports=("own_spaces",))
+    assert imported(tmp_path / "levers.npz", there, "mine/d-v0")["spaces"]["actions"] == "MultiDiscrete([11 11 11])"
+    dataset = load_dataset("mine/d-v0")
+    card_of("own_spaces/Levers-v0", UserEnvironment(return_range=(0, 10)), scaled=False).check(dataset)
+    assert dataset.actions.tolist() == [[0, 10, 5]] * 6
+    arrays["actions"][4, 1] = 6
+    np.savez(tmp_path / "levers.npz", **arrays)
+    with pytest.raises(MucdError, match=r"1 of 2 trajectories are invalid \(episode 1"):
+        imported(tmp_path / "levers.npz", there, "mine/e-v0")
+
+
 class Levers(Rooms):
     """The number of a cell; two whole numbers as the action."""
 

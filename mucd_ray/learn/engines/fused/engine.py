@@ -191,7 +191,7 @@ class FusedTrainer:
             local_rate=float(learner.local.learning_rate), **starts,
         )
         self.data = Data(*(_read_only(getattr(units, name)) for name in Data._fields))
-        self.constants = _read_only(np.array(list(problem.constants.values()), np.float32))
+        self.constants = _read_only(np.array([*problem.constants.values(), *problem.components], np.float32))
         # Vectors that cross a cache line are loaded at half the speed.
         raw = np.zeros(floats + LANES, np.float32)
         skip = -raw.ctypes.data // 4 % LANES
