@@ -18,7 +18,7 @@ from mucd_ray.data.environments.plain import declared_spaces, plain
 from mucd_ray.data.environments.recorded_in import same_environment
 from mucd_ray.data.formats.column_map import parse
 from mucd_ray.data.formats.episodes import Episode, Recording, with_fault
-from mucd_ray.data.formats.keys import OWN
+from mucd_ray.data.formats.keys import OWN, kept_key
 from mucd_ray.data.formats.metadata import IMPORTED, MOST_TEXT, READER, UNDECLARED
 from mucd_ray.data.formats.minari import check_is_local
 from mucd_ray.data.formats.registry import ReadOptions, read_source
@@ -199,7 +199,7 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
     sound: list[Episode] = []
     invalid: list[Episode] = []
     for episode in recording.episodes:
-        episode = replace(episode, keys=_keys(episode.keys))
+        episode = replace(episode, keys=_keys(episode))
         checked = _checked(_counted(episode, counted), observation_space, cast, action_space) if len(episode) else with_fault(episode, "it has no transition")
         (invalid if checked.faults else sound).append(checked)
     if options.drop_invalid and invalid:
@@ -220,10 +220,12 @@ def _counted(episode: Episode, actions: Actions | None) -> Episode:
         return with_fault(replace(episode, actions=np.zeros((len(episode), *shape_of(actions.space)), np.int64)), str(error))
 
 
-def _keys(keys: dict) -> dict:
-    """Those that may be attributes of an episode beside Minari's own: short printable names of short printable texts and whole numbers."""
-    sound = {name: value for name, value in sorted(keys.items()) if 0 < len(name) <= MOST_TEXT and name.isprintable() and (not isinstance(value, str) or 0 < len(value) <= MOST_TEXT and value.isprintable())}
-    return {f"source_{name}" if name in OWN else name: value for name, value in list(sound.items())[:MOST_KEYS]}
+def _keys(episode: Episode) -> dict:
+    """Its keys as attributes beside Minari's own: those of short printable names, by which alone anybody could ask for them. Raises MucdError for too many."""
+    sound = {name: kept_key([value]) if isinstance(value, str) else value for name, value in sorted(episode.keys.items()) if 0 < len(name) <= MOST_TEXT and name.isprintable()}
+    if len(sound) > MOST_KEYS:
+        raise MucdError(f"{episode.place} has {len(sound)} keys, at most {MOST_KEYS} are taken: which of them would be left out could depend on what somebody has added")
+    return {f"source_{name}" if name in OWN else name: value for name, value in sound.items() if value is not None}
 
 
 def _of_one_kind(episodes: list[Episode], what: str) -> tuple[np.dtype, tuple[int, ...]]:

@@ -122,7 +122,7 @@ BOX = {"type": "Box", "dtype": "float32", "shape": [2], "low": [0, 0], "high": [
         ({"env_spec": json.dumps({"id": "A-v0", "additional_wrappers": ["x"]})}, "additional_wrappers"),
         ({"env_spec": 5}, "env_spec must be"),
         ({"total_episodes": 10**18}, "total_episodes must be"),
-        ({"total_episodes": 10**9}, "episode_3 is missing"),
+        ({"total_episodes": 10**9}, "declares 1000000000 episodes, and 3 are stored"),
         ({"total_steps": 10**9}, "its 3 episodes have 11 steps, the metadata declare 1000000000"),
         ({"total_steps": 5}, "more steps than the 5"),
         ({"total_steps": True}, "total_steps must be"),

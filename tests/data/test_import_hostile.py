@@ -310,9 +310,62 @@ def test_texts_that_are_not_utf8_become_no_others(tmp_path, refused):
         columns = {"episode_id": pa.array([0, 0, 1, 1]), column: texts([b"Jos\xe9", b"Jos\xe9", b"Jos\xff", b"Jos\xff"])}
         pa.parquet.write_table(pa.table(rows | columns), tmp_path / "log.parquet")
         assert "Jos\\xe9' is not text in UTF-8" in refused(tmp_path / "log.parquet", ImportOptions(actions="2", columns=None))
+    load_source(foreign.rlds(tmp_path / "plain", MADE))  # compiles what checks sums
     keys = [b"Jos\xe9", b"Jos\xff", b"Ann"]
     path = foreign.rlds(tmp_path, MADE, change=lambda features, number: features | {"episode_metadata/operator": keys[number % 3]})
     assert "operator b'Jos\\xe9' is not text in UTF-8" in refused(path)
+
+
+def test_a_file_that_is_added_does_not_decide_which_others_are_read(tmp_path, refused, minari_root):
+    """Whoever may add a trajectory would make all others vanish."""
+    one = foreign.episodes(1, seed=9)
+    record = foreign.rlds(tmp_path / "one", one) / "1.0.0/arm-train.tfrecord-00000-of-00001"
+    version = foreign.rlds(tmp_path / "many", MADE) / "1.0.0"
+    for file in version.glob("*-val.*"):
+        file.unlink()
+    (version / "arm-train.tfrecord-00000-of-00001").rename(version / "arm-demos.tfrecord-00000-of-00001")
+    info = json.loads((version / "dataset_info.json").read_text())
+    info["splits"][0]["name"] = "demos"
+    (version / "dataset_info.json").write_text(json.dumps(info))
+    load_source(version.parent)
+    shutil.copy(record, version / "zz-train.tfrecord-00000-of-00001")
+    assert "does not declare that split" in refused(version.parent)
+    (version / "zz-train.tfrecord-00000-of-00001").unlink()
+    for file in (record, record.parent / "features.json"):
+        shutil.copy(file, version.parent)
+    assert "holds 2 datasets with a features.json" in refused(version.parent)
+    logs = tmp_path / "logs"
+    shutil.copytree(foreign.dqn_replay(tmp_path, DISCRETE), logs / "replay_logs", dirs_exist_ok=True)
+    for file in (logs / "replay_logs").iterdir():
+        shutil.copy(file, logs / file.name.replace("ckpt.7", "ckpt.8"))
+    assert "in replay_logs/ and beside it" in refused(logs)
+    robots = foreign.lerobot(tmp_path / "robots", one)
+    create("minari-v0", SPACES["box"], ACTIONS["discrete"])
+    (minari_root / "minari-v0").rename(tmp_path / "plain")
+    for many, name in ((foreign.rllib(tmp_path, MADE), "rllib and parquet"), (foreign.rlds(tmp_path / "b", MADE), "rlds"), (tmp_path / "plain", "minari")):
+        load_source(many)
+        for folder in ("meta", "data"):
+            shutil.copytree(robots / folder, many / folder, dirs_exist_ok=True)
+        assert f"looks like lerobot and like {name}: name the right one with --format" in refused(many)
+
+
+def test_episodes_that_minaris_metadata_do_not_count(tmp_path, refused, minari_root):
+    for data_format in ("hdf5", "arrow", "parquet"):
+        create(f"{data_format}-v0", SPACES["box"], ACTIONS["discrete"], data_format)
+        (minari_root / f"{data_format}-v0").rename(tmp_path / data_format)
+        file = tmp_path / data_format / "data/metadata.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"total_episodes": 1, "total_steps": 4}))
+        assert "declares 1 episodes, and 3 are stored" in refused(tmp_path / data_format)
+
+
+def test_empty_trajectories_are_dropped_where_that_is_asked_for(tmp_path, minari_root):
+    path = foreign.d3rlpy2(tmp_path, foreign.episodes(3))
+    with h5py.File(path, "a") as file:
+        for name in ("observations", "actions", "rewards"):
+            values = file[f"{name}_1"][:0]
+            del file[f"{name}_1"]
+            file[f"{name}_1"] = values
+    assert [len(episode) for episode in load_source(path, ImportOptions(drop_invalid=True)).episodes] == [len(episode["actions"]) for episode in (MADE[0], MADE[2])]
 
 
 def test_rlds_that_is_damaged(tmp_path, refused):
@@ -346,6 +399,9 @@ def test_csv_places(tmp_path, refused):
     # Quotes in rows of one trajectory would take all rows up to those of another for one cell.
     path.write_text("\n".join([lines[0], *(row.replace(",", ',"', 1) if place == 5 else row.replace(",", '",', 1) if place == 9 else row for place, row in enumerate(lines[1:]))]))
     assert "log.csv lines 7 to 11 are one cell in quotes" in refused(path, MAP)
+    # Beside a fraction in another row doubles would stand, which do not hold this one.
+    path.write_text("\n".join(["obs_0,action,reward,episode_id,terminated", "1,9007199254740993,0,0,1"]))
+    assert "line 2, column action: '9007199254740993' is no number" in refused(path)
     path.write_text("a,a\n1,2\n")
     assert "different names of columns" in refused(path, MAP)
     path.write_text("\n".join([lines[0], '"' + "x" * 200_000]))

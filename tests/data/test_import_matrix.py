@@ -186,8 +186,8 @@ MATRIX = {
         "d3rlpy 2": (hdf5(num_episodes=4), "num_episodes is 4, and it has the actions of 3 episodes"), "d3rlpy 1": (hdf5(terminals=np.zeros(11)), "its arrays have different lengths"),
         "d4rl": (hdf5(rewards=np.zeros(7)), "its arrays have different lengths"), "ogbench": (npz(terminals=np.ones(4)), "its arrays have different lengths"), "npz": (npz(rewards=np.zeros(5)), "its arrays have different lengths"),
         "dqn-replay": (gzipped("$store$_reward_ckpt.7.gz", np.zeros(5, np.float32)), "checkpoint 7: its arrays have different lengths"), "csv": (lines(lambda rows: [*rows[:4], [*rows[4], "1"], *rows[5:]]), "line 5 has 15 cells, the header 14"),
-        "minari hdf5": (edited("data/metadata.json", total_steps=999), "declares 3 episodes of 999 steps, its files hold 3 of 11"), "minari arrow": (edited("data/metadata.json", total_episodes=4), "episode 3: "),
-        "minari parquet": (edited("data/metadata.json", total_episodes=2), "declares 2 episodes of 11 steps, its files hold 2 of 5"),
+        "minari hdf5": (edited("data/metadata.json", total_steps=999), "declares 3 episodes of 999 steps, its files hold 3 of 11"), "minari arrow": (edited("data/metadata.json", total_episodes=4), "declares 4 episodes, and 3 are stored"),
+        "minari parquet": (edited("data/metadata.json", total_episodes=2), "declares 2 episodes, and 3 are stored"),
     },
     "shapes": {
         "lerobot v3": (table(ragged("observation.state"), "data/chunk-000/file-001.parquet"), "column observation.state has lists of different lengths, or none, first in row 1"),

@@ -9,7 +9,7 @@ from mucd_ray.data.formats.column_map import NAMED, recording_of, resolved
 from mucd_ray.data.formats.episodes import Recording
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
-from mucd_ray.files import printable
+from mucd_ray.files import LARGEST_WHOLE, printable
 
 MOST_COLUMNS = 1 << 14
 ROWS_AT_A_TIME = 1 << 12
@@ -78,7 +78,7 @@ def _parse(rows, source, places, texts, whole, parts, known) -> None:
                 values.append(_number(row[place], name in whole))
             except ValueError:
                 raise MucdError(f"{source.name} line {line}, column {printable(name)}: {printable(row[place])[:60]!r} is no number{NAMED if name in whole else ''}") from None
-        kind = np.int64 if name in whole and all(type(value) is int and abs(value) < 1 << 62 for value in values) else np.float64
+        kind = np.int64 if name in whole and all(type(value) is int for value in values) else np.float64
         parts[name].append(np.array(values, kind))
 
 
@@ -89,6 +89,8 @@ def _number(text: str, whole: bool) -> float | int:
     if "_" in text:
         raise ValueError
     if whole and len(text) <= 20 and text.lstrip("+-").isdecimal():
+        if abs(int(text)) > LARGEST_WHOLE:
+            raise ValueError  # beside a fraction in another row it would be rounded, and not without one
         return int(text)
     truth = {"true": 1.0, "false": 0.0}.get(text.lower())
     return float(text) if truth is None else truth

@@ -10,7 +10,7 @@ import numpy as np
 
 from mucd_ray.data.formats.column_map import places_of
 from mucd_ray.data.formats.d4rl import is_hdf5
-from mucd_ray.data.formats.episodes import Recording, Rows, counted_ends, cut, ends_of
+from mucd_ray.data.formats.episodes import Episode, Recording, Rows, counted_ends, cut, ends_of
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
 
@@ -39,8 +39,12 @@ def _second(content) -> Recording:
     for number in range(count):
         arrays = {name: content.array(content.file, f"{name}_{number}") for name in ("actions", "rewards")} | {"observations": _observations(content, names, number)}
         terminated = np.zeros(len(arrays["actions"]), bool)
-        if len(terminated):
-            terminated[-1] = bool(content.number(content.file, f"terminated_{number}"))
+        if not len(terminated):
+            episodes.append(Episode(
+                observations=np.empty((0, 1), np.float32), actions=arrays["actions"], rewards=np.empty(0), terminated=False, truncated=True, place=f"episode {number}", keys={},
+            ))
+            continue
+        terminated[-1] = bool(content.number(content.file, f"terminated_{number}"))
         try:
             rows = Rows(**arrays, terminated=terminated)
         except MucdError as error:

@@ -20,8 +20,10 @@ PADDING = 3
 
 def _checkpoints(source: Source) -> list[str]:
     """Names of the files of observations; those of the other fields differ in one word."""
-    found = source.names("$store$_observation_ckpt.*.gz") or source.names("replay_logs/$store$_observation_ckpt.*.gz")
-    return sorted(found, key=natural)
+    found = [source.names(f"{folder}$store$_observation_ckpt.*.gz") for folder in ("", "replay_logs/")]
+    if all(found):
+        raise MucdError("there are checkpoints in replay_logs/ and beside it: which are meant is not guessed, take the others away")
+    return sorted(found[0] + found[1], key=natural)
 
 
 def recognised(source: Source) -> bool:

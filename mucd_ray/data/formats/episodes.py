@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import gymnasium as gym
 import numpy as np
 
+from mucd_ray.data.formats.keys import SEVERAL
 from mucd_ray.data.formats.metadata import Recorded
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
@@ -192,7 +193,7 @@ def cut(rows: Rows, stops: Iterable[int], places: list[str], *, last_row: str = 
         episodes.append(Episode(
             observations=observations, actions=rows.actions[part], rewards=np.zeros(max(end - start, 0)) if rows.rewards is None else rows.rewards[part],
             terminated=terminated, truncated=not terminated, place=place, faults=tuple(faults),
-            keys={name: key for name, values in (rows.sources or {}).items() if count and (key := only(values[start:stop])) is not None},
+            keys={name: key for name, values in (rows.sources or {}).items() if count and (key := key_of(values[start:stop])) is not None},
         ))
         start = stop
     notes = []
@@ -205,13 +206,13 @@ def cut(rows: Rows, stops: Iterable[int], places: list[str], *, last_row: str = 
     return episodes, notes
 
 
-def only(values) -> str | int | None:
-    """The one value of all of these, as a text or whole number; None if they differ, or are neither."""
+def key_of(values) -> str | int | None:
+    """What a column says of the source of an episode with these rows: a text or whole number, SEVERAL where they differ, None where it says nothing (NaN)."""
     first = values[0]
-    if any(value != first for value in values):
-        return None
+    if any(value != first and (value == value or first == first) for value in values):
+        return SEVERAL
     if isinstance(first, np.floating):
-        return int(first) if float(first).is_integer() and abs(first) < 1 << 53 else None
+        return None if np.isnan(first) else int(first) if float(first).is_integer() and abs(first) < 1 << 53 else repr(float(first))
     return int(first) if isinstance(first, (np.integer, np.bool_)) else first
 
 

@@ -4,6 +4,8 @@ Minari keeps such things with an episode's metadata (attributes of its HDF5 grou
 its infos, one value per step. A key is a text or a whole number; a number and its text are the same key.
 """
 
+import hashlib
+
 import numpy as np
 
 from mucd_ray.data.formats.metadata import MOST_TEXT
@@ -12,19 +14,35 @@ from mucd_ray.files import printable
 
 # What Minari itself writes beside every episode.
 OWN = ("id", "seed", "total_steps")
+# Of a trajectory in which a key has several values.
+SEVERAL = "(several values)"
 # How many episodes are looked at for the names of keys, and how many names are told.
 MOST_LOOKED_AT, MOST_TOLD = 100, 12
+
+
+def kept_key(values) -> str | int | None:
+    """The same of what is imported, as an attribute can hold it. Nothing is dropped, or a contributor's trajectories would each count as a source of their own: what is too long or not printable
+    is told apart by its hash, and in the place of several values stands what `only_key` refuses."""
+    keys = {_as_text(value) for value in values} - {""}
+    if len(keys) != 1:
+        return SEVERAL if keys else None
+    key = keys.pop()
+    if len(key) <= MOST_TEXT and key.isprintable():
+        return key
+    return f"sha256 {hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}"
 
 
 def only_key(values, name: str, episode: int) -> str | None:
     """The key of an episode from all that is recorded under its name; None if that is nothing or empty.
 
     Raises:
-        MucdError: a value is neither a whole number nor a printable text of at most MOST_TEXT characters, or two differ.
+        MucdError: a value is neither a whole number nor a printable text of at most MOST_TEXT characters, or there are several.
     """
     keys = {key for key in (_as_text(value) for value in values) if key}
     if len(keys) > 1:
         raise MucdError(f"episode {episode} has two values of {printable(name)}, in its metadata and among its infos: correct them, or give another source key")
+    if SEVERAL in keys:
+        raise MucdError(f"{printable(name)} of episode {episode} is not the same in all its steps, so that nothing says whose it is: give another source key, or record it again")
     if any(len(key) > MOST_TEXT or not key.isprintable() for key in keys):
         raise MucdError(f"{printable(name)} of episode {episode} is no source key: give one that is a whole number or a printable text of at most {MOST_TEXT} characters")
     return keys.pop() if keys else None

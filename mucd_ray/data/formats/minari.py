@@ -16,7 +16,7 @@ from minari.storage import get_dataset_path
 
 from mucd_ray.data.dataset import OfflineDataset, as_column
 from mucd_ray.data.formats.hdf5 import MOST_UNPACKED_BYTES, Hdf5File
-from mucd_ray.data.formats.keys import MOST_LOOKED_AT, OWN, only_key, told
+from mucd_ray.data.formats.keys import MOST_LOOKED_AT, OWN, SEVERAL, kept_key, only_key, told
 from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
 from mucd_ray.data.formats.tables import FORMATS, Tables, episode_metadata
 from mucd_ray.data.spaces import Actions, Observations, Part, Unread, shape_of
@@ -229,12 +229,16 @@ def stored_with_keys(folder: Path, metadata: Metadata):
     """
     def keys(number, content=None, group=None):
         if content is None:
-            return {name: key for name, value in episode_metadata(folder, number).items() if name not in OWN and isinstance(value, (str, int)) and (key := only_key([value], name, number))}
-        found = {}
-        for name in sorted(content.key_names(group) - set(OWN)):
-            with contextlib.suppress(MucdError):
-                found[name] = only_key(content.keys(group, name), name, number)
+            found = {name: kept_key([value]) for name, value in episode_metadata(folder, number).items() if name not in OWN and isinstance(value, (str, int))}
+        else:
+            found = {name: of_group(content, group, name) for name in sorted(content.key_names(group) - set(OWN))}
         return {name: key for name, key in found.items() if key}
+
+    def of_group(content, group, name):
+        try:
+            return kept_key(content.keys(group, name))
+        except MucdError:  # among its infos it differs from step to step
+            return SEVERAL
 
     yield from _stored(folder, metadata, keys, read_as(metadata, ()))
 
@@ -261,6 +265,7 @@ def _stored(folder: Path, metadata: Metadata, key_of, read: Observations | None)
         return read.rows(arrays) if read else arrays[0]
 
     if metadata.data_format in FORMATS:
+        _check_counted(sum(entry.name.isdigit() for entry in os.scandir(folder)), metadata)
         with Tables(folder, metadata, parts, images) as tables:
             for number in range(metadata.episodes):
                 try:
@@ -270,11 +275,18 @@ def _stored(folder: Path, metadata: Metadata, key_of, read: Observations | None)
                 yield episode | {"observations": joined(episode["observations"]), "key": key_of(number)}
         return
     with _hdf5(folder, metadata) as content:
+        _check_counted(sum(name.startswith("episode_") for name in content.file), metadata)
         for number in range(metadata.episodes):
             group = content.group(content.file, f"episode_{number}")
             episode = {name: content.array(group, name) for name in ("actions", "rewards", "terminations", "truncations")}
             episode["observations"] = joined([_part_of(content, group, part, image) for part, image in zip(parts, images)])
             yield episode | {"key": key_of(number, content, group)}
+
+
+def _check_counted(stored: int, metadata: Metadata) -> None:
+    """Raise MucdError unless metadata.json counts what is stored: the others would vanish without a word."""
+    if stored != metadata.episodes:
+        raise MucdError(f"metadata.json declares {metadata.episodes} episodes, and {stored} are stored: record it again or restore its folder")
 
 
 def _part_of(content: Hdf5File, episode: h5py.Group, part: Part, image: bool) -> np.ndarray:

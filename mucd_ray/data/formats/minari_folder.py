@@ -16,7 +16,10 @@ from mucd_ray.errors import MucdError
 
 def _folder(source: Source) -> str | None:
     """Where metadata.json lies: "data/" or ""."""
-    return next((folder for folder in ("data/", "") if source.has(f"{folder}{FILE}") and (folder or source.has(HDF5_FILE) or source.has(f"0/{FILE}"))), None)
+    found = [folder for folder in ("data/", "") if source.has(f"{folder}{FILE}") and (folder or source.has(HDF5_FILE) or source.has(f"0/{FILE}"))]
+    if len(found) > 1:
+        raise MucdError(f"there is a {FILE} in data/ and beside it: which is meant is not guessed, take the other away")
+    return found[0] if found else None
 
 
 def recognised(source: Source) -> bool:

@@ -72,6 +72,9 @@ FORMATS = (
     Format(name="csv", recognised=csv_log.recognised, read=csv_log.read, options=("columns", "max_episode_steps", "actions")),
 )
 
+# By whose rules their files could be read, too.
+MORE_GENERAL = {"rllib": "parquet", "d3rlpy": "d4rl", "ogbench": "npz"}
+
 
 def read_source(source: Source, name: str | None, options: ReadOptions) -> tuple[str, Recording, Plugin | None]:
     """(format, what it holds, the plug-in that reads it), of the named format or the first that recognises it: those of plug-ins come last, and only where their modules are imported already.
@@ -86,7 +89,7 @@ def read_source(source: Source, name: str | None, options: ReadOptions) -> tuple
     elif name is not None and name not in known:
         raise MucdError(f"format {printable(name)!r} is unknown: give one of {plugins.choices('format', known)}")
     try:
-        format = known[name] if name else next((format for format in _fitting(options) if _recognises(format, source)), None)
+        format = known[name] if name else _recognised(source, options)
         if format is None:
             raise MucdError(f"none of the formats {', '.join(known)} fits: name one with --format{_of_plugins()}, or give a file of one of them")
         if plugin is None and format not in FORMATS:
@@ -108,6 +111,15 @@ def read_source(source: Source, name: str | None, options: ReadOptions) -> tuple
         if plugin is not None:
             raise MucdError(f"{source.path} cannot be read: the plug-in {plugin} fails ({told(error)})") from None
         raise MucdError(f"{source.path} cannot be read{f' as {name}' if name else ''} ({printable(error) or type(error).__name__}): it is damaged, or not what it seems") from error
+
+
+def _recognised(source: Source, options: ReadOptions) -> Format | None:
+    """The one that fits. Raises MucdError for several: a file that somebody has added would decide which is read, and the others would vanish."""
+    found = [format for format in _fitting(options) if _recognises(format, source)]
+    others = [format.name for format in found[1:] if format in FORMATS and format.name != MORE_GENERAL.get(found[0].name)]
+    if others:
+        raise MucdError(f"it looks like {found[0].name} and like {' and '.join(others)}: name the right one with --format, and look whether somebody has added files")
+    return found[0] if found else None
 
 
 def _fitting(options: ReadOptions) -> tuple[Format, ...]:

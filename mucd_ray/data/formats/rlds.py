@@ -11,7 +11,8 @@ import struct
 import numpy as np
 
 from mucd_ray.data.formats.episodes import Episode, Recording
-from mucd_ray.data.formats.metadata import MOST_ENTRIES, MOST_TEXT
+from mucd_ray.data.formats.keys import SEVERAL
+from mucd_ray.data.formats.metadata import MOST_ENTRIES
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
@@ -28,8 +29,8 @@ def recognised(source: Source) -> bool:
 
 
 def _features_files(source: Source) -> list[str]:
-    """Of this folder, or of its one version."""
-    return source.names("features.json") or source.names("*/features.json")
+    """Of this folder, and of versions in it."""
+    return source.names("features.json") + source.names("*/features.json")
 
 
 def read(source: Source, options) -> Recording:
@@ -53,7 +54,7 @@ def read(source: Source, options) -> Recording:
         for number, record in enumerate(_records(source.read(name), name)):
             source.take(8 * len(record), name)
             episodes.append(_episode(record, f"record {number} of {name}", steps, observed, acted, keys, texts))
-    _check_count(source, folder, bool(train), len(episodes))
+    _check_count(source, folder, names, train, len(episodes))
     notes = [f"observations are {', '.join(observed)}; actions {', '.join(acted)}", "the step that is_last gives its observation alone"]
     if "reward" not in steps:
         notes.append("it has no rewards: all are 0")
@@ -212,11 +213,11 @@ def _episode(record: bytes, place: str, steps: dict, observed: list[str], acted:
 
     def joined(paths):
         parts = [values(path) for path in paths]
-        return parts[0] if len(parts) == 1 else np.concatenate([part.reshape(length, -1) for part in parts], axis=1)
+        return parts[0] if len(parts) == 1 else np.concatenate([part.reshape(length, math.prod(part.shape[1:])) for part in parts], axis=1)
 
     observations, actions, last = joined(observed), joined(acted), values("is_last").reshape(length)
     terminal = values("is_terminal").reshape(length) if steps.get("is_terminal") else np.zeros(length, bool)
-    rewards = values("reward").reshape(length, -1)[:, 0] if steps.get("reward") else np.zeros(length)
+    rewards = values("reward").reshape(length, math.prod(steps["reward"][0]))[:, 0] if steps.get("reward") else np.zeros(length)
     first = values("is_first").reshape(length) if steps.get("is_first") else np.zeros(length, bool)
     faults, ended = [], bool(length and last[-1])
     if first[1:].any():
@@ -239,25 +240,26 @@ def _keys(features, numbers: list[str], texts: list[str]) -> dict:
     found: dict[str, int | str] = {}
     for name in numbers:
         kept = features[f"episode_metadata/{name}"].int64_list.value if f"episode_metadata/{name}" in features else []
-        if len(kept) == 1:
-            found[name] = int(kept[0])
+        if len(kept):
+            found[name] = int(kept[0]) if len(kept) == 1 else SEVERAL
     for name in texts:
         kept = features[f"episode_metadata/{name}"].bytes_list.value if f"episode_metadata/{name}" in features else []
         try:
-            text = kept[0].decode() if len(kept) == 1 and len(kept[0]) <= MOST_TEXT else ""
+            text = (kept[0].decode() if len(kept) == 1 else SEVERAL) if len(kept) else ""
         except UnicodeDecodeError:
             raise MucdError(f"{name} {printable(kept[0])[:60]} is not text in UTF-8: write it anew, since two of them might become one") from None
-        if text and text.isprintable():
+        if text:
             found[name] = text
     return found
 
 
-def _check_count(source: Source, folder: str, train_only: bool, episodes: int) -> None:
-    """Raise MucdError where dataset_info.json declares another number of episodes."""
-    if not source.has(f"{folder}dataset_info.json"):
-        return
-    splits = source.json(f"{folder}dataset_info.json").get("splits")
-    splits = [split for split in splits if isinstance(split, dict)] if isinstance(splits, list) else []
+def _check_count(source: Source, folder: str, names: list[str], train: list[str], episodes: int) -> None:
+    """Raise MucdError where dataset_info.json declares another number of episodes, or nothing says that one of the files is the split `train`: then somebody may have added it, and the others would not be read."""
+    declared = source.json(f"{folder}dataset_info.json").get("splits") if source.has(f"{folder}dataset_info.json") else None
+    splits = [split for split in declared if isinstance(split, dict)] if isinstance(declared, list) else []
+    train_only = bool(train)
+    if train_only and len(train) < len(names) and "train" not in [split.get("name") for split in splits]:
+        raise MucdError(f"it holds files of the split train beside others, and dataset_info.json does not declare that split: take {train[0]} away, or the others")
     lengths = [length for split in splits if not train_only or split.get("name") == "train" for length in (split.get("shardLengths") or [])]
     if lengths and all(str(length).isascii() and str(length).isdigit() for length in lengths) and sum(map(int, lengths)) != episodes:
         raise MucdError(f"dataset_info.json declares {sum(map(int, lengths))} episodes, its files hold {episodes}: some are missing, or were changed")

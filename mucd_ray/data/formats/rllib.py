@@ -20,7 +20,7 @@ def _files(source: Source) -> list[str]:
 
 def recognised(source: Source) -> bool:
     if source.is_folder:
-        files = [] if source.has("meta/info.json") or source.has("data/metadata.json") else _files(source)
+        files = _files(source)
         return bool(files) and {"eps_id", "obs", "actions"} <= set(source.parquet_schema(files[0])[0])
     return source.head(4) == b"PAR1" and {"eps_id", "obs", "actions"} <= set(source.parquet_schema()[0])
 

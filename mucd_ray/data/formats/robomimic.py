@@ -13,7 +13,6 @@ from mucd_ray.data.formats.column_map import natural
 from mucd_ray.data.formats.d4rl import is_hdf5
 from mucd_ray.data.formats.episodes import Episode, Recording, Rows, cut
 from mucd_ray.data.formats.hdf5 import Hdf5File
-from mucd_ray.data.formats.metadata import MOST_TEXT
 from mucd_ray.data.formats.source import Source
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable, read_json
@@ -119,7 +118,7 @@ def _masks(content: Hdf5File, names: set[str]) -> dict[str, str]:
             if demo not in names:
                 raise MucdError(f"mask/{printable(filter_name)} names {printable(demo)[:60]!r}, which is no demo of data")
             found.setdefault(demo, []).append(filter_name)
-    return {demo: text for demo, filters in found.items() if len(text := ",".join(filters)) <= MOST_TEXT and text.isprintable()}
+    return {demo: ",".join(filters) for demo, filters in found.items()}
 
 
 def _environment(text) -> str | None:

@@ -141,10 +141,14 @@ def fit_stacked(
             rewards=[lessons[p][1] for p in part] if fit.graded else None, progress=progress, captured=captured,
         )
 
-    filled = [p for p, of_bag in enumerate(rows) if len(of_bag)]
-    if filled:
+    empty = [p for p, of_bag in enumerate(rows) if not len(of_bag)]
+    if len(empty) < len(rows):
+        # Empty ones learn from any row, and then are none: how many models are multiplied at once, which decides a device's rounding, must not tell how many bags are empty.
+        for p in empty:
+            rows[p], lessons[p] = np.zeros(1, np.int64), (rows[p], np.zeros(1, np.float32))
         block = (1 if place.type == "cpu" else MODULE_BLOCK) if is_module else GPU_BLOCK
-        flat[filled] = in_blocks(train, filled, block, place)[:, : problem.parameter_count]
+        flat = in_blocks(train, list(range(len(rows))), block, place)[:, : problem.parameter_count]
+        flat[empty] = torch.nan
     trained = {name: part.contiguous() for name, part in module_views(module_shapes(problem), flat).items()} if is_module else acting_parameters(problem, flat)
     return _released(problem, trained, moments, [_target(problem, units, bag) for bag in bags])
 

@@ -152,7 +152,7 @@ def walk(name, folder):
     np.save(folder / "states.npy", states)
     trains = [] if "neighbours" in run else ["--train-steps", "10", "--instances", "16"]
     size = [] if "--mechanism" in run else ["--bag-size", "2"]
-    return ["import", str(path), "--dataset", "mine/a-v0", *imported], ["run", "mine/a-v0", "--storage", str(folder / "run"), "--states", "4", *trains, *size, *(str(folder / "states.npy") if text == "STATES" else text for text in run)]
+    return ["import", str(path), "--dataset", "mine/a-v0", *imported], ["run", "mine/a-v0", "--storage", str(folder / "run"), *([] if "STATES" in run else ["--states", "4"]), *trains, *size, *(str(folder / "states.npy") if text == "STATES" else text for text in run)]
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in TELLING else [pytest.mark.slow]) for name in WALKS])
