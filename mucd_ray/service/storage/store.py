@@ -305,11 +305,13 @@ class RunStore:
             raise MucdError(f"{self.file(name)} cannot be read ({error}): delete it, and `mucd run` makes it again") from None
 
     def baselines(self) -> dict | None:
-        """baselines.json: finite numbers by name, `best_constant_action` (a name), why there is none (NAME_failure) and `reference` (a list of numbers, or of such lists, or None); None if it is not there."""
+        """baselines.json: finite numbers by name, `best_constant_action` (a name), why there is none (NAME_failure) and `reference` (a list of numbers, of several components one of such lists, or None); None if it is not there."""
         values = self.read_json("baselines.json")
         if values is None:
             return None
-        fits = dict.fromkeys(("best_constant_action", "non_private_failure", "trusted_failure"), lambda value: isinstance(value, str)) | {"reference": lambda value: value is None or _are_numbers(value) or isinstance(value, list) and all(map(_are_numbers, value))}
+        fits = dict.fromkeys(("best_constant_action", "non_private_failure", "trusted_failure"), lambda value: isinstance(value, str)) | {
+            "reference": lambda value: value is None or (isinstance(value, list) and all(map(_are_numbers, value)) if self._settings.components else _are_numbers(value))
+        }
         if not isinstance(values, dict) or not all(fits.get(name, _is_number)(value) for name, value in values.items()):
             raise MucdError(f"{self.file('baselines.json')} is not as this version writes it: delete it, and `mucd run` makes it again")
         return values
