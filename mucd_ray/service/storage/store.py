@@ -138,23 +138,25 @@ class RunStore:
                 content = json.dumps(settings.to_dict(), indent=1).encode()
                 RunSettings.from_dict(read_json(content, "what this run is asked for"))  # a folder that could not be read again is none
                 check_commits(store.storage)
-                if store.storage.create("secret", (secret or secrets.token_bytes(32)).hex().encode(), private=True):
-                    store.storage.create("secret.sha256", _secret_hash(store.storage.read("secret")), private=True)
-                    store.storage.create("settings.json", content)
-                else:
-                    store._await_settings()
+                drawn = (secret or secrets.token_bytes(32)).hex().encode()
+                if not store.storage.create("secret", drawn, private=True) and not store._is_begun_elsewhere():
+                    # That of a start that was killed; or of somebody who put it there and knows it.
+                    store.storage.remove("secret")
+                    store.storage.remove("secret.sha256")
+                    store.storage.create("secret", drawn, private=True)
+                store.storage.create("secret.sha256", _secret_hash(store.storage.read("secret")), private=True)
+                store.storage.create("settings.json", content)
         except OSError as error:
             raise MucdError(f"run folder {store.location} cannot be written ({reason(error)}): choose another with --storage") from None
         store._check_same(settings, secret)
         return store
 
-    def _await_settings(self) -> None:
-        """Of the start whose secret is there already: whoever put it there without beginning a run may know it."""
+    def _is_begun_elsewhere(self) -> bool:
+        """Whether the start whose secret is there already makes the folder a run."""
         until = time.monotonic() + SECONDS_TO_SETTINGS
-        while not self.exists():
-            if time.monotonic() > until:
-                raise MucdError(f"{self.file('secret')} is there, but no run: remove it if a start of your own was stopped there, or choose a new folder with --storage")
+        while not self.exists() and time.monotonic() < until:
             time.sleep(0.1)
+        return self.exists()
 
     @classmethod
     def open(cls, location) -> "RunStore":
