@@ -18,7 +18,7 @@ from mucd_ray.data.environments.plain import declared_spaces, plain
 from mucd_ray.data.environments.recorded_in import same_environment
 from mucd_ray.data.formats.column_map import parse
 from mucd_ray.data.formats.episodes import Episode, Recording, with_fault
-from mucd_ray.data.formats.keys import OWN, kept_key
+from mucd_ray.data.formats.keys import OWN, SEVERAL, kept_key
 from mucd_ray.data.formats.metadata import IMPORTED, MOST_TEXT, READER, UNDECLARED
 from mucd_ray.data.formats.minari import check_is_local
 from mucd_ray.data.formats.registry import ReadOptions, read_source
@@ -33,7 +33,7 @@ from mucd_ray.plugins import Plugin
 from mucd_ray.words import harmless
 
 NUMBER = re.compile(r"[-+]?(\d.*|\.\d.*|inf.*|nan)?", re.IGNORECASE)
-SEVERAL = re.compile(r"[1-9]\d{0,4}(x[1-9]\d{0,4})+")
+OF_COMPONENTS = re.compile(r"[1-9]\d{0,4}(x[1-9]\d{0,4})+")
 # Of whole numbers that may be numbers of actions.
 MOST_ACTIONS = 1 << 16
 MOST_TOLD = 3
@@ -184,7 +184,8 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
     observations, actions = _of_one_kind(filled, "observations"), _of_one_kind(filled, "actions")
     notes, environment = list(recording.notes[:MOST_NOTES]), _environment(options, observations[1])
     try:
-        counted = Actions(declared=declared_spaces(environment)[1]) if environment else None
+        # A reader that knows the space has counted them already.
+        counted = Actions(declared=declared_spaces(environment)[1]) if environment and not isinstance(recording.action_space, gym.spaces.MultiDiscrete) else None
         declared = environment.action_space if environment else _declared(options.actions, actions[1]) or recording.action_space
         observation_space, cast = _observation_space(environment, recording, *observations)
         action_space = declared if declared is not None else _undeclared(filled, *actions)
@@ -198,8 +199,7 @@ def _settled(recording: Recording, options: ImportOptions, name: str, sha256: st
         notes.append(f"the action space {action_space} follows from the rows: declare it with --environment ID, --card FILE or --actions (a run compares it with its environment's, and takes that)")
     sound: list[Episode] = []
     invalid: list[Episode] = []
-    for episode in recording.episodes:
-        episode = replace(episode, keys=_keys(episode))
+    for episode in _with_keys(tuple(recording.episodes)):
         checked = _checked(_counted(episode, counted), observation_space, cast, action_space) if len(episode) else with_fault(episode, "it has no transition")
         (invalid if checked.faults else sound).append(checked)
     if options.drop_invalid and invalid:
@@ -220,12 +220,22 @@ def _counted(episode: Episode, actions: Actions | None) -> Episode:
         return with_fault(replace(episode, actions=np.zeros((len(episode), *shape_of(actions.space)), np.int64)), str(error))
 
 
-def _keys(episode: Episode) -> dict:
-    """Its keys as attributes beside Minari's own: those of short printable names, by which alone anybody could ask for them. Raises MucdError for too many."""
-    sound = {name: kept_key([value]) if isinstance(value, str) else value for name, value in sorted(episode.keys.items()) if 0 < len(name) <= MOST_TEXT and name.isprintable()}
-    if len(sound) > MOST_KEYS:
-        raise MucdError(f"{episode.place} has {len(sound)} keys, at most {MOST_KEYS} are taken: which of them would be left out could depend on what somebody has added")
-    return {f"source_{name}" if name in OWN else name: value for name, value in sound.items() if value is not None}
+def _with_keys(episodes: tuple[Episode, ...]) -> list[Episode]:
+    """With keys as attributes beside Minari's own: those of short printable names, by which alone anybody could ask for them, and which are a key in any episode at all.
+
+    Raises:
+        MucdError: there are too many, or two would have one name.
+    """
+    named = [{name: value if value == SEVERAL or not isinstance(value, str) else kept_key([value]) for name, value in sorted(episode.keys.items()) if 0 < len(name) <= MOST_TEXT and name.isprintable()} for episode in episodes]
+    names = {name for keys in named for name, value in keys.items() if value is not None and value != SEVERAL}
+    if len(names) > MOST_KEYS:
+        raise MucdError(f"its episodes have {len(names)} keys in all, at most {MOST_KEYS} are taken: which of them would be left out could depend on what somebody has added")
+    for name in names.intersection(OWN):
+        if f"source_{name}" in names:
+            raise MucdError(f"its episodes have the keys {name}, which becomes source_{name}, and source_{name}: rename one of them")
+    return [
+        replace(episode, keys={f"source_{name}" if name in OWN else name: value for name, value in keys.items() if value is not None and name in names}) for episode, keys in zip(episodes, named)
+    ]
 
 
 def _of_one_kind(episodes: list[Episode], what: str) -> tuple[np.dtype, tuple[int, ...]]:
@@ -262,7 +272,7 @@ def _declared(text: str | None, shape: tuple[int, ...]) -> gym.Space | None:
         return None
     if (names := _names(text)) is not None:
         return gym.spaces.Discrete(len(names))
-    if SEVERAL.fullmatch(text):
+    if OF_COMPONENTS.fullmatch(text):
         space = gym.spaces.MultiDiscrete([int(number) for number in text.split("x")])
         Actions(declared=space)  # refuses too many
         return space

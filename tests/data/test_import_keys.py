@@ -1,5 +1,6 @@
 """A source stays one source through an import, whatever its name is: each of its trajectories as a source of its own would count an attacker as many."""
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -68,6 +69,37 @@ def test_numbers_of_any_kind(minari_root, tmp_path):
     assert import_dataset(path, "mine/a-v0", ImportOptions(actions="-9,9"), overwrite=True)  # for whom needs no sources
 
 
+def test_what_is_no_key_in_one_trajectory_is_one_in_the_others(minari_root, tmp_path):
+    """His trajectory would be without it, and so a source of its own."""
+    create("theirs-v0", SPACES["box"], ACTIONS["discrete"], lengths=(2,) * 4)
+    plain = (minari_root / "theirs-v0/data/main_data.hdf5").read_bytes()
+
+    def attribute(group):
+        group.attrs["operator"] = 3.0
+
+    def infos(group):
+        group["infos/operator"] = np.zeros(3)
+
+    for change in (attribute, infos):
+        (minari_root / "theirs-v0/data/main_data.hdf5").write_bytes(plain)
+        with h5py.File(minari_root / "theirs-v0/data/main_data.hdf5", "a") as file:
+            for number in range(3):
+                file[f"episode_{number}"].attrs["operator"] = "Ann"
+                file[f"episode_{number}/infos/speed"] = np.ones(3)  # never a key
+            change(file["episode_3"])
+        with pytest.raises(MucdError, match="operator of episode 3 is not the same in all its steps"):
+            sources(minari_root / "theirs-v0", "operator", ImportOptions())
+        assert {name for episode in load_source(minari_root / "theirs-v0", ImportOptions()).episodes for name in episode.keys} == {"operator"}
+    # A hash in the place of a text, and that text itself.
+    long = "v" * 300
+    given = [long, f"sha256 {hashlib.sha256(long.encode()).hexdigest()}", long]
+    path = foreign.rlds(tmp_path, MADE[:3], change=lambda features, number: features | {"episode_metadata/operator": given[number].encode()})
+    assert sources(path, "operator") == [0, 1, 0]
+    path = foreign.rlds(tmp_path / "typed", MADE[:3], change=lambda features, number: features | {"episode_metadata/operator": b"Ann" if number else np.ones(1, np.int64)})
+    with pytest.raises(MucdError, match="operator of episode 0 is not the same in all its steps"):
+        sources(path, "operator")
+
+
 def test_nobodys_keys_crowd_out_others(minari_root):
     create("theirs-v0", SPACES["box"], ACTIONS["discrete"])
     with h5py.File(minari_root / "theirs-v0/data/main_data.hdf5", "a") as file:
@@ -75,5 +107,5 @@ def test_nobodys_keys_crowd_out_others(minari_root):
             file[f"episode_{number}"].attrs["operator"] = "Ann"
         for number in range(64):
             file["episode_1"].attrs[f"a{number:02d}"] = number
-    with pytest.raises(MucdError, match="episode 1 has 65 keys, at most 64 are taken"):
+    with pytest.raises(MucdError, match="have 65 keys in all, at most 64 are taken"):
         load_source(minari_root / "theirs-v0", ImportOptions())

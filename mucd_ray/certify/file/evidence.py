@@ -55,6 +55,8 @@ ACTION_KEYS = {
 DECLARED_KEYS = {"observation_shape", "actions", "dimensions", "sha256"}
 # Neighbours times actions: counts of votes that are held for one state.
 MOST_COUNTS = 1 << 18
+# Of one number, so that no sum of them overflows.
+LARGEST_COUNT = 1 << 32
 MOST_INSTANCES = 10**8
 
 
@@ -278,7 +280,7 @@ def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
 
 def _check_actions(actions, instances: int, mechanism: dict) -> None:
     kinds = ACTION_KEYS.keys() - {"neighbours"}
-    if not isinstance(actions, dict) or actions.get("kind") not in kinds or set(actions) - ({"components"} if actions["kind"] in OF_COMPONENTS else set()) != ACTION_KEYS[actions["kind"]]:
+    if not isinstance(actions, dict) or not isinstance(actions.get("kind"), str) or actions["kind"] not in kinds or set(actions) - ({"components"} if actions["kind"] in OF_COMPONENTS else set()) != ACTION_KEYS[actions["kind"]]:
         raise MucdError(f"actions must be null, or votes, exact votes, scores or a continuous histogram with the keys of its kind ({', '.join(ACTION_KEYS)})")
     kind = actions["kind"]
     name = "counts" if kind in VOTES else "histogram"
@@ -288,6 +290,8 @@ def _check_actions(actions, instances: int, mechanism: dict) -> None:
         raise MucdError(f"{name} of shape {counts.shape} must hold at least 2 actions per state")
     if components and sum(components) != counts.shape[1]:
         raise MucdError(f"{name} of shape {counts.shape} must hold the {sum(components)} values of all components")
+    if np.any(counts > LARGEST_COUNT):
+        raise MucdError(f"{name} must hold no number above {LARGEST_COUNT:,}")
     if kind == "exact":
         if any(np.any(part.sum(axis=1) != mechanism.get("parts")) for part in _parts(counts, components)):
             raise MucdError(f"exact counts must be of all parts of a partition, so every state's{' and component' + chr(39) + 's' if components else ''} sum to their number, {mechanism.get('parts')}")

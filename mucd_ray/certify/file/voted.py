@@ -106,7 +106,7 @@ def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
         _check_least(table, inputs)
     else:
         voters = {"votes": len(inputs["returns"]), "exact": inputs["mechanism"].get("parts")}[kind]
-        if table.shape[1] < 2 or np.any(table.sum(1) != voters):
+        if table.shape[1] < 2 or np.any(table > voters) or np.any(table.sum(1) != voters):
             raise MucdError(f"voted rows must be of at least 2 actions and sum to {voters}")
     episodes, horizon = voted["episodes"], voted["horizon"]
     if not isinstance(episodes, list) or not episodes or horizon < 1 or len(episodes) * horizon > MOST_STEPS:

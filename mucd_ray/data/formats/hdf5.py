@@ -135,6 +135,10 @@ class Hdf5File:
         plain = {name for name in infos if type(infos.get(name, getlink=True)) is h5py.HardLink and isinstance(infos[name], h5py.Dataset)}
         return {name for name in episode.attrs if _is_key(episode.attrs.get_id(name).dtype)} | {name for name in plain if _is_key(infos[name].dtype)}
 
+    def all_names(self, episode: h5py.Group) -> set[str]:
+        """Everything that is recorded beside an episode's arrays, of whatever type."""
+        return {*episode.attrs, *self._infos(episode)}
+
     def _infos(self, episode: h5py.Group):
         return self.group(episode, "infos") if "infos" in episode else {}
 

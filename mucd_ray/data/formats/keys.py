@@ -16,20 +16,23 @@ from mucd_ray.files import printable
 OWN = ("id", "seed", "total_steps")
 # Of a trajectory in which a key has several values.
 SEVERAL = "(several values)"
+# Of what is no text and no whole number.
+NO_KEY = "\0"
+HASHED = "sha256 "
 # How many episodes are looked at for the names of keys, and how many names are told.
 MOST_LOOKED_AT, MOST_TOLD = 100, 12
 
 
 def kept_key(values) -> str | int | None:
     """The same of what is imported, as an attribute can hold it. Nothing is dropped, or a contributor's trajectories would each count as a source of their own: what is too long or not printable
-    is told apart by its hash, and in the place of several values stands what `only_key` refuses."""
+    is told apart by its hash, and in the place of several values, or of what is no text and no whole number, stands what `only_key` refuses."""
     keys = {_as_text(value) for value in values} - {""}
-    if len(keys) != 1:
+    if len(keys) != 1 or NO_KEY in keys:
         return SEVERAL if keys else None
     key = keys.pop()
-    if len(key) <= MOST_TEXT and key.isprintable():
+    if len(key) <= MOST_TEXT and key.isprintable() and not key.startswith(HASHED):
         return key
-    return f"sha256 {hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}"
+    return f"{HASHED}{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def only_key(values, name: str, episode: int) -> str | None:
@@ -54,7 +57,7 @@ def _as_text(value) -> str:
         return value.decode("utf-8", "surrogateescape")
     if isinstance(value, (bool, int, np.bool_, np.integer)):
         return str(int(value))
-    return value if isinstance(value, str) else "" if value is None else "\0"
+    return value if isinstance(value, str) else "" if value is None else NO_KEY
 
 
 def told(names) -> str:

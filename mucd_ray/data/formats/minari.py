@@ -229,15 +229,15 @@ def stored_with_keys(folder: Path, metadata: Metadata):
     """
     def keys(number, content=None, group=None):
         if content is None:
-            found = {name: kept_key([value]) for name, value in episode_metadata(folder, number).items() if name not in OWN and isinstance(value, (str, int))}
+            found = {name: kept_key([value]) for name, value in episode_metadata(folder, number).items() if name not in OWN}
         else:
-            found = {name: of_group(content, group, name) for name in sorted(content.key_names(group) - set(OWN))}
+            found = {name: of_group(content, group, name) for name in sorted(content.all_names(group) - set(OWN))}
         return {name: key for name, key in found.items() if key}
 
     def of_group(content, group, name):
         try:
             return kept_key(content.keys(group, name))
-        except MucdError:  # among its infos it differs from step to step
+        except MucdError:  # among its infos it differs from step to step, or is something else than a key
             return SEVERAL
 
     yield from _stored(folder, metadata, keys, read_as(metadata, ()))

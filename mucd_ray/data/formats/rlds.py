@@ -240,12 +240,12 @@ def _keys(features, numbers: list[str], texts: list[str]) -> dict:
     found: dict[str, int | str] = {}
     for name in numbers:
         kept = features[f"episode_metadata/{name}"].int64_list.value if f"episode_metadata/{name}" in features else []
-        if len(kept):
+        if f"episode_metadata/{name}" in features:
             found[name] = int(kept[0]) if len(kept) == 1 else SEVERAL
     for name in texts:
         kept = features[f"episode_metadata/{name}"].bytes_list.value if f"episode_metadata/{name}" in features else []
         try:
-            text = (kept[0].decode() if len(kept) == 1 else SEVERAL) if len(kept) else ""
+            text = kept[0].decode() if len(kept) == 1 else SEVERAL if f"episode_metadata/{name}" in features else ""
         except UnicodeDecodeError:
             raise MucdError(f"{name} {printable(kept[0])[:60]} is not text in UTF-8: write it anew, since two of them might become one") from None
         if text:

@@ -118,7 +118,7 @@ def _masks(content: Hdf5File, names: set[str]) -> dict[str, str]:
             if demo not in names:
                 raise MucdError(f"mask/{printable(filter_name)} names {printable(demo)[:60]!r}, which is no demo of data")
             found.setdefault(demo, []).append(filter_name)
-    return {demo: ",".join(filters) for demo, filters in found.items()}
+    return {demo: ",".join(name.replace("\\", "\\\\").replace(",", "\\,") for name in filters) for demo, filters in found.items()}
 
 
 def _environment(text) -> str | None:

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from mucd_ray.certify.file import certificate as certificate_file
 from mucd_ray.certify.file.certificate import content_hash, make_certificate, make_inputs, read_certificate, verify
 from mucd_ray.certify.file.claim import claim_sentences
-from mucd_ray.certify.file.evidence import continuous_evidence, histogram, levels, scores_evidence, votes_evidence
+from mucd_ray.certify.file.evidence import continuous_evidence, exact_evidence, histogram, levels, scores_evidence, votes_evidence
 from mucd_ray.certify.file.results import compute_results
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.work import TooMuchWork
 
 MECHANISM = Mechanism(sample_rate=0.05, noise_multiplier=30.0, clip_norm=0.1, steps=40, normaliser=50.0)
@@ -264,6 +265,14 @@ def test_a_mean_that_hardly_earns_anything_leaves_no_room_to_forge_a_goal():
     forged["results"]["goal"]["certified"] = 0.98999
     forged["claim"] = claim_sentences(forged["inputs"], forged["results"])
     assert verify(honest) == [] and verify(forged | {"sha256": content_hash(forged)})
+
+
+def test_votes_whose_sum_overflows_are_no_votes_of_all_parts():
+    """2049 values whose sum, in 64 bits, is 40."""
+    counts = [[2**53, *[2**53] * 2047, 40]]
+    assert np.array(counts).sum() == 40
+    with pytest.raises(MucdError, match="no number above 4,294,967,296"):
+        make_certificate(inputs(mechanism=Partition(unit="trajectory", parts=40), actions=exact_evidence(np.array(counts))), assumptions=[], context={})
 
 
 def test_json_that_says_two_things_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from minari_datasets import ACTIONS, SPACES, create
 
 from mucd_ray.data.formats.minari import load_dataset
+from mucd_ray.data.importing import ImportOptions, import_dataset
 from mucd_ray.data.recording.record import record
 from mucd_ray.errors import MucdError
 
@@ -88,6 +89,26 @@ def test_the_type_of_one_episodes_actions_rounds_no_others(minari_root):
         file["episode_2/actions"] = np.full(values.shape, float(1 << 60))
     after, start = load_dataset("far-v0"), before.trajectory_starts[-2]
     assert len(set(before.actions[:start].tolist())) > 1 and before.actions.dtype == after.actions.dtype and np.array_equal(before.actions[:start], after.actions[:start])
+
+
+class Started(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-9, 9, (2,)), gym.spaces.MultiDiscrete([11] * 3, start=[1] * 3)
+
+
+@pytest.fixture
+def started():
+    gym.register("Started-v0", Started, max_episode_steps=5)
+    yield "Started-v0"
+    del gym.registry["Started-v0"]
+
+
+def test_components_are_counted_from_zero_once(minari_root, started):
+    create("theirs-v0", Started.observation_space, Started.action_space)
+    expected = load_dataset("theirs-v0").actions
+    assert expected.shape[1:] == (3,) and expected.max() == 10
+    for environment in (None, started):
+        import_dataset(minari_root / "theirs-v0", "mine-v0", ImportOptions(environment=environment), overwrite=True)
+        assert np.array_equal(load_dataset("mine-v0").actions, expected)
 
 
 def _stored_as(folder, data_format, dtype):
