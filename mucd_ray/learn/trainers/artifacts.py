@@ -174,8 +174,10 @@ def _check_graphs(module) -> None:
             graph = method.graph.copy()
             torch._C._jit_pass_inline(graph)
             waiting.append(graph)
+    seen = []  # nodes and blocks do not outlive the graph they are of
     while waiting:
-        for node in waiting.pop().nodes():
+        seen.append(waiting.pop())
+        for node in seen[-1].nodes():
             if not OPERATOR.fullmatch(node.kind()) or BEYOND.search(node.kind()):
                 raise ValueError(f"its TorchScript does {node.kind()}, which is not allowed in a policy")
             waiting += node.blocks()

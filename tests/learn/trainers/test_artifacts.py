@@ -55,6 +55,26 @@ def test_scores_and_actions_are_read_as_they_are():
     assert content == linear().SerializeToString()
 
 
+class Folded(torch.nn.Module):
+    """Parts within parts, and blocks of blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()), torch.nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            if bool(x.sum() > 0):
+                x = -x if bool(x.max() > 1) else x
+        return self.layers(x)
+
+
+def test_modules_of_many_parts_are_stored_and_read_again():
+    module = Folded().eval()
+    act, content = policy_of(module, SEEN, DISCRETE)
+    assert content and np.array_equal(from_bytes(content, DISCRETE)(ROW), act(ROW)) and np.allclose(act(ROW), module(torch.from_numpy(ROW)).detach().numpy()[0])
+
+
 def test_a_module_whose_trace_would_freeze_its_branches_acts_by_itself():
     class Branching(torch.nn.Module):
         def forward(self, *given):  # which TorchScript does not take
