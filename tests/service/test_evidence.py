@@ -161,7 +161,8 @@ def pendulum(recordings):
     return "pendulum/test-v0"
 
 
-@pytest.mark.parametrize("on_ray", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("on_ray", [False, True])
 def test_continuous_actions_are_certified_from_end_to_end(request, monkeypatch, pendulum, tmp_path, on_ray):
     """Without Ray the instances and two policies' baselines are made here, and the same command has only to certify them."""
     wanted = Request(dataset=pendulum, instances=40, steps=8, states=6, held_out=2, fraction=0.005, rollouts=2, discount=0.95)

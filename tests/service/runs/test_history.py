@@ -79,6 +79,7 @@ def test_parts_and_trainers_from_outside_see_it_too(recordings, tmp_path, change
     assert certificate["context"]["failures"] < 25
 
 
+@pytest.mark.slow
 def test_continuous_policies_see_it_too(tmp_path, recordings):
     record("Pendulum-v1", None, 2000, 5, "pendulum/stacked-v0")
     store = made_here(request("pendulum/stacked-v0", bag_size=2, learner=DT, fit={"steps": 20, "batch": 32}), tmp_path / "run")
