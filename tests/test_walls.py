@@ -17,6 +17,7 @@ FORBIDDEN = {
     "certify": HEAVY,
     "learn": {"ray"},
     "evaluate": {"ray"},
+    "attack": {"ray"},
     "report": {"torch", "opacus", "ray", "gymnasium", "minari"},
 }
 ROOMS_BELOW = {
@@ -25,6 +26,7 @@ ROOMS_BELOW = {
     "certify": {"mechanism"},
     "learn": {"data", "mechanism"},
     "evaluate": {"data", "mechanism", "learn"},
+    "attack": {"data", "mechanism", "certify", "learn"},
     "report": {"mechanism", "certify"},
 }
 
