@@ -171,8 +171,6 @@ def copies_of_the_worst(dataset: OfflineDataset, budget: Budget, rng: np.random.
 def removed_best(dataset: OfflineDataset, budget: Budget, rng: np.random.Generator) -> Change:
     """The units that earned most are missing; against `substitute` each is replaced by the one that earned least."""
     values = _values(dataset, budget)
-    if budget.threat == "insert":
-        raise MucdError("attack removed-best removes units, which the insert threat does not allow: leave it out, or use another threat")
     going = np.argsort(-values, kind="stable")[: min(budget.radius, len(values) - 1)]
     coming = np.full(len(going) if budget.threat == "substitute" else 0, int(np.argmin(values)))
     return going, taken(dataset, coming, budget.unit)
@@ -238,6 +236,8 @@ def check_fits(name: str, dataset: OfflineDataset, budget: Budget) -> None:
         raise MucdError(f"attack {name} moves observations of numbers, and those of {dataset.name} are {dataset.observation_space}: leave it out")
     if budget.threat == "remove" and name != "removed-best":
         raise MucdError(f"attack {name} inserts units, which the remove threat does not allow: leave it out, or use another threat")
+    if budget.threat == "insert" and name == "removed-best":
+        raise MucdError(f"attack {name} removes units, which the insert threat does not allow: leave it out, or use another threat")
 
 
 def target_action(dataset: OfflineDataset):

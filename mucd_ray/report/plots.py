@@ -164,6 +164,30 @@ def poisoned_return(
     return _png(fig, look, columns=2)
 
 
+def attacked_returns(*, panels: list[dict[str, Any]], units: int, unit: str, look=WIDE) -> bytes:
+    """Mean returns under attacks above the certified bound against r, one panel per defence.
+
+    Args:
+        panels: of each its `name`, the `clean` mean return, `certified` bounds by r (None: nothing is promised), and `means` by attack and r.
+    """
+    fig, axes = _figure(Look(size=(look.size[0], 1.0 + 2.4 * len(panels)), narrow=look.narrow), rows=len(panels))
+    names = list(dict.fromkeys(name for panel in panels for name in panel["means"]))
+    styles = dict(zip(names, itertools.product(("o", "^", "s"), (VERMILION, SKY, PURPLE, AMBER, GREY, INK))))
+    end = 1.06 * max(1, *(radius for panel in panels for means in panel["means"].values() for radius in means))
+    for ax, panel in zip(axes, panels):
+        ax.axhline(panel["clean"], color=GREEN, linewidth=1.3, label="without attack", zorder=1)
+        if panel["certified"] is not None:
+            at = sorted(panel["certified"])
+            ax.plot(at, [panel["certified"][radius] for radius in at], drawstyle="steps-pre", color=BLUE, linewidth=2.2, label="certified: at least", zorder=3)
+        for name, means in panel["means"].items():
+            marker, colour = styles[name]
+            ax.plot(sorted(means), [means[radius] for radius in sorted(means)], color=colour, marker=marker, markersize=5, linewidth=1.0, label=name, zorder=2)
+        ax.set_ylabel(f"{panel['name']}\nmean return")
+    _radius_axes(axes, end, units, unit)
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    return _png(fig, look, columns=4, handles=handles)
+
+
 def window(values, low: float, high: float, most: float, middle: float = 0.9) -> tuple[float, float]:
     """What is shown of an axis whose data lie in [low, high]: all of it, unless that is more than `most` times as wide as the `middle` share of the `values` on it, which would be crushed."""
     least, largest = np.quantile(values, (0.5 - middle / 2, 0.5 + middle / 2)).tolist()
@@ -457,10 +481,12 @@ def _number(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def _png(fig: Figure, look: Look, columns: int) -> bytes:
+def _png(fig: Figure, look: Look, columns: int, handles: dict[str, Any] | None = None) -> bytes:
     if look.warning:
         fig.suptitle(look.warning, color=ALARM, fontsize=FONT + 4, fontweight="bold")
-    fig.legend(loc="outside lower center", ncols=1 if look.narrow else columns, fontsize=FONT - 1, frameon=False)
+    # What several panels show stands there once.
+    shown = {} if handles is None else {"handles": list(handles.values()), "labels": list(handles)}
+    fig.legend(**shown, loc="outside lower center", ncols=1 if look.narrow else columns, fontsize=FONT - 1, frameon=False)
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()

@@ -56,6 +56,12 @@ def _check_no_file(name: str) -> None:
 
 def start_run(options, out) -> int:
     _check_no_file(options.dataset)
+    request, dataset, choices = asked(options)
+    return _print(execute(request, options.storage, choices=choices, resources=resources_of(options), seed=options.seed, dataset=dataset), options, out)
+
+
+def asked(options, dataset: OfflineDataset | None = None) -> tuple[Request, OfflineDataset, Choices]:
+    """What the options of `mucd run` ask for; of this dataset in the place of the one they name, if it is given."""
     import_modules(options.imports or ())
     trainer = _trainer(options)
     if options.tuned:
@@ -110,10 +116,10 @@ def start_run(options, out) -> int:
         features=options.features,
         **_numbers_of_states(options),
     )
-    dataset, choices = read_dataset(request), _choices(options)
+    dataset, choices = read_dataset(request) if dataset is None else dataset, _choices(options)
     if given:
         request = replace(request, learner=_learner(request, given, dataset, choices.accountant))
-    return _print(execute(request, options.storage, choices=choices, resources=_resources(options), seed=options.seed, dataset=dataset), options, out)
+    return request, dataset, choices
 
 
 def _numbers_of_states(options) -> dict[str, Any]:
@@ -148,7 +154,7 @@ def grow_run(options, out) -> int:
     _may_play(store, options)
     _may_train(store, settings, options)
     _may_score(store, settings, options.evaluator)
-    choices, resources = _choices(options, _certified(store)), _resources(options)
+    choices, resources = _choices(options, _certified(store)), resources_of(options)
     dataset = load_dataset(settings.dataset, source_key=settings.source_key, observation_keys=settings.card.observation_keys)
     return _print(finish(store, train(store, dataset, options.instances, choices, resources)), options, out)
 
@@ -276,7 +282,7 @@ def tune_constants(options, out) -> None:
 
     if options.actors < 1:
         raise MucdError(f"--trainers-per-trial {options.actors} must be at least 1")
-    results = study(options, _resources(options), _trainer(options))
+    results = study(options, resources_of(options), _trainer(options))
     with as_expected(f"{options.storage}/results.json", "delete it and run the same command again"):
         text = json.dumps(results) if options.json else describe_study(results)
     out(text)
@@ -322,7 +328,7 @@ def _choices(options, defaults: dict | None = None) -> Choices:
     return Choices(**given, looks=looks, goal=goal)
 
 
-def _resources(options) -> Resources:
+def resources_of(options) -> Resources:
     if options.actors is not None and options.actors < 1:
         raise MucdError(f"--actors {options.actors} must be at least 1")
     return Resources(
