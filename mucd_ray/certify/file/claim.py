@@ -118,14 +118,18 @@ def _bag_then_noise(mechanism: dict, units: int, kind: str, trainer: dict | None
 
 
 def _partition(mechanism: dict, units: int, kind: str, trainer: dict | None) -> list[str]:
+    parts, policies, drew = f"into {mechanism['parts']} parts by a public hash of their content", "one policy", "one part"
+    if "spread" in mechanism:
+        parts = f"by a public hash of their content into {mechanism['parts']} parts, each of them into {mechanism['spread']} at once"
+        policies, drew = f"{mechanism['spread']} policies", "one of these parts"
     if trainer is not None:
         return [
-            f"How it withstands: the {kind} are sorted into {mechanism['parts']} parts by a public hash of their content, and every instance draws one of the parts and is trained on it alone, with "
-            "randomness of its own: a changed unit reaches the instances that drew one part. A learner that fails on its part counts as a policy like any other."
+            f"How it withstands: the {kind} are sorted {parts}, and every instance draws one of the parts and is trained on it alone, with "
+            f"randomness of its own: a changed unit reaches the instances that drew {drew}. A learner that fails on its part counts as a policy like any other."
         ]
     return [
-        f"How it withstands: the {kind} are sorted into {mechanism['parts']} parts by a public hash of their content, one policy is trained on each part without any chance, and an instance is one of "
-        "these policies, drawn at random: a changed unit reaches one policy."
+        f"How it withstands: the {kind} are sorted {parts}, one policy is trained on each part without any chance, and an instance is one of "
+        f"these policies, drawn at random: a changed unit reaches {policies}."
     ]
 
 

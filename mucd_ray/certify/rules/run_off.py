@@ -36,8 +36,8 @@ def run_off(counts: np.ndarray, preferences: np.ndarray) -> tuple[np.ndarray, np
     against = np.maximum(0, preferences - preferences.transpose(0, 2, 1) + before)
     sizes = np.full((states, actions), np.iinfo(np.int64).max)
     for a in range(actions):
-        for b in np.delete(np.arange(actions), a):
-            others = np.delete(np.arange(actions), [a, b])
+        for b in (b for b in range(actions) if b != a):
+            others = [e for e in range(actions) if e not in (a, b)]
             lacks = np.stack([ahead[:, others, a], ahead[:, others, b]])
             first = np.maximum(_half(lacks.max(0)), -(-lacks.sum(0) // 3)).max(1, initial=0)
             sizes[:, a] = np.minimum(sizes[:, a], np.maximum(first, _half(against[:, b, a])))
