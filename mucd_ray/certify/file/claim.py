@@ -6,6 +6,7 @@ from fractions import Fraction
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.file.evidence import FEATURES, TUNED_ON_THIS_DATASET
 from mucd_ray.certify.file.neighbours import declared_claim, neighbour_claim, states_claim
+from mucd_ray.certify.file.rules import rule_claim
 from mucd_ray.certify.file.voted import SURE, voted_claim
 from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
 from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
@@ -55,6 +56,8 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
         sentences += ACTIONS[results["action"]["kind"]](results["action"])
     if "voted" in results:
         sentences.append(voted_claim(inputs, results["voted"], _what(inputs)))
+    if "rule" in results:
+        sentences += rule_claim(inputs, results["rule"])
     if inputs["mechanism"]["kind"] in WITH_NOISE and _largest(results) >= (limit := LARGEST_RADIUS[inputs["threat"]]):
         sentences.append(f"Radii were searched up to {limit}, the most that is accounted for: one of {limit} is a floor.")
     if inputs["clipped"]:

@@ -3,7 +3,8 @@ larger and a changed unit reaches d policies, but few sets of d."""
 
 import numpy as np
 
-from mucd_ray.certify.rules.pooled import pooled_sizes
+from mucd_ray.certify.rules.pooled import ENTRIES_AT_A_TIME, pooled_sizes
+from mucd_ray.mechanism.work import spend
 
 
 def finite_aggregation(votes: np.ndarray, actions: int, reached: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -15,7 +16,15 @@ def finite_aggregation(votes: np.ndarray, actions: int, reached: np.ndarray) -> 
     Args:
         reached: the d policies that learn from each bucket, int [kd, d].
     """
+    step = max(1, ENTRIES_AT_A_TIME // (votes.shape[1] * actions))
+    found = [_aggregated(votes[start : start + step], actions, reached) for start in range(0, len(votes), step)]
+    return np.concatenate([chosen for chosen, _ in found]), np.concatenate([sizes for _, sizes in found])
+
+
+def _aggregated(votes: np.ndarray, actions: int, reached: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    spend(4 * votes.size * actions * reached.shape[1])
     of_policies = votes[:, :, None] == np.arange(actions)
-    totals = of_policies.sum(1)
-    counts = sum(of_policies[:, reached[:, shift]].astype(np.int64) for shift in range(reached.shape[1]))
+    totals, counts = of_policies.sum(1), np.zeros(of_policies.shape, np.int64)
+    for policies in reached.T:
+        counts += of_policies[:, policies]
     return totals.argmax(1), pooled_sizes(counts, totals, reached.shape[1])

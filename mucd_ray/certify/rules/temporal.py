@@ -32,7 +32,7 @@ def tparl(votes: np.ndarray, actions: int, window: int) -> tuple[np.ndarray, np.
 def _groups(votes: np.ndarray, actions: int, window: int):
     """(Votes [length - 1 + S, u], length): of S steps in a row whose windows are of one length, and of the steps that these reach back."""
     steps, policies = votes.shape
-    group = max(1, ENTRIES_AT_A_TIME // (policies * actions))
+    group = max(1, ENTRIES_AT_A_TIME // (max(policies, actions) * actions))
     first = 0
     while first < steps:
         length = min(first + 1, window)
@@ -52,13 +52,13 @@ def dparl(votes: np.ndarray, actions: int, longest: int) -> tuple[np.ndarray, np
 
     of which a changed policy can bring its greatest value less its present one (COPA, Theorem 3, whose published code takes a wrong tie term). Lower bounds, not exact.
     """
-    found = [_dparl(recent, actions, length) for recent, length in _groups(votes, longest * actions, longest)]
+    found = [_dparl(recent, actions, length) for recent, length in _groups(votes, actions, longest)]
     return np.concatenate([chosen for chosen, _ in found]), np.concatenate([sizes for _, sizes in found])
 
 
 def _dparl(votes: np.ndarray, actions: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
     """Of all steps but the first longest - 1."""
-    spend(60 * longest * actions**2 * votes.size)
+    spend(20 * longest * actions**2 * votes.size)
     # By the length of the window, from 1 on.
     counts = [window_counts(votes, actions, length)[longest - 1 :] for length in range(1, longest + 1)]
     totals = [of_policies.sum(1) for of_policies in counts]
