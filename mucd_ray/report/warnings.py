@@ -11,6 +11,21 @@ from mucd_ray.certify.rounding import exactly
 MANY_RETURNS, MANY_OBSERVATIONS = 0.05, 0.1
 
 
+def early_warnings(baselines: dict) -> list[str]:
+    """What is known before anything is trained: that it may not be worth the while. One sentence each.
+
+    Args:
+        baselines: `best_constant_action`, `best_constant_return` and `behaviour`, where there are such.
+    """
+    constant, behaviour = baselines.get("best_constant_return", -math.inf), baselines.get("behaviour", math.inf)
+    if constant <= behaviour:
+        return []
+    return [
+        f"a constant action, {baselines['best_constant_action']}, earns {constant:.4g} here, more than the recorded trajectories on average ({behaviour:.4g}): policies that imitate them may be worth "
+        "less than it, whatever is certified of them"
+    ]
+
+
 def warnings_of(certificate: dict, baselines: dict) -> list[str]:
     """One sentence each.
 

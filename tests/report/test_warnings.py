@@ -2,7 +2,7 @@
 
 import pytest
 
-from mucd_ray.report.warnings import warnings_of
+from mucd_ray.report.warnings import early_warnings, warnings_of
 
 
 def told(clipped=False, mean=5.0, **baselines):
@@ -27,6 +27,13 @@ def test_nothing_is_told_where_nothing_is_odd():
 def test_each_oddity_is_one_sentence(values, words):
     (text,) = told(**values)
     assert text.startswith(words)
+
+
+def test_a_constant_action_above_the_recording_is_told_before_training():
+    (text,) = early_warnings({"best_constant_action": "SLOWER", "best_constant_return": 21.77, "behaviour": 14.5})
+    assert text.startswith("a constant action, SLOWER, earns 21.77 here, more than the recorded trajectories on average (14.5)")
+    # No more is known where nothing is played, or where poisoned rewards leave no mean.
+    assert early_warnings({"best_constant_action": "1", "best_constant_return": 14.5, "behaviour": 14.5}) == [] == early_warnings({}) == early_warnings({"best_constant_return": 1.0})
 
 
 def test_a_forged_file_of_baselines_tells_nothing():

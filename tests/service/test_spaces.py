@@ -33,7 +33,7 @@ from mucd_ray.service.runs.driver import certify, training_units
 from mucd_ray.service.runs.session import Request, make_settings, read_dataset
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.runs.summary import finish
-from mucd_ray.service.runs.work import baselines, choose_states, train_and_evaluate, train_parts
+from mucd_ray.service.runs.work import baselines, best_constant, choose_states, train_and_evaluate, train_parts
 from mucd_ray.service.serving.ensemble import Ensemble
 from mucd_ray.service.storage.store import RunStore
 
@@ -66,7 +66,7 @@ def made(name: str, folder: Path, keys: tuple[str, ...] = (), learner: Learner =
     store.add_target(20)
     store.commit(train_and_evaluate(settings, SECRET, units, states, range(20), "cpu"))
     if learner == LEARNER:
-        store.write_json("baselines.json", baselines(settings, units, states))
+        store.write_json("baselines.json", baselines(settings, units, states) | best_constant(settings))
     certify(store, Choices())
     return store
 

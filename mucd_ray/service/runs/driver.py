@@ -21,6 +21,7 @@ from mucd_ray.learn.units import Units, make_units
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.plugins import check_same
 from mucd_ray.progress import bar, stage
+from mucd_ray.report.warnings import early_warnings
 from mucd_ray.service.runs.about import assumptions, context
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.settings import RunSettings, check_code, check_imports
@@ -312,8 +313,8 @@ class Driver:
         Args:
             behaviour: the data's part of the baselines, see `recorded_values`; None: no baselines.
         """
-        # First, since no block takes as long.
-        aside = [Call("baselines", self.trusted)] if behaviour is not None and self.store.baselines() is None else []
+        # First, since a user may stop here who reads what constant actions earn, and no block takes as long as the other.
+        aside = [Call("best_constant"), Call("baselines", self.trusted)] if behaviour is not None and self.store.baselines() is None else []
         again = False
         with bar("training", "instance", instances) as shown:
             while True:
@@ -344,8 +345,8 @@ class Driver:
                 done[slice(call.arguments[0].start, call.arguments[0].stop)] = False
 
         def is_done(call: Call) -> bool:
-            if call.method == "baselines":
-                return self.store.baselines() is not None
+            if call.method != "train":
+                return call.method in beside or self.store.baselines() is not None
             return bool(done[call.arguments[0].start : call.arguments[0].stop].all())
 
         def mark(names: list[str]) -> None:
@@ -354,12 +355,18 @@ class Driver:
 
         finished: list[str] = []
         told: set[str] = set()
+        beside: dict[str, dict] = {}  # what stands in baselines.json in the end
         with contextlib.ExitStack() as waiting:
             for result in self.pool.run(calls, is_done=is_done, halve=_halve):
                 if result is not None:
                     call, value, seconds = result
-                    if call.method == "baselines":
-                        self.store.write_json("baselines.json", value | behaviour)
+                    if call.method != "train":
+                        beside[call.method] = value
+                        if call.method == "best_constant":
+                            for text in early_warnings(value | (behaviour or {})):
+                                shown.write(f"warning: {text}", file=sys.stderr)
+                        if len(beside) == 2:
+                            self.store.write_json("baselines.json", beside["baselines"] | beside["best_constant"] | (behaviour or {}))
                     else:
                         mark([value])
                         finished.append(value)

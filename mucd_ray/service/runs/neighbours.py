@@ -25,12 +25,13 @@ from mucd_ray.learn.neighbours import Nearest
 from mucd_ray.learn.units import Units, make_units
 from mucd_ray.mechanism.neighbours import COSTS, Neighbours
 from mucd_ray.progress import bar, stage
+from mucd_ray.report.warnings import early_warnings
 from mucd_ray.service.runs.about import CARD, context
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import recorded_values
 from mucd_ray.service.runs.settings import RunSettings, check_code
 from mucd_ray.service.runs.voting import with_votes
-from mucd_ray.service.runs.work import baselines, check_returns, rollout_seeds
+from mucd_ray.service.runs.work import baselines, best_constant, check_returns, rollout_seeds
 from mucd_ray.service.storage.store import RunStore
 
 # Episodes, where --rollouts does not say how many.
@@ -97,6 +98,11 @@ def run_neighbours(store: RunStore, dataset: OfflineDataset, choices: Choices, s
     if store.read_json(FILE) is None:
         if len(nearest) < mechanism.neighbours:
             print(f"mucd: only {len(nearest)} units vote, fewer than {mechanism.neighbours}: all of them do everywhere", file=sys.stderr)
+        compared: dict | None = None
+        if store.baselines() is None:
+            compared = best_constant(settings) | recorded_values(settings, dataset)
+            for text in early_warnings(compared):
+                print(f"warning: {text}", file=sys.stderr)
         policy = NeighbourPolicy(nearest, mechanism, settings.actions, settings.rollouts)
         returns, met = np.zeros(0), None
         if settings.rollouts:
@@ -107,9 +113,9 @@ def run_neighbours(store: RunStore, dataset: OfflineDataset, choices: Choices, s
         states = store.fixed_states() if states is None else store.write_states(states)
         with stage("votes at states"):
             votes = nearest.votes_at(settings.card.features(states), mechanism.recorded)
-        if store.baselines() is None:
+        if compared is not None:
             with stage("baselines"):
-                store.write_json("baselines.json", baselines(settings, units, states) | recorded_values(settings, dataset))
+                store.write_json("baselines.json", baselines(settings, units, states) | compared)
         radii = dict(zip(COSTS, policy.path_radii.tolist()))
         store.write_json(FILE, {"identity": store.identity, "states": store.states_hash(), "returns": returns.tolist(), "path_radii": radii, "votes": votes.tolist()})
     return certify_neighbours(store, choices, lambda: nearest)

@@ -212,9 +212,9 @@ def _met(settings: RunSettings, secret: bytes, policies: Policies, instances: ra
 
 
 def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray, progress: Progress | None = None, trusted: Units | Recorded | None = None) -> dict:
-    """What is compared with: where nothing is played `reference` alone, of discrete actions.
+    """What is compared with, but for constant actions (`best_constant`): where nothing is played `reference` alone, of discrete actions.
 
-    Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone (with NAME_standard_error and NAME_episodes), and of every constant action; and
+    Unprotected policies: mean returns of the same learner without privacy, on all data and on the `trusted` ones alone (with NAME_standard_error and NAME_episodes); and
     `reference`, the action that most of those on all data prefer at each state [S], or the values of its components [S, k] (the lowest of ties; None if actions are continuous). Without a transition to
     learn from, the former are missing; of a trainer from outside that fails on them there are words instead, NAME_failure."""
     found: dict = {}
@@ -233,6 +233,13 @@ def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray
             else:
                 found |= {f"{name}{what}": value for what, value in played.items()}
                 reference = voted
+    return found | {"reference": reference}
+
+
+def best_constant(settings: RunSettings, progress: Progress | None = None) -> dict:
+    """The constant action that earns most, or scores most, and how much: what every policy is compared with, known without any data; {} where nothing is played."""
+    if not settings.rollouts:
+        return {}
     environment = settings.card.make()
     if settings.evaluator is None:
         constants = constant_returns(settings.card, environment.action_space, episodes=4, seed=0, discount=settings.discount, progress=progress, masked=settings.masked)
@@ -242,7 +249,7 @@ def baselines(settings: RunSettings, units: Units | Recorded, states: np.ndarray
         constants = dict(zip(names, scores.tolist()))
     environment.close()
     best = max(constants, key=constants.__getitem__)
-    return found | {"best_constant_action": best, "best_constant_return": constants[best], "reference": reference}
+    return {"best_constant_action": best, "best_constant_return": constants[best]}
 
 
 def _reference(settings: RunSettings, units: Units | Recorded, states: np.ndarray, progress: Progress | None) -> list | None:

@@ -132,6 +132,11 @@ class Trainer(Watched):
 
         return choose_states(self.settings, self.secret, self.units, self.device, self._tick)
 
+    def best_constant(self) -> dict:
+        from mucd_ray.service.runs.work import best_constant
+
+        return best_constant(self.settings, self._tick)
+
     def baselines(self, *trusted: np.ndarray) -> dict:
         """`trusted`: the arrays of the trusted data's units, if there are any."""
         from mucd_ray.service.runs.work import baselines

@@ -22,7 +22,7 @@ from mucd_ray.service.runs.driver import Driver, certify, recorded_values, train
 from mucd_ray.service.runs.session import Request, execute, make_settings
 from mucd_ray.service.runs.summary import describe, finish
 from mucd_ray.service.runs.tally import Tally
-from mucd_ray.service.runs.work import baselines, choose_states, train_and_evaluate
+from mucd_ray.service.runs.work import baselines, best_constant, choose_states, train_and_evaluate
 from mucd_ray.service.storage.store import Block, RunStore
 from mucd_ray.service.watching.live import Live, drivers
 from mucd_ray.service.workers.actors import Coordinator
@@ -98,14 +98,14 @@ def test_mucd_run_on_ray_equals_the_run_in_one_process(on_ray, recordings, refer
 def test_baselines_on_ray_are_those_of_one_process(on_ray, recordings, reference):
     """And beside them stands what the driver reads of the recording."""
     settings, dataset = reference.settings(), load_dataset(recordings["cartpole"])
-    expected = baselines(settings, training_units(settings, dataset), reference.states()) | recorded_values(settings, dataset)
+    expected = baselines(settings, training_units(settings, dataset), reference.states()) | best_constant(settings) | recorded_values(settings, dataset)
     assert RunStore.open(on_ray[0]).read_json("baselines.json") == expected and {"behaviour", "returns_outside", "observations_outside"} < set(expected)
 
 
 def test_baselines_do_not_depend_on_chance(recordings, reference, monkeypatch):
     monkeypatch.setattr("mucd_ray.service.runs.work.BASELINE_SEEDS", range(1))
     units = training_units(reference.settings(), load_dataset(recordings["cartpole"]))
-    first, again = (baselines(reference.settings(), units, reference.states()) for _ in range(2))
+    first, again = (baselines(reference.settings(), units, reference.states()) | best_constant(reference.settings()) for _ in range(2))
     assert first == again and first["best_constant_return"] < first["non_private"] <= 500 and set(first["reference"]) <= {0, 1}
 
 

@@ -17,7 +17,7 @@ from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.driver import certify, training_units
 from mucd_ray.service.runs.session import Request, execute, make_settings
 from mucd_ray.service.runs.summary import describe, finish
-from mucd_ray.service.runs.work import baselines, train_and_evaluate
+from mucd_ray.service.runs.work import baselines, best_constant, train_and_evaluate
 from mucd_ray.service.storage.store import RunStore
 from tests import foreign_evaluators
 
@@ -49,7 +49,7 @@ def in_one_process(request, folder) -> tuple[RunStore, dict]:
     settings, states = make_settings(request, dataset, Choices())
     store = RunStore.create_or_open(folder, settings, secret=SECRET)
     states, units = store.write_states(states), training_units(settings, dataset)
-    store.write_json("baselines.json", baselines(settings, units, states))
+    store.write_json("baselines.json", baselines(settings, units, states) | best_constant(settings))
     store.add_target(P)
     store.commit(train_and_evaluate(settings, SECRET, units, states, range(P), "cpu"))
     return store, certify(store, Choices())
