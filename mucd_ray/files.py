@@ -34,6 +34,10 @@ _TEXT = re.compile(r'"[^"]*(?:"|\Z)')
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
+class TooLarge(MucdError):
+    """A file of more bytes than are read of its kind; none of them was."""
+
+
 def read_file(path, most_bytes: int, within: Path | None = None) -> bytes:
     """The content of a regular file; arguments and errors are those of `open_file`."""
     with open_file(path, most_bytes, within) as file:
@@ -47,7 +51,7 @@ def open_file(path, most_bytes: int, within: Path | None = None) -> Iterator[Bin
     Args:
         within: a folder; a file that is a link to somewhere outside it is refused.
     Raises:
-        MucdError: no regular file (a pipe or a device may never end), one outside `within`, or one of more than `most_bytes`.
+        MucdError: no regular file (a pipe or a device may never end), one outside `within`, or one of more than `most_bytes` (TooLarge).
         OSError: it is missing or cannot be read.
     """
     if within is not None:
@@ -58,7 +62,7 @@ def open_file(path, most_bytes: int, within: Path | None = None) -> Iterator[Bin
         if not stat.S_ISREG(status.st_mode):
             raise MucdError(f"{path} is not a regular file: give one")
         if status.st_size > most_bytes:
-            raise MucdError(f"{path} has {status.st_size:,} bytes, at most {most_bytes:,} are read: it is not what it should be")
+            raise TooLarge(f"{path} has {status.st_size:,} bytes, at most {most_bytes:,} are read: it is not what it should be")
         yield file
 
 

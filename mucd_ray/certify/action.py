@@ -13,7 +13,7 @@ from mucd_ray.certify.confidence.bands import order_statistic_band
 from mucd_ray.certify.confidence.proportions import check_eta, top_two_bounds
 from mucd_ray.certify.guarantees import Bounds
 from mucd_ray.certify.radius import largest_radii
-from mucd_ray.certify.votes import POLICIES_PER_UNIT, parl_radius
+from mucd_ray.certify.votes import parl_radius, policies_per_unit
 from mucd_ray.mechanism.work import spend
 
 ABSTAIN = -1
@@ -54,9 +54,12 @@ def certify_votes(counts: np.ndarray, guarantees: Bounds, *, eta: float, cap: in
 
 
 def certify_exact(counts: np.ndarray, guarantees: AnyGuarantees, *, eta: float, cap: int) -> ActionCertificate:
-    """Certify every row of votes [S, A] of all parts of a partition. Nothing is sampled: the radii are certain, and `eta` plays no role."""
+    """Certify every row of votes [S, A] of all parts of a partition. Nothing is sampled: the radii are certain, and `eta` plays no role.
+
+    Of units that are spread over several parts each, a radius counts all of them as lost (`rules.finite_aggregation` knows more, from the votes of each policy).
+    """
     ordered = np.sort(counts, axis=1) / counts[0].sum()
-    radius = np.minimum(parl_radius(counts) // POLICIES_PER_UNIT[guarantees.threat], cap)
+    radius = np.minimum(parl_radius(counts) // policies_per_unit(guarantees.mechanism, guarantees.threat), cap)
     return ActionCertificate(action=counts.argmax(axis=1), radius=radius, top=ordered[:, -1], runner_up=ordered[:, -2])
 
 

@@ -72,10 +72,14 @@ class SampledVotes:
 
 
 class ExactVotes:
-    """Rows are the votes of all parts of a partition: nothing is sampled. An action is possible at r if the policies that r units reach can make it win."""
+    """Rows are the votes of all parts of a partition: nothing is sampled. An action is possible at r if the policies that r units reach can make it win.
 
-    def __init__(self, threat: str):
-        self.reach = POLICIES_PER_UNIT[threat]
+    Args:
+        spread: how many parts a unit is in.
+    """
+
+    def __init__(self, threat: str, spread: int = 1):
+        self.reach = POLICIES_PER_UNIT[threat] * spread
 
     def choice(self, rows: np.ndarray) -> np.ndarray:
         return rows.argmax(1)

@@ -6,10 +6,17 @@ Each of u policies votes for one action, and the action with the most votes is t
 
 import numpy as np
 
+from mucd_ray.mechanism.kinds import AnyMechanism
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.work import spend
 
-# Policies of a partition that one change of a unit can reach: what is replaced leaves one part and joins another.
+# Policies of a partition that one change of a unit can reach, where units are in one part each: what is replaced leaves one part and joins another.
 POLICIES_PER_UNIT = {"symmetric": 1, "insert": 1, "remove": 1, "substitute": 2}
+
+
+def policies_per_unit(mechanism: AnyMechanism, threat: str) -> int:
+    """Of any partition; a unit that is spread over several parts reaches as many policies."""
+    return POLICIES_PER_UNIT[threat] * (mechanism.spread if isinstance(mechanism, Partition) else 1)
 
 
 def parl_radius(counts: np.ndarray) -> np.ndarray:

@@ -158,7 +158,7 @@ def add_resources(sub, per_trial=False, of_run=False):
     group.add_argument("--gpus-per-actor", type=float, default=1.0, help="share of a GPU per trainer")
     group.add_argument("--gpu-type", help="kind of GPU as Ray names it, such as H100 (default: any)")
     group.add_argument("--wait-for-nodes", action="store_true", help=("" if per_trial else "with --actors: ") + "do not refuse what the cluster lacks now, an autoscaler will bring it")
-    group.add_argument("--lease", type=float, default=600.0, help="seconds without progress after which a trainer counts as stuck; longer than training one instance takes")
+    group.add_argument("--lease", type=float, default=600.0, help="seconds without progress after which a trainer counts as stuck, then twice as many, up to eight times, for the same block; longer than training one instance takes")
     if of_run:
         group.add_argument("--runtime-env", type=path, metavar="FILE", help="YAML or JSON: Ray's runtime environment of the processes that train, such as packages for a trainer of yours (default: that of the job)")
     group.add_argument("--address", help="Ray cluster to join (default: RAY_ADDRESS, or a local Ray)")

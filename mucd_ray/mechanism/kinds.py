@@ -15,11 +15,14 @@ AnyMechanism = Mechanism | Bag | BagThenNoise | Partition | Neighbours
 # Those whose steps add noise to clipped vectors of units.
 WithNoise = Mechanism | BagThenNoise
 WITH_NOISE = (Mechanism.kind, BagThenNoise.kind)
+# Fields that are left out where they have these values: files made before they were there have them, too.
+UNSAID = {Partition.kind: {"spread": 1}}
 
 
 def to_values(mechanism: AnyMechanism) -> dict:
     """Plain JSON values, the name of the kind among them; `from_values` inverts it."""
-    return {"kind": mechanism.kind} | asdict(mechanism)
+    unsaid = UNSAID.get(mechanism.kind, {})
+    return {"kind": mechanism.kind} | {name: value for name, value in asdict(mechanism).items() if name not in unsaid or value != unsaid[name]}
 
 
 def from_values(values: dict) -> AnyMechanism:
@@ -30,7 +33,7 @@ def from_values(values: dict) -> AnyMechanism:
     """
     if not isinstance(values, dict) or not isinstance(values.get("kind"), str) or values["kind"] not in KINDS:
         raise MucdError(f"a mechanism must be an object whose kind is one of {', '.join(KINDS)}")
-    kind, given = KINDS[values["kind"]], {name: value for name, value in values.items() if name != "kind"}
+    kind, given = KINDS[values["kind"]], UNSAID.get(values["kind"], {}) | {name: value for name, value in values.items() if name != "kind"}
     if set(given) != {field.name for field in fields(kind)}:
         raise MucdError(f"a mechanism of kind {kind.kind} has exactly the fields {', '.join(field.name for field in fields(kind))}")
     for field in fields(kind):

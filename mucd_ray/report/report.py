@@ -125,7 +125,7 @@ def mechanism_words(mechanism: dict, accountant: str) -> str:
     if mechanism["kind"] == Neighbours.kind:
         return f"votes of {counted(mechanism['neighbours'], 'neighbour')}"
     if mechanism["kind"] == Partition.kind:
-        return f"{mechanism['parts']} parts"
+        return f"{mechanism['parts']} parts" + (f", {mechanism['spread']} of them for each {mechanism['unit']}" if "spread" in mechanism else "")
     noisy = mechanism["kind"] == BagThenNoise.kind
     how = f"each with probability {exactly(mechanism['bag_rate' if noisy else 'sample_rate'])}" if mechanism["draws"] == "poisson" else str(mechanism["bag_size"])
     return f"bags of {how}" + (", drawn with replacement" if mechanism["draws"] == "replacement" else "") + (", trained on with noise" if noisy else "")

@@ -18,7 +18,7 @@ from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.partition import Partition
 
 P = np.concatenate([[0.0, 1e-4, 0.01], np.linspace(0.05, 0.95, 19), [0.99, 0.9999, 1.0]])
-MECHANISMS = [Bag(bag_size=3), Bag(bag_size=3, draws="replacement"), Bag(draws="poisson", sample_rate=0.03), Bag(bag_size=100), Partition(parts=40)]
+MECHANISMS = [Bag(bag_size=3), Bag(bag_size=3, draws="replacement"), Bag(draws="poisson", sample_rate=0.03), Bag(bag_size=100), Partition(parts=40), Partition(parts=60, spread=3)]
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=str)

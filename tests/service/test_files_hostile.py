@@ -6,7 +6,9 @@ import json
 import operator
 import os
 import struct
-from dataclasses import asdict
+import subprocess
+import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -280,3 +282,61 @@ def test_the_card_of_a_run_folder_makes_nothing_unless_the_user_gives_it(tmp_pat
     assert main(["grow", run, "--instances", "100", "--card", str(tmp_path / "mine.json")]) == 2
     assert "dataset 'd' is not among" in capfd.readouterr().err
     assert not (tmp_path / "executed").exists()
+
+
+SPARSE = 1 << 31
+# The name of a block says how many instances it has, and is anybody's, too.
+SPARSE_NAMES = [
+    "secret", "secret.sha256", "encoder", "states.npy", "failures/died", "certificate.json", "drivers/one", "blocks/block-00000000-000002.safetensors", "blocks/block-00000002-999999.safetensors",
+    "parts/block-00000000-000002.safetensors", "voted/0123456789abcdef-000000.json",
+]
+READ_ALL = """
+import resource, sys
+from mucd_ray.errors import MucdError
+from mucd_ray.service.storage.store import RunStore
+from mucd_ray.service.watching.live import drivers
+store, full = RunStore.open(sys.argv[1]), len(sys.argv) > 2
+calls = [store.secret, store.encoder, store.states, store.certificate, store.failure_words, lambda: drivers(store), lambda: store.read_json("voted/0123456789abcdef-000000.json")]
+for call in calls:
+    try:
+        found = call()
+        assert not full or call == store.failure_words and "has 2,147,483,648 bytes" in found["died"], call
+    except MucdError as error:
+        assert not full or "2,147,483,648" in str(error) and "\\n" not in str(error), error
+for of in (store, store.of_parts()):
+    assert all(of.read(name) is None for name in of.names()) and of.names() == []
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_sparse_files_are_not_read(store, tmp_path):
+    """They cost their maker nothing, and would take as much memory as they say they have."""
+    def peak(*more):
+        result = subprocess.run([sys.executable, "-c", READ_ALL, str(store.path), *more], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return int(result.stdout)
+
+    untouched = peak()
+    for name in SPARSE_NAMES:
+        (store.path / name).parent.mkdir(exist_ok=True)
+        with open(store.path / name, "wb") as file:
+            file.truncate(SPARSE)
+    assert peak("full") < untouched + 150_000
+    assert sorted(path.name for path in (store.path / "blocks").iterdir()) == ["block-00000000-000002.damaged", "block-00000002-999999.damaged"]
+
+
+def test_sparse_blocks_whose_header_fits_them(store):
+    """By the settings a block has as many numbers as its instances, whatever a header says."""
+    path = store.path / "blocks/block-00000000-000002.safetensors"
+    path.parent.mkdir()
+    header = json.dumps({"parameters.0": {"dtype": "F32", "shape": [2, 1 << 28], "data_offsets": [0, 1 << 31]}}).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + (1 << 31))
+    assert store.read(path.name) is None and not path.exists()
+    path.with_suffix(".damaged").unlink()
+    # One of a network larger than what is read at first is whole again.
+    wide = RunStore.create_or_open(store.path.with_name("wide"), replace(SETTINGS, states=50_000))
+    wide.write_states(np.zeros((50_000, 4), np.float32))
+    nothing = {"returns": np.zeros(9), "actions": np.ones((9, 50_000), np.int16), "levels": np.zeros((9, 50_000, 2), np.uint8)}
+    assert np.array_equal(wide.read(wide.commit(Block(first=0, **nothing, parameters={}))).actions, nothing["actions"])

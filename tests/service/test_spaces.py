@@ -182,7 +182,7 @@ def test_several_components(minari_root, tmp_path, name, components, space, infe
         status, answer = post("/act", {"observation": states[0]})
         assert status == 200 and {name: answer[name] for name in answers[0]} == answers[0]
     finish(store, certificate)
-    report = store.storage.read("report.html").decode()
+    report = store.storage.read("report.html", 1 << 24).decode()
     assert f"{len(components)} components: a state's radius is the least of its components'" in report and "in every component" in report
 
 

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from mucd_ray.certify.file.claim import claim_sentences
 from mucd_ray.certify.file.results import compute_results
+from mucd_ray.certify.file.rules import DETERMINISTIC
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.errors import MucdError
 from mucd_ray.files import read_file, read_json
@@ -38,7 +39,7 @@ TOLERANCE = 1e-6
 TOLERANCE_PER_STEP = 1e-11
 # A goal's share may differ by at most so many times that.
 MOST_GOAL_SCALE = 1e3
-RETURNS = re.compile(r"results\.(policy\.(unpoisoned|curve\.(bound|ceiling|quantiles)|keeps\..*\.bound)|voted\.(unpoisoned|curve\.(bound|played)|keeps.*\.bound))")
+RETURNS = re.compile(r"results\.(policy\.(unpoisoned|curve\.(bound|ceiling|quantiles)|keeps\..*\.bound)|rule\.(unpoisoned|curve\.bound)|voted\.(unpoisoned|curve\.(bound|played)|keeps.*\.bound))")
 GOAL = re.compile(r"results\.goal\.certified")
 PROBABILITIES = re.compile(r"results\.(action\..*\.(top_lower|runner_up_upper)|accounting\.(discretisation_error|splits\.bound))")
 KEYS = {"format", "claim", "inputs", "results", "assumptions", "context", "sha256"}
@@ -111,6 +112,7 @@ def make_inputs(
     instances: int | None = None,
     declared: dict | None = None,
     evaluator: Evaluator | None = None,
+    rule: dict | None = None,
 ) -> dict:
     """What the results depend on, as plain JSON values.
 
@@ -130,9 +132,10 @@ def make_inputs(
         path_radii: of neighbours alone, per return of one episode: the largest r at which every action of the episode is certified, [P].
         instances: P, where there are no returns that tell it.
         declared: of a dataset without an environment, what it declares of observations and actions: {"observation_shape", "actions", "dimensions", "sha256"}.
+        rule: episodes of a vote rule, {"name", "window", "never", "actions", "episodes"} (docs/certificate.md; certify/file/rules.py).
         evaluator: of the user's, whose scores the returns are; None: they were earned in an environment.
     """
-    known = {"features": features, "instances": instances, "declared": declared, "evaluator": evaluator and evaluators.to_values(evaluator)}
+    known = {"features": features, "instances": instances, "declared": declared, "evaluator": evaluator and evaluators.to_values(evaluator), "rule": rule}
     known = {name: value for name, value in known.items() if value is not None}
     return known | {
         "mechanism": to_values(mechanism),
@@ -173,6 +176,8 @@ def standing_assumptions(inputs: dict) -> list[str]:
     """What every certificate of these inputs assumes; what follows it is the maker's own."""
     mechanism, trainer = inputs["mechanism"], inputs["trainer"]
     kind, further = mechanism["kind"], [*OF_UNITS.get(mechanism["unit"], [])]
+    if "rule" in inputs:
+        further.append(DETERMINISTIC)
     if "evaluator" in inputs:
         further.append(EVALUATOR.format(name=inputs["evaluator"]["name"], **_limits(inputs["evaluator"])))
     if trainer is None:

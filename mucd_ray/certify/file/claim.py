@@ -6,6 +6,7 @@ from fractions import Fraction
 from mucd_ray.certify.confidence.looks import looks_up_to
 from mucd_ray.certify.file.evidence import FEATURES, TUNED_ON_THIS_DATASET
 from mucd_ray.certify.file.neighbours import declared_claim, neighbour_claim, states_claim
+from mucd_ray.certify.file.rules import rule_claim
 from mucd_ray.certify.file.voted import SURE, voted_claim
 from mucd_ray.certify.guarantees import LARGEST_RADIUS, READINGS, THREATS
 from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, round_up, share, tenths_down
@@ -55,6 +56,8 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
         sentences += ACTIONS[results["action"]["kind"]](results["action"])
     if "voted" in results:
         sentences.append(voted_claim(inputs, results["voted"], _what(inputs)))
+    if "rule" in results:
+        sentences += rule_claim(inputs, results["rule"])
     if inputs["mechanism"]["kind"] in WITH_NOISE and _largest(results) >= (limit := LARGEST_RADIUS[inputs["threat"]]):
         sentences.append(f"Radii were searched up to {limit}, the most that is accounted for: one of {limit} is a floor.")
     if inputs["clipped"]:
@@ -118,14 +121,18 @@ def _bag_then_noise(mechanism: dict, units: int, kind: str, trainer: dict | None
 
 
 def _partition(mechanism: dict, units: int, kind: str, trainer: dict | None) -> list[str]:
+    parts, policies, drew = f"into {mechanism['parts']} parts by a public hash of their content", "one policy", "one part"
+    if "spread" in mechanism:
+        parts = f"by a public hash of their content into {mechanism['parts']} parts, each of them into {mechanism['spread']} at once"
+        policies, drew = f"{mechanism['spread']} policies", "one of these parts"
     if trainer is not None:
         return [
-            f"How it withstands: the {kind} are sorted into {mechanism['parts']} parts by a public hash of their content, and every instance draws one of the parts and is trained on it alone, with "
-            "randomness of its own: a changed unit reaches the instances that drew one part. A learner that fails on its part counts as a policy like any other."
+            f"How it withstands: the {kind} are sorted {parts}, and every instance draws one of the parts and is trained on it alone, with "
+            f"randomness of its own: a changed unit reaches the instances that drew {drew}. A learner that fails on its part counts as a policy like any other."
         ]
     return [
-        f"How it withstands: the {kind} are sorted into {mechanism['parts']} parts by a public hash of their content, one policy is trained on each part without any chance, and an instance is one of "
-        "these policies, drawn at random: a changed unit reaches one policy."
+        f"How it withstands: the {kind} are sorted {parts}, one policy is trained on each part without any chance, and an instance is one of "
+        f"these policies, drawn at random: a changed unit reaches {policies}."
     ]
 
 

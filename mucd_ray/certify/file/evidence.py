@@ -29,10 +29,10 @@ CONDITIONS = (TUNED_ON_THIS_DATASET,)
 LARGEST_VALUE, LEAST_WIDTH = 1e100, 1e-6
 KEYS = {
     "mechanism", "trainer", "threat", "accountant", "eta", "looks", "band", "goal", "units", "radius_cap", "returns", "return_range", "rollouts", "discount", "clipped", "condition",
-    "actions", "voted", "features", "path_radii", "instances", "declared", "evaluator",
+    "actions", "voted", "features", "path_radii", "instances", "declared", "evaluator", "rule",
 }
 # Certificates made before it was written down, or that are not about it, lack it.
-OPTIONAL = {"features", "path_radii", "voted", "instances", "declared", "evaluator"}
+OPTIONAL = {"features", "path_radii", "voted", "instances", "declared", "evaluator", "rule"}
 # What policies see, in the words of the claim.
 FEATURES = {
     "raw": "raw observations of {card}", "card": "public features of the card of {card}",

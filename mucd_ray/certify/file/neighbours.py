@@ -10,6 +10,7 @@ from mucd_ray.certify.guarantees import READINGS, THREATS
 from mucd_ray.certify.policy import SHARES_KEPT
 from mucd_ray.certify.radius import named_radii
 from mucd_ray.certify.rounding import confidence_percent, exactly, round_down, share, tenths_down
+from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.mechanism.work import spend
@@ -25,6 +26,8 @@ EXACT = "exact: whole numbers, without any chance; a bound holds for every D', a
 
 def neighbour_results(inputs: dict, mechanism: Neighbours) -> dict:
     """What `compute_results` gives for other mechanisms; its inputs are checked already."""
+    if "rule" in inputs:
+        raise MucdError("vote rules are those of a partition, not of neighbours")
     cap = min(inputs["radius_cap"], mechanism.neighbours)
     policy = _policy(inputs, cap) if inputs["rollouts"] else None
     voted = {"voted": voted_results(inputs, None, check_eta(inputs["eta"]), cap)} if inputs.get("voted") is not None else {}

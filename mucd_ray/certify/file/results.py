@@ -15,6 +15,7 @@ from mucd_ray.certify.confidence.means import MEANS, mean_lower
 from mucd_ray.certify.confidence.proportions import LEAST_ETA, check_eta
 from mucd_ray.certify.file.evidence import check_inputs, instances_of
 from mucd_ray.certify.file.neighbours import neighbour_results
+from mucd_ray.certify.file.rules import rule_results
 from mucd_ray.certify.file.voted import voted_results
 from mucd_ray.certify.guarantees import FAMILIES, THREATS
 from mucd_ray.certify.median_action import MedianActions
@@ -72,6 +73,8 @@ def compute_results(inputs: dict) -> dict:
         results["action"] = {"kind": kind} | ACTION_RESULTS[kind](inputs, guarantees, eta)
     if inputs.get("voted") is not None:
         results["voted"] = voted_results(inputs, guarantees, eta, _cap(inputs, guarantees))
+    if "rule" in inputs:
+        results["rule"] = rule_results(inputs, _cap(inputs, guarantees))
     if inputs["goal"] is not None:
         results["goal"] = _goal_results(inputs, returns, guarantees, eta, results["action"])
     results["accounting"] = _accounting_results(guarantees, policy["keeps"]["0.5"]["radius"] if policy else 1)

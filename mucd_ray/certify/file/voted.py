@@ -35,7 +35,7 @@ def rule_of(kind: str, guarantees, *, threat: str, instances: int, eta: float, s
     """What an attacker can make of a row: see `certify/voted_return.py`. Half of `eta` is for all nodes, where they are sampled."""
     if kind == "votes":
         return SampledVotes(guarantees, instances=instances, eta=eta / 2, steps=steps)
-    return ExactVotes(threat) if kind == "exact" else LeastRadii()
+    return ExactVotes(threat, guarantees.mechanism.spread) if kind == "exact" else LeastRadii()
 
 
 def episode_evidence(tree: Tree) -> dict:

@@ -15,15 +15,17 @@ CONTENT = ("features", "next_features", "actions", "rewards", "keeps", "ends")
 
 
 def units_by_part(partition: Partition, units: Units | Recorded) -> list[np.ndarray]:
-    """Indices of the units in every part [u]: their order within a part, too, follows from their content alone.
+    """Indices of the units in every part [u], each in as many as it is spread over: their order within a part, too, follows from their content alone.
 
     Units of equal content are in one part, where it does not matter which is first.
     """
     digests = [content_digest(units, start, length) for start, length in zip(units.starts.tolist(), units.lengths.tolist())]
     parts: list[list[int]] = [[] for _ in range(partition.parts)]
+    reached = partition.reached().tolist()
     for index in sorted(range(len(digests)), key=digests.__getitem__):
         # The remainder of 256 random bits is uniform to 2^-200.
-        parts[int.from_bytes(digests[index], "big") % partition.parts].append(index)
+        for part in reached[int.from_bytes(digests[index], "big") % partition.parts]:
+            parts[part].append(index)
     return [np.array(part, np.int64) for part in parts]
 
 

@@ -43,7 +43,7 @@ from mucd_ray.words import counted
 
 # What `mucd run` may be given instead of --tuned.
 CONSTANTS = (
-    "unit", "mechanism", "bag_size", "draws", "parts", "neighbours", "metric", "train_steps", "batch_size", "top_share", "entries", "mirrored", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
+    "unit", "mechanism", "bag_size", "draws", "parts", "spread", "neighbours", "metric", "train_steps", "batch_size", "top_share", "entries", "mirrored", "fraction", "sample_rate", "noise_multiplier", "steps", "clip_norm", "algorithm", "constant", "network", "hidden", "random_features", "bandwidth",
     "optimiser", "learning_rate", "momentum", "average", "cap", "local_steps", "local_learning_rate", "min_return",
 )
 
@@ -95,6 +95,7 @@ def asked(options, dataset: OfflineDataset | None = None) -> tuple[Request, Offl
         bag_size=options.bag_size,
         draws=options.draws,
         parts=options.parts,
+        spread=options.spread,
         neighbours=options.neighbours,
         metric=options.metric,
         fit=fit or None,

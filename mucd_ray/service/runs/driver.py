@@ -16,6 +16,7 @@ from mucd_ray.certify.rounding import exactly, round_down
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
+from mucd_ray.files import printable
 from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.learn.units import Units, make_units
 from mucd_ray.mechanism.partition import Partition
@@ -171,6 +172,8 @@ def _write_larger(store: RunStore, certificate: dict) -> None:
     except (MucdError, KeyError, TypeError, ValueError, OverflowError):
         held = 0
     instances = certificate["results"]["instances"]
+    if held > instances and certificate["inputs"]["looks"] == "fixed":
+        raise MucdError(f"{store.location} has a certificate of {held} instances, more than these {instances}: it stays as it is; `mucd certify {store.location}` certifies all")
     if held > instances:
         raise MucdError(
             f"{store.location} has a certificate of {held} instances, and this goal is met with {instances} of them: it stays as it is; "
@@ -236,7 +239,7 @@ def _train_on_ray(store, settings, dataset, numbers, choices, resources) -> dict
     run, live = store.storage.absolute, Live(store, numbers[-1])
     others = live.others()
     for other in others:
-        print(f"mucd: driver {other['process']} on {other['host']} works on this run, too: sharing its work", file=sys.stderr)
+        print(f"mucd: driver {other['process']} on {printable(other['host'])} works on this run, too: sharing its work", file=sys.stderr)
     live.renew()
     pool = trainers(store, settings, dataset, lambda: resources.actors or slot.count(), resources, slot.options)
     # Only where they will be read.

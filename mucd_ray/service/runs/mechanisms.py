@@ -37,7 +37,7 @@ AGREEMENT = 0.9
 DEFAULT_RATES = {"dqn": 3.0, "double-dqn": 3.0, "qr-dqn": 10.0, "iql": 10.0, "c51": 10.0, "td3-bc": 0.3}
 # Options that not every kind of mechanism reads, and the kinds that do.
 ONLY = dict.fromkeys(("sample_rate", "noise_multiplier", "steps", "clip_norm"), WITH_NOISE) | {
-    "bag_size": (Bag.kind, BagThenNoise.kind), "draws": (Bag.kind, BagThenNoise.kind), "parts": (Partition.kind,), "fit": (Bag.kind, Partition.kind),
+    "bag_size": (Bag.kind, BagThenNoise.kind), "draws": (Bag.kind, BagThenNoise.kind), "parts": (Partition.kind,), "spread": (Partition.kind,), "fit": (Bag.kind, Partition.kind),
     "neighbours": (Neighbours.kind,), "metric": (Neighbours.kind,),
 }
 # Fields of `Fit` whose options have other names.
@@ -176,8 +176,12 @@ def _bag_then_noise(request, choices: Choices, declared: int, size: int, actions
 
 
 def _partition(request, choices: Choices, declared: int, size: int, actions: int, given: list[str]) -> tuple[Partition, str, bool]:
+    if request.spread is not None and request.parts is None:
+        raise MucdError(f"--spread {request.spread} needs --parts beside it: how many parts there are in all, {request.spread} of which hold each unit")
     if request.parts is not None:
-        partition, note = Partition(unit=request.unit, parts=request.parts), f"The number of parts was given by the user. {CONDITIONAL}"
+        partition, note = Partition(unit=request.unit, parts=request.parts, spread=1 if request.spread is None else request.spread), f"The number of parts was given by the user. {CONDITIONAL}"
+        if request.spread is not None:
+            note = note.replace("was", "and how many of them hold a unit were", 1)
     else:
         eta = effective_eta(choices.eta, choices.looks, request.instances)
         partition = _withstanding(

@@ -107,6 +107,7 @@ class Request:
     clip_norm: float | None = None
     bag_size: int | None = None
     parts: int | None = None
+    spread: int | None = None
     draws: str | None = None
     neighbours: int | None = None
     metric: str | None = None

@@ -8,18 +8,18 @@ import contextlib
 import errno
 import os
 import secrets
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from mucd_ray.errors import MucdError
-from mucd_ray.files import check_within, read_file
+from mucd_ray.files import TooLarge, check_within, open_file, read_file
 
 # fsspec file systems whose `pipe_file(mode="create")` is one conditional request. On the others it looks first and writes then.
 CONDITIONAL_WRITES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 PROBE_WRITERS = 4
-MOST_FILE_BYTES = 1 << 36
 
 
 class Storage(Protocol):
@@ -34,8 +34,11 @@ class Storage(Protocol):
     def replace(self, name: str, content: bytes) -> None:
         """Write a file, or write it anew, in one step."""
 
-    def read(self, name: str, most_bytes: int = MOST_FILE_BYTES) -> bytes:
-        """Raises FileNotFoundError, and MucdError for what is no file of this folder or, in a local one, has more bytes: a sparse file costs its maker none."""
+    def read(self, name: str, most_bytes: int) -> bytes:
+        """Raises FileNotFoundError, and MucdError for what is no file of this folder or (TooLarge) has more bytes: a sparse file costs its maker none."""
+
+    def beginning(self, name: str, most_bytes: int) -> tuple[int, bytes]:
+        """(how many bytes the file has, the first of them); errors are those of `read`, for a file of any size."""
 
     def exists(self, name: str) -> bool: ...
 
@@ -105,8 +108,12 @@ class LocalStorage:
         with self._written(final, content, 0o644) as temporary:
             os.replace(temporary, final)
 
-    def read(self, name: str, most_bytes: int = MOST_FILE_BYTES) -> bytes:
+    def read(self, name: str, most_bytes: int) -> bytes:
         return read_file(self.path / name, most_bytes, within=self.path)
+
+    def beginning(self, name: str, most_bytes: int) -> tuple[int, bytes]:
+        with open_file(self.path / name, sys.maxsize, within=self.path) as file:
+            return os.fstat(file.fileno()).st_size, file.read(most_bytes)
 
     def exists(self, name: str) -> bool:
         return (self.path / name).exists()
@@ -172,8 +179,16 @@ class ObjectStorage:
     def replace(self, name: str, content: bytes) -> None:
         self._call("pipe_file", name, content)
 
-    def read(self, name: str, most_bytes: int = MOST_FILE_BYTES) -> bytes:
+    def read(self, name: str, most_bytes: int) -> bytes:
+        size = self._call("size", name)
+        if size is not None and size > most_bytes:
+            raise TooLarge(f"{self.location}/{name} has {size:,} bytes, at most {most_bytes:,} are read: it is not what it should be")
         return self._call("cat_file", name)
+
+    def beginning(self, name: str, most_bytes: int) -> tuple[int, bytes]:
+        size = self._call("size", name) or 0
+        # Of an empty object no range can be asked for.
+        return size, self._call("cat_file", name, start=0, end=min(size, most_bytes)) if size else b""
 
     def exists(self, name: str) -> bool:
         return self._call("exists", name)

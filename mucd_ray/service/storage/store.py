@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import re
 import secrets
 import struct
@@ -40,13 +41,21 @@ from mucd_ray.certify.file.certificate import parse_certificate
 from mucd_ray.certify.file.evidence import LEVELS
 from mucd_ray.errors import MucdError
 from mucd_ray.evaluate.evaluators import CAUSES
-from mucd_ray.files import MOST_JSON_BYTES, printable, read_json, read_npy
+from mucd_ray.files import MOST_ARRAY_BYTES, MOST_JSON_BYTES, TooLarge, printable, read_json, read_npy
+from mucd_ray.learn.encoders import MOST_ENCODER_BYTES
 from mucd_ray.learn.trainers.artifacts import MOST_BYTES
 from mucd_ray.learn.trainers.outside import FAILURES
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.storage import LocalStorage, check_commits, open_storage, reason
 
 MOST_HEADER_BYTES = 1 << 20
+MOST_SECRET_BYTES = 1 << 10
+# Of the words of a failure, which are printed as one line.
+MOST_WORDS_BYTES = 1 << 13
+# Of .npy, before the numbers.
+MOST_NPY_HEADER = 1 << 16
+# Bytes of the longest number in a block.
+WIDEST = 8
 # Why an instance of the package's own trainers is the default policy.
 NOT_FINITE = "not finite"
 BLOCK = re.compile(r"block-([0-9]{8})-([0-9]{6})\.safetensors\Z")
@@ -144,7 +153,7 @@ class RunStore:
                     store.storage.remove("secret")
                     store.storage.remove("secret.sha256")
                     store.storage.create("secret", drawn, private=True)
-                store.storage.create("secret.sha256", _secret_hash(store.storage.read("secret")), private=True)
+                store.storage.create("secret.sha256", _secret_hash(store.storage.read("secret", MOST_SECRET_BYTES)), private=True)
                 store.storage.create("settings.json", content)
         except OSError as error:
             raise MucdError(f"run folder {store.location} cannot be written ({reason(error)}): choose another with --storage") from None
@@ -196,11 +205,11 @@ class RunStore:
         try:
             if not self.storage.is_private("secret"):
                 raise MucdError(f"{path} is not private to this user: an attacker may know it; start a new run folder, or chmod 600 it if you are sure")
-            text = self.storage.read("secret")
-            if self.storage.read("secret.sha256") != _secret_hash(text):
+            text = self.storage.read("secret", MOST_SECRET_BYTES)
+            if self.storage.read("secret.sha256", MOST_SECRET_BYTES) != _secret_hash(text):
                 raise MucdError(f"{path} is not the one with which the run began: restore it, or start a new run folder")
             return bytes.fromhex(text.decode())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TooLarge) as error:
             raise MucdError(f"{path} cannot be read ({error}): without it the run cannot go on") from None
 
     def _check_same(self, settings: RunSettings, secret: bytes | None):
@@ -244,9 +253,11 @@ class RunStore:
     def encoder(self) -> bytes:
         """The file of the card's encoder. Raises MucdError if it is missing or another one."""
         try:
-            content = self.storage.read("encoder")
+            content = self.storage.read("encoder", MOST_ENCODER_BYTES)
         except OSError as error:
             raise MucdError(f"{self.file('encoder')} cannot be read ({reason(error)}): run the same command again, with --encoder FILE") from None
+        except TooLarge as error:
+            raise MucdError(f"{error}: delete it, and run the same command again, with --encoder FILE") from None
         wanted = self._settings.card.encoder
         if wanted is None or hashlib.sha256(content).hexdigest() != wanted[0]:
             raise MucdError(f"{self.file('encoder')} is not the encoder with which the run began: delete it, and run the same command again")
@@ -254,8 +265,9 @@ class RunStore:
 
     def states(self) -> np.ndarray | None:
         try:
-            states = read_npy(self.storage.read("states.npy"), "it")
             settings = self._settings
+            most = min(settings.states * math.prod(settings.card.observation_shape) * WIDEST, MOST_ARRAY_BYTES) + MOST_NPY_HEADER
+            states = read_npy(self.storage.read("states.npy", most), "it")
             if states.shape != (settings.states, *settings.card.observation_shape):
                 raise ValueError(f"it holds no {settings.states} observations of shape {tuple(settings.card.observation_shape)}")
             return states
@@ -298,9 +310,9 @@ class RunStore:
         """Replace a derived file in one step."""
         self.storage.replace(name, json.dumps(value, indent=1, allow_nan=False).encode())
 
-    def read_json(self, name: str):
+    def read_json(self, name: str, most_bytes: int = MOST_JSON_BYTES):
         try:
-            return read_json(self.storage.read(name, MOST_JSON_BYTES), "it")
+            return read_json(self.storage.read(name, most_bytes), "it")
         except FileNotFoundError:
             return None
         except MucdError as error:
@@ -332,15 +344,19 @@ class RunStore:
         metadata["digest"] = _digest(tensors, block.first, metadata, self.folder)
         self.storage.create(f"{self.folder}/{name}", save(tensors, metadata))
         for cause, words in block.words.items():
-            self.storage.create(f"failures/{cause.replace(' ', '-')}", words.encode())
+            self.storage.create(f"failures/{cause.replace(' ', '-')}", words.encode()[:MOST_WORDS_BYTES])
         return name
 
     def failure_words(self) -> dict[str, str]:
         """Why a learner, or a score, failed, one for each cause; they may be anybody's words."""
         found = {}
         for cause in (*FAILURES[1:], *(f"score {cause}" for cause in CAUSES[1:])):
-            with contextlib.suppress(FileNotFoundError):
-                found[cause] = printable(self.storage.read(f"failures/{cause.replace(' ', '-')}").decode(errors="replace"))
+            try:
+                found[cause] = printable(self.storage.read(f"failures/{cause.replace(' ', '-')}", MOST_WORDS_BYTES).decode(errors="replace"))
+            except FileNotFoundError:
+                continue
+            except TooLarge as error:
+                found[cause] = printable(error)
         return found
 
     def names(self) -> list[str]:
@@ -352,22 +368,15 @@ class RunStore:
         Raises:
             MucdError: the block belongs to another run, or was written by an earlier version.
         """
-        file = f"{self.folder}/{name}"
+        file, instances = f"{self.folder}/{name}", instances_of(name)
         try:
-            content = self.storage.read(file)
+            found = self._parsed(file, instances)
         except FileNotFoundError:
             return None
-        try:
-            instances = instances_of(name)
-            metadata, tensors = _metadata(content), _tensors(content, len(instances), self._settings)
-            if "sha256" in metadata:
-                raise MucdError(f"{self.file(file)} was written by an earlier version of the package: go on with that version, or start a new run folder")
-            if metadata.get("digest") != _digest(tensors, instances.start, metadata, self.folder):
-                raise ValueError("checksum")
-        except (SafetensorError, ValueError, KeyError, AttributeError, TypeError):
-            # Before anything else in the header is believed: a flipped bit is no other run.
-            self._set_aside(file, content)
+        if isinstance(found, str):
+            self._set_aside(file, len(instances), found)
             return None
+        metadata, tensors = found
         if metadata.get("run") != self.identity:
             raise MucdError(f"{self.file(file)} belongs to another run: move it away")
         if metadata.get("states") != self.states_hash():
@@ -380,10 +389,51 @@ class RunStore:
         contents = tuple(whole[end - size : end] for end, size in zip(ends, tensors["policies.sizes"].tolist()))
         return Block(first=instances.start, **stored, parameters={}, contents=contents, failed=tensors["policies.failed"])
 
-    def _set_aside(self, file: str, content: bytes) -> None:
+    def _parsed(self, file: str, instances: range) -> tuple[dict[str, str], dict[str, np.ndarray]] | str:
+        """(metadata, arrays) of a block whose digest fits; a hash of its content where it is damaged, since that content is to be gone before it is read again."""
+        content = b""
+        try:
+            content = self._content(file, len(instances))
+            metadata, tensors = _metadata(content), _tensors(content, len(instances), self._settings)
+            if "sha256" in metadata:
+                raise MucdError(f"{self.file(file)} was written by an earlier version of the package: go on with that version, or start a new run folder")
+            if metadata.get("digest") != _digest(tensors, instances.start, metadata, self.folder):
+                raise ValueError("checksum")
+            return metadata, tensors
+        except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, TooLarge):
+            # Before anything else in the header is believed: a flipped bit is no other run.
+            return _content_hash(content)
+
+    def _content(self, file: str, count: int) -> bytes:
+        """All of a block of so many instances, in a name that is anybody's. Raises TooLarge or ValueError where it is larger than such a block, by the settings, or not as large as its header says."""
+        size, head = self.storage.beginning(file, 8 + MOST_HEADER_BYTES)
+        if size <= len(head):
+            return head
+        if _size(head) != size:
+            raise ValueError("other sizes")
+        return self.storage.read(file, self._most_bytes(count))
+
+    def _most_bytes(self, count: int) -> int:
+        """The most that a block of so many instances takes, see `Block`."""
+        settings = self._settings
+        each = 2 * WIDEST + settings.states * (2 * max(1, len(settings.components or ())) + settings.columns)
+        if settings.trainer is not None:
+            each += WIDEST + MOST_BYTES
+        else:
+            problem = settings.problem
+            # Of modules a generous bound, since their sizes are known only when they are made, as an attacker's settings may want them.
+            made = problem.module_factory is None
+            each += WIDEST * (problem.network.parameter_count if made else (1 << 22) + 64 * (problem.inputs + 1) * (problem.network.outputs + 1))
+        return 8 + MOST_HEADER_BYTES + count * each
+
+    def _set_aside(self, file: str, count: int, seen: str) -> None:
         """Move a damaged file away, unless another reader has, and a good one is there again."""
         with contextlib.suppress(FileNotFoundError):
-            if self.storage.read(file) == content:
+            try:
+                found = _content_hash(self._content(file, count))
+            except (ValueError, TooLarge):
+                found = _content_hash(b"")
+            if found == seen:
                 self.storage.move(file, file.replace(".safetensors", ".damaged"))
 
     def missing(self, instances: int, block_size: int) -> list[range]:
@@ -450,6 +500,20 @@ def _are_numbers(value) -> bool:
 
 def _secret_hash(text: bytes) -> bytes:
     return hashlib.sha256(b"mucd run secret " + text).hexdigest().encode()
+
+
+def _content_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _size(head: bytes) -> int:
+    """How many bytes a safetensors file that begins so says that it has. Raises ValueError."""
+    (length,) = struct.unpack("<Q", head[:8])
+    try:
+        header = read_json(head[8 : 8 + length], "header", most_bytes=MOST_HEADER_BYTES)
+        return 8 + length + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    except (MucdError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(error) from None
 
 
 def _metadata(content: bytes) -> dict[str, str]:

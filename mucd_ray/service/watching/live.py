@@ -9,7 +9,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 
-from mucd_ray.files import as_expected, printable
+from mucd_ray.errors import MucdError
+from mucd_ray.files import fits, printable
 from mucd_ray.service.storage.storage import LocalStorage, reason
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.watching.metrics import RunMetrics
@@ -17,6 +18,9 @@ from mucd_ray.service.watching.metrics import RunMetrics
 # A driver that has not been seen for longer counts as gone.
 GONE_AFTER = 60.0
 RENEW_EVERY = 10.0
+MOST_RECORD_BYTES = 1 << 12
+# Of a record of drivers/, which anybody who shares the folder may have written.
+RECORD = {"host": str, "process": int, "started": float, "seen": float, "wanted": int}
 # The rate is that of the last so many seconds.
 RATE_WINDOW = 120.0
 
@@ -131,8 +135,12 @@ def drivers(store: RunStore) -> list[dict]:
 def _records(store: RunStore) -> list[tuple[str, dict]]:
     found = []
     for name in store.storage.names("drivers"):
-        record = store.read_json(f"drivers/{name}")
-        with as_expected(store.file(f"drivers/{name}"), "delete it"):
-            if record and time.time() - record["seen"] < GONE_AFTER:
-                found.append((f"drivers/{name}", record))
+        record = store.read_json(f"drivers/{name}", MOST_RECORD_BYTES)
+        if record is None:
+            continue
+        if not (isinstance(record, dict) and all(fits(record.get(field), kind) for field, kind in RECORD.items()) and record["host"].isprintable()):
+            raise MucdError(f"{store.file(f'drivers/{printable(name)}')} is not the record of a driver: delete it")
+        # Nor has one been seen that will be: clocks differ by seconds.
+        if abs(time.time() - record["seen"]) < GONE_AFTER:
+            found.append((f"drivers/{name}", record))
     return found

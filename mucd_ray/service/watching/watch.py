@@ -5,7 +5,7 @@ import time
 
 from mucd_ray.certify.rounding import percent_down, round_down
 from mucd_ray.errors import MucdError
-from mucd_ray.files import as_expected
+from mucd_ray.files import as_expected, printable
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.watching.live import drivers
 from mucd_ray.words import counted
@@ -58,7 +58,7 @@ def describe(store: RunStore, news: dict, at_work: list[dict], unit: str) -> lis
     lines = [f"{store.location}: {done} of {wanted} instances  [{'#' * full}{'-' * (WIDTH - full)}]  {_pace(rate, news)}"]
     failures = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(news["failures"].items())) or "none"
     lines.append(f"trainers: {news['trainers']['alive']} at work, {news['trainers']['wanted']} wanted; failures: {failures}")
-    lines += [f"driver {driver['process']} on {driver['host']}, seen {max(time.time() - driver['seen'], 0):.0f} s ago" for driver in at_work] or ["no driver is at work"]
+    lines += [f"driver {driver['process']} on {printable(driver['host'])}, seen {max(time.time() - driver['seen'], 0):.0f} s ago" for driver in at_work] or ["no driver is at work"]
     bounds = news["bounds"]
     if news["finished"]:
         lines.append(f"certificate  {store.file('certificate.json')}")

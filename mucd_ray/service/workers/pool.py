@@ -29,6 +29,8 @@ DEATHS = 12
 # Seconds between looks at the number of slots, and at every trainer's progress at most.
 LOOK_EVERY = 2.0
 LONGEST_PAUSE = 60.0
+# Leases that a call may take whose lease has expired: each time twice as long, since a busy machine is no fault of the call.
+LONGEST_LEASE = 8
 # Seconds, or a lease if that is longer, that a start may take where there is room: it imports packages and fetches and reads the data.
 START_PATIENCE = 600.0
 # Seconds that one that gets ready may answer nothing. Its answers come from a thread of their own, which a large library that is being loaded from a slow disk holds up.
@@ -95,6 +97,7 @@ class Pool:
         self.failures: Counter[str] = Counter()
         self.upcoming, self.start_patience, self.answer_patience = 0, START_PATIENCE, ANSWER_PATIENCE
         self._failed: Counter[Call] = Counter()
+        self._expired: Counter[Call] = Counter()
         self._failed_starts, self._pause_until, self._looked, self._wanted = 0, 0.0, -LOOK_EVERY, 0
         self._placed, self._told = time.monotonic(), False
 
@@ -181,10 +184,13 @@ class Pool:
         """Ask a busy one how far it is, and replace what stands still. One without a place waits for room, or its process is stuck: a new one does as well."""
         still = now - worker.progressed
         if worker.call is not None:
-            if still > self.lease:
-                print(f"mucd: a trainer made no progress at {worker.call} for {self.lease:g} seconds: it is replaced", file=sys.stderr)
+            lease = self.lease * min(2 ** self._expired[worker.call], LONGEST_LEASE)
+            if still > lease:
+                print(f"mucd: a trainer made no progress at {worker.call} for {lease:g} seconds: it is replaced", file=sys.stderr)
                 self.failures["lease_expired"] += 1
-                self._replace(worker, worker.call, MucdError(f"no progress for {self.lease:g} seconds (--lease)"), lambda call: [call])
+                # Longer the next time, in case it is only slow.
+                self._expired[worker.call] += 1
+                self._replace(worker, worker.call, MucdError(f"no progress for {lease:g} seconds (--lease)"), lambda call: [call])
             elif worker.probe is None:
                 worker.probe = worker.actor.progress.remote()
         elif worker.suspected:

@@ -13,9 +13,12 @@ from mucd_ray.mechanism.partition import Partition
 PARTS = Partition(parts=5)
 
 
-def contents(units: Units):
+SPREAD = Partition(parts=7, spread=3)
+
+
+def contents(units: Units, partition=PARTS):
     """Rewards of every unit in every part, in its order."""
-    return [[units.rewards[units.starts[u] : units.starts[u] + units.lengths[u]].tolist() for u in part] for part in units_by_part(PARTS, units)]
+    return [[units.rewards[units.starts[u] : units.starts[u] + units.lengths[u]].tolist() for u in part] for part in units_by_part(partition, units)]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,16 @@ def test_order_of_the_data_and_other_units_move_nobody(units):
     assert sum(a != b for a, b in zip(before, without)) == 1
     with_more = contents(take(units, [*shuffled, shuffled[3]]))
     assert sum(a != b for a, b in zip(before, with_more)) == 1
+
+
+def test_units_that_are_spread_are_in_the_parts_of_their_bucket_and_move_nobody_else(units):
+    parts, reached = units_by_part(SPREAD, units), SPREAD.reached()
+    # As public constants do, these never change: a run that began goes on with them.
+    assert reached[0].tolist() == [0, 5, 1] and reached.shape == (7, 3) and all(len(set(row)) == 3 for row in reached.tolist())
+    buckets = [frozenset(part for part, held in enumerate(parts) if unit in held) for unit in range(60)]
+    assert set(buckets) <= set(map(frozenset, reached.tolist())) and len(set(buckets)) > 4
+    before, without = contents(units, SPREAD), contents(take(units, range(1, 60)), SPREAD)
+    assert {part for part, (a, b) in enumerate(zip(before, without)) if a != b} == buckets[0]
 
 
 def test_parts_are_drawn_uniformly_whatever_the_data_are():

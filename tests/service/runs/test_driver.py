@@ -18,7 +18,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.service.runs.about import assumptions
 from mucd_ray.service.runs.choices import Choices
-from mucd_ray.service.runs.driver import Driver, certify, recorded_values, train, training_units
+from mucd_ray.service.runs.driver import Driver, _write_larger, certify, recorded_values, train, training_units
 from mucd_ray.service.runs.session import Request, execute, make_settings
 from mucd_ray.service.runs.summary import describe, finish
 from mucd_ray.service.runs.tally import Tally
@@ -137,9 +137,9 @@ def test_a_run_in_a_bucket_equals_one_in_a_folder(local_ray, recordings, referen
     certificate = train(store, load_dataset(recordings["cartpole"]), INSTANCES, Choices(), Resources(block=16))
     assert_same(RunStore.open(store.location), reference)
     assert verify(certificate) == [] and finish(store, certificate)["report"] == f"{store.location}/report.html"
-    assert store.storage.read("report.html").startswith(b"<!doctype html>") and "return_bound.png" in store.storage.names("plots")
+    assert store.storage.read("report.html", 1 << 24).startswith(b"<!doctype html>") and "return_bound.png" in store.storage.names("plots")
     name = store.names()[0]
-    content = store.storage.read(f"blocks/{name}")
+    content = store.storage.read(f"blocks/{name}", 1 << 24)
     store.storage.replace(f"blocks/{name}", content[:-1] + b"?")
     assert store.read(name) is None and store.storage.names("blocks")[0] == name.replace("safetensors", "damaged")
 
@@ -266,7 +266,13 @@ def test_what_happens_to_be_stored_is_not_certified(reference, tmp_path):
     with pytest.raises(MucdError, match="not finished .30 instances"):
         certify(store, Choices())
     store.commit(part(20, 25))
-    assert certify(store, Choices())["results"]["instances"] == 30
+    smaller = certify(store, Choices())
+    assert smaller["results"]["instances"] == 30
+    # A larger run that overlapped it came first: there is no goal to speak of.
+    store.add_target(40)
+    certify(store, Choices())
+    with pytest.raises(MucdError, match=r"a certificate of 40 instances, more than these 30: it stays as it is; `mucd certify \S+` certifies all$"):
+        _write_larger(store, smaller)
     # Votes belong to their states.
     store = RunStore.open(store.path)
     (store.path / "states.npy").unlink()

@@ -23,17 +23,17 @@ def test_files_come_back_and_the_first_writer_wins(storage):
     assert storage.names() == [] and storage.names("blocks") == [] and not storage.exists("blocks/a")
     check_commits(storage)
     assert storage.names() == []
-    assert storage.create("blocks/a", b"first") and not storage.create("blocks/a", b"second") and storage.read("blocks/a") == b"first"
-    assert storage.create("empty", b"") and not storage.create("empty", b"more") and storage.read("empty") == b""
+    assert storage.create("blocks/a", b"first") and not storage.create("blocks/a", b"second") and storage.read("blocks/a", 1 << 20) == b"first"
+    assert storage.create("empty", b"") and not storage.create("empty", b"more") and storage.read("empty", 1 << 20) == b""
     storage.replace("blocks/a", b"third")
-    assert storage.read("blocks/a") == b"third" and storage.exists("blocks/a")
+    assert storage.read("blocks/a", 1 << 20) == b"third" and storage.exists("blocks/a")
     assert storage.names() == ["blocks", "empty"] and storage.names("blocks") == ["a"]
     storage.move("blocks/a", "blocks/b")
     assert storage.names("blocks") == ["b"] and storage.create("blocks/a", b"again")
     for _ in range(2):
         storage.remove("blocks/a")
     with pytest.raises(FileNotFoundError):
-        storage.read("blocks/a")
+        storage.read("blocks/a", 1 << 20)
 
 
 def test_of_many_writers_at_once_one_wins_and_all_read_its_content(storage):
@@ -50,7 +50,7 @@ def test_of_many_writers_at_once_one_wins_and_all_read_its_content(storage):
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(won) == 1 and storage.read(name) == bytes(won) * 70_000
+        assert len(won) == 1 and storage.read(name, 1 << 20) == bytes(won) * 70_000
 
 
 def test_private_files_and_traces_of_a_local_folder(tmp_path):
@@ -134,6 +134,6 @@ def test_a_full_disk_leaves_what_is_there(tmp_path):
         for write in (storage.create, storage.replace):
             with pytest.raises(OSError, match="No space left"):
                 write("b", b"2" * 500_000)
-        assert storage.read("a") == b"1" * 1000 and os.listdir(folder / "run") == ["a"]
+        assert storage.read("a", 1 << 20) == b"1" * 1000 and os.listdir(folder / "run") == ["a"]
     finally:
         subprocess.run(["umount", str(folder)], check=True)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mucd_ray.cli import main
 from mucd_ray.data.environments.cards import card_for
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner
@@ -42,8 +43,28 @@ def test_drivers_see_each_other_until_they_are_gone(store):
     record = store.read_json(two.name)
     store.write_json(two.name, record | {"seen": time.time() - GONE_AFTER - 1})
     assert one.others() == []
+    # A clock that is wrong by years, or a record that wants to stay.
+    store.write_json(two.name, record | {"seen": 9e9})
+    assert one.others() == []
     one.close()
     assert drivers(store) == []
+
+
+@pytest.mark.parametrize("changes", [{"host": "\x1b[2Jx"}, {"host": 5}, {"process": "\x1b]0;x\x07"}, {"process": True}, {"process": None}, {"started": "x"}, {"wanted": [1]}, {"seen": "now"}, {"seen": None}])
+def test_a_record_that_no_driver_wrote_is_named_wherever_it_is_read(store, capfd, changes):
+    live = Live(store, 100)
+    live.renew()
+    live.publish(7, {"alive": 2, "wanted": 2}, {})
+    record = {"host": "h", "process": 1, "started": time.time(), "seen": time.time(), "wanted": 5}
+    store.write_json("drivers/planted.json", record)
+    assert len(drivers(store)) == 2
+    for values in (record | changes, {name: value for name, value in record.items() if name not in changes}, [], 5, {"seen": 9e9}):
+        store.write_json("drivers/planted.json", values)
+        for read in (live.others, lambda: drivers(store), lambda: watched(store)):
+            with pytest.raises(MucdError, match=r"^\S+drivers/planted.json is not the record of a driver: delete it$"):
+                read()
+    assert main(["watch", str(store.path), "--once"]) == 2
+    assert (told := capfd.readouterr().err).count("\n") == 1 and "planted.json" in told and "\x1b" not in told
 
 
 def test_a_metric_that_ray_does_not_take_ends_nothing(local_ray, store, capsys):

@@ -54,6 +54,10 @@ def worker(local_ray):
                 self.ticks += 1
             return "done"
 
+        def silent(self, seconds):
+            time.sleep(seconds)
+            return "done"
+
         def die_if_large(self, block):
             if len(block) > 2:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -95,6 +99,13 @@ def test_a_call_longer_than_the_lease_goes_on_while_it_makes_progress(worker):
     pool = pool_of(worker, slots=1, lease=2.5)
     assert [value for _, value in results(pool, [Call("busy", (5,))])] == ["done"]
     assert pool.failures == {}
+
+
+def test_a_call_whose_lease_has_expired_gets_a_longer_one(worker):
+    """On a busy machine a lease that is too short is no reason to stop: here nothing shows progress for four times the lease."""
+    pool = pool_of(worker, slots=1, lease=3.0)
+    assert [value for _, value in results(pool, [Call("silent", (12.0,))])] == ["done"]
+    assert 1 <= pool.failures["lease_expired"] <= 3
 
 
 def test_a_block_that_kills_its_actor_is_halved(worker):

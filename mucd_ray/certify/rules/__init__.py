@@ -1,0 +1,56 @@
+"""Vote rules: how votes of all policies of a partition become one action, and how many of them must change before each action can become it. A new one is a file and a line here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mucd_ray.certify.rules.finite_aggregation import finite_aggregation
+from mucd_ray.certify.rules.run_off import run_off
+from mucd_ray.certify.rules.temporal import dparl, tparl
+from mucd_ray.certify.votes import sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One vote rule.
+
+    Attributes:
+        words: what the policy takes, in the words of a claim; {window} is filled in.
+        decide: votes [T, u] along an episode, preferences [T, A, A] or None, number of actions, window or None, parts that each bucket reaches [u, d] ->
+            actions [T] and sizes [T, A]: lower bounds on the number of changed policies (of `buckets`: changed buckets) with which each action could be chosen.
+        windowed: whether the past votes of an episode count.
+        scored: whether preferences do.
+        buckets: whether sizes count buckets of units instead of policies.
+    """
+
+    words: str
+    decide: Callable[..., tuple[np.ndarray, np.ndarray]]
+    windowed: bool = False
+    scored: bool = False
+    buckets: bool = False
+
+
+def counts_of(votes: np.ndarray, actions: int) -> np.ndarray:
+    """Votes for each action, [T, u] -> int64 [T, A]."""
+    return np.stack([(votes == action).sum(1, dtype=np.int64) for action in range(actions)], axis=1)
+
+
+def _parl(votes, actions):
+    counts = counts_of(votes, actions)
+    return counts.argmax(1), sizes(counts)
+
+
+RULES = {
+    "parl": Rule(words="at every state the action with the most votes of all policies", decide=lambda votes, preferences, actions, window, reached: _parl(votes, actions)),
+    "tparl": Rule(words="at every step the action with the most votes of all policies over the last {window} steps", decide=lambda votes, preferences, actions, window, reached: tparl(votes, actions, window), windowed=True),
+    "dparl": Rule(
+        words="at every step the action with the most votes of all policies over that number of last steps, at most {window}, in which the first leads the second by most votes per step",
+        decide=lambda votes, preferences, actions, window, reached: dparl(votes, actions, window), windowed=True,
+    ),
+    "roe": Rule(
+        words="at every state that one of the two actions with the most votes which more policies score higher than the other", scored=True,
+        decide=lambda votes, preferences, actions, window, reached: run_off(counts_of(votes, actions), preferences),
+    ),
+    "fa": Rule(words="at every state the action with the most votes of all policies", decide=lambda votes, preferences, actions, window, reached: finite_aggregation(votes, actions, reached), buckets=True),
+}
