@@ -101,6 +101,7 @@ def test_a_call_longer_than_the_lease_goes_on_while_it_makes_progress(worker):
     assert pool.failures == {}
 
 
+@pytest.mark.slow
 def test_a_call_whose_lease_has_expired_gets_a_longer_one(worker):
     """On a busy machine a lease that is too short is no reason to stop: here nothing shows progress for four times the lease."""
     pool = pool_of(worker, slots=1, lease=3.0)
