@@ -27,7 +27,7 @@ MOST_CLASSES = 1 << 10
 MOST_BYTES = 1 << 32
 IDX_PARTS = {"train": "train", "test": "t10k"}
 CIFAR_PARTS = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
-CIFAR_SHAPE, CIFAR_LABEL_BYTES = (3, 32, 32), 1
+CIFAR_SHAPE, CIFAR_LABEL_BYTES, CIFAR_CLASSES = (3, 32, 32), 1, 10
 FORMAT = 1
 
 
@@ -105,8 +105,8 @@ def read_cifar_folder(folder: Path) -> dict[str, LabelledImages]:
             records.append(content.reshape(-1, size))
         rows = np.concatenate(records)
         labels = rows[:, 0].astype(np.int64)
-        if labels.max() > 9:
-            raise MucdError(f"{folder}: label {labels.max()} is above 9: these are no files of CIFAR-10")
+        if labels.max() >= CIFAR_CLASSES:
+            raise MucdError(f"{folder}: label {labels.max()} is above {CIFAR_CLASSES - 1}: these are no files of CIFAR-10")
         found[part] = LabelledImages(images=np.ascontiguousarray(rows[:, CIFAR_LABEL_BYTES:]).reshape(-1, *CIFAR_SHAPE), labels=labels)
     return found
 
@@ -132,11 +132,12 @@ def record_labelled(folder: str | Path, dataset_id: str, *, overwrite: bool = Fa
     folder = Path(folder)
     if not folder.is_dir():
         raise MucdError(f"--idx {folder} is no folder: give the one that holds the files")
-    parts = (read_cifar_folder if (folder / CIFAR_PARTS["test"][0]).exists() else read_idx_folder)(folder)
+    is_cifar = (folder / CIFAR_PARTS["test"][0]).exists()
+    parts = (read_cifar_folder if is_cifar else read_idx_folder)(folder)
     train, test = parts["train"], parts["test"]
     if train.images.shape[1:] != test.images.shape[1:]:
         raise MucdError(f"{folder}: images for training of shape {train.images.shape[1:]} and for testing of shape {test.images.shape[1:]} are of two datasets: copy the files again")
-    classes = max(2, int(test.labels.max()) + 1)
+    classes = CIFAR_CLASSES if is_cifar else max(2, int(test.labels.max()) + 1)
     if train.labels.max() >= classes:
         raise MucdError(f"{folder}: label {train.labels.max()} of an image for training is above {classes - 1}, the largest of those for testing: which classes there are follows from what is trusted")
     with folder_written_whole(dataset_id, path, overwrite=overwrite, payload=sum(part.images.nbytes + part.labels.nbytes for part in parts.values()) + (1 << 16)) as data:
@@ -174,6 +175,18 @@ def load_labelled(path: Path, dataset_id: str) -> OfflineDataset:
         trajectory_starts=np.arange(count + 1), action_space=gym.spaces.Discrete(classes), observation_space=gym.spaces.Box(0, 255, shape, np.uint8),
         test=LabelledStates(observations=test.images, labels=test.labels),
     )
+
+
+def report_on(dataset: OfflineDataset) -> dict:
+    """What `mucd inspect` tells of labelled images: counts, and copies among them."""
+    assert dataset.test is not None
+    classes = dataset.action_space.n
+    train, test = ([image.tobytes() for image in images] for images in (dataset.observations, dataset.test.observations))
+    return {
+        "dataset": dataset.name, "images": len(train), "test_images": len(test), "shape": list(dataset.observations.shape[1:]), "classes": int(classes),
+        "images_by_class": np.bincount(dataset.actions, minlength=classes).tolist(), "test_images_by_class": np.bincount(dataset.test.labels, minlength=classes).tolist(),
+        "copies": len(train) - len(set(train)), "test_images_among_them": len(set(test) & set(train)), "sha256": dataset.fingerprint(), "labels_sha256": content_of_test(dataset.test),
+    }
 
 
 def _array(path: Path, folder: Path) -> np.ndarray:

@@ -72,7 +72,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         summary["voted"] = _voted(results["voted"], certificate["context"])
     elif (median := certificate["context"].get("median_action_return")) is not None:
         summary["voted"] = {"kind": "median", "mean": median, "keeps": None, "yardsticks": {}}
-    if "labels_sha256" in certificate["context"]:
+    if "labels_sha256" in certificate["context"] and inputs["actions"]["reference"] is not None:
         summary["certified_accuracy"] = certified_accuracy(certificate)
     if action:
         summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
