@@ -8,7 +8,6 @@ from mucd_ray.errors import MucdError
 from mucd_ray.progress import counting
 from mucd_ray.words import counted
 
-
 # What says how episodes are recorded.
 OF_EPISODES = ("environment", "behaviour", "transitions", "noise", "seed", "operators", "frames", "policy", "imports", "make_kwargs", "max_episode_steps")
 

@@ -11,6 +11,7 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import gymnasium as gym
 import numpy as np
@@ -24,7 +25,7 @@ from mucd_ray.files import open_file, read_file, read_json, read_npy
 # In the folder of a dataset: what tells it from one of Minari's.
 FILE = "labelled.json"
 MOST_CLASSES = 1 << 10
-MOST_BYTES = 1 << 32
+MOST_BYTES, MOST_METADATA = 1 << 32, 1 << 16
 IDX_PARTS = {"train": "train", "test": "t10k"}
 CIFAR_PARTS = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
 CIFAR_SHAPE, CIFAR_LABEL_BYTES, CIFAR_CLASSES = (3, 32, 32), 1, 10
@@ -154,6 +155,16 @@ def is_labelled(path: Path) -> bool:
     return (path / "data" / FILE).is_file()
 
 
+def labelled_metadata(path: Path) -> dict:
+    """What `FILE` in this folder holds. Raises MucdError where it is not as this version writes it."""
+    file = path / "data" / FILE
+    described = read_json(read_file(file, MOST_METADATA, within=path), file)
+    classes = described.get("classes") if isinstance(described, dict) else None
+    if not isinstance(described, dict) or described.get("format") != FORMAT or type(classes) is not int or not 2 <= classes <= MOST_CLASSES:
+        raise MucdError(f"{file} is not as this version writes it: make the dataset again with `mucd record --idx`")
+    return described
+
+
 def load_labelled(path: Path, dataset_id: str) -> OfflineDataset:
     """Every image of the training set as an episode of one step, whose action is the label; the test set beside it.
 
@@ -161,10 +172,7 @@ def load_labelled(path: Path, dataset_id: str) -> OfflineDataset:
         MucdError: files that are damaged, or do not fit one another.
     """
     data = path / "data"
-    described = read_json(read_file(data / FILE, 1 << 16, within=path), data / FILE)
-    classes = described.get("classes") if isinstance(described, dict) else None
-    if not isinstance(described, dict) or described.get("format") != FORMAT or type(classes) is not int or not 2 <= classes <= MOST_CLASSES:
-        raise MucdError(f"{data / FILE} is not as this version writes it: make the dataset again with `mucd record --idx`")
+    classes = labelled_metadata(path)["classes"]
     train, test = (LabelledImages(images=_array(data / f"{part}_images.npy", path), labels=_array(data / f"{part}_labels.npy", path)) for part in ("train", "test"))
     if train.images.shape[1:] != test.images.shape[1:] or max(train.labels.max(), test.labels.max()) >= classes:
         raise MucdError("its images differ in shape, or a label is above its classes: make it again with `mucd record --idx`")
@@ -180,7 +188,7 @@ def load_labelled(path: Path, dataset_id: str) -> OfflineDataset:
 def report_on(dataset: OfflineDataset) -> dict:
     """What `mucd inspect` tells of labelled images: counts, and copies among them."""
     assert dataset.test is not None
-    classes = dataset.action_space.n
+    classes = cast(gym.spaces.Discrete, dataset.action_space).n
     train, test = ([image.tobytes() for image in images] for images in (dataset.observations, dataset.test.observations))
     return {
         "dataset": dataset.name, "images": len(train), "test_images": len(test), "shape": list(dataset.observations.shape[1:]), "classes": int(classes),

@@ -17,7 +17,7 @@ from minari.storage import get_dataset_path
 from mucd_ray.data.dataset import OfflineDataset, as_column
 from mucd_ray.data.formats.hdf5 import MOST_UNPACKED_BYTES, Hdf5File
 from mucd_ray.data.formats.keys import MOST_LOOKED_AT, OWN, SEVERAL, kept_key, only_key, told
-from mucd_ray.data.formats.labelled import is_labelled, load_labelled
+from mucd_ray.data.formats.labelled import is_labelled, labelled_metadata, load_labelled
 from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
 from mucd_ray.data.formats.tables import FORMATS, Tables, episode_metadata
 from mucd_ray.data.spaces import Actions, Observations, Part, Unread, shape_of
@@ -62,7 +62,8 @@ def _is_named(root: Path, dataset_id: str) -> bool:
     """Whether this folder is a dataset of this id, with a version."""
     match = DATASET_ID_RE.fullmatch(dataset_id)
     try:
-        return bool(match and match["version"]) and raw_metadata(root / dataset_id / "data").get("dataset_id") == dataset_id
+        folder = root / dataset_id
+        return bool(match and match["version"]) and (labelled_metadata(folder) if is_labelled(folder) else raw_metadata(folder / "data")).get("dataset_id") == dataset_id
     except MucdError:
         return False
 

@@ -9,9 +9,9 @@ import pytest
 
 from mucd_ray.certify.file.certificate import read_certificate, verify
 from mucd_ray.cli import main
+from mucd_ray.data.environments.histograms import gradient_histograms
 from mucd_ray.data.formats.labelled import record_labelled
 from mucd_ray.data.formats.minari import load_dataset
-from mucd_ray.data.environments.histograms import gradient_histograms
 from mucd_ray.service.runs.summary import ACCURACY_RADII
 from mucd_ray.service.serving.ensemble import Ensemble
 from tests.data.formats.test_labelled import write_idx
