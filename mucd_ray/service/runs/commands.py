@@ -33,7 +33,7 @@ from mucd_ray.service.runs.choices import INFERENCES, Choices
 from mucd_ray.service.runs.driver import certify, train
 from mucd_ray.service.runs.mechanisms import DEFAULT_LEARNERS, DEFAULT_RATES, settled
 from mucd_ray.service.runs.neighbours import card_with_metric, certify_neighbours
-from mucd_ray.service.runs.session import Request, execute, read_dataset, request_card, usual_learner
+from mucd_ray.service.runs.session import Request, execute, of_labelled, read_dataset, request_card, usual_learner
 from mucd_ray.service.runs.settings import RunSettings, check_imports
 from mucd_ray.service.runs.summary import describe, finish, write_report
 from mucd_ray.service.storage.store import RunStore
@@ -118,6 +118,9 @@ def asked(options, dataset: OfflineDataset | None = None) -> tuple[Request, Offl
         **_numbers_of_states(options),
     )
     dataset, choices = read_dataset(request) if dataset is None else dataset, _choices(options)
+    request = of_labelled(request, dataset)
+    if dataset.test is not None and (options.states, options.held_out) != (None, None):
+        raise MucdError(f"the states of {dataset.name} are its test images, all of them: leave --states and --held-out out, or give others with --states-file")
     if given:
         request = replace(request, learner=_learner(request, given, dataset, choices.accountant))
     return request, dataset, choices

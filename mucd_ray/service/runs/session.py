@@ -136,7 +136,7 @@ class Request:
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
     """(settings, the user's states or None). Nothing but how many units and trajectories there are is read from the dataset."""
-    request = _of_labelled(request, dataset)
+    request = of_labelled(request, dataset)
     tuned, said = request.tuned, request.environment
     import_modules(said.imports)
     if tuned is not None:
@@ -284,7 +284,7 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     return settings, states
 
 
-def _of_labelled(request: Request, dataset: OfflineDataset) -> Request:
+def of_labelled(request: Request, dataset: OfflineDataset) -> Request:
     """Labelled images are no episodes: nothing is played, and one image is a unit. Raises MucdError for another unit."""
     if dataset.test is None:
         return request

@@ -86,6 +86,8 @@ def test_bags_and_parts_on_ray(images, tmp_path, capfd, local_ray):
     (["--mechanism", "bag", "--bag-size", "30", "--source-key", "who"], "neither source keys"),
     (["--mechanism", "bag", "--bag-size", "30", "--features", "gradients"], "is neither gradient-histograms nor a plug-in"),
     (["--mechanism", "bag", "--bag-size", "30", "--policy", "vote"], "vote"),
+    (["--mechanism", "bag", "--bag-size", "30", "--states", "20"], "are its test images, all of them"),
+    (["--mechanism", "gaussian", "--learning-rate", "0"], "learning rate"),
     (["--mechanism", "bag", "--bag-size", "30", "--rollouts", "2"], "leave it out with --no-environment"),
 ])
 def test_bad_input_is_one_line(images, tmp_path, capfd, options, words):
