@@ -1,5 +1,6 @@
 """Episodes of a vote rule's own policy, and what becomes of a run's certificate by them. Needs the stored policies of a partition's parts and the environment, not Ray."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -102,10 +103,10 @@ def with_rule(store: RunStore, certificate: dict, choices: Choices) -> dict:
     missing = {file for file in files if not store.storage.exists(file)}
     player = RulePlayer(store, name, window) if missing else None
     episodes, size, rows = [], 0, 0
-    with bar("vote rule", "episode", len(missing)) as shown:
+    with bar("vote rule", "episode", len(missing)) if missing else contextlib.nullcontext() as shown:
         for seed, file in enumerate(files):
             if file in missing:
-                assert player is not None
+                assert player is not None and shown is not None
                 store.write_json(file, player.episode(seed))
                 shown.update()
             episodes.append(_read(store, file, name, settings.actions, parts, seed))

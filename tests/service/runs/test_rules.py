@@ -103,6 +103,9 @@ def test_another_rule_takes_the_place_of_the_rule_alone_and_no_episode_is_played
     # More episodes of the same rule begin with those that are there; none without the rule.
     assert len(certify(store, choices("parl", episodes=3))["inputs"]["rule"]["episodes"]) == 3 and (files / "parl-000000.json").stat().st_mtime_ns == played["parl-000000.json"]
     assert "rule" not in certify(store, Choices())["results"]
+    kept = after["results"]["voted"]["never"]
+    assert len(kept["radius"]) == EPISODES and kept["share"][0] == np.mean(np.array(kept["radius"]) >= 0) and summary["voted"]["never"] | kept == summary["voted"]["never"]
+    assert summary["voted"]["never"]["action"] == NEVER and "forbidden action 1 never taken in the whole episode:" in describe(summary) and "Forbidden action 1 (counted from 0): in" in " ".join(after["claim"])
     rule = summary["rule"]
     assert rule["name"] == "parl" and rule["never"]["action"] == NEVER and rule["curve"]["stability_ratio"][0] == 1
     assert "vote rule parl" in describe(summary) and "forbidden action 1" in describe(summary) and b"Vote rule parl" in (store.path / "report.html").read_bytes()
