@@ -61,13 +61,13 @@ class Choices:
         for name, least in (("episodes", 1), ("nodes", 0)):
             if not (type(getattr(self, name)) is int and least <= getattr(self, name) <= MOST):
                 raise MucdError(f"{name} {getattr(self, name)} must be a whole number from {least} to {MOST:,}")
-        if self.rule is not None and self.rule not in RULES:
-            raise MucdError(f"rule {self.rule!r} is unknown: use one of {', '.join(RULES)}")
+        if self.rule is not None and not (isinstance(self.rule, str) and self.rule in RULES):
+            raise MucdError(f"rule {self.rule!r:.100} is unknown: use one of {', '.join(RULES)}")
         windowed = [name for name, rule in RULES.items() if rule.windowed]
-        if self.window is not None and (self.rule not in windowed or not 1 <= self.window <= MOST):
-            raise MucdError(f"window {self.window} must be a whole number of steps, at least 1, and is for rule {' or '.join(windowed)}" + ("" if self.rule in windowed else ": leave it out"))
-        if self.never is not None and (self.rule is None and self.policy != "vote" or self.never < 0):
-            raise MucdError(f"never {self.never} must be an action, counted from 0, of a vote rule or of the voted policy: give --rule or --policy vote")
+        if self.window is not None and (self.rule not in windowed or not (type(self.window) is int and 1 <= self.window <= MOST)):
+            raise MucdError(f"window {self.window!r:.100} must be a whole number of steps, at least 1, and is for rule {' or '.join(windowed)}" + ("" if self.rule in windowed else ": leave it out"))
+        if self.never is not None and (self.rule is None and self.policy != "vote" or not (type(self.never) is int and self.never >= 0)):
+            raise MucdError(f"never {self.never!r:.100} must be an action, counted from 0, of a vote rule or of the voted policy: give --rule or --policy vote")
 
     @property
     def rule_window(self) -> int | None:

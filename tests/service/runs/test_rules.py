@@ -97,6 +97,12 @@ def test_another_rule_takes_the_place_of_the_rule_alone_and_no_episode_is_played
     after = read_certificate(path)
     for part in ("inputs", "results"):
         assert {key: value for key, value in before[part].items() if key != "rule"} == {key: value for key, value in after[part].items() if key != "rule"}
+    for never in (3, True, None, -1):
+        forged = copy.deepcopy(after)
+        forged["inputs"]["voted"]["never"] = never
+        forged["sha256"] = content_hash(forged)
+        (text,) = verify(forged)
+        assert "voted never" in text
     assert after["results"]["rule"]["name"] == "tparl" and "voted" in after["results"]
     summary = finish(store, certify(store, choices("parl", policy="vote", nodes=20)))
     assert path.read_bytes() == content and all((files / name).stat().st_mtime_ns == time for name, time in played.items())
@@ -165,6 +171,12 @@ def test_options_that_ask_for_nothing_are_refused_and_the_certificate_stays(of_p
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(complaint, line), line
     assert (of_parts.path / "certificate.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("changes", [{"rule": []}, {"rule": "tparl", "window": "3"}, {"rule": "tparl", "window": True}, {"rule": "parl", "never": 1.0}])
+def test_choices_that_a_hostile_certificate_brings_along_are_refused(changes):
+    with pytest.raises(MucdError, match="rule|window|never"):
+        Choices(**changes)
 
 
 @pytest.mark.parametrize("changes,name,complaint", [
