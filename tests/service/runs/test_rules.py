@@ -141,6 +141,17 @@ def test_evidence_that_was_changed_is_found_out(of_parts):
     assert file.read_text() == kept and verify(store.certificate()) == []
 
 
+def test_more_votes_than_a_certificate_may_hold_are_refused_by_the_number_that_fits(of_parts, monkeypatch):
+    one = len(json.dumps(certify(of_parts, choices("roe"))["inputs"]["rule"]["episodes"][0]))
+    monkeypatch.setattr("mucd_ray.service.runs.rules.MOST_BYTES", one)
+    with pytest.raises(MucdError, match="7 parts in 2 episodes are more than a certificate may hold: certify fewer, --episodes 1"):
+        certify(of_parts, choices("roe"))
+    certify(of_parts, choices("roe", episodes=1))
+    monkeypatch.setattr("mucd_ray.service.runs.rules.MOST_ROWS", 1)
+    with pytest.raises(MucdError, match="use fewer parts"):
+        certify(of_parts, choices("roe", episodes=1))
+
+
 def test_an_environment_that_does_not_repeat_itself_is_refused_and_the_rest_is_kept(of_parts, monkeypatch):
     store = of_parts
     kind = gymnasium.envs.registration.load_env_creator(gymnasium.spec("Acrobot-v1").entry_point)
