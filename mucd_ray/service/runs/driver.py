@@ -124,10 +124,10 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     return _with_episodes(store, _trained(store, settings, dataset, instances, choices, resources, states), choices)
 
 
-def _with_episodes(store: RunStore, certificate: dict, choices: Choices) -> dict:
+def _with_episodes(store: RunStore, certificate: dict, choices: Choices, into: RunStore | None = None) -> dict:
     """The certificate with what policies that all vote do in episodes of their own."""
     certificate = with_votes(store, certificate, choices) if choices.policy == "vote" else certificate
-    return certificate if choices.rule is None else with_rule(store, certificate, choices)
+    return certificate if choices.rule is None else with_rule(store, certificate, choices, into)
 
 
 def check_instances(settings: RunSettings, choices: Choices, instances: int) -> None:
@@ -204,10 +204,13 @@ def is_goal_met(certificate: dict) -> bool:
     return goal is not None and goal["met"]
 
 
-def certify(store: RunStore, choices: Choices, instances: int | None = None) -> dict:
+def certify(store: RunStore, choices: Choices, instances: int | None = None, into: RunStore | None = None) -> dict:
     """Certify, in this process, the largest complete number of instances that may be certified; write certificate.json.
 
     With fixed looks these are the numbers that were asked for, with anytime looks the public series.
+
+    Args:
+        into: the folder of a certificate of a vote rule, in the place of the run's own.
 
     Raises:
         MucdError: no such number is complete.
@@ -230,8 +233,9 @@ def certify(store: RunStore, choices: Choices, instances: int | None = None) -> 
     if target is None:
         raise MucdError(f"{store.location} is not finished ({lacking}): continue it with `mucd run` or `mucd grow`")
     certificate = _make(store, settings, choices, target)
-    store.write_json("certificate.json", certificate)
-    return _with_episodes(store, certificate, choices)
+    if into is None:
+        store.write_json("certificate.json", certificate)
+    return _with_episodes(store, certificate, choices, into)
 
 
 def _make(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> dict:

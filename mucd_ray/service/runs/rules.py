@@ -80,16 +80,19 @@ class RulePlayer:
 
 def check_rule(store: RunStore, settings: RunSettings, choices: Choices) -> None:
     """Raise MucdError where there are no episodes to be played, before anything is written."""
-    if choices.rule is None:
-        return
-    if missing_parts(store, settings):
+    if choices.rule is not None and missing_parts(store, settings):
         raise MucdError(f"{store.location} lacks policies of parts, which all vote: run the same `mucd run` again, which trains them")
+    check_window(settings, choices)
+
+
+def check_window(settings: RunSettings, choices: Choices) -> None:
+    """Raise MucdError where more steps shall count than an episode has."""
     if choices.rule_window is not None and choices.rule_window > (steps := horizon_of(settings)):
         raise MucdError(f"--window {choices.rule_window} is longer than an episode of {settings.card.env_id}, which has at most {steps} steps: use a shorter one")
 
 
-def with_rule(store: RunStore, certificate: dict, choices: Choices) -> dict:
-    """The certificate with what the rule's policy does in its episodes; those that are not stored yet are played here and now. Writes certificate.json.
+def with_rule(store: RunStore, certificate: dict, choices: Choices, into: RunStore | None = None) -> dict:
+    """The certificate with what the rule's policy does in its episodes; those that are not stored yet are played here and now. Writes certificate.json, into another folder than the run's if one is given.
 
     An episode depends on rule, window and seed alone, so that it is played once whatever else is certified.
 
@@ -118,7 +121,7 @@ def with_rule(store: RunStore, certificate: dict, choices: Choices) -> dict:
     rule = {"name": name, "window": window, "never": choices.never, "actions": settings.actions, "episodes": episodes}
     own = [*certificate["assumptions"][len(standing_assumptions(inputs)) :], NOTE.format(episodes=choices.episodes, last=choices.episodes - 1)]
     certificate = make_certificate(inputs | {"rule": rule}, assumptions=own, context=certificate["context"])
-    store.write_json("certificate.json", certificate)
+    (into or store).write_json("certificate.json", certificate)
     return certificate
 
 
