@@ -80,10 +80,12 @@ def compare_defences(comparison: Comparison) -> dict:
     cells = {run.name: run for defence in defences for run in _runs(defence)}
     given = options.states_file is not None or options.trusted_states is not None or dataset.test is not None
     chooser = None if given else _chooser(store, cells)
-    with joined(replace(resources_of(first), imports=request.environment.imports)), bar("defences", "run", total=len(cells)) as shown:
-        for name in sorted(cells, key=lambda name: name != chooser):
-            _make(comparison, dataset, cells[name], None if chooser in (None, name) else RunStore(f"{comparison.storage}/{chooser}").states())
-            shown.update()
+    missing = [name for name in sorted(cells, key=lambda name: name != chooser) if not _is_finished(_cell(comparison, cells[name]), cells[name])]
+    if missing:
+        with joined(replace(resources_of(first), imports=request.environment.imports)), bar("defences", "run", total=len(missing)) as shown:
+            for name in missing:
+                _make(_cell(comparison, cells[name]), cells[name], dataset, None if chooser in (None, name) else RunStore(f"{comparison.storage}/{chooser}").states())
+                shown.update()
     with as_expected(comparison.storage, "choose another --storage"):
         results = _results(comparison, defences, dataset, settings, chooser)
     store.storage.replace("results.json", json.dumps(results, indent=1).encode())
@@ -142,21 +144,29 @@ def _cell(comparison: Comparison, defence: Defence) -> Cell:
     return Cell(run=f"{comparison.storage}/{defence.trained}", certificate=f"{comparison.storage}/{defence.name}")
 
 
-def _make(comparison: Comparison, dataset: OfflineDataset, defence: Defence, states: np.ndarray | None) -> None:
-    """Unless it is finished. Raises MucdError where it was made with other options."""
-    cell = _cell(comparison, defence)
-    store = RunStore(cell.certificate)
-    asked_for = json.loads(json.dumps({name: value for name, value in vars(defence.options).items() if name not in NOT_TOLD}, default=str))
+def _is_finished(cell: Cell, defence: Defence) -> bool:
+    """Raises MucdError where it was made with other options."""
+    store, asked_for = RunStore(cell.certificate), _told(defence)
     told = store.read_json(COST)
-    if told is not None:
-        found = told["options"] if isinstance(told, dict) and isinstance(told.get("options"), dict) else {}
-        different = sorted(name for name in asked_for if found.get(name) != asked_for[name])
-        if different:
-            raise MucdError(f"{store.location} holds {defence.name} with another {', '.join(different).replace('_', ' ')}: use the same, or another --storage")
-        return
+    if told is None:
+        return False
+    found = told.get("options") if isinstance(told, dict) else None
+    different = sorted(name for name in asked_for if not isinstance(found, dict) or found.get(name) != asked_for[name])
+    if different:
+        raise MucdError(f"{store.location} holds {defence.name} with another {', '.join(different).replace('_', ' ')}: use the same, or another --storage")
+    return True
+
+
+def _told(defence: Defence) -> dict:
+    """The options that it has, as they are read from a file."""
+    return json.loads(json.dumps({name: value for name, value in vars(defence.options).items() if name not in NOT_TOLD}))
+
+
+def _make(cell: Cell, defence: Defence, dataset: OfflineDataset, states: np.ndarray | None) -> None:
+    store = RunStore(cell.certificate)
     continued, began = bool(store.storage.names()), time.monotonic()
     make_cell(cell, defence, dataset, states)
-    store.write_json(COST, {"options": asked_for, "seconds": round(time.monotonic() - began, 3), "complete": not continued})
+    store.write_json(COST, {"options": _told(defence), "seconds": round(time.monotonic() - began, 3), "complete": not continued})
 
 
 def _results(comparison: Comparison, defences: list[Defence], dataset: OfflineDataset, settings: dict[str, RunSettings], chooser: str | None) -> dict:
