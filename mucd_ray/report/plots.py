@@ -69,9 +69,13 @@ SCOPE_COLOURS = (BLUE, VERMILION)
 FRONTIER_STYLES = ((SKY, "s"), (BLUE, "o"), (VERMILION, "^"), (GREEN, "D"), (PURPLE, "v"))
 COMPARISONS = ((SKY, "--"), (GREY, (0, (5, 1.5, 1, 1.5))))
 QUANTILE_STYLES = ((VERMILION, (0, (6, 2))), (AMBER, (0, (6, 2, 1, 2))), (PURPLE, (0, (1.5, 1.5))))
-DEFENCE_STYLES = tuple(zip(
-    (BLUE, VERMILION, GREEN, PURPLE, AMBER, SKY, INK, GREY, BLUE, VERMILION), ("-", (0, (6, 2)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), "-", (0, (8, 2, 2, 2)), (0, (2, 1)), (0, (6, 2)), (0, (3, 1.5)), "-"), "os^Dv<>PX*",
-))
+# Of each defence its colour, dashes and marker.
+DEFENCE_STYLES = {
+    "gaussian": (INK, (0, (2, 1)), "<"), "bag": (BLUE, "-", "o"), "bag-then-noise": (GREY, "-", "*"), "partition": (VERMILION, (0, (6, 2)), "s"), "parl": (GREEN, (0, (6, 2, 1, 2)), "^"), "tparl": (PURPLE, (0, (3, 1.5)), "D"),
+    "dparl": (AMBER, "-", "v"), "fa": (SKY, (0, (8, 2, 2, 2)), "P"), "roe": (INK, (0, (6, 2)), ">"), "neighbours": (GREY, (0, (4, 1.5)), "X"),
+}
+# The figure ends where every state is uncertain and every bound has lost this share of its mean.
+COMPARED_END = 0.5
 HALO = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.6}
 
 # A curve is shown until this share of the unpoisoned mean above the floor is left.
@@ -202,16 +206,17 @@ def compared_defences(*, shares: dict[str, dict], bounds: dict[str, dict], means
     panels = [panel for panel in (shares, bounds) if panel]
     fig, axes = _figure(Look(size=(look.size[0], 1.4 + 3.2 * len(panels)), narrow=look.narrow), rows=len(panels))
     names = list(dict.fromkeys([*shares, *bounds]))
-    end = 1.06 * max(1, *(_last_above(curve, 0.0) for curve in shares.values()), *(_last_above(curve, curve["beyond"] + CURVE_END * (means[name] - curve["beyond"])) for name, curve in bounds.items()))
+    halves = (_last_above(curve, curve["beyond"] + COMPARED_END * (means[name] - curve["beyond"])) for name, curve in bounds.items())
+    end = 1.06 * max(1, *(_last_above(curve, 0.0) for curve in shares.values()), *halves)
     for ax, panel in zip(axes, panels):
         for number, name in enumerate(names):
             if name not in panel:
                 continue
-            curve, (colour, dashes, marker) = panel[name], DEFENCE_STYLES[number % len(DEFENCE_STYLES)]
+            curve, (colour, dashes, marker) = panel[name], DEFENCE_STYLES[name]
             # Where lines lie on each other, markers at places of their own tell which.
             ax.plot(
                 [*curve["radius"], curve["radius"][-1] + 1, end], [*curve["value"], curve["beyond"], curve["beyond"]], drawstyle="steps-pre", color=colour, linestyle=dashes, linewidth=1.7, label=name,
-                marker=marker, markersize=5, markevery=(0.02 + 0.011 * number, 0.12), clip_on=True,
+                marker=marker, markersize=5, markevery=(0.02 + 0.011 * number, 0.12),
             )
             if panel is bounds:
                 ax.axhline(means[name], color=colour, linestyle=(0, (1, 2)), linewidth=1.1, zorder=1)
@@ -224,6 +229,8 @@ def compared_defences(*, shares: dict[str, dict], bounds: dict[str, dict], means
                 ax.axhline(constant, color=LEVELS["best constant action"][0], linewidth=0.9, zorder=1, label=f"best constant action: {_number(constant)}")
             ax.plot([], [], color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="on the data as they are")
             ax.set_ylabel("return at least")
+            if any(_last_above(curve, curve["beyond"]) > end for curve in bounds.values()):
+                _say_cut(ax, "cut: bounds go on, below half of their means")
     _radius_axes(axes, end, units, unit)
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     return _png(fig, look, columns=4, handles=handles)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import re
 import time
 from argparse import Namespace
@@ -218,7 +219,7 @@ def _row(comparison: Comparison, defence: Defence, certificate: dict, settings: 
     return {
         "certificate": f"{cell.certificate}/certificate.json", "mechanism": inputs["mechanism"], "instances": results["instances"],
         "sees": SEES.get(settings.features_source["source"], settings.features_source["source"]),
-        "deployed": _deployed(inputs, rule), "mean": mean, "voted_mean": voted["unpoisoned_mean"] if voted else median,
+        "deployed": _deployed(inputs, rule), "mean": mean, "standard_error": _standard_error(inputs, rule), "voted_mean": voted["unpoisoned_mean"] if voted else median,
         "states": len(radii), "states_where": where,
         "certified_share": len(certified) / len(radii) if len(radii) else None, "median_radius": float(np.median(certified)) if len(certified) else None, "max_radius": int(certified.max()) if len(certified) else None,
         "half_kept": None if kept is None or mean is None else max((r for r, bound in zip(kept["radius"], kept["value"]) if bound >= low + 0.5 * (mean - low)), default=None),
@@ -248,6 +249,12 @@ def _at(curve: dict, radius: int) -> float:
     """The value at the least listed radius that is no smaller: a bound at r also holds at every smaller one."""
     place = int(np.searchsorted(curve["radius"], radius))
     return curve["value"][place] if place < len(curve["radius"]) else curve["beyond"]
+
+
+def _standard_error(inputs: dict, rule: dict | None) -> float | None:
+    """Of the mean return of what is deployed."""
+    returns = inputs["returns"] if rule is None else [episode["return"] for episode in inputs["rule"]["episodes"]]
+    return float(np.std(returns, ddof=1) / math.sqrt(len(returns))) if len(returns) > 1 else None
 
 
 def _deployed(inputs: dict, rule: dict | None) -> str:
@@ -311,12 +318,17 @@ def in_words(results: dict) -> list[str]:
     earning = {name: row["mean"] for name, row in rows.items() if row["mean"] is not None}
     if earning:
         most = max(earning.values())
-        lines.insert(0, f"largest mean return on the data as they are: {_listed([name for name, mean in earning.items() if mean == most])} ({most:.4g})")
+        first = [name for name, mean in earning.items() if mean == most]
+        line = f"largest mean return of what is deployed, on the data as they are: {_listed(first)} ({_mean(rows[first[0]])})"
+        voting = {name: row["voted_mean"] for name, row in rows.items() if row["voted_mean"] is not None}
+        if voting and max(voting.values()) > most:
+            line += f"; the voted policy of {_listed([name for name, mean in voting.items() if mean == max(voting.values())])} earns more ({max(voting.values()):.4g})"
+        lines.insert(0, line)
     for name, value in results["yardsticks"].items():
         better = [row for row, mean in earning.items() if mean < value]
-        beyond = next((radius for k, radius in enumerate(radii) if all(row["at"]["bound"][k] < value for row in rows.values() if row["at"]["bound"])), None)
+        beyond = 1 + max((radius for row in rows.values() if (curve := row["curves"]["bound"]) for radius, least in zip(curve["radius"], curve["value"]) if least >= value), default=-1)
         ahead = [f"than {_listed(better)} on the data as they are"] if better else []
-        ahead += [f"than every certified bound from r = {beyond} on"] if beyond is not None and name == "best constant action" else []
+        ahead += [f"than every certified bound from r = {beyond} on"] if name == "best constant action" else []
         if ahead:
             lines.append(f"the {name}{', which no poison changes,' if name == 'best constant action' else ''} earns {value:.4g}: more {' and '.join(ahead)}")
     return lines
@@ -397,10 +409,14 @@ def _cells(name: str, row: dict) -> tuple[str, ...]:
 
     cost, radius = row["cost"], row["median_radius"]
     return (
-        name, row["deployed"], number(row["mean"]), number(row["voted_mean"]), f"{row['states']}{' own' if row['deployed'].startswith('vote rule') else ''}",
+        name, row["deployed"], "-" if row["mean"] is None else _mean(row), number(row["voted_mean"]), f"{row['states']}{' own' if row['deployed'].startswith('vote rule') else ''}",
         "-" if row["certified_share"] is None else f"{percent_down(row['certified_share'])} %", "none" if radius is None else tenths_down(radius), "none" if row["max_radius"] is None else str(row["max_radius"]),
         f"{'' if cost['complete'] else '>= '}{cost['seconds']:.0f}", f"{cost['instance_steps']:,}",
     )
+
+
+def _mean(row: dict) -> str:
+    return f"{row['mean']:.4g}" + ("" if row["standard_error"] is None else f" ± {row['standard_error']:.2g}")
 
 
 def _promised(row: dict) -> str:
