@@ -80,6 +80,7 @@ def run_context():
         states_sha256=None,
         states_from=None,
         evaluator=None,
+        labels_sha256="0f" * 32,
         plays=True,
     )
     return about.context(store, settings) | {"failures": 3, "failures_by_cause": {"died": 3}, "unscored": 2, "unscored_by_cause": {"raised": 2}, "median_action_return": -90.0}

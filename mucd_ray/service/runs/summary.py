@@ -83,12 +83,12 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         summary["voted"] = _voted(results["voted"], certificate["context"])
     elif (median := certificate["context"].get("median_action_return")) is not None:
         summary["voted"] = {"kind": "median", "mean": median, "keeps": None, "yardsticks": {}}
-    if "labels_sha256" in certificate["context"] and inputs["actions"]["reference"] is not None:
-        summary["certified_accuracy"] = certified_accuracy(certificate)
     if "never" in results.get("voted", {}):
         summary["voted"]["never"] = {"action": inputs["voted"]["never"], "at": never_rows(results["voted"])} | results["voted"]["never"]
     if "rule" in results:
         summary["rule"] = _rule(inputs["rule"], results["rule"])
+    if "labels_sha256" in certificate["context"] and inputs["actions"]["reference"] is not None:
+        summary["certified_accuracy"] = certified_accuracy(certificate)
     if action:
         summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
     return summary
