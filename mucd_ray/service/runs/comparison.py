@@ -21,6 +21,7 @@ from mucd_ray.files import as_expected
 from mucd_ray.mechanism.bag import Bag
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
+from mucd_ray.mechanism.kinds import to_values
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
@@ -152,8 +153,9 @@ def _is_finished(cell: Cell, defence: Defence) -> bool:
     if told is None:
         return False
     found = told.get("options") if isinstance(told, dict) else None
-    different = sorted(name for name in asked_for if not isinstance(found, dict) or found.get(name) != asked_for[name])
-    if different:
+    if not isinstance(found, dict):
+        raise MucdError(f"{store.file(COST)} does not say with which options {defence.name} was made: delete {store.location}, and it is made again")
+    if different := sorted(name for name in asked_for if found.get(name) != asked_for[name]):
         raise MucdError(f"{store.location} holds {defence.name} with another {', '.join(different).replace('_', ' ')}: use the same, or another --storage")
     return True
 
@@ -171,7 +173,7 @@ def _make(cell: Cell, defence: Defence, dataset: OfflineDataset, states: np.ndar
 
 
 def _results(comparison: Comparison, defences: list[Defence], dataset: OfflineDataset, settings: dict[str, RunSettings], chooser: str | None) -> dict:
-    certificates = {defence.name: _cell(comparison, defence).read() for defence in defences}
+    certificates = {defence.name: _certificate(_cell(comparison, defence), defence, settings[defence.name]) for defence in defences}
     seen = {certificate["context"]["states_sha256"] for certificate in certificates.values()}
     if len(seen) > 1:
         raise MucdError(f"the defences in {comparison.storage} are certified at different states: choose a new folder with --storage")
@@ -192,6 +194,16 @@ def _results(comparison: Comparison, defences: list[Defence], dataset: OfflineDa
         "defences": rows, "table": f"{comparison.storage}/results.json", "figure": f"{comparison.storage}/compare.png",
     }
     return results | {"words": in_words(results)}
+
+
+def _certificate(cell: Cell, defence: Defence, settings: RunSettings) -> dict:
+    """Raises MucdError where it is none of this defence on this dataset."""
+    certificate = cell.read()
+    inputs, dataset = certificate["inputs"], certificate["context"]["dataset"]
+    found = (inputs["mechanism"], inputs.get("rule", {}).get("name"), inputs["threat"], inputs["eta"], dataset["sha256"])
+    if found != (to_values(settings.mechanism), defence.options.rule, defence.options.threat, defence.options.eta, settings.fingerprint):
+        raise MucdError(f"{cell.certificate}/certificate.json is not that of {defence.name} on {settings.dataset}: delete {cell.certificate}, and run the same command again")
+    return certificate
 
 
 def _context(comparison: Comparison, name: str) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,19 @@ def test_a_folder_of_something_else_is_refused(study, recordings, tmp_path, capf
         assert main(words) == 2
         (line,) = capfd.readouterr().err.strip().splitlines()
         assert complaint in line
+
+
+def test_what_a_folder_brings_along_is_no_defence_of_ours(study, recordings, tmp_path, capfd):
+    folder, names = shutil.copytree(study[0], tmp_path / "study"), ",".join(study[1]["defences"])
+    for file, content, complaint in (
+        ("parl/cost.json", "[]", "does not say with which options parl was made: delete"), ("parl/cost.json", "{", "cannot be read"), ("compare.json", "[]", "with another"), ("states.json", '{"from": "../neighbours"}', None),
+        ("parl/certificate.json", (folder / "neighbours" / "certificate.json").read_text(), "is not that of parl on"), ("parl/certificate.json", "{}", "is not a certificate"), ("parl/certificate.json", None, "has no certificate.json"),
+    ):
+        kept = (folder / file).read_text()
+        (folder / file).unlink() if content is None else (folder / file).write_text(content)
+        assert main(command(recordings["cartpole"], names, folder)) == (2 if complaint else 0)
+        assert complaint is None or complaint in (error := capfd.readouterr().err) and len(error.splitlines()) == 1
+        (folder / file).write_text(kept)
 
 
 def test_defences_that_do_not_fit_are_named(tmp_path, monkeypatch, capfd):
