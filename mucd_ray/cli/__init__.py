@@ -7,7 +7,7 @@ import signal
 import sys
 
 from mucd_ray import __version__
-from mucd_ray.cli import attacking, calculating, importing, recording, results, training
+from mucd_ray.cli import attacking, calculating, comparing, importing, recording, results, training
 from mucd_ray.cli.options import Parser
 from mucd_ray.cli.process import (
     ENDED,
@@ -40,7 +40,7 @@ COMMANDS = (
     training.add_certify,
     training.add_tune,
     attacking.add_attack,
-    results.add_compare,
+    comparing.add_compare,
     results.add_watch,
     results.add_serve,
     results.add_verify,

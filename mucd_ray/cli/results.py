@@ -1,4 +1,4 @@
-"""`mucd compare`, `watch`, `serve`, `verify` and `report`: what is done with a run or its certificate."""
+"""`mucd watch`, `serve`, `verify` and `report`: what is done with a run or its certificate."""
 
 import json
 import os
@@ -6,18 +6,6 @@ import os
 from mucd_ray.cli.options import add_command, path
 
 VALID = "VALID: every number follows from the evidence in the file (the evidence itself, and which mechanism, unit and returns it is about, is taken as it is)."
-
-
-def add_compare(commands):
-    sub = add_command(commands, "compare", compare, "Certified runs side by side.", "mucd compare runs/acrobot runs/tuned")
-    sub.add_argument("runs", type=path, nargs="+", metavar="RUN", help="run folder, or its URL")
-
-
-def compare(options, out):
-    from mucd_ray.service.runs.compare import compare_runs, side_by_side
-
-    rows = compare_runs(options.runs)
-    out(json.dumps(rows) if options.json else side_by_side(rows))
 
 
 def add_watch(commands):

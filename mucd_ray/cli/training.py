@@ -22,7 +22,7 @@ def add_run(commands):
     group.add_argument("--mechanism", choices=["gaussian", "bag", "bag-then-noise", "partition", "neighbours"], help="gaussian clips what each unit adds and trains with noise; bag trains every instance on a bag of its own, partition one policy on each part, both without noise; bag-then-noise trains with noise on a bag of its own; with neighbours the nearest units vote and nothing is trained (default: bag where trajectories or sources are the unit, gaussian where transitions are; `mucd plan --units N --unit UNIT` compares them)")
     group.add_argument("--bag-size", type=int, metavar="K", help="with bag: units in each bag (default: the most that withstand the wanted fraction; with bag-then-noise twice as many)")
     group.add_argument("--parts", type=int, metavar="U", help="with partition: number of parts (default: the fewest that withstand the wanted fraction)")
-    group.add_argument("--spread", type=int, metavar="D", help="with --parts: each unit is in D parts, which are so much larger (Finite Aggregation) (default: 1)")
+    group.add_argument("--spread", type=int, metavar="D", help="with partition: each unit is in D parts, which are so much larger, or where --parts is left out, so many more (Finite Aggregation) (default: 1)")
     group.add_argument("--draws", choices=["fixed", "replacement", "poisson"], help="with bag: exactly K units without or with replacement, or K on average, each by itself (default: fixed; poisson with bag-then-noise)")
     group.add_argument("--neighbours", type=int, metavar="K", help="with neighbours: how many nearest units vote (default: ten times the wanted fraction of the units)")
     group.add_argument("--metric", choices=["declared", "bounds"], help="with neighbours: distance between the card's features, or between plain observations over their declared ranges (default: declared)")
@@ -107,11 +107,15 @@ def grow(options, out):
 def add_certify(commands):
     sub = add_command(commands, "certify", certify, "Certify the finished instances of a run, without training.", "mucd certify runs/acrobot --threat insert --eta 0.01")
     sub.add_argument("run", type=path, help="run folder")
-    sub.add_argument("--card", type=path, help="with --policy vote: the file with which the run began, if that was no shipped card: a run folder alone makes no environment")
-    sub.add_argument("--encoder", type=path, metavar="FILE", help="with --policy vote: the file with which the run began, if it has one")
-    sub.add_argument("--features", metavar="NAME", help="with --policy vote: the features of a plug-in with which the run began, if it has some")
+    group = sub.add_argument_group("vote rules", "of a partition, all of whose policies vote; episodes are kept in the run folder, and each is played once")
+    group.add_argument("--rule", choices=["parl", "tparl", "dparl", "roe", "fa"], help="also certify the policy of this rule, action by action, in --episodes of its own with the seeds 0, 1, ...: the most votes (parl), over the last steps (tparl), over as many of them as lead most clearly (dparl), a run-off of two (roe), the most votes with --spread (fa)")
+    group.add_argument("--window", type=int, metavar="W", help="with tparl and dparl: steps whose votes count at most (default: 5)")
+    group.add_argument("--never", type=int, metavar="ACTION", help="an action, counted from 0, with --rule or --policy vote: how many poisoned units it takes until it could be chosen at a state; with --policy vote also in whole episodes, whatever poisoned votes make of them")
+    sub.add_argument("--card", type=path, help="with --policy vote or --rule: the file with which the run began, if that was no shipped card: a run folder alone makes no environment")
+    sub.add_argument("--encoder", type=path, metavar="FILE", help="with --policy vote or --rule: the file with which the run began, if it has one")
+    sub.add_argument("--features", metavar="NAME", help="with --policy vote or --rule: the features of a plug-in with which the run began, if it has some")
     sub.add_argument("--looks", default="fixed", choices=["fixed", "anytime"], help="anytime certifies the largest complete number of the public series 100, 160, 250, ...; fixed one that was asked for")
-    add_environment(sub, again=True, when="with --policy vote ")
+    add_environment(sub, again=True, when="with --policy vote or --rule ")
     add_choices(sub)
 
 

@@ -69,6 +69,13 @@ SCOPE_COLOURS = (BLUE, VERMILION)
 FRONTIER_STYLES = ((SKY, "s"), (BLUE, "o"), (VERMILION, "^"), (GREEN, "D"), (PURPLE, "v"))
 COMPARISONS = ((SKY, "--"), (GREY, (0, (5, 1.5, 1, 1.5))))
 QUANTILE_STYLES = ((VERMILION, (0, (6, 2))), (AMBER, (0, (6, 2, 1, 2))), (PURPLE, (0, (1.5, 1.5))))
+# Of each defence its colour, dashes and marker.
+DEFENCE_STYLES = {
+    "gaussian": (INK, (0, (2, 1)), "<"), "bag": (BLUE, "-", "o"), "bag-then-noise": (GREY, "-", "*"), "partition": (VERMILION, (0, (6, 2)), "s"), "parl": (GREEN, (0, (6, 2, 1, 2)), "^"), "tparl": (PURPLE, (0, (3, 1.5)), "D"),
+    "dparl": (AMBER, "-", "v"), "fa": (SKY, (0, (8, 2, 2, 2)), "P"), "roe": (INK, (0, (6, 2)), ">"), "neighbours": (GREY, (0, (4, 1.5)), "X"),
+}
+# The figure ends where every state is uncertain and every bound has lost this share of its mean.
+COMPARED_END = 0.5
 HALO = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.6}
 
 # A curve is shown until this share of the unpoisoned mean above the floor is left.
@@ -186,6 +193,51 @@ def attacked_returns(*, panels: list[dict[str, Any]], units: int, unit: str, loo
     _radius_axes(axes, end, units, unit)
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     return _png(fig, look, columns=4, handles=handles)
+
+
+def compared_defences(*, shares: dict[str, dict], bounds: dict[str, dict], means: dict[str, float], constant: float | None, units: int, unit: str, look=WIDE) -> bytes:
+    """Share of states certified at r, and the bound on the return, one line per defence.
+
+    Args:
+        shares, bounds: by defence its `radius` [K], increasing from 0, `value` [K], and what is known `beyond`. Bounds may be missing.
+        means: mean returns on the data as they are, of those that have bounds.
+        constant: what the best constant action earns.
+    """
+    panels = [panel for panel in (shares, bounds) if panel]
+    fig, axes = _figure(Look(size=(look.size[0], 1.4 + 3.2 * len(panels)), narrow=look.narrow), rows=len(panels))
+    names = list(dict.fromkeys([*shares, *bounds]))
+    halves = (_last_above(curve, curve["beyond"] + COMPARED_END * (means[name] - curve["beyond"])) for name, curve in bounds.items())
+    end = 1.06 * max(1, *(_last_above(curve, 0.0) for curve in shares.values()), *halves)
+    for ax, panel in zip(axes, panels):
+        for number, name in enumerate(names):
+            if name not in panel:
+                continue
+            curve, (colour, dashes, marker) = panel[name], DEFENCE_STYLES[name]
+            # Where lines lie on each other, markers at places of their own tell which.
+            ax.plot(
+                [*curve["radius"], curve["radius"][-1] + 1, end], [*curve["value"], curve["beyond"], curve["beyond"]], drawstyle="steps-pre", color=colour, linestyle=dashes, linewidth=1.7, label=name,
+                marker=marker, markersize=5, markevery=(0.02 + 0.011 * number, 0.12),
+            )
+            if panel is bounds:
+                ax.axhline(means[name], color=colour, linestyle=(0, (1, 2)), linewidth=1.1, zorder=1)
+        if panel is shares:
+            ax.set_ylim(-0.02, 1.04)
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+            ax.set_ylabel("share of states certified at r")
+        else:
+            if constant is not None:
+                ax.axhline(constant, color=LEVELS["best constant action"][0], linewidth=0.9, zorder=1, label=f"best constant action: {_number(constant)}")
+            ax.plot([], [], color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="on the data as they are")
+            ax.set_ylabel("return at least")
+            if any(_last_above(curve, curve["beyond"]) > end for curve in bounds.values()):
+                _say_cut(ax, "cut: bounds go on, below half of their means")
+    _radius_axes(axes, end, units, unit)
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    return _png(fig, look, columns=4, handles=handles)
+
+
+def _last_above(curve: dict, least: float) -> int:
+    return max((radius for radius, value in zip(curve["radius"], curve["value"]) if value > least), default=0)
 
 
 def window(values, low: float, high: float, most: float, middle: float = 0.9) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import tempfile
 from argparse import Namespace
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,15 +14,17 @@ from mucd_ray.attack.budget import Budget
 from mucd_ray.certify.closed_form import guarantees_of
 from mucd_ray.certify.confidence.means import mean_lower
 from mucd_ray.certify.policy import expected_return_bound, return_band
+from mucd_ray.certify.rules import RULES
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import as_expected
 from mucd_ray.mechanism.kinds import from_values
 from mucd_ray.mechanism.neighbours import Neighbours
+from mucd_ray.mechanism.partition import Partition
 from mucd_ray.progress import bar
 from mucd_ray.report.plots import attacked_returns
+from mucd_ray.service.runs.cells import Cell, Defence, check_same, make_cell
 from mucd_ray.service.runs.commands import asked, resources_of
-from mucd_ray.service.runs.session import execute
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.workers.cluster import joined
 from mucd_ray.words import counted
@@ -31,6 +32,8 @@ from mucd_ray.words import counted
 UNDEFENDED = "undefended"
 # A median action has stayed where it is within this share of its range.
 STAYED = 0.1
+# Of the mean of the same returns, as a share of their range.
+ROUNDING = 1e-9
 STUDY, CLEAN, TOLD = "attack.json", "clean", "poison.json"
 COLUMNS = ("defence", "attack", "r", "units in/out", "mean return", "clean", "lost", "at most", "certified", "actions kept", "certified")
 
@@ -41,7 +44,7 @@ class Study:
 
     Attributes:
         dataset: Minari id.
-        defences: by name the options of `mucd run` with which each of them is trained; `UNDEFENDED` among them.
+        defences: by name; `UNDEFENDED` among them.
         attacks: names of the registry; None: all that fit.
         budgets: r, each.
         budget: B, S, beta, unit and threat; its radius is not read.
@@ -49,13 +52,24 @@ class Study:
     """
 
     dataset: str
-    defences: dict[str, Namespace]
+    defences: dict[str, Defence]
     attacks: tuple[str, ...] | None
     budgets: tuple[int, ...]
     budget: Budget
     storage: str
     seed: int
     eta: float
+
+    def cell(self, defence: Defence, name: str) -> Cell:
+        """`CLEAN`, or attack and r."""
+        return Cell(run=f"{self.storage}/{defence.trained}/{name}", certificate=f"{self.storage}/{defence.name}/{name}")
+
+    def certificate(self, defence: str, name: str) -> dict:
+        """Raises MucdError where it has none, or one without returns."""
+        certificate = self.cell(self.defences[defence], name).read()
+        if certificate["results"]["policy"] is None:
+            raise MucdError("attacks are measured by returns: give an environment")
+        return certificate
 
 
 def attack(study: Study) -> dict:
@@ -64,24 +78,26 @@ def attack(study: Study) -> dict:
     Raises:
         MucdError: what a run or an attack refuses, before anything is trained; or a folder that holds another study.
     """
-    first = next(iter(study.defences.values()))
+    first = next(iter(study.defences.values())).options
     request, clean, _ = asked(first)
     attacks = _fitting(study, clean)
     store = RunStore(study.storage)
-    _check_same(store, study, clean)
+    # Defences, attacks and budgets may come later.
+    budget = {name: value for name, value in asdict(study.budget).items() if name != "radius"}
+    check_same(store, STUDY, {"dataset": study.dataset, "fingerprint": clean.fingerprint(), "seed": study.seed, "eta": study.eta, "budget": budget}, "attacks")
     cells = [(defence, name, radius) for defence in study.defences for name in attacks for radius in study.budgets]
     with joined(replace(resources_of(first), imports=request.environment.imports)), bar("runs", "run", total=len(cells) + len(study.defences)) as shown:
-        for defence, options in study.defences.items():
-            _run(study, clean, options, defence, f"{study.storage}/{defence}/{CLEAN}", None)
+        for defence in study.defences.values():
+            _run(study, clean, defence, CLEAN, None)
             shown.update()
         for name in attacks:
             for radius in study.budgets:
-                for defence, options in study.defences.items():
-                    folder = f"{study.storage}/{defence}/{name}-{radius}"
-                    if RunStore(folder).read_json(TOLD) is None:
+                for defence in study.defences.values():
+                    told = RunStore(study.cell(defence, f"{name}-{radius}").certificate)
+                    if told.read_json(TOLD) is None:
                         after, changed = poisoned(name, clean, replace(study.budget, radius=radius), study.seed)
-                        _run(study, after, options, defence, folder, RunStore(f"{study.storage}/{defence}/{CLEAN}").states())
-                        RunStore(folder).write_json(TOLD, asdict(changed))
+                        _run(study, after, defence, f"{name}-{radius}", RunStore(study.cell(defence, CLEAN).run).states())
+                        told.write_json(TOLD, asdict(changed))
                     shown.update()
     with as_expected(study.storage, "choose another --storage"):
         results = _results(study, clean, cells)
@@ -111,50 +127,31 @@ def _fitting(study: Study, clean: OfflineDataset) -> tuple[str, ...]:
     return found
 
 
-def _check_same(store: RunStore, study: Study, clean: OfflineDataset) -> None:
-    """Raise MucdError where the folder holds something else; defences, attacks and budgets may come later."""
-    budget = {name: value for name, value in asdict(study.budget).items() if name != "radius"}
-    wanted = {"dataset": study.dataset, "fingerprint": clean.fingerprint(), "seed": study.seed, "eta": study.eta, "budget": budget}
-    found = store.read_json(STUDY)
-    if found is None and store.storage.names():
-        raise MucdError(f"{store.location} is not empty and holds no attacks: choose a new folder with --storage")
-    if found is not None and found != wanted:
-        different = sorted(key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key])
-        raise MucdError(f"{store.location} holds attacks with another {', '.join(different)}: use the same, or another --storage")
-    store.write_json(STUDY, wanted)
-
-
-def _run(study: Study, dataset: OfflineDataset, options: Namespace, defence: str, folder: str, states: np.ndarray | None) -> None:
-    """Train and certify as `mucd run` does, with a secret of its own; at the states of the clean run, if they are given."""
-    if defence == UNDEFENDED:
+def _run(study: Study, dataset: OfflineDataset, defence: Defence, cell: str, states: np.ndarray | None) -> None:
+    """Train and certify; at the states of the clean run, if they are given."""
+    if defence.name == UNDEFENDED:
         # Every instance trains on all units there are, which promises nothing.
         size = dataset.count(study.budget.unit)
-        options = Namespace(**vars(options) | {"bag_size": size, "units": max(size, 2)})
-    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
-        if states is not None:
-            np.save(file, states, allow_pickle=False)
-            file.flush()
-            options = Namespace(**vars(options) | {"states_file": file.name, "states": None})
-        request, _, choices = asked(options, dataset)
-        execute(request, folder, choices=choices, resources=resources_of(options), dataset=dataset)
+        defence = replace(defence, options=Namespace(**vars(defence.options) | {"bag_size": size, "units": max(size, 2)}))
+    make_cell(study.cell(defence, cell), defence, dataset, states)
 
 
 def _results(study: Study, clean: OfflineDataset, cells: list[tuple[str, str, int]]) -> dict:
-    before = {defence: _certificate(f"{study.storage}/{defence}/{CLEAN}") for defence in study.defences}
+    before = {defence: study.certificate(defence, CLEAN) for defence in study.defences}
     bounds = {(defence, radius): certified_mean(before[defence], radius) for defence in study.defences for radius in study.budgets}
     share = study.eta / max(1, len(cells))
     rows = []
     for defence, name, radius in cells:
-        folder = f"{study.storage}/{defence}/{name}-{radius}"
+        cell = f"{name}-{radius}"
         rows.append(
-            {"defence": defence, "attack": name, "radius": radius, "changed": RunStore(folder).read_json(TOLD)}
-            | compared(before[defence], _certificate(folder), radius, bounds[defence, radius], share)
+            {"defence": defence, "attack": name, "radius": radius, "changed": RunStore(study.cell(study.defences[defence], cell).certificate).read_json(TOLD)}
+            | compared(before[defence], study.certificate(defence, cell), radius, bounds[defence, radius], share)
         )
     return {
         "dataset": study.dataset, "unit": study.budget.unit, "units": clean.count(study.budget.unit), "threat": study.budget.threat, "eta": study.eta, "eta_of_each_test": share,
         "clean": {
-            name: {"mean": found["results"]["policy"]["unpoisoned_mean"], "mechanism": found["inputs"]["mechanism"], "curve": {key: found["results"]["policy"]["curve"][key] for key in ("radius", "bound")}}
-            for name, found in before.items()
+            name: {"mean": deployed["unpoisoned_mean"], "mechanism": found["inputs"]["mechanism"], "curve": {key: deployed["curve"][key] for key in ("radius", "bound")}}
+            for name, found in before.items() if (deployed := _deployed(found))
         },
         "rows": rows,
         "beaten": [words(row) for row in rows if row["beaten"]],
@@ -165,9 +162,12 @@ def _results(study: Study, clean: OfflineDataset, cells: list[tuple[str, str, in
 def certified_mean(certificate: dict, radius: int) -> float:
     """The certified lower bound on the expected return at this very r, valid with probability 1 - eta at all r together; the least return where nothing is claimed.
 
-    Of neighbours, whose certificate speaks of its own episodes: a lower confidence bound, over their seeds, on the mean of what each of them is certified to earn.
+    Of neighbours, whose certificate speaks of its own episodes: a lower confidence bound, over their seeds, on the mean of what each of them is certified to earn. Of a vote rule: its episodes, whose seeds are public, themselves.
     """
     inputs, results = certificate["inputs"], certificate["results"]
+    if "rule" in results:
+        kept = np.array([min(radii) >= radius for radii in results["rule"]["radius"]])
+        return float(np.where(kept, [episode["return"] for episode in inputs["rule"]["episodes"]], inputs["return_range"][0]).mean())
     mechanism, (low, high), returns = from_values(inputs["mechanism"]), inputs["return_range"], np.array(inputs["returns"])
     if isinstance(mechanism, Neighbours):
         least = np.where(np.array(inputs["path_radii"]) >= radius, returns, low) if radius <= inputs["radius_cap"] else np.full(len(returns), low)
@@ -178,13 +178,23 @@ def certified_mean(certificate: dict, radius: int) -> float:
     return expected_return_bound(return_band(returns, (low, high), eta=results["eta"], method=inputs["band"]), guarantees, radius)
 
 
+def _deployed(certificate: dict) -> dict:
+    """Of whose policy the mean return and its bound are shown."""
+    return certificate["results"].get("rule") or certificate["results"]["policy"]
+
+
 def compared(before: dict, after: dict, radius: int, bound: float, eta: float) -> dict:
     """What an attack did to the mean return and to the actions, and whether it beat what was certified: each of the two tests is wrong with probability `eta`, given the certificate holds."""
     low, high = before["inputs"]["return_range"]
-    returns, clean = np.array(after["inputs"]["returns"]), before["results"]["policy"]["unpoisoned_mean"]
-    most = high - (high - low) * mean_lower(np.clip((high - returns) / (high - low), 0.0, 1.0), eta)
-    mean, reference = float(returns.mean()), (before["context"].get("normalised") or {}).get("random", low)
-    kept, certified, flips = _actions(before, after, radius, eta)
+    mean, clean, reference = _deployed(after)["unpoisoned_mean"], _deployed(before)["unpoisoned_mean"], (before["context"].get("normalised") or {}).get("random", low)
+    if "rule" in before["results"]:
+        # The same episodes again: nothing of them is left to chance.
+        most = mean + ROUNDING * (high - low)
+        kept, certified, flips = _rule_actions(before, after, radius)
+    else:
+        returns = np.array(after["inputs"]["returns"])
+        most = high - (high - low) * mean_lower(np.clip((high - returns) / (high - low), 0.0, 1.0), eta)
+        kept, certified, flips = _actions(before, after, radius, eta)
     return {
         "mean": mean, "clean_mean": clean, "lost": (clean - mean) / (clean - reference) if clean > reference else None, "lost_from": reference, "at_most": most, "certified": bound,
         "actions_kept": kept, "actions_certified": certified, "flips": flips, "beaten": most < bound or flips > 0,
@@ -214,21 +224,34 @@ def _actions(before: dict, after: dict, radius: int, eta: float) -> tuple[float 
     return float(same.mean()), share, int((certified & surely.any(1)).sum())
 
 
+def _rule_actions(before: dict, after: dict, radius: int) -> tuple[float | None, float | None, int]:
+    """(share of steps before which the episode has gone the same way, share of states certified at r, episodes whose first action that changed was certified)."""
+    results, same, flips = before["results"]["rule"], 0, 0
+    for ours, theirs, radii in zip(_chosen(before), _chosen(after), results["radius"], strict=True):
+        common = min(len(ours), len(theirs))
+        changed = np.flatnonzero(ours[:common] != theirs[:common])
+        # One that is longer goes on after the same actions, which the environment does not do.
+        first = int(changed[0]) if len(changed) else common
+        same += first
+        flips += first < len(radii) and radii[first] >= radius or not len(changed) and len(ours) != len(theirs)
+    radii = np.concatenate(results["radius"])
+    return same / len(radii), float(np.mean(radii >= radius)), int(flips)
+
+
+def _chosen(certificate: dict) -> list[np.ndarray]:
+    """The actions [T] of a rule in each of its episodes."""
+    rule, mechanism = certificate["inputs"]["rule"], from_values(certificate["inputs"]["mechanism"])
+    assert isinstance(mechanism, Partition)
+    reached = mechanism.reached()
+    return [RULES[rule["name"]].decide(np.array(episode["votes"]), np.array(episode.get("preferences", [])), rule["actions"], rule["window"], reached)[0] for episode in rule["episodes"]]
+
+
 def words(row: dict) -> str:
     """A beaten bound in a line."""
     which = f"{row['attack']} with r = {row['radius']} against {row['defence']}"
     if row["flips"]:
         return f"{which} changed the action at {counted(row['flips'], 'state')} where it was certified"
     return f"{which}: the mean return is at most {row['at_most']:.6g}, and at least {row['certified']:.6g} was certified"
-
-
-def _certificate(folder: str) -> dict:
-    certificate = RunStore.open(folder).certificate()
-    if certificate is None:
-        raise MucdError(f"{folder} has no certificate.json: delete the folder, and run the same command again")
-    if certificate["results"]["policy"] is None:
-        raise MucdError("attacks are measured by returns: give an environment")
-    return certificate
 
 
 def _panel(results: dict, defence: str) -> dict[str, Any]:

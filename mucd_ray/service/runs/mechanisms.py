@@ -176,8 +176,6 @@ def _bag_then_noise(request, choices: Choices, declared: int, size: int, actions
 
 
 def _partition(request, choices: Choices, declared: int, size: int, actions: int, given: list[str]) -> tuple[Partition, str, bool]:
-    if request.spread is not None and request.parts is None:
-        raise MucdError(f"--spread {request.spread} needs --parts beside it: how many parts there are in all, {request.spread} of which hold each unit")
     if request.parts is not None:
         partition, note = Partition(unit=request.unit, parts=request.parts, spread=1 if request.spread is None else request.spread), f"The number of parts was given by the user. {CONDITIONAL}"
         if request.spread is not None:
@@ -188,6 +186,9 @@ def _partition(request, choices: Choices, declared: int, size: int, actions: int
             fewest_parts, units=declared, radius=wanted_radius(declared, request.fraction), instances=request.instances, eta=eta, actions=actions, threat=choices.threat,
             unit=request.unit,
         )
+        if request.spread is not None:
+            # As large parts as without, and as many more of them (Wang et al. 2022: kd of them): what r units reach is the same share.
+            partition = Partition(unit=request.unit, parts=request.spread * partition.parts, spread=request.spread)
         note = _plan_note(request, choices, declared, eta, given)
     partition.check(size)
     return partition, note, request.parts is None
@@ -226,5 +227,5 @@ def _given(request, choices: Choices, usual: dict[str, str | None]) -> list[str]
     """
     expected = {field.name: field.default for kind in (type(request), Choices) for field in fields(kind)} | usual
     asked = vars(request) | vars(choices)
-    names = ("mechanism", "unit", "fraction", "instances", "eta", "threat", "sample_rate", "steps", "clip_norm", "bag_size", "draws", "looks")
+    names = ("mechanism", "unit", "fraction", "instances", "eta", "threat", "sample_rate", "steps", "clip_norm", "bag_size", "draws", "spread", "looks")
     return [name.replace("_", " ") for name in names if asked[name] != expected[name]]

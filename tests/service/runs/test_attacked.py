@@ -40,18 +40,42 @@ def test_of_exact_votes_any_flip_is_one_too_many():
     assert compared(clean, after, 49, 0.0, 1e-5)["flips"] == 1 and not compared(clean, after, 51, 0.0, 1e-5)["flips"]
 
 
+def ruled(episodes):
+    """A certificate of PARL with 20 parts and two actions; of each episode how many parts vote for action 1 at every step, and the return."""
+    parts = [{"seed": seed, "return": earned, "votes": [[1] * ones + [0] * (20 - ones) for ones in steps]} for seed, (steps, earned) in enumerate(episodes)]
+    before = certificate([10.0] * 200, [[20, 0]], Partition(unit="trajectory", parts=20))
+    return make_certificate(before["inputs"] | {"rule": {"name": "parl", "window": None, "never": None, "actions": 2, "episodes": parts}}, assumptions=[], context={"baselines": None})
+
+
+def test_a_rules_episodes_may_part_only_where_an_action_was_not_certified():
+    # Radii: of 20 votes to 0 ten, of 12 to 8 two (a tie is won by the lower action), of 10 to 10 none.
+    clean = ruled([([0, 8, 0], 6.0), ([0, 0], 8.0)])
+    assert clean["results"]["rule"]["radius"] == [[10, 2, 10], [10, 10]] and [certified_mean(clean, r) for r in (0, 2, 3, 10, 11)] == [7, 7, 4, 4, 0]
+
+    def attacked(first, second, radius):
+        return compared(clean, ruled([first, second]), radius, certified_mean(clean, radius), 1e-5)
+
+    same = attacked(([3, 9, 2], 6.0), ([1, 0], 8.0), 2)
+    assert not same["beaten"] and same["actions_kept"] == 1 and same["actions_certified"] == 1 and same["mean"] == same["clean_mean"] == 7
+    parted = attacked(([3, 12], 1.0), ([1, 0], 8.0), 3)
+    assert not parted["beaten"] and parted["actions_kept"] == 3 / 5, "at a step with radius 2"
+    assert attacked(([3, 12], 1.0), ([1, 0], 8.0), 2)["flips"] == 1 and attacked(([15, 12], 1.0), ([1, 0], 8.0), 3)["flips"] == 1
+    assert attacked(([3, 12], 0.0), ([1, 0], 7.5), 3)["beaten"], "the return of an episode that is certified as a whole"
+    assert attacked(([3, 9, 2], 6.0), ([1, 0, 0], 8.0), 2)["flips"] == 1, "after the same actions it ended before"
+
+
 @pytest.mark.slow
 def test_the_command_attacks_on_ray_and_goes_on_where_it_was(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
     assert main(["record", "CartPole-v1", "--dataset", "cartpole/small-v0", "--transitions", "3000"]) == 0
-    words = ["attack", "cartpole/small-v0", "--defences", "bag", "--attacks", "outliers", "--budgets", "1", "--instances", "12", "--bag-size", "2", "--train-steps", "20", "--states", "5", "--eta", "0.05", "--json"]
+    words = ["attack", "cartpole/small-v0", "--defences", "bag,tparl", "--attacks", "outliers", "--budgets", "1", "--instances", "12", "--bag-size", "2", "--parts", "6", "--episodes", "2", "--train-steps", "20", "--states", "5", "--eta", "0.05", "--json"]
     capfd.readouterr()
     printed = []
     for _ in range(2):
         assert main([*words, "--storage", str(tmp_path / "study")]) == 0
         printed.append(json.loads(capfd.readouterr().out.splitlines()[-1]))
     assert printed[0] == printed[1] and not printed[0]["beaten"]
-    assert {row["defence"] for row in printed[0]["rows"]} == {"bag", "undefended"} and printed[0]["rows"][0]["changed"] == {"inserted": 1, "removed": 0}
+    assert {row["defence"] for row in printed[0]["rows"]} == {"bag", "tparl", "undefended"} and printed[0]["rows"][0]["changed"] == {"inserted": 1, "removed": 0}
     assert (tmp_path / "study" / "attack.png").exists()
     assert main([*words, "--storage", str(tmp_path / "study"), "--seed", "1"]) == 2
 

@@ -8,6 +8,7 @@ import pytest
 
 from mucd_ray.certify.planning.size import declared_size
 from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.learn.learner import Learner, LocalUpdate
 from mucd_ray.service.runs.choices import Choices
@@ -120,3 +121,10 @@ def test_entries_that_cannot_be_chosen_are_refused_before_a_run_folder_is_made(a
     request = Request(dataset="made-up", mechanism="bag", bag_size=3, **asked)
     with pytest.raises(MucdError, match=complaint):
         make_settings(request, cartpole(10), Choices())
+
+
+def test_parts_that_share_units_are_planned_as_large_as_others_and_their_number_follows_from_the_size(recordings):
+    dataset = load_dataset(recordings["cartpole"])
+    plain, spread = (make_settings(Request(dataset=dataset.name, instances=200, mechanism="partition", fraction=0.05, spread=spread), dataset, Choices())[0] for spread in (None, 2))
+    assert (spread.mechanism.parts, spread.mechanism.spread) == (2 * plain.mechanism.parts, 2)
+    assert spread.declared_size == plain.declared_size and spread.size_margin == plain.size_margin is not None and any("spread" in note and "given by the user" in note for note in spread.assumptions)
