@@ -152,11 +152,11 @@ def _numbers(inputs: dict, trees: list[Tree], rows: Rows, returns: Returns, eta:
             complete.append(0.0)
             continue
         found = [worst_return(tree, rows, radius, returns) for tree in trees]
-        worst = np.array([value for value, _ in found])
+        worst = np.array([value for value, _, _ in found])
         band = return_band(worst, (returns.low, returns.high), eta=eta / len(radii), method=inputs["band"])
         played.append(float(worst.mean()))
         bound.append(band.expected_return(lambda p: p))
-        complete.append(float(np.mean([whole for _, whole in found])))
+        complete.append(float(np.mean([whole for _, whole, _ in found])))
     mean = float(own.mean())
     return {
         "episodes": len(trees),
