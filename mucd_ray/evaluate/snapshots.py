@@ -43,7 +43,7 @@ class Emulator:
         # A state whose next frame takes whatever action it is given.
         while not self._is_new():
             self.ale.act(self.nothing)
-        self.open = None if self.probability == 0 else self.ale.cloneSystemState()
+        self.ready = None if self.probability == 0 else self.ale.cloneSystemState()
         self.ale.restoreSystemState(start)
         self._draw_from(start)
 
@@ -56,8 +56,8 @@ class Emulator:
         return self.ale.cloneSystemState(), self.repeated
 
     def restore(self, state, repeated) -> None:
-        if self.repeated != repeated and self.open is not None:
-            self.ale.restoreSystemState(self.open)
+        if self.repeated != repeated and self.ready is not None:
+            self.ale.restoreSystemState(self.ready)
             self.ale.act(repeated)
         self.ale.restoreSystemState(state)
         self.repeated = repeated
