@@ -142,7 +142,7 @@ def add_choices(sub, of_run=False):
     group.add_argument("--band", default=default("order-statistic"), choices=["order-statistic", "dkw"], help="confidence band on the distribution of returns")
     group.add_argument("--inference", default=default("votes"), choices=["votes", "scores"], help="certify discrete actions by the instances' votes or by their mean probability scores")
     group.add_argument("--policy", default=default("instance"), choices=["instance", "vote"], help="whose return is certified: that of an instance drawn at random (of neighbours: of episodes that are certified as they went), or also that of the voted policy, through all that poisoning could make of it")
-    group.add_argument("--episodes", type=int, help="with --policy vote: episodes of the voted policy, each with a seed of its own; one is enough where nothing is random in the environment (default: 100)")
+    group.add_argument("--episodes", type=int, help="with --policy vote or certify --rule: episodes of that policy, each with a seed of its own; one is enough where nothing is random in the environment (default: 100)")
     group.add_argument("--nodes", type=int, help="with --policy vote: how many nodes of an episode are followed at most, beside its own path, where poisoned votes could change an action (default: 500)")
     add_threat(group, default)
 

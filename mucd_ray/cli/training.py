@@ -107,11 +107,15 @@ def grow(options, out):
 def add_certify(commands):
     sub = add_command(commands, "certify", certify, "Certify the finished instances of a run, without training.", "mucd certify runs/acrobot --threat insert --eta 0.01")
     sub.add_argument("run", type=path, help="run folder")
-    sub.add_argument("--card", type=path, help="with --policy vote: the file with which the run began, if that was no shipped card: a run folder alone makes no environment")
-    sub.add_argument("--encoder", type=path, metavar="FILE", help="with --policy vote: the file with which the run began, if it has one")
-    sub.add_argument("--features", metavar="NAME", help="with --policy vote: the features of a plug-in with which the run began, if it has some")
+    group = sub.add_argument_group("vote rules", "of a partition, all of whose policies vote; episodes are kept in the run folder, and each is played once")
+    group.add_argument("--rule", choices=["parl", "tparl", "dparl", "roe", "fa"], help="also certify the policy of this rule, action by action, in --episodes of its own with the seeds 0, 1, ...: the most votes (parl), over the last steps (tparl), over as many of them as lead most clearly (dparl), a run-off of two (roe), the most votes with --spread (fa)")
+    group.add_argument("--window", type=int, metavar="W", help="with tparl and dparl: steps whose votes count at most (default: 5)")
+    group.add_argument("--never", type=int, metavar="ACTION", help="an action, counted from 0, with --rule or --policy vote: how many poisoned units it takes until it could be chosen at a state; with --policy vote also in whole episodes, whatever poisoned votes make of them")
+    sub.add_argument("--card", type=path, help="with --policy vote or --rule: the file with which the run began, if that was no shipped card: a run folder alone makes no environment")
+    sub.add_argument("--encoder", type=path, metavar="FILE", help="with --policy vote or --rule: the file with which the run began, if it has one")
+    sub.add_argument("--features", metavar="NAME", help="with --policy vote or --rule: the features of a plug-in with which the run began, if it has some")
     sub.add_argument("--looks", default="fixed", choices=["fixed", "anytime"], help="anytime certifies the largest complete number of the public series 100, 160, 250, ...; fixed one that was asked for")
-    add_environment(sub, again=True, when="with --policy vote ")
+    add_environment(sub, again=True, when="with --policy vote or --rule ")
     add_choices(sub)
 
 

@@ -192,7 +192,7 @@ class Episode:
             if not np.array_equal(np.asarray(found, dtype=float), np.asarray(expected, dtype=float), equal_nan=True):
                 raise MucdError(
                     f"{self.card.env_id} does not repeat itself: the same actions after the same seed gave something else. Then no episode can be followed, and the voted policy's return "
-                    "is not certified: leave --policy vote out"
+                    "is not certified: leave --policy vote, or --rule, out"
                 )
 
 

@@ -62,6 +62,8 @@ RULES_OF_COMPONENTS = {
 }
 # What a policy must beat to be worth deploying: names among the baselines, and in words.
 YARDSTICKS = {"best_constant_return": "the best constant action", "behaviour": "the behaviour policy", "trusted": "the policy trained on the trusted data alone"}
+# At which a vote rule's shares are listed.
+RULE_RADII = (1, 2, 5, 10)
 # Bounds that differ by less are the same but for rounding.
 SAME = 1e-9
 
@@ -107,7 +109,8 @@ def draw(certificate: dict, baselines: dict) -> dict[str, FigureData]:
     played = certificate["results"]["policy"] is not None
     if _is_exact(certificate["inputs"]):
         return {figure.name: figure for figure in [*([_kept_episodes(certificate, baselines)] if played else []), *voted, *_actions(certificate)]}
-    figures = [_return_bound(certificate, baselines), _poisoned_return(certificate), *voted] if played else []
+    ruled = [_rule(certificate)] if "rule" in certificate["results"] else []
+    figures = [_return_bound(certificate, baselines), _poisoned_return(certificate), *voted, *ruled] if played else []
     if action is not None:
         figures += [_action_widths(certificate)] if action["kind"] == "continuous" else _actions(certificate)
     return {figure.name: figure for figure in [*figures, *([_returns(certificate)] if played else [])]}
@@ -142,6 +145,31 @@ def yardsticks(curve: dict, baselines: dict) -> dict:
             above = [radius for radius, bound in zip(curve["radius"], curve["bound"]) if bound > baselines[name]]
             found[name] = {"return": baselines[name], "radius": max(above, default=None)}
     return found
+
+
+def rule_rows(rule: dict) -> list[dict]:
+    """What the results of a vote rule say at a few radii: the certified share of states, the share of episodes that stay the same, the bound on their mean return, and both shares of a forbidden action.
+
+    Between two evaluated radii what is said is that of the larger one; none is listed beyond the last.
+    """
+    curve, rows = rule["curve"], []
+    for radius in RULE_RADII:
+        at = next((k for k, evaluated in enumerate(curve["radius"]) if evaluated >= radius), None)
+        if at is not None:
+            never = {f"never_{name}": rule["never"][name][at] for name in ("share", "episode_share")} if rule["never"] else {}
+            rows.append({"radius": radius, "share": curve["stability_ratio"][at], "unchanged": curve["unchanged"][at], "bound": curve["bound"][at]} | never)
+    return rows
+
+
+def never_rows(voted: dict) -> list[dict]:
+    """The shares of episodes without the forbidden action at the same radii, in the same way."""
+    radii = voted["curve"]["radius"]
+    found = [(radius, next((k for k, evaluated in enumerate(radii) if evaluated >= radius), None)) for radius in RULE_RADII]
+    return [{"radius": radius, "share": voted["never"]["share"][at]} for radius, at in found if at is not None]
+
+
+def rule_name(name: str, window: int | None) -> str:
+    return name if window is None else f"{name}, last {counted(window, 'step')}"
 
 
 def normalised_score(value: float, references: dict | None) -> float | None:
@@ -223,6 +251,25 @@ def _voted(certificate: dict, baselines: dict) -> FigureData:
         f"that was given up, the least counts for all that is left. At r = 0 it was followed to the end in {claimed_percent(curve['complete'][0])} of the episodes.",
         alt=f"Certified {_what(inputs)} of the voted policy in the episodes played, falling from {down(curve['played'][0])} at r = 0 to {down(curve['played'][-1])} at r = {whole(curve['radius'][-1])}; "
         f"the policy itself earned {number(voted['unpoisoned_mean'])}.",
+    )
+
+
+def _rule(certificate: dict) -> FigureData:
+    inputs, rule, evidence = certificate["inputs"], certificate["results"]["rule"], certificate["inputs"]["rule"]
+    units, name = UNITS[inputs["mechanism"]["unit"]], rule_name(evidence["name"], evidence["window"])
+    radii = {f"{name}: the action stays": np.concatenate(rule["radius"])}
+    if rule["never"]:
+        radii[f"action {evidence['never']} stays impossible"] = np.concatenate(rule["never"]["radius"])
+    states, episodes = _counted(rule["states"], "state"), _counted(rule["episodes"], "episode")
+    return _both(
+        certificate,
+        plots.certified_share,
+        {"scopes": radii, "accuracy": {}, "units": inputs["units"], "unit": units},
+        name="rule",
+        title=f"Vote rule {name}: share of states certified at r",
+        caption=f"Claimed, without chance: the share of the {states} in the {episodes} of this rule's policy at which its action provably stays when up to r {units} are poisoned, if the episode has come there in the same way."
+        + (f" The other line: at which action {evidence['never']} (counted from 0) stays impossible." if rule["never"] else ""),
+        alt=f"Share of {states} certified against r: {claimed_percent(rule['certified_share'])} at r = 1, median radius {whole(rule['median_radius'])}, largest {whole(rule['max_radius'])}.",
     )
 
 
@@ -393,6 +440,10 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         policy=results["policy"],
         action=results["action"],
         voted=results.get("voted"),
+        ruled=results.get("rule"),
+        never_rows=never_rows(results["voted"]) if "never" in results.get("voted", {}) else [],
+        rule_rows=rule_rows(results["rule"]) if "rule" in results else [],
+        rule_called=rule_name(inputs["rule"]["name"], inputs["rule"]["window"]) if "rule" in results else None,
         goal=results["goal"],
         kept=_kept_rows(results["policy"]) if results["policy"] else [],
         exact=_is_exact(inputs),

@@ -9,12 +9,14 @@ import numpy as np
 
 from mucd_ray.certify.confidence.proportions import LEAST_ETA
 from mucd_ray.certify.file.evidence import checked_array, checked_reals, checked_wholes
+from mucd_ray.certify.forbidden import avoided_radius
 from mucd_ray.certify.policy import SHARES_KEPT, return_band
 from mucd_ray.certify.rounding import exactly, percent_down, round_down, share
 from mucd_ray.certify.voted_return import END, ExactVotes, LeastRadii, Returns, Rows, SampledVotes, Tree, voted_path, voted_radii, worst_return
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.kinds import from_values
 from mucd_ray.mechanism.neighbours import Neighbours
+from mucd_ray.mechanism.units import UNITS
 from mucd_ray.mechanism.work import spend
 from mucd_ray.words import counted
 
@@ -44,14 +46,14 @@ def episode_evidence(tree: Tree) -> dict:
     return {"rows": list(tree.rows)} | {name: [step[k] for step in steps] for k, name in enumerate(("node", "action", "reward", "next"))}
 
 
-def voted_evidence(kind: str, horizon: int, least_reward: float | None, tables: list[np.ndarray], episodes: list[dict]) -> dict:
-    """Episodes, each of whose rows are numbered in a table of its own [K, A], as one piece of evidence."""
+def voted_evidence(kind: str, horizon: int, least_reward: float | None, tables: list[np.ndarray], episodes: list[dict], never: int | None = None) -> dict:
+    """Episodes, each of whose rows are numbered in a table of its own [K, A], as one piece of evidence; `never`: the forbidden action, if there is one."""
     rows = Rows(None, tables[0].shape[1])
     renumbered = []
     for table, episode in zip(tables, episodes, strict=True):
         number = rows.add(table)
         renumbered.append(episode | {"rows": [number[row] for row in episode["rows"]]})
-    return {"kind": kind, "horizon": int(horizon), "least_reward": None if least_reward is None else float(least_reward), "rows": rows.table.tolist(), "episodes": renumbered}
+    return {"kind": kind, "horizon": int(horizon), "least_reward": None if least_reward is None else float(least_reward), "rows": rows.table.tolist(), "episodes": renumbered} | ({} if never is None else {"never": never})
 
 
 def tree_of(episode: dict, rows: int, actions: int, horizon: int, least_reward: float | None) -> Tree:
@@ -93,7 +95,7 @@ def tree_of(episode: dict, rows: int, actions: int, horizon: int, least_reward: 
 def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
     """Every number about the voted policy, from `inputs` alone; `guarantees` may be None where none of its votes are sampled."""
     voted = inputs["voted"]
-    if not isinstance(voted, dict) or set(voted) != KEYS:
+    if not isinstance(voted, dict) or set(voted) - {"never"} != KEYS:
         raise MucdError(f"voted must have exactly the keys {', '.join(sorted(KEYS))}")
     kind = voted["kind"]
     if not isinstance(kind, str) or kind not in KINDS.get(inputs["mechanism"]["kind"], ()):
@@ -116,6 +118,10 @@ def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
     trees = [tree_of(episode, rows_there, actions, horizon, voted["least_reward"]) for episode in episodes]
     low, high = inputs["return_range"]
     returns = Returns(discount=inputs["discount"], low=low, high=high, clipped=inputs["clipped"], horizon=horizon, least_reward=voted["least_reward"])
+    if "never" in voted:
+        checked_wholes("voted never", [voted["never"]])
+        if voted["never"] >= actions:
+            raise MucdError(f"voted never {voted['never']} must be an action below {actions}")
     rows = Rows(rule_of(kind, guarantees, threat=inputs["threat"], instances=len(inputs["returns"]), eta=eta, steps=len(trees) * horizon), actions, voted["rows"])
     return _numbers(inputs, trees, rows, returns, eta if kind in SURE else eta / 2, cap) | {"kind": kind}
 
@@ -158,7 +164,8 @@ def _numbers(inputs: dict, trees: list[Tree], rows: Rows, returns: Returns, eta:
         bound.append(band.expected_return(lambda p: p))
         complete.append(float(np.mean([whole for _, whole, _ in found])))
     mean = float(own.mean())
-    return {
+    never = {"never": _avoided(inputs["voted"]["never"], trees, rows, radii, returns.horizon)} if "never" in inputs["voted"] else {}
+    return never | {
         "episodes": len(trees),
         "unpoisoned_mean": mean,
         "unpoisoned_standard_error": float(own.std(ddof=1) / np.sqrt(len(own))) if len(own) > 1 else None,
@@ -166,6 +173,11 @@ def _numbers(inputs: dict, trees: list[Tree], rows: Rows, returns: Returns, eta:
         "keeps_played": _keeps(mean, returns.low, radii, played, inputs["units"]),
         "curve": {"radius": radii, "fraction": [radius / inputs["units"] for radius in radii], "bound": bound, "played": played, "complete": complete},
     }
+
+
+def _avoided(action: int, trees: list[Tree], rows: Rows, radii: list[int], horizon: int) -> dict:
+    found = np.array([avoided_radius(tree, rows, radii, action, horizon) for tree in trees])
+    return {"radius": found.tolist(), "share": [float(np.mean(found >= radius)) for radius in radii]}
 
 
 def voted_claim(inputs: dict, voted: dict, what: str) -> str:
@@ -190,6 +202,12 @@ def voted_claim(inputs: dict, voted: dict, what: str) -> str:
     )
     least = "" if tree["least_reward"] is None else f", whose least reward is {exactly(tree['least_reward'])}"
     words += f" An episode has at most {counted(tree['horizon'], 'step')}{least}."
+    if "never" in voted:
+        kept = voted["never"]["radius"]
+        words += (
+            f" Forbidden action {tree['never']} (counted from 0): in {share(sum(radius >= 1 for radius in kept), voted['episodes'])} of these episodes that policy takes it at no step, whatever D' makes of the "
+            f"episode, for every D' within the episode's listed number of changed {UNITS[inputs['mechanism']['unit']]}, which is at least 1 (largest {max(max(kept), 0) or 'none'}). Nothing of this is said of other episodes."
+        )
     if voted["kind"] not in SURE:
         words += (
             " The vote of finitely many instances, as it is deployed, estimates that policy: at states where training gives two actions about equally often, on D or on D', it may take the other one, and what it then earns is not bounded here."

@@ -29,10 +29,10 @@ def tparl(votes: np.ndarray, actions: int, window: int) -> tuple[np.ndarray, np.
     return np.concatenate(chosen), np.concatenate(sizes)
 
 
-def _groups(votes: np.ndarray, actions: int, window: int):
-    """(Votes [length - 1 + S, u], length): of S steps in a row whose windows are of one length, and of the steps that these reach back."""
+def _groups(votes: np.ndarray, actions: int, window: int, lengths: int = 1):
+    """(Votes [length - 1 + S, u], length): of S steps in a row whose windows are of one length, and of the steps that these reach back; counts of so many lengths are held at a time."""
     steps, policies = votes.shape
-    group = max(1, ENTRIES_AT_A_TIME // (max(policies, actions) * actions))
+    group = max(1, ENTRIES_AT_A_TIME // (max(policies, actions) * actions * lengths))
     first = 0
     while first < steps:
         length = min(first + 1, window)
@@ -52,7 +52,7 @@ def dparl(votes: np.ndarray, actions: int, longest: int) -> tuple[np.ndarray, np
 
     of which a changed policy can bring its greatest value less its present one (COPA, Theorem 3, whose published code takes a wrong tie term). Lower bounds, not exact.
     """
-    found = [_dparl(recent, actions, length) for recent, length in _groups(votes, actions, longest)]
+    found = [_dparl(recent, actions, length) for recent, length in _groups(votes, actions, longest, longest)]
     return np.concatenate([chosen for chosen, _ in found]), np.concatenate([sizes for _, sizes in found])
 
 
@@ -62,13 +62,7 @@ def _dparl(votes: np.ndarray, actions: int, longest: int) -> tuple[np.ndarray, n
     # By the length of the window, from 1 on.
     counts = [window_counts(votes, actions, length)[longest - 1 :] for length in range(1, longest + 1)]
     totals = [of_policies.sum(1) for of_policies in counts]
-    steps = np.arange(len(totals[0]))
-    leads = [ordered[:, -1] - ordered[:, -2] for ordered in (np.sort(votes_for, axis=1) for votes_for in totals)]
-    present, lead = np.ones(len(steps), np.int64), leads[0].copy()
-    for length in range(2, longest + 1):
-        longer = leads[length - 1] * present > lead * length
-        present, lead = np.where(longer, length, present), np.where(longer, leads[length - 1], lead)
-    winner = np.stack(totals)[present - 1, steps].argmax(1)
+    present, winner = leading_window(np.stack(totals))
     sizes = np.full(totals[0].shape, np.iinfo(np.int64).max)
     for length in range(1, longest + 1):
         winning = pooled_sizes(counts[length - 1], totals[length - 1], length)
@@ -78,8 +72,20 @@ def _dparl(votes: np.ndarray, actions: int, longest: int) -> tuple[np.ndarray, n
                 overtaking = _overtaking(counts[length - 1][at], counts[now - 1][at], totals[length - 1][at], totals[now - 1][at], length, now, winner[at])
                 winning[at] = np.maximum(winning[at], overtaking)
         sizes = np.minimum(sizes, winning)
-    sizes[steps, winner] = 0
+    sizes[np.arange(len(winner)), winner] = 0
     return winner, sizes
+
+
+def leading_window(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The length of the window in which the first leads the second by most votes per step, the shortest of ties, and the first there, by the votes in the windows of the last 1, 2, ... steps:
+    int64 [W, S, A] -> [S], [S]."""
+    ordered = np.sort(totals, axis=2)
+    leads = ordered[:, :, -1] - ordered[:, :, -2]
+    present, lead = np.ones(totals.shape[1], np.int64), leads[0].copy()
+    for length in range(2, len(totals) + 1):
+        longer = leads[length - 1] * present > lead * length
+        present, lead = np.where(longer, length, present), np.where(longer, leads[length - 1], lead)
+    return present, totals[present - 1, np.arange(len(present))].argmax(1)
 
 
 def _overtaking(counts, counts_now, totals, totals_now, length: int, now: int, winner: np.ndarray) -> np.ndarray:

@@ -261,7 +261,7 @@ def check_encoder(run: str, card: EnvironmentCard, path: str | None) -> bytes:
 
 def certify_run(options, out) -> int:
     store, choices = RunStore.open(options.run), _choices(options)
-    if choices.policy == "vote":
+    if choices.policy == "vote" or choices.rule is not None:
         _may_play(store, options)
     if store.settings().mechanism.kind == Neighbours.kind:
         return _print(finish(store, certify_neighbours(store, choices)), options, out)
@@ -310,8 +310,8 @@ def _certified(store: RunStore) -> dict:
         inputs = certificate["inputs"]
         kind = inputs["actions"] and inputs["actions"]["kind"]
         return {name: inputs[name] for name in ("eta", "threat", "accountant", "band")} | ({"inference": kind} if kind in INFERENCES else {}) | (
-            {"policy": "vote", "episodes": len(inputs["voted"]["episodes"])} if "voted" in inputs else {}
-        )
+            {"policy": "vote", "episodes": len(inputs["voted"]["episodes"]), "never": inputs["voted"].get("never")} if "voted" in inputs else {}
+        ) | ({"rule": inputs["rule"]["name"], "episodes": len(inputs["rule"]["episodes"])} | {name: inputs["rule"][name] for name in ("window", "never")} if "rule" in inputs else {})
     except (KeyError, TypeError):
         raise MucdError(f"{store.file('certificate.json')} is not a certificate: make it again with `mucd certify {store.location}`") from None
 
@@ -321,11 +321,13 @@ def _choices(options, defaults: dict | None = None) -> Choices:
     goal = getattr(options, "until", None)
     looks = getattr(options, "looks", "fixed" if goal is None else "anytime")
     given = {name: getattr(options, name) for name in ("eta", "threat", "accountant", "band", "inference")}
-    given |= {name: getattr(options, name) for name in ("policy", "episodes", "nodes")}
+    given |= {name: getattr(options, name, None) for name in ("policy", "episodes", "nodes", "rule", "window", "never")}
     given = (defaults or {}) | {name: value for name, value in given.items() if value is not None}
-    for name in ("episodes", "nodes"):
-        if getattr(options, name) is not None and given.get("policy") != "vote":
-            raise MucdError(f"--{name} is for --policy vote: give both, or leave it out")
+    voted = given.get("policy") == "vote"
+    if options.episodes is not None and not voted and "rule" not in given:
+        raise MucdError("--episodes is for --policy vote, or mucd certify --rule: give both, or leave it out")
+    if options.nodes is not None and not voted:
+        raise MucdError("--nodes is for --policy vote: give both, or leave it out")
     return Choices(**given, looks=looks, goal=goal)
 
 

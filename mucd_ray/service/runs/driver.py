@@ -25,6 +25,7 @@ from mucd_ray.progress import bar, stage
 from mucd_ray.report.warnings import early_warnings
 from mucd_ray.service.runs.about import assumptions, context
 from mucd_ray.service.runs.choices import Choices
+from mucd_ray.service.runs.rules import check_rule, with_rule
 from mucd_ray.service.runs.settings import RunSettings, check_code, check_imports
 from mucd_ray.service.runs.tally import Evidence, Tally
 from mucd_ray.service.runs.voting import VotePlan, kind_of, missing_episodes, missing_parts, with_votes
@@ -119,8 +120,13 @@ def train(store: RunStore, dataset: OfflineDataset, instances: int, choices: Cho
     if settings.states_sha256 is not None and states is None and store.states() is None:
         raise MucdError(f"{store.file('states.npy')} is missing and came from the user: restore it, or run again with --states-file")
     _refuse_less(store, instances)
-    certificate = _trained(store, settings, dataset, instances, choices, resources, states)
-    return with_votes(store, certificate, choices) if choices.policy == "vote" else certificate
+    return _with_episodes(store, _trained(store, settings, dataset, instances, choices, resources, states), choices)
+
+
+def _with_episodes(store: RunStore, certificate: dict, choices: Choices) -> dict:
+    """The certificate with what policies that all vote do in episodes of their own."""
+    certificate = with_votes(store, certificate, choices) if choices.policy == "vote" else certificate
+    return certificate if choices.rule is None else with_rule(store, certificate, choices)
 
 
 def check_instances(settings: RunSettings, choices: Choices, instances: int) -> None:
@@ -197,6 +203,7 @@ def certify(store: RunStore, choices: Choices, instances: int | None = None) -> 
     """
     settings = store.settings()
     choices.check(settings)
+    check_rule(store, settings, choices)
     if choices.looks == "anytime":
         if instances:
             effective_eta(choices.eta, choices.looks, instances)
@@ -213,7 +220,7 @@ def certify(store: RunStore, choices: Choices, instances: int | None = None) -> 
         raise MucdError(f"{store.location} is not finished ({lacking}): continue it with `mucd run` or `mucd grow`")
     certificate = _make(store, settings, choices, target)
     store.write_json("certificate.json", certificate)
-    return with_votes(store, certificate, choices) if choices.policy == "vote" else certificate
+    return _with_episodes(store, certificate, choices)
 
 
 def _make(store: RunStore, settings: RunSettings, choices: Choices, instances: int) -> dict:

@@ -7,7 +7,18 @@ from mucd_ray.certify.file.plain import plain_words
 from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, round_down, tenths_down
 from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.progress import stage
-from mucd_ray.report.report import YARDSTICKS, baseline_names, mechanism_words, normalised_score, number, report_files, yardsticks
+from mucd_ray.report.report import (
+    YARDSTICKS,
+    baseline_names,
+    mechanism_words,
+    never_rows,
+    normalised_score,
+    number,
+    report_files,
+    rule_name,
+    rule_rows,
+    yardsticks,
+)
 from mucd_ray.report.warnings import warnings_of
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
@@ -68,6 +79,10 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         summary["voted"] = _voted(results["voted"], certificate["context"])
     elif (median := certificate["context"].get("median_action_return")) is not None:
         summary["voted"] = {"kind": "median", "mean": median, "keeps": None, "yardsticks": {}}
+    if "never" in results.get("voted", {}):
+        summary["voted"]["never"] = {"action": inputs["voted"]["never"], "at": never_rows(results["voted"])} | results["voted"]["never"]
+    if "rule" in results:
+        summary["rule"] = _rule(inputs["rule"], results["rule"])
     if action:
         summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
     return summary
@@ -104,6 +119,13 @@ def _voted(voted: dict, context: dict) -> dict:
         "played": {"keeps": voted["keeps_played"], "yardsticks": yardsticks(curve | {"bound": curve["played"]}, baselines)},
         "normalised": normalised_score(voted["unpoisoned_mean"], context["normalised"]),
     }
+
+
+def _rule(evidence: dict, rule: dict) -> dict:
+    """`at`: shares and bound at a few radii (`rule_rows`); `curve`: at all."""
+    numbers = {name: rule[name] for name in ("name", "episodes", "states", "unpoisoned_mean", "certified_share", "median_radius", "max_radius", "curve")}
+    never = rule["never"] and {"action": evidence["never"], "share": rule["never"]["share"], "episode_share": rule["never"]["episode_share"]}
+    return numbers | {"window": evidence["window"], "never": never, "at": rule_rows(rule)}
 
 
 def _median_at(curve: dict, radius: int) -> float | None:
@@ -187,7 +209,8 @@ def _describe_returns(summary: dict, without_chance: bool) -> list[str]:
             lines.append(f"certified: not above {YARDSTICKS[name]} at any r")
         else:
             lines.append(f"certified: above {YARDSTICKS[name]} up to r = {counted(entry['radius'], summary['unit'])} ({percent_down(entry['radius'] / summary['units'])} %)")
-    return lines + (_describe_voted(summary["voted"], summary, bound) if "voted" in summary else [])
+    lines += _describe_voted(summary["voted"], summary, bound) if "voted" in summary else []
+    return lines + (_describe_rule(summary["rule"], bound) if "rule" in summary else [])
 
 
 def _round_down(summary: dict):
@@ -227,8 +250,29 @@ def _describe_voted(voted: dict, summary: dict, bound) -> list[str]:
             f"{100 * float(share):.0f} % up to r = {entry['radius']} ({percent_down(entry['fraction'])} %, at least {bound(entry['bound'])})" for share, entry in keeps.items() if entry["radius"] >= 0
         ]
         lines.append(f"certified: voted policy, return {what}: keeps {', '.join(kept)}" if kept else f"certified: voted policy, return {what}: keeping half is not certified at any r")
+    if "never" in voted:
+        shares = ", ".join(f"{percent_down(row['share'])} % at r = {row['radius']}" for row in voted["never"]["at"])
+        lines.append(f"certified: forbidden action {voted['never']['action']} never taken in the whole episode: {shares} of these episodes")
     if voted["complete"] < 1:
         lines.append(f"of {percent_down(1 - voted['complete'])} % of its episodes not even what r = 0 leaves open was followed to the end (more --instances decide more votes; --nodes follows further)")
+    return lines
+
+
+def _describe_rule(rule: dict, bound) -> list[str]:
+    """Without chance, and of these episodes alone."""
+    def at_radii(name: str) -> str:
+        return ", ".join(f"{percent_down(row[name])} % at r = {row['radius']}" for row in rule["at"])
+
+    lines = [
+        f"vote rule {rule_name(rule['name'], rule['window'])}".ljust(24) + f" {number(rule['unpoisoned_mean']):>10s}  ({counted(rule['episodes'], 'episode')}, {counted(rule['states'], 'state')})",
+        f"certified: vote rule, action stays: {at_radii('share')} of these states; median r = {_radius(rule['median_radius'])}, largest {_radius(rule['max_radius'])}",
+        f"certified: vote rule, whole episodes stay: {at_radii('unchanged')} of them; their mean return at r = 1 at least {bound(rule['at'][0]['bound'])}",
+    ]
+    if rule["never"]:
+        lines += [
+            f"certified: forbidden action {rule['never']['action']} stays impossible: {at_radii('never_share')} of these states",
+            f"certified: forbidden action {rule['never']['action']} not taken up to the first action that changes: {at_radii('never_episode_share')} of these episodes",
+        ]
     return lines
 
 

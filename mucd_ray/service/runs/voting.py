@@ -187,7 +187,7 @@ def with_votes(store: RunStore, certificate: dict, choices: Choices, least: Call
                     shown.update()
         horizon, least_reward = horizon_of(settings), settings.card.reward_range and settings.card.reward_range[0]
         played = [_read(store, plan.file(episode), horizon, least_reward) for episode in range(plan.episodes)]
-        voted = voted_evidence(kind_of(store, settings), horizon, least_reward, [table for table, _ in played], [episode for _, episode in played])
+        voted = voted_evidence(kind_of(store, settings), horizon, least_reward, [table for table, _ in played], [episode for _, episode in played], choices.never)
         own.append(NOTE.format(episodes=plan.episodes, nodes=plan.nodes))
     certificate = make_certificate({name: value for name, value in inputs.items() if name != "voted"} | ({} if voted is None else {"voted": voted}), assumptions=own, context=context)
     store.write_json("certificate.json", certificate)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from mucd_ray.certify.rules import RULES, counts_of
 from mucd_ray.certify.rules.finite_aggregation import finite_aggregation
 from mucd_ray.certify.rules.pooled import pooled_sizes
 from mucd_ray.certify.rules.run_off import elected, preferences_of, run_off
@@ -214,3 +215,23 @@ def paper_radius(votes, preferences, winner):
 def test_outputs_that_are_no_numbers_prefer_the_lowest_action():
     scores = np.array([[[np.nan, 5.0, 1.0]], [[1.0, 1.0, 0.0]], [[0.0, 1.0, 2.0]]])
     assert preferences_of(scores)[0].tolist() == [[0, 2, 2], [1, 0, 2], [1, 1, 0]]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_chosen_at_a_step_is_what_is_decided_along_the_episode(name):
+    """Few policies, so that ties are frequent; from the whole past, and from as much of it as counts."""
+    rule, window, actions = RULES[name], 3 if RULES[name].windowed else None, 3
+    for seed in range(60):
+        scores = np.random.default_rng(seed).integers(0, 3, (4, 9, actions)).astype(float)
+        votes, preferences = scores.argmax(2).T, preferences_of(scores)
+        chosen, _ = rule.decide(votes, preferences, actions, window, np.arange(4)[:, None])
+        counts = counts_of(votes, actions)
+        for step in range(9):
+            assert rule.choose(counts[max(0, step + 1 - (window or 1)) : step + 1], preferences[step]) == chosen[step]
+
+
+def test_dparl_is_the_same_however_many_steps_are_counted_at_a_time(monkeypatch):
+    votes = np.random.default_rng(1).integers(0, 3, (40, 5))
+    whole = dparl(votes, 3, 4)
+    monkeypatch.setattr("mucd_ray.certify.rules.temporal.ENTRIES_AT_A_TIME", 200)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, dparl(votes, 3, 4)))

@@ -43,6 +43,12 @@ def test_settings_and_secret_come_back(store):
     assert stat.S_IMODE(os.stat(store.path / "secret").st_mode) == 0o600
 
 
+def test_values_come_back_whatever_their_texts_look_like_and_rows_of_numbers_take_a_line(store):
+    values = {"[\n1,\n 2]": [[], [1, 2], [-1.5e300, None, True], [[3], []], ["[\n 1,\n 2\n]", "a,  b"], {"x": [0.1]}], "y": "[\\n1 ,  2]"}
+    store.write_json("values.json", values)
+    assert store.read_json("values.json") == values and "[1, 2]" in (store.path / "values.json").read_text()
+
+
 def test_a_block_comes_back_bit_for_bit_and_the_first_commit_wins(store):
     written = block(3, 4)
     name = store.commit(written)
