@@ -263,12 +263,12 @@ class Returns:
         return self.discount**depth * weights * self.least_reward
 
 
-def worst_return(tree: Tree, rows: Rows, radius: int, returns: Returns) -> tuple[float, bool, int]:
-    """(a lower bound on the return of the policy of every D' within `radius`, whether all that is possible was followed to its end, for how many steps it was)."""
+def worst_return(tree: Tree, rows: Rows, radius: int, returns: Returns) -> tuple[float, bool]:
+    """(a lower bound on the return of the policy of every D' within `radius`, whether all that is possible was followed to its end)."""
     level, worst, weight = {0: 0.0}, np.inf, 1.0
     for depth in range(returns.horizon + 1):
         if not level:
-            return returns.of(worst, played=True), True, depth
+            return returns.of(worst, played=True), True
         spend(4 * len(level))
         following: dict[int, float] = {}
         before, complete = worst, True
@@ -288,7 +288,7 @@ def worst_return(tree: Tree, rows: Rows, radius: int, returns: Returns) -> tuple
             worst = min(before, min(level.values()) + returns.rest(depth))
             break
         level, weight = following, weight * returns.discount
-    return returns.of(worst, played=False), False, depth
+    return returns.of(worst, played=False), False
 
 
 def voted_path(tree: Tree, rows: Rows, returns: Returns) -> float:

@@ -36,6 +36,7 @@ class Episode:
     Attributes:
         rows: per node the number of its row.
         steps: per node, by action: (reward, next node, or 0 where the episode ends).
+        reached: for how many steps everything was followed, each time that it was.
 
     Raises:
         MucdError: the environment does not repeat itself, its actions are not discrete, or a reward leaves the card's range.
@@ -49,33 +50,18 @@ class Episode:
             environment.close()
             raise MucdError(f"the voted policy's return is certified for discrete actions, {card.env_id} has {space}")
         self.space = space
-        kept = snapshots_of(environment)
-        self._begin(Replays(self, environment) if kept is None else Copies(self, kept))
-
-    def _begin(self, walker) -> None:
-        self.walker = walker
         self.rows: list[int] = []
         self.steps: list[dict[int, tuple[float, int]]] = []
         self.came: list[tuple[int, int] | None] = []
         self.depth: list[int] = []
         self.seen: list[np.ndarray] = []
         self.merged: dict[tuple, int] = {}
-        observation = self.walker.begin()
-        self._look([self._node(None, 0, observation)], [self.votes.past(None)])
+        self.reached: list[int] = []
+        self.walker: Replays | Copies = Replays(self, environment)
+        self._look([self._node(None, 0, self.walker.begin())], [self.votes.past(None)])
 
     def play(self) -> None:
-        """The episode of the policy itself, to its end; then once more in another environment, to see that it repeats itself."""
-        try:
-            self._play()
-        except MucdError:
-            if isinstance(self.walker, Replays):
-                raise
-            # Its states may be more than what is known of them.
-            self.walker.close()
-            self._begin(Replays(self, self.card.make()))
-            self._play()
-
-    def _play(self) -> None:
+        """The episode of the policy itself, to its end; then once more in another environment, to see that it repeats itself. From there on states are kept, where they can be."""
         node, taken = 0, []
         while True:
             action = self.votes.choice(self.rows[node])
@@ -85,11 +71,39 @@ class Episode:
             node = self.steps[node][action][1]
             if not node:
                 break
-        self._repeat(taken)
+        copies = self._copies(taken)
+        if copies is None:
+            self._repeat(taken)
+        else:
+            self.walker.close()
+            self.walker = copies
+
+    def _copies(self, taken: list[tuple[int, int]]) -> "Copies | None":
+        """What has the state of every node on this way, each step of which was taken from such a state and gave the same; None where states cannot be kept."""
+        kept = snapshots_of(environment := self.card.make())
+        if kept is None:
+            environment.close()
+            return None
+        copies = Copies(self, kept)
+        try:
+            self._same(copies.begin(), self.seen[0])
+            copies.keep(0)
+            for node, action in taken:
+                observation, reward, ended, key = copies.step(node, action)
+                after = self._as_before(node, action, observation, reward, ended)
+                if after:
+                    copies.keep(after)
+                    self.merged[self._place(node, key, observation)] = after
+        except MucdError:
+            # There is more to its state than what is known of it, or it does not repeat itself.
+            copies.close()
+            return None
+        return copies
 
     def follow(self, radius: int, most_nodes: int) -> bool:
         """Follow everything that is possible within `radius` to its end; False where that takes more than `most_nodes` nodes in all."""
         level = [0]
+        self.reached.append(0)
         while level:
             possible = [(node, action) for node in level for action in self.votes.possible(self.rows[node], radius, len(level))]
             new = [(node, action) for node, action in possible if action not in self.steps[node]]
@@ -97,11 +111,12 @@ class Episode:
                 return False
             self._step(new)
             level = sorted({self.steps[node][action][1] for node, action in possible} - {0})
+            self.reached[-1] += 1
         return True
 
     def check(self) -> None:
-        """Take some ways through the tree again from the beginning; of what was replayed anyway there is no need. Raises MucdError where they give something else."""
-        if not self.walker.trusts and not self.merged:
+        """Take some ways through the tree again from the beginning, if it is more than one way, and not each was taken again anyway. Raises MucdError where they give something else."""
+        if all(len(taken) < 2 for taken in self.steps) or not self.walker.trusts and not self.merged:
             return
         draw = np.random.default_rng(self.seed)
         for _ in range(WAYS):
@@ -142,22 +157,24 @@ class Episode:
         for node, action in steps:
             observation, reward, ended, key = self.walker.step(node, action)
             check_reward(self.card, reward)
-            past = self.votes.past(self.rows[node])
-            # What follows is the same where the state is, what policies see of the past, and what the rule counts of it.
-            place = (self.depth[node] + 1, key, np.asarray(observation).tobytes(), past)
+            place = self._place(node, key, observation)
             if ended or key is not None and place in self.merged:
                 after = 0 if ended else self.merged[place]
                 self.walker.leave()
             else:
                 after = self._node((node, action), self.depth[node] + 1, observation)
                 new.append(after)
-                pasts.append(past)
+                pasts.append(self.votes.past(self.rows[node]))
                 if key is not None:
                     self.merged[place] = after
             self.steps[node][action] = (reward, after)
             if self.progress is not None:
                 self.progress()
         self._look(new, pasts)
+
+    def _place(self, node: int, key: tuple | None, observation: np.ndarray) -> tuple:
+        """Of what comes after this node: what follows is the same where the state is, what policies see of the past, and what the rule counts of it."""
+        return self.depth[node] + 1, key, np.asarray(observation).tobytes(), self.votes.past(self.rows[node])
 
     def way(self, node: int) -> list[tuple[int, int]]:
         """The steps by which it was reached first."""
@@ -180,12 +197,17 @@ class Episode:
         self._same(observation, self.seen[0])
         for node, action in taken:
             observation, reward, terminated, truncated, _ = environment.step(self.space.start + action)
-            expected, after = self.steps[node][action]
-            self._same(reward, expected, terminated or truncated, not after)
-            if after:
-                self._same(observation, self.seen[after])
-            if self.progress is not None:
-                self.progress()
+            self._as_before(node, action, observation, reward, terminated or truncated)
+
+    def _as_before(self, node: int, action: int, observation: np.ndarray, reward, ended: bool) -> int:
+        """The next node; 0 where the episode ends."""
+        expected, after = self.steps[node][action]
+        self._same(reward, expected, ended, not after)
+        if after:
+            self._same(observation, self.seen[after])
+        if self.progress is not None:
+            self.progress()
+        return after
 
     def _same(self, *pairs) -> None:
         for found, expected in zip(pairs[::2], pairs[1::2]):

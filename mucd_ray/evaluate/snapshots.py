@@ -14,6 +14,9 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from mucd_ray.errors import MucdError
+from mucd_ray.files import printable
+
 # Modules whose environments and wrappers hold all of their state in Python objects that pickle as they are.
 ENVIRONMENTS = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.", "highway_env.", "ale_py.env")
 WRAPPERS = ("gymnasium.wrappers.", "mucd_ray.data.environments.")
@@ -86,9 +89,12 @@ class Snapshots:
             self.emulator = inner.ale = Emulator(inner.ale, inner._action_set[0])
 
     def take(self) -> bytes:
-        """Raises whatever the objects raise that cannot be pickled."""
+        """Raises MucdError where it holds what cannot be pickled."""
         content = io.BytesIO()
-        _Pickler(content, self).dump((self.environment, self.emulator and self.emulator.state()))
+        try:
+            _Pickler(content, self).dump((self.environment, self.emulator and self.emulator.state()))
+        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+            raise MucdError(f"the state of {self.environment.spec} cannot be kept ({printable(error)})") from error
         return content.getvalue()
 
     def restore(self, content: bytes) -> None:

@@ -59,7 +59,7 @@ def test_no_poisoning_of_a_partition_earns_less_and_some_earn_just_that(case, me
                 poisoned = policies.copy()
                 poisoned[list(changed)] = tables[list(new)].reshape(radius, STATES)
                 least = min(least, returns_of[(*counts_of(poisoned).argmax(1)[:-1], 0)])
-        bound, complete, _ = worst_return(tree, rows, radius, RETURNS)
+        bound, complete = worst_return(tree, rows, radius, RETURNS)
         assert complete and bound <= least
         # With two actions a majority of three falls to the first policy that leaves it, or to two.
         assert radius == 1 or bound == least
@@ -77,8 +77,8 @@ def test_what_is_cut_off_counts_the_least_for_all_that_is_open(least_reward):
         for most in range(12):
             tree, cut_rows = followed(counts, seed, range(6), most)
             for radius in range(6):
-                bound, complete, _ = worst_return(tree, cut_rows, radius, returns)
-                exact, _, _ = worst_return(whole, rows, radius, returns)
+                bound, complete = worst_return(tree, cut_rows, radius, returns)
+                exact, _ = worst_return(whole, rows, radius, returns)
                 assert bound <= exact and (not complete or bound == exact)
                 some_cut += not complete and bound > -4
                 assert complete or least_reward is not None or bound == -4
