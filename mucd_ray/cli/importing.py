@@ -55,6 +55,8 @@ def add_inspect(commands):
 
 
 def inspect_dataset(options, out):
+    from mucd_ray.data.formats.labelled import is_labelled
+    from mucd_ray.data.formats.minari import check_is_local
     from mucd_ray.data.importing import load_dataset_folder, load_source
     from mucd_ray.data.inspection import inspect, told
 
@@ -64,11 +66,23 @@ def inspect_dataset(options, out):
         raise MucdError(f"--format {options.format} is of a file or folder, and {options.dataset} is none: name the file, or leave --format out for a Minari dataset of this id")
     if not is_file and options.columns is not None:
         raise MucdError(f"--columns {options.columns} is of a file, and {options.dataset} is none: name the file, or leave --columns out for a Minari dataset of this id")
+    if not is_file and is_labelled(check_is_local(options.dataset)):
+        return _inspect_labelled(options, out)
     loaded = load_source(name, reading) if is_file else load_dataset_folder(options.dataset, reading)
     report = inspect(loaded)
     if options.plot:
         _write_plot(options.plot, loaded)
     out(json.dumps(report) if options.json else told(report, options.dataset))
+
+
+def _inspect_labelled(options, out):
+    from mucd_ray.data.formats.labelled import report_on
+    from mucd_ray.data.formats.minari import load_dataset
+
+    if options.plot:
+        raise MucdError(f"{options.dataset} holds labelled images, of which there is no plot of trajectories: leave --plot out")
+    report = report_on(load_dataset(options.dataset))
+    out(json.dumps(report) if options.json else "\n".join(f"{name.replace('_', ' '):24s} {value}" for name, value in report.items()))
 
 
 def _write_plot(file: str, loaded) -> None:

@@ -8,12 +8,16 @@ from mucd_ray.errors import MucdError
 from mucd_ray.progress import counting
 from mucd_ray.words import counted
 
+# What says how episodes are recorded.
+OF_EPISODES = ("environment", "behaviour", "transitions", "noise", "seed", "operators", "frames", "policy", "imports", "make_kwargs", "max_episode_steps")
+
 
 def add_record(commands):
     sub = add_command(commands, "record", record, "Record a real Minari dataset with a named behaviour policy.", "mucd record Acrobot-v1 --dataset acrobot/mixed-v0")
     sub.add_argument("environment", nargs="?", help="Gymnasium id; with --policy of any environment")
     sub.add_argument("--list", action="store_true", help="list the recipes (with size, mean return and time to make) and the behaviours")
     sub.add_argument("--recipe", metavar="ID", help="make this listed dataset, exactly")
+    sub.add_argument("--idx", type=path, metavar="DIR", help="make a dataset of labelled images: the four IDX files of MNIST or a relative, or CIFAR-10's binary files. Images for training are the units, those for testing the states, whose labels count as right")
     sub.add_argument("--dataset", help="Minari id to write, such as acrobot/mixed-v0")
     sub.add_argument("--behaviour", help="behaviour policy (default: the environment's first)")
     sub.add_argument("--policy", metavar="POLICY", help="record a policy of yours instead: path/to/file.py:function or package.module:function from an observation to an action (or an object with act, and perhaps reset), model.zip of Stable-Baselines3 (executed, like any pickle), or random")
@@ -29,12 +33,13 @@ def add_record(commands):
 def record(options, out):
     if options.list:
         return _list_recordings(options, out)
+    if options.idx:
+        return _record_labelled(options, out)
     with counting("recording", "transition") as progress:
         if options.recipe:
             from mucd_ray.data.recording.recipes import make
 
-            others = ("environment", "dataset", "behaviour", "transitions", "noise", "seed", "operators", "frames", "policy", "imports", "make_kwargs", "max_episode_steps")
-            if any(getattr(options, name) not in (None, False) for name in others):
+            if _given(options, "dataset", *OF_EPISODES):
                 raise MucdError(f"--recipe {options.recipe} names a whole dataset: leave out the environment and all that would make another one")
             summary = make(options.recipe, overwrite=options.overwrite, progress=progress)
         else:
@@ -67,6 +72,23 @@ def record(options, out):
                 file=sys.stderr,
             )
     out(json.dumps(summary) if options.json else text)
+
+
+def _given(options, *names: str) -> list[str]:
+    """Which of these the user gave."""
+    return [name for name in names if getattr(options, name) not in (None, False, [])]
+
+
+def _record_labelled(options, out):
+    from mucd_ray.data.formats.labelled import record_labelled
+
+    if options.dataset is None or _given(options, "recipe", *OF_EPISODES):
+        raise MucdError("--idx DIR takes --dataset ID beside it, and nothing about environments or behaviours, for example: mucd record --idx /usr/share/datasets/fashion-mnist --dataset fashion/mnist-v0")
+    summary = record_labelled(options.idx, options.dataset, overwrite=options.overwrite)
+    out(json.dumps(summary) if options.json else (
+        f"{summary['dataset_id']}: {counted(summary['images'], 'image')} for training, the units, and {summary['test_images']} for testing, the states, "
+        f"of {summary['classes']} classes and shape {' x '.join(map(str, summary['shape']))}\nin {summary['path']}"
+    ))
 
 
 def _list_recordings(options, out):

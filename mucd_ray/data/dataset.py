@@ -15,6 +15,14 @@ _ARRAYS = ("observations", "next_observations", "actions", "rewards", "terminati
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledStates:
+    """States to be classified and their true labels, which nobody can have poisoned: observations [S, *observation_shape], labels int64 [S], as actions are."""
+
+    observations: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class OfflineDataset:
     """N transitions (s, a, r, s', terminated, truncated) in M trajectories, as recorded: no scaling, no filtering.
 
@@ -36,6 +44,7 @@ class OfflineDataset:
         action_mask: where the mask of its actions begins in an observation (`Observations.mask`), if they have one.
         actions_declared: false where the action space follows from the rows, as of an imported file: then no constant may be taken from it, an environment's counts.
         imported_by: the plug-in that read it from another format, as it says itself; else None.
+        test: of labelled images those whose classification is certified; else None. No part of what can be poisoned, hence of `fingerprint`.
     """
 
     name: str
@@ -58,12 +67,13 @@ class OfflineDataset:
     action_mask: int | None = None
     actions_declared: bool = True
     imported_by: Plugin | None = None
+    test: LabelledStates | None = None
 
     @classmethod
     def from_arrays(
         cls, *, observations, next_observations, actions, rewards, terminations, truncations, action_space, observation_space,
         trajectory_starts=None, name="arrays", env_id=None, env_kwargs=None, env_max_episode_steps=None, env_wrappers=(),
-        source_keys=None, actions_declared=True, observation_parts=(), action_mask=None,
+        source_keys=None, actions_declared=True, observation_parts=(), action_mask=None, test=None,
     ) -> "OfflineDataset":
         """Build and validate a dataset from flat arrays (shapes as in the class; rewards, terminations, truncations and discrete actions may be columns [N, 1]).
 
@@ -104,6 +114,7 @@ class OfflineDataset:
             declared_actions=None if declared.is_plain else action_space,
             action_mask=action_mask,
             actions_declared=actions_declared,
+            test=test,
         )
         dataset.validate()
         return dataset

@@ -307,7 +307,7 @@ def _poisoned_return(certificate: dict) -> FigureData:
 
 def _actions(certificate: dict) -> list[FigureData]:
     inputs, action = certificate["inputs"], certificate["results"]["action"]
-    reference = inputs["actions"]["reference"]
+    reference, labelled = inputs["actions"]["reference"], "labels_sha256" in (certificate.get("context") or {})
     rule, stays = _rules(action)
     if _is_exact(inputs):
         scopes = {"every state": _radii(action["per_state"])}
@@ -316,7 +316,7 @@ def _actions(certificate: dict) -> list[FigureData]:
     accuracy = {}
     if reference is not None:
         agrees = (np.array(action["action"]) == np.array(reference)).reshape(action["states"], -1).all(1)
-        accuracy = {f"and as the reference, {name.lower()}": np.where(agrees, _radii(action[key]), -1) for key, name in _scopes(inputs).items()}
+        accuracy = {f"and as {'labelled' if labelled else 'the reference'}, {name.lower()}": np.where(agrees, _radii(action[key]), -1) for key, name in _scopes(inputs).items()}
     arrays = {"scopes": scopes, "units": inputs["units"], "unit": UNITS[inputs["mechanism"]["unit"]]}
     states = _counted(action["states"], "state")
     alt = "; ".join(
@@ -324,7 +324,7 @@ def _actions(certificate: dict) -> list[FigureData]:
         f"largest {whole(action[key]['max_radius'])}"
         for key, name in _scopes(inputs).items()
     )
-    accuracy_note = "" if reference is None else " “As the reference”: certified accuracy, the states whose action is also the reference policy's."
+    accuracy_note = "" if reference is None else " “As labelled”: certified accuracy, the states whose action is also their label." if labelled else " “As the reference”: certified accuracy, the states whose action is also the reference policy's."
     return [
         _both(
             certificate,
@@ -463,6 +463,7 @@ def render(certificate: dict, baselines: dict, figures: dict[str, FigureData]) -
         accountant=ACCOUNTANTS[inputs["accountant"]],
         how=mechanism_words(inputs["mechanism"], inputs["accountant"]),
         reference=baseline_names(inputs["mechanism"])["non_private"].lower() if "non_private" in baselines else None,
+        labelled="labels_sha256" in context,
         baselines=_baseline_rows(results["policy"], inputs, baselines, context.get("normalised")) if results["policy"] else [],
         warnings=warnings_of(certificate, baselines),
         figures=figures,

@@ -38,8 +38,14 @@ FEATURES = {
     "raw": "raw observations of {card}", "card": "public features of the card of {card}",
     "privileged": "features of the card of {card} out of the controller, or the model of the environment, that made the data (privileged: they show the mechanism, not what others would get)",
     "encoder": "the outputs of an encoder from outside at raw observations of {card} (SHA-256 of its file: {encoder})",
+    "shipped": "the features {name} of mucd_ray at raw observations of {card} (SHA-256 of their file: {encoder})",
     "plug-in": "the features {name} of a plug-in from outside at raw observations of {card} (SHA-256 of its package: {encoder})",
 }
+# Actions of neighbours' votes as one sign each.
+SIGNS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_SIGN_BYTES = np.frombuffer(SIGNS.encode(), np.uint8)
+_VALUE_OF_BYTE = np.full(256, -1, np.int64)
+_VALUE_OF_BYTE[_SIGN_BYTES] = np.arange(len(SIGNS))
 # Of observations, that policies see.
 MOST_KEYS = 1 << 10
 # A claim repeats the name: it must not be able to be a sentence.
@@ -116,20 +122,34 @@ def _check_features(features) -> None:
         raise MucdError(f"steps {_shown(features['steps'])} of the features must be a whole number of recalled ones, at least 1, of raw observations without a history, or left out")
     if "keys" in features and not (isinstance(features["keys"], list) and 0 < len(features["keys"]) <= MOST_KEYS and all(isinstance(key, str) and NAME.fullmatch(key) for key in features["keys"]) and len(set(features["keys"])) == len(features["keys"])):
         raise MucdError(f"keys {_shown(features['keys'])} of the features must be names of parts of an observation, each given once, or left out")
-    if ("name" in features) != (features["source"] == "plug-in") or "name" in features and not (isinstance(features["name"], str) and NAME.fullmatch(features["name"])):
-        raise MucdError(f"name {_shown(features.get('name'))} of the features must be that of a plug-in where the source is one, else left out")
+    if ("name" in features) != (features["source"] in ("plug-in", "shipped")) or "name" in features and not (isinstance(features["name"], str) and NAME.fullmatch(features["name"])):
+        raise MucdError(f"name {_shown(features.get('name'))} of the features must be theirs where the source is a plug-in or the package, else left out")
     if "mask" in features and not (features["mask"] is True and features["source"] == "raw"):
         raise MucdError(f"mask {_shown(features['mask'])} of the features must be true, of raw observations, or left out")
     card, encoder = features["card"], features["encoder"]
     if not (isinstance(card, str) and NAME.fullmatch(card)):
         raise MucdError(f"card {_shown(card)} of the features must be the id of an environment")
-    if (features["source"] in ("encoder", "plug-in")) != (encoder is not None) or encoder is not None and not (isinstance(encoder, str) and HASH.fullmatch(encoder)):
-        raise MucdError(f"encoder {_shown(encoder)} of the features must be a SHA-256 where the source is an encoder or a plug-in, else null")
+    if (features["source"] in ("encoder", "plug-in", "shipped")) != (encoder is not None) or encoder is not None and not (isinstance(encoder, str) and HASH.fullmatch(encoder)):
+        raise MucdError(f"encoder {_shown(encoder)} of the features must be a SHA-256 where the source is an encoder, a plug-in or the package, else null")
 
 
 def neighbours_evidence(votes: np.ndarray, actions: int, reference: ArrayLike | None = None) -> dict:
-    """Votes [S, L] of the nearest units at every state, nearest first, among so many actions."""
-    return {"kind": "neighbours", "votes": _whole(votes), "actions": int(actions), "reference": None if reference is None else _whole(reference)}
+    """Votes [S, L] of the nearest units at every state, nearest first, among so many actions: of at most 36, each state's as a text of one sign for each, which are a fraction of the bytes."""
+    rows = np.asarray(votes)
+    return {"kind": "neighbours", "votes": _whole(rows) if actions > len(SIGNS) else [row.tobytes().decode() for row in _SIGN_BYTES[rows]], "actions": int(actions), "reference": None if reference is None else _whole(reference)}
+
+
+def neighbour_votes(evidence: dict) -> np.ndarray:
+    """Votes [S, L] of checked evidence, or of what may become such. Raises MucdError where they are none."""
+    rows = evidence["votes"]
+    if not isinstance(rows, list) or not rows or not isinstance(rows[0], str):
+        return checked_array("votes", rows, 2)
+    if not all(isinstance(row, str) and row.isascii() and len(row) == len(rows[0]) for row in rows) or not rows[0]:
+        raise MucdError("votes must be texts of one sign for each unit, all equally long and not empty")
+    votes = _VALUE_OF_BYTE[np.frombuffer("".join(rows).encode(), np.uint8)]
+    if votes.min() < 0:
+        raise MucdError(f"votes must be signs of {SIGNS}, which count from 0")
+    return votes.reshape(len(rows), -1)
 
 
 def instances_of(inputs: dict) -> int:
@@ -269,7 +289,7 @@ def _check_neighbours(inputs: dict, mechanism: Neighbours) -> None:
         raise MucdError(f"path radius {max(path)} is above {most}, the most that {mechanism.neighbours} neighbours withstand")
     if not isinstance(actions, dict) or actions.get("kind") != "neighbours" or set(actions) != ACTION_KEYS["neighbours"]:
         raise MucdError(f"actions of neighbours must have the keys {', '.join(sorted(ACTION_KEYS['neighbours']))}")
-    votes, most = checked_array("votes", actions["votes"], 2), min(inputs["units"], mechanism.recorded)
+    votes, most = neighbour_votes(actions), min(inputs["units"], mechanism.recorded)
     checked_wholes("actions", [actions["actions"]])
     if not 2 <= actions["actions"] <= MOST_COUNTS // mechanism.neighbours:
         raise MucdError(f"actions {actions['actions']} must be from 2 to {MOST_COUNTS // mechanism.neighbours} with {mechanism.neighbours} neighbours")

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from mucd_ray.certify.confidence.proportions import check_eta
+from mucd_ray.certify.file.evidence import neighbour_votes
 from mucd_ray.certify.file.voted import voted_claim, voted_results
 from mucd_ray.certify.guarantees import READINGS, THREATS
 from mucd_ray.certify.policy import SHARES_KEPT
@@ -77,7 +78,7 @@ def _policy(inputs: dict, cap: int) -> dict:
 
 def _action(inputs: dict, mechanism: Neighbours, cap: int) -> dict:
     evidence = inputs["actions"]
-    votes, actions, reference = np.array(evidence["votes"]), evidence["actions"], evidence["reference"]
+    votes, actions, reference = neighbour_votes(evidence), evidence["actions"], evidence["reference"]
     # All of it is asked for before any of it is done.
     spend(16 * len(votes) * mechanism.neighbours * actions**2)
     step = max(1, COUNTS_AT_A_TIME // (2 * mechanism.neighbours * actions))

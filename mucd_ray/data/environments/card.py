@@ -14,7 +14,7 @@ import numpy as np
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments import breakout, frames, freeway, halfcheetah, highway
-from mucd_ray.data.environments.encoding import encoded
+from mucd_ray.data.environments.encoding import SHIPPED, encoded
 from mucd_ray.data.environments.make import limited, make_environment, shortens, spec_of
 from mucd_ray.data.environments.mirror import Mirror
 from mucd_ray.data.environments.past import ACTION, Past, with_past
@@ -63,7 +63,7 @@ class EnvironmentCard:
         transform: name of a public function in `TRANSFORMS` that replaces each observation first, or None.
         encoder: (SHA-256 of its file, number of its outputs) of an encoder from outside whose outputs replace each observation first
             (`learn/encoders.py`), or None.
-        named_features: name of the plug-in whose features (`features.py`) stand in the place of an encoder's outputs; then `encoder` has its SHA-256. None where there is none, or a file.
+        named_features: name of the features (`features.py`), of a plug-in or the package's own, that stand in the place of an encoder's outputs; then `encoder` has their SHA-256. None where there are none, or a file.
         indices: entries of the flattened (transformed) observation that are the policy's features, [d]; none means all of them.
         center, scale: one number per feature, or a single one for all: feature = (entry - center) / scale.
         clip: features are limited to [-clip, clip].
@@ -133,7 +133,7 @@ class EnvironmentCard:
         if self.encoder is not None:
             self._check_encoder(self.encoder)
         elif self.named_features is not None:
-            raise MucdError(f"card of {self.env_id}: features of plug-ins are named on the command line, --features NAME, and not in a card")
+            raise MucdError(f"card of {self.env_id}: features are named on the command line, --features NAME, and not in a card")
         if (self.history > 1 or self.recalled) and (self.transform is not None or self.encoder is not None or self.indices or self.observation_shape[:1] != (self.history,)):
             raise MucdError(f"history {self.history} is of raw observations: leave the transform, the encoder and the indices of the card of {self.env_id} out")
         if self.recalled and tuple(self.observation_shape[1:]) != (ACTION + self.recalled[0] + math.prod(self.recalled[1:]),):
@@ -177,7 +177,7 @@ class EnvironmentCard:
         if not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) and type(outputs) is int and 1 <= outputs <= MOST_ENTRIES):
             raise MucdError(f"card of {self.env_id}: encoder {encoder!r:.100} must be the SHA-256 of a file and the number of its outputs")
         if self.named_features is not None and not NAME.fullmatch(self.named_features):
-            raise MucdError(f"card of {self.env_id}: named_features {self.named_features!r:.100} is no name of a plug-in")
+            raise MucdError(f"card of {self.env_id}: named_features {self.named_features!r:.100} is no name of features")
         if self.transform is not None:
             raise MucdError(f"card of {self.env_id}: an encoder takes the place of the transform {self.transform!r}: leave one of them out")
 
@@ -307,7 +307,7 @@ class EnvironmentCard:
             stacked["keys"] = list(self.observation_keys)
         encoder = self.encoder and self.encoder[0]
         if self.named_features:
-            return {"source": "plug-in", "card": self.env_id, "encoder": encoder, "name": self.named_features} | stacked
+            return {"source": "shipped" if self.named_features in SHIPPED else "plug-in", "card": self.env_id, "encoder": encoder, "name": self.named_features} | stacked
         return {"source": "encoder" if self.encoder else source, "card": self.env_id, "encoder": encoder} | stacked
 
     def discounted_range(self, discount: float) -> tuple[float, float]:

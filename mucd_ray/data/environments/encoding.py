@@ -1,12 +1,34 @@
-"""Encoders that this process has loaded (`learn/encoders.py`; features of plug-ins: `features.py`): functions of one observation whose outputs take its place."""
+"""Encoders that this process has loaded (`learn/encoders.py`; features by name: `features.py`): functions of one observation whose outputs take its place."""
 
+import hashlib
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from mucd_ray.data.environments.histograms import check_image, gradient_histograms
 from mucd_ray.errors import MucdError
 
 MOST_OUTPUTS = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """Features of the package itself: `function` of one observation, and `check`, which raises MucdError for the shape of observations that it is not for."""
+
+    function: Callable[[np.ndarray], np.ndarray]
+    check: Callable[[tuple[int, ...]], None]
+
+    @property
+    def sha256(self) -> str:
+        """Of the file that holds the function."""
+        return hashlib.sha256(Path(inspect.getfile(self.function)).read_bytes()).hexdigest()
+
+
+# By the name that `--features` takes.
+SHIPPED = {"gradient-histograms": Shipped(function=gradient_histograms, check=check_image)}
 # By the SHA-256 of the file, or the plug-in: [*observation_shape] -> float32 [width].
 ENCODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
 
@@ -37,7 +59,7 @@ def encoded(sha256: str, width: int, observations: np.ndarray) -> np.ndarray:
         MucdError: this encoder is not loaded.
     """
     if sha256 not in ENCODERS:
-        raise MucdError(f"the encoder {sha256[:16]}... is not loaded: give its file with --encoder FILE, or --features NAME of a plug-in")
+        raise MucdError(f"the encoder {sha256[:16]}... is not loaded: give its file with --encoder FILE, or features by name with --features")
     features = np.full((len(observations), width), np.nan, np.float32)
     for row, observation in zip(features, observations):
         try:

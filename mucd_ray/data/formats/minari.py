@@ -17,6 +17,7 @@ from minari.storage import get_dataset_path
 from mucd_ray.data.dataset import OfflineDataset, as_column
 from mucd_ray.data.formats.hdf5 import MOST_UNPACKED_BYTES, Hdf5File
 from mucd_ray.data.formats.keys import MOST_LOOKED_AT, OWN, SEVERAL, kept_key, only_key, told
+from mucd_ray.data.formats.labelled import is_labelled, labelled_metadata, load_labelled
 from mucd_ray.data.formats.metadata import MOST_TEXT, Metadata, raw_metadata, read_metadata
 from mucd_ray.data.formats.tables import FORMATS, Tables, episode_metadata
 from mucd_ray.data.spaces import Actions, Observations, Part, Unread, shape_of
@@ -61,7 +62,8 @@ def _is_named(root: Path, dataset_id: str) -> bool:
     """Whether this folder is a dataset of this id, with a version."""
     match = DATASET_ID_RE.fullmatch(dataset_id)
     try:
-        return bool(match and match["version"]) and raw_metadata(root / dataset_id / "data").get("dataset_id") == dataset_id
+        folder = root / dataset_id
+        return bool(match and match["version"]) and (labelled_metadata(folder) if is_labelled(folder) else raw_metadata(folder / "data")).get("dataset_id") == dataset_id
     except MucdError:
         return False
 
@@ -77,6 +79,11 @@ def load_dataset(dataset_id: str, root: Path | None = None, source_key: str | No
         MucdError: unknown id, files that are damaged or not what they should be, spaces that are not supported (`data/spaces.py`), or a fault found by
             `OfflineDataset.validate`; no episode with the source key, or one where it is no text and no whole number.
     """
+    if is_labelled(folder := check_is_local(dataset_id, root)):
+        if source_key is not None or observation_keys:
+            raise MucdError(f"dataset {dataset_id!r} holds labelled images, which have neither source keys nor keys of observations: leave --source-key and --observation-keys out")
+        with _one_line(dataset_id):
+            return load_labelled(folder, dataset_id)
     with _opened(dataset_id, root) as (folder, metadata):
         read = read_as(metadata, observation_keys)
         episodes = _episodes(folder, metadata, source_key, read)
@@ -148,14 +155,22 @@ def check_is_local(dataset_id: str, root: Path | None = None) -> Path:
 def _opened(dataset_id: str, root: Path | None):
     """(folder of the data, metadata) of a dataset, once it is known to be one; what fails inside is one line about it."""
     path = check_is_local(dataset_id, root)
-    try:
+    with _one_line(dataset_id):
         check_within(path / "data", path)
+        if is_labelled(path):
+            raise MucdError("it holds labelled images, not episodes")
         metadata = read_metadata(path / "data")
         if metadata.minari_version not in supported_dataset_versions:
             raise MucdError(f"it was written by Minari {metadata.minari_version}, which this version does not read")
         if not metadata.episodes or not metadata.steps:
             raise MucdError(f"dataset {dataset_id!r} is empty: record or choose one with at least one transition")
         yield path / "data", metadata
+
+
+@contextlib.contextmanager
+def _one_line(dataset_id: str):
+    try:
+        yield
     except MucdError as error:
         if str(error).startswith("dataset "):
             raise

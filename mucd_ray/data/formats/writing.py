@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium as gym
@@ -51,16 +52,31 @@ def write_dataset(
     Raises:
         MucdError: the folder cannot be written, or holds something else than what was written.
     """
+    payload = sum(episode.observations.nbytes + episode.actions.nbytes + 18 * len(episode) for episode in episodes)
+    with folder_written_whole(dataset_id, path, overwrite=overwrite, payload=2 * payload + 20_000 * len(episodes)) as data:
+        storage = MinariStorage.new(data, observation_space, action_space, env_spec, jpeg_encoding=False)
+        storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
+        storage.update_episodes(episodes)
+        storage.update_episode_metadata(episode_metadata)
+        _check_written(data, episodes)
+
+
+@contextlib.contextmanager
+def folder_written_whole(dataset_id: str, path: Path, *, overwrite: bool, payload: int) -> Iterator[Path]:
+    """Yields a folder `data`, to be filled, that is not there yet where Minari's storage makes it; what it holds at the end is the dataset's.
+
+    Args:
+        path: from `target_folder`.
+        payload: bytes that there must be room for.
+    Raises:
+        MucdError: the folder cannot be written.
+    """
     try:
         _make_namespaces(path, len(Path(dataset_id).parts) - 1)
         with _only_writer(path.parent):
             aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
-            _check_room(aside, episodes)
-            storage = MinariStorage.new(aside / "data", observation_space, action_space, env_spec, jpeg_encoding=False)
-            storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
-            storage.update_episodes(episodes)
-            storage.update_episode_metadata(episode_metadata)
-            _check_written(aside / "data", episodes)
+            _check_room(aside, payload)
+            yield aside / "data"
             if overwrite and path.exists():
                 os.rename(path, tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent))
             os.chmod(aside, 0o777 & ~_umask())
@@ -78,12 +94,11 @@ def _make_namespaces(path: Path, depth: int) -> None:
             file.write("{}")
 
 
-def _check_room(folder: Path, episodes: list[EpisodeBuffer]) -> None:
-    """Raise OSError where the file would not fit: on a full disk HDF5 drops data silently, or crashes the interpreter."""
-    payload = sum(episode.observations.nbytes + episode.actions.nbytes + 18 * len(episode) for episode in episodes)
+def _check_room(folder: Path, payload: int) -> None:
+    """Raise OSError where so many bytes would not fit: on a full disk HDF5 drops data silently, or crashes the interpreter."""
     probe = folder / "room"
     with open(probe, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, 2 * payload + 20_000 * len(episodes))
+        os.posix_fallocate(file.fileno(), 0, payload)
     probe.unlink()
 
 

@@ -119,12 +119,14 @@ def context(store: RunStore, settings: RunSettings) -> dict:
         "states_sha256": store.states_hash(),
         "states_chosen_by": _states_chosen_by(settings),
         "software": {name: version(name) for name in ("mucd_ray", "numpy", "scipy", "torch", "ray", "gymnasium", "minari")},
-    } | ({"plugins": [asdict(plugin) for plugin in settings.plugins]} if settings.plugins else {})
+    } | ({"labels_sha256": settings.labels_sha256} if settings.labels_sha256 else {}) | ({"plugins": [asdict(plugin) for plugin in settings.plugins]} if settings.plugins else {})
 
 
 def _states_chosen_by(settings: RunSettings) -> str:
     if settings.states_from is not None:
         return "the trusted dataset {} (SHA-256 of its content {})".format(*settings.states_from)
+    if settings.labels_sha256 is not None:
+        return f"the test images of the dataset (SHA-256 of them and their labels {settings.labels_sha256})"
     return f"{settings.held_out} held-out instances" if settings.states_sha256 is None else "the user's file"
 
 

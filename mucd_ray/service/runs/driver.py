@@ -14,6 +14,7 @@ from mucd_ray.certify.confidence.looks import effective_eta, looks_up_to
 from mucd_ray.certify.planning.calibration import least_instances
 from mucd_ray.certify.rounding import exactly, round_down
 from mucd_ray.data.dataset import OfflineDataset
+from mucd_ray.data.formats.labelled import content_of_test
 from mucd_ray.data.formats.minari import load_dataset
 from mucd_ray.errors import MucdError
 from mucd_ray.files import printable
@@ -145,6 +146,7 @@ def _trained(store: RunStore, settings: RunSettings, dataset: OfflineDataset, in
         numbers = [instances]
         store.add_target(instances)
     stored_states = store.states() if states is None else store.write_states(states)
+    write_labels(store, settings, dataset)
     if store.baselines() and stored_states is not None and not missing_parts(store, settings):
         while numbers and not store.missing(numbers[0], numbers[0]):
             certificate = _make(store, settings, choices, numbers.pop(0))
@@ -154,6 +156,15 @@ def _trained(store: RunStore, settings: RunSettings, dataset: OfflineDataset, in
                 return certificate
     with joined(resources):
         return _train_on_ray(store, settings, dataset, numbers, choices, resources)
+
+
+def write_labels(store: RunStore, settings: RunSettings, dataset: OfflineDataset) -> None:
+    """Of labelled images what is right stands beside the run from the beginning, in the place of what is compared with elsewhere. Raises MucdError where these are not those with which it began."""
+    if settings.labels_sha256 is None or store.baselines() is not None:
+        return
+    if dataset.test is None or content_of_test(dataset.test) != settings.labels_sha256:
+        raise MucdError(f"the test images or labels of {settings.dataset} have changed since the run in {store.location} began: restore them, or start a new run folder")
+    store.write_json("baselines.json", {"reference": dataset.test.labels.tolist()})
 
 
 def _refuse_less(store: RunStore, instances: int) -> None:

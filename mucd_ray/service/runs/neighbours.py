@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 
 from mucd_ray.certify.file.certificate import make_certificate, make_inputs
-from mucd_ray.certify.file.evidence import MOST_COUNTS, neighbours_evidence
+from mucd_ray.certify.file.evidence import MOST_COUNTS, neighbour_votes, neighbours_evidence
 from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import EnvironmentCard
@@ -28,7 +28,7 @@ from mucd_ray.progress import bar, stage
 from mucd_ray.report.warnings import early_warnings
 from mucd_ray.service.runs.about import CARD, context
 from mucd_ray.service.runs.choices import Choices
-from mucd_ray.service.runs.driver import recorded_values
+from mucd_ray.service.runs.driver import recorded_values, write_labels
 from mucd_ray.service.runs.settings import RunSettings, check_code
 from mucd_ray.service.runs.voting import with_votes
 from mucd_ray.service.runs.work import baselines, best_constant, check_returns, rollout_seeds
@@ -95,6 +95,7 @@ def run_neighbours(store: RunStore, dataset: OfflineDataset, choices: Choices, s
     choices.check(settings)
     mechanism = settings.mechanism_of(Neighbours)
     units, nearest = _units(store, settings, dataset)
+    write_labels(store, settings, dataset)
     if store.read_json(FILE) is None:
         if len(nearest) < mechanism.neighbours:
             print(f"mucd: only {len(nearest)} units vote, fewer than {mechanism.neighbours}: all of them do everywhere", file=sys.stderr)
@@ -117,7 +118,7 @@ def run_neighbours(store: RunStore, dataset: OfflineDataset, choices: Choices, s
             with stage("baselines"):
                 store.write_json("baselines.json", baselines(settings, units, states) | compared)
         radii = dict(zip(COSTS, policy.path_radii.tolist()))
-        store.write_json(FILE, {"identity": store.identity, "states": store.states_hash(), "returns": returns.tolist(), "path_radii": radii, "votes": votes.tolist()})
+        store.write_json(FILE, {"identity": store.identity, "states": store.states_hash(), "returns": returns.tolist(), "path_radii": radii, "votes": neighbours_evidence(votes, settings.actions)["votes"]})
     return certify_neighbours(store, choices, lambda: nearest)
 
 
@@ -166,7 +167,8 @@ def certify_neighbours(store: RunStore, choices: Choices, nearest: Callable[[], 
             mechanism=settings.mechanism, units=settings.units, returns=found["returns"], path_radii=found["path_radii"][choices.threat], return_range=settings.return_range,
             discount=settings.discount, clipped=settings.card.clip_returns, condition=settings.condition, threat=choices.threat, radius_cap=settings.radius_cap(choices.threat),
             eta=choices.eta, band=choices.band, rollouts=1 if settings.plays else 0, declared=None if settings.plays else cast(DeclaredCard, settings.card).declared,
-            actions=neighbours_evidence(found["votes"], settings.actions, (store.baselines() or {}).get("reference")),
+            features=None if settings.card.encoder is None else settings.features_source,
+            actions=neighbours_evidence(neighbour_votes(found), settings.actions, (store.baselines() or {}).get("reference")),
         )
     with stage("certificate"):
         certificate = make_certificate(inputs, assumptions=_assumptions(settings, choices), context=_context(store, settings))
@@ -178,9 +180,10 @@ def certify_neighbours(store: RunStore, choices: Choices, nearest: Callable[[], 
 
 def _assumptions(settings: RunSettings, choices: Choices) -> list[str]:
     card = settings.card
+    features = "the features of the environment card" if card.encoder is None else "what takes the place of observations"
     notes = [
         settings.size_note(choices.threat),
-        f"Distances are between {'the features of the environment card' if settings.mechanism_of(Neighbours).metric == 'declared' else 'plain observations, each entry over its declared range'}. "
+        f"Distances are between {features if settings.mechanism_of(Neighbours).metric == 'declared' else 'plain observations, each entry over its declared range'}. "
         f"{CARD[settings.plays]}: {card.source}",
         *settings.assumptions,
     ]

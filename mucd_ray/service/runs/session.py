@@ -17,11 +17,13 @@ from mucd_ray.certify.rounding import exactly
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.data.environments.cards import CARDS, EnvironmentCard, known_card
 from mucd_ray.data.environments.declared import DeclaredCard
+from mucd_ray.data.environments.encoding import SHIPPED
 from mucd_ray.data.environments.features import load_features
 from mucd_ray.data.environments.own import UserEnvironment, card_of
 from mucd_ray.data.environments.past import action_width
 from mucd_ray.data.environments.plain import declared_spaces
 from mucd_ray.data.environments.recorded_in import name_of
+from mucd_ray.data.formats.labelled import content_of_test
 from mucd_ray.data.formats.minari import load_dataset, source_keys
 from mucd_ray.data.spaces import ACTION_MASK, Actions, Observations, only
 from mucd_ray.errors import MucdError
@@ -59,7 +61,7 @@ ENCODER_NOTE = (
     f"{CONDITIONAL}"
 )
 FEATURES_NOTE = (
-    "Every observation is replaced by the features {name} of a plug-in, which is given one observation at a time and must be a function of it alone. They were named by the user. "
+    "Every observation is replaced by the features {name}{of}, which are given one observation at a time and must be functions of it alone. They were named by the user. "
     f"{CONDITIONAL}"
 )
 HISTORY_NOTE = (
@@ -75,6 +77,7 @@ PAST_NOTE = (
     "its whole return. {how}"
 )
 STATES_NOTE = "The states were drawn at random, by a public generator, from the dataset {name} (SHA-256 of its content {sha256}), which the user trusts."
+TEST_NOTE = "The states are the test images that came with the dataset, and what counts as right are their labels (SHA-256 of both {sha256}): both are the user's word, and no part of what an attacker changed."
 WIDEST_BOUND = 1e18
 # Of one observation that may be served by its keys: the settings hold the bounds of each.
 MOST_NAMED_ENTRIES = 1 << 12
@@ -133,6 +136,7 @@ class Request:
 
 def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -> tuple[RunSettings, np.ndarray | None]:
     """(settings, the user's states or None). Nothing but how many units and trajectories there are is read from the dataset."""
+    request = _of_labelled(request, dataset)
     tuned, said = request.tuned, request.environment
     import_modules(said.imports)
     if tuned is not None:
@@ -160,8 +164,8 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
     if request.encoder is not None:
         card = replace(card.raw(), encoder=load_encoder(request.encoder, card.observation_shape))
     if request.features is not None:
-        plugin, outputs = load_features(request.features, card.observation_shape)
-        card, used = replace(card.raw(), encoder=(plugin.sha256, outputs), named_features=plugin.name), (*used, plugin)
+        plugin, encoder = load_features(request.features, card.observation_shape)
+        card, used = replace(card.raw(), encoder=encoder, named_features=request.features), (*used, *([plugin] if plugin else []))
     actions, discrete = action_shape(dataset.action_space)
     if request.mechanism == Neighbours.kind:
         card = card_with_metric(card, request.metric or "declared")
@@ -204,8 +208,10 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         margin = margin if follows else None
         learner_note = USER_LEARNER_NOTE if request.learner or request.fit or request.trainer else DEFAULT_LEARNER_NOTE
         notes = (how,) if request.mechanism == Neighbours.kind else (how, learner_note)
+    labels = content_of_test(dataset.test) if dataset.test is not None and request.trusted_states is None and request.states_file is None else None
     settings = RunSettings(
         dataset=dataset.name,
+        labels_sha256=labels,
         fingerprint=dataset.fingerprint(),
         units=size,
         card=card,
@@ -247,13 +253,14 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
             *([] if said.return_range is None else [RANGE_NOTE]),
             *([] if said.max_episode_steps is None else [STEPS_NOTE.format(steps=said.max_episode_steps)]),
             *([] if request.encoder is None else [ENCODER_NOTE]),
-            *([] if request.features is None else [FEATURES_NOTE.format(name=request.features)]),
+            *([] if request.features is None else [FEATURES_NOTE.format(name=request.features, of="" if request.features in SHIPPED else " of a plug-in")]),
             *([KEYS_NOTE.format(keys=", ".join(card.observation_keys))] if request.observation_keys else []),
             *(
                 [(PAST_NOTE if card.recalled else HISTORY_NOTE).format(history=request.history, how="This number was tuned with the other constants." if tuned else GIVEN_NOTE)]
                 if card.recalled or request.history > 1 else []
             ),
             *([STATES_NOTE.format(name=states_from[0], sha256=states_from[1])] if states_from else []),
+            *([TEST_NOTE.format(sha256=labels)] if labels else []),
             *([f"About the choice of constants the user says: {request.chosen}"] if request.chosen else []),
         ),
     )
@@ -275,6 +282,15 @@ def make_settings(request: Request, dataset: OfflineDataset, choices: Choices) -
         print(f"mucd: {card.env_id} tells which actions are allowed (action_mask), which is not used: policies choose among all, and what it does with one that is not allowed counts (docs/spaces.md, \"Masked actions\")", file=sys.stderr)
     effective_eta(choices.eta, choices.looks, request.instances)
     return settings, states
+
+
+def _of_labelled(request: Request, dataset: OfflineDataset) -> Request:
+    """Labelled images are no episodes: nothing is played, and one image is a unit. Raises MucdError for another unit."""
+    if dataset.test is None:
+        return request
+    if request.unit not in (None, "transition"):
+        raise MucdError(f"{dataset.name} holds labelled images, each of which is a unit: leave --unit {request.unit} out")
+    return replace(request, no_environment=True, unit="transition")
 
 
 def _other_trainer(tuned: Outside | None) -> str:
@@ -455,6 +471,8 @@ def _check_without_environment(request: Request) -> None:
 
 def _states(request: Request, card: EnvironmentCard, dataset: OfflineDataset) -> tuple[np.ndarray | None, tuple[str, str] | None]:
     """(the user's states or None, (name, content hash) of the dataset from which they were drawn or None)."""
+    if request.trusted_states is None and request.states_file is None and dataset.test is not None:
+        return dataset.test.observations, None
     if request.trusted_states is None:
         return _states_of_file(request.states_file, card), None
     if request.states_file is not None:

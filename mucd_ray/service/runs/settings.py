@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -50,7 +51,7 @@ DIGEST_COMMAND = 'python -c "from mucd_ray.service.runs.settings import code_dig
 
 
 # Fields that runs of earlier versions do not have, where they are None.
-UNKNOWN_BEFORE = ("source_key", "states_from", "evaluator", "declared_actions", "declared_observations", "mask", "components")
+UNKNOWN_BEFORE = ("source_key", "states_from", "evaluator", "declared_actions", "declared_observations", "mask", "components", "labels_sha256")
 WITHOUT_STATES = (
     "without an environment no policy meets states by itself: give those at which actions are to be certified with --states-file FILE, or draw them from data that you trust with --trusted-states DATASET. "
     "Not from {dataset}: whoever poisons it would choose the states at which the claim is made"
@@ -84,6 +85,7 @@ class RunSettings:
         states, held_out: how many states are voted on, and how many instances, which do not vote, choose them.
         trusted: (name, content hash) of the dataset that the user trusts, a policy trained on which is a yardstick; None without one.
         states_sha256: hash of the user's states, if there were any; and states_from: (name, content hash) of the dataset he trusts, if they were drawn from one.
+        labels_sha256: hash of the states and of their true labels (`labelled.content_of_test`), where a dataset of labelled images came with some; these are then what counts as right.
         source_key: the recorded key that tells the source of a trajectory, where units are sources; else None.
         code: digest of the code that trains and evaluates (`code_digest`). Instances of other code would not be draws of the same policy.
         condition: what every claim about this run depends on that nothing accounts for (certify/file/evidence.py), or None.
@@ -111,6 +113,7 @@ class RunSettings:
     held_out: int = 16
     states_sha256: str | None = None
     states_from: tuple[str, str] | None = None
+    labels_sha256: str | None = None
     source_key: str | None = None
     code: str = ""
     fit: Fit | None = None
@@ -165,6 +168,8 @@ class RunSettings:
             )
         if self.states_from is not None and not (len(self.states_from) == 2 and all(isinstance(text, str) for text in self.states_from)):
             raise MucdError(f"states from {self.states_from!r:.100} must be the name and the content hash of a dataset")
+        if self.labels_sha256 is not None and not (self.states_sha256 and re.fullmatch("[0-9a-f]{64}", self.labels_sha256)):
+            raise MucdError(f"labels_sha256 {self.labels_sha256!r:.100} must be a SHA-256, of states of the user's")
         if self.observation_dtype not in DTYPES or abs(self.first_action) > 2**31:
             raise MucdError(f"observation dtype {self.observation_dtype!r:.100} must be one of {', '.join(DTYPES)}, and first action {self.first_action} within 32 bits")
         if self.declared_actions is not None and (self.environment_actions.space.shape != ((self.dimensions or len(self.components),) if self.dimensions or self.components else ()) or self.environment_actions.components != (self.components or ())):

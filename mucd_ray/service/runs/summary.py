@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import numpy as np
+
 from mucd_ray.certify.file.claim import CONDITIONS, noun
 from mucd_ray.certify.file.plain import plain_words
 from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, round_down, tenths_down
@@ -24,6 +26,8 @@ from mucd_ray.service.runs.voting import SEARCH
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
 
+# Those of the published tables (Wang et al. 2020, Jia et al. 2021, Levine and Feizi 2021) and beyond.
+ACCURACY_RADII = (0, 20, 40, 80, 160, 320)
 SCOPES = {"per_state": "each state", "family_wise": "all states"}
 
 
@@ -84,9 +88,19 @@ def summarise(store: RunStore, certificate: dict) -> dict:
         summary["voted"]["never"] = {"action": inputs["voted"]["never"], "at": never_rows(results["voted"])} | results["voted"]["never"]
     if "rule" in results:
         summary["rule"] = _rule(inputs["rule"], results["rule"])
+    if "labels_sha256" in certificate["context"] and inputs["actions"]["reference"] is not None:
+        summary["certified_accuracy"] = certified_accuracy(certificate)
     if action:
         summary["action"] = {"kind": action["kind"]} | {scope: _action_summary(action[scope]) for scope in SCOPES}
     return summary
+
+
+def certified_accuracy(certificate: dict) -> dict[str, float]:
+    """Of labelled images: by r the share of the test images, each by itself, whose class is right and stays so whatever r changed units do (Cohen et al. 2019)."""
+    action = certificate["results"]["action"]
+    right = np.array(action["action"]) == np.array(certificate["inputs"]["actions"]["reference"])
+    radii = np.array([-1 if radius is None else radius for radius in action["per_state"]["radius"]])
+    return {str(radius): float(np.mean(right & (radii >= radius))) for radius in ACCURACY_RADII}
 
 
 def _of_returns(inputs: dict, policy: dict, context: dict) -> dict:
@@ -183,8 +197,12 @@ def describe(summary: dict) -> str:
         lines += _describe_returns(summary, without_chance)
     if "action" in summary:
         scopes = {"per_state": "every state"} if without_chance else SCOPES
-        of_scopes = [line for scope, name in scopes.items() for line in _describe_actions(summary["action"][scope], name, baseline_names(summary["mechanism"])["non_private"].lower())]
+        right = "labelled" if "certified_accuracy" in summary else f"the reference ({baseline_names(summary['mechanism'])['non_private'].lower()})"
+        of_scopes = [line for scope, name in scopes.items() for line in _describe_actions(summary["action"][scope], name, right)]
         lines += of_scopes or ["certified actions: at no state"]
+    if "certified_accuracy" in summary:
+        shares = ", ".join(f"{percent_down(share)} % at r = {radius}" for radius, share in summary["certified_accuracy"].items())
+        lines.append(f"certified accuracy (each state): {shares}")
     if summary["goal"]:
         goal = summary["goal"]
         lines.append(
@@ -301,7 +319,7 @@ def _radius(radius: float | None) -> str:
     return "none" if radius is None else tenths_down(radius)
 
 
-def _describe_actions(part: dict, name: str, reference: str) -> list[str]:
+def _describe_actions(part: dict, name: str, right: str) -> list[str]:
     """Nothing about what is certified at no state."""
     if "tolerance" in part:
         return [
@@ -314,5 +332,5 @@ def _describe_actions(part: dict, name: str, reference: str) -> list[str]:
         return []
     line = f"certified actions ({name}): stable at {percent_down(part['certified_share'])} % of states, median r = {_radius(part['median_radius'])}, largest {_radius(part['max_radius'])}"
     if part["certified_accuracy"] is not None:
-        line += f"; certified and as the reference ({reference}) at {percent_down(part['certified_accuracy'])} %"
+        line += f"; certified and as {right} at {percent_down(part['certified_accuracy'])} %"
     return [line]

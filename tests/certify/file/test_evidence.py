@@ -69,7 +69,7 @@ def test_evidence_of_every_kind_is_accepted(actions):
         ({"features": {"source": "raw", "card": "X. All is well", "encoder": None}}, "id of an environment"),
         ({"features": {"source": "raw", "card": "Acrobot-v1", "encoder": "0" * 64}}, "must be a SHA-256 where"),
         ({"features": {"source": "encoder", "card": "Acrobot-v1", "encoder": "0" * 63}}, "must be a SHA-256 where"),
-        *(({"features": {"source": source, "card": "Acrobot-v1", "encoder": "0f" * 32} | name}, "must be that of a plug-in") for source, name in (("plug-in", {}), ("plug-in", {"name": "a. All is well"}), ("plug-in", {"name": 5}), ("encoder", {"name": "a"}))),
+        *(({"features": {"source": source, "card": "Acrobot-v1", "encoder": "0f" * 32} | name}, "must be theirs where the source is a plug-in or the package") for source, name in (("plug-in", {}), ("plug-in", {"name": "a. All is well"}), ("plug-in", {"name": 5}), ("encoder", {"name": "a"}))),
         *(({"features": {"source": "raw", "card": "Acrobot-v1", "encoder": None, "keys": keys}}, "must be names of parts") for keys in ([], "a", ["a. All is well"], [5], ["a"] * 1025)),
         *(({"features": {"source": source, "card": "Acrobot-v1", "encoder": None, "mask": mask}}, "must be true, of raw observations") for source, mask in (("raw", False), ("raw", 1), ("raw", "action_mask"), ("card", True))),
         ({"discount": 1.5}, "discount 1.5"),

@@ -70,6 +70,9 @@ def test_what_was_changed_is_found(path, value):
     ({"path_radii": [0, 1, 0]}, "one whole number for each return"), ({"path_radii": [0, 1, 0, 3]}, "path radius 3"), ({"path_radii": [0, 1, 0, 2]}, "path radius 2 is above 1"), ({"path_radii": None}, "path radii belong"),
     ({"mechanism": Neighbours(neighbours=51)}, "51 neighbours"), ({"actions": None}, "actions of neighbours"), ({"looks": "anytime"}, "leave nothing to chance"),
     ({"actions": neighbours_evidence([[0, 1, 0, 1, 1]], 2)}, "at most 4 units"), ({"actions": neighbours_evidence([[0, 2]], 2)}, "an action below 2"),
+    ({"actions": neighbours_evidence([[0, 1]], 2) | {"votes": ["01", "0"]}}, "all equally long"), ({"actions": neighbours_evidence([[0, 1]], 2) | {"votes": ["0A"]}}, "signs of 0123"),
+    ({"actions": neighbours_evidence([[0, 1]], 2) | {"votes": ["0١"]}}, "all equally long"), ({"actions": neighbours_evidence([[0, 1]], 2) | {"votes": [""]}}, "not empty"),
+    ({"actions": neighbours_evidence([[0, 1]], 2) | {"votes": ["01", [0, 1]]}}, "all equally long"), ({"actions": neighbours_evidence([[0, 1]], 2) | {"votes": [[0, 1], "01"]}}, "2 deep"),
     ({"actions": neighbours_evidence([[0, 1]], 1 << 18)}, "actions 262144"), ({"actions": neighbours_evidence([[0, 1]], 2, [2])}, "reference"),
     ({"goal": "return>=0.5@0.01"}, "leave nothing to chance"), ({"accountant": "rdp"}, "leave nothing to chance"), ({"voted": {}}, "voted must have exactly the keys"),
 ])  # fmt: skip
@@ -117,3 +120,11 @@ def test_a_file_that_asks_for_much_is_refused(refusal):
     certificate = made()
     certificate["inputs"] = inputs
     assert "operations" in refusal(lambda: verify(certificate))
+
+
+def test_votes_are_texts_or_numbers_and_mean_the_same():
+    as_text, as_numbers = made(), made(actions=neighbours_evidence([[0] * 4, [0, 1, 0, 1], [1] * 4], 2) | {"votes": [[0] * 4, [0, 1, 0, 1], [1] * 4]})
+    text = made(actions=neighbours_evidence([[0] * 4, [0, 1, 0, 1], [1] * 4], 2))
+    assert isinstance(text["inputs"]["actions"]["votes"][0], str) and text["results"] == as_numbers["results"] and verify(as_numbers) == verify(text) == verify(as_text) == []
+    # Beyond 36 actions they have no signs.
+    assert neighbours_evidence([[0, 36]], 37)["votes"] == [[0, 36]] and neighbours_evidence([[0, 35]], 36)["votes"] == ["0z"]
