@@ -77,6 +77,11 @@ class Emulator:
         return self.probability == 0 or self.draws.random_raw(DRAWS)[0] / 2**32 >= self.probability
 
 
+# What no step changes.
+SHARED = (gymnasium.Space, EnvSpec, Emulator)
+TABULAR = "gymnasium.envs.toy_text."
+
+
 class Snapshots:
     """States of one environment. `environment` is at the one that was restored, or is stepped from there."""
 
@@ -85,6 +90,9 @@ class Snapshots:
         self._shared: list = []
         self._number: dict[int, int] = {}
         inner: Any = environment.unwrapped
+        if type(inner).__module__.startswith(TABULAR) and hasattr(inner, "P"):
+            # Its table of transitions.
+            self._share(inner.P)
         if type(inner).__module__ == "ale_py.env":
             self.emulator = inner.ale = Emulator(inner.ale, inner._action_set[0])
 
@@ -102,11 +110,15 @@ class Snapshots:
         if self.emulator is not None:
             self.emulator.restore(*state)
 
-    def number(self, shared) -> int:
-        if id(shared) not in self._number:
-            self._number[id(shared)] = len(self._shared)
-            self._shared.append(shared)
-        return self._number[id(shared)]
+    def number(self, obj) -> int | None:
+        """Of what no step changes; None of anything else."""
+        found = self._number.get(id(obj))
+        return self._share(obj) if found is None and isinstance(obj, SHARED) else found
+
+    def _share(self, obj) -> int:
+        self._number[id(obj)] = len(self._shared)
+        self._shared.append(obj)
+        return len(self._shared) - 1
 
     def shared(self, number: int):
         return self._shared[number]
@@ -118,7 +130,7 @@ class _Pickler(pickle.Pickler):
         self.snapshots = snapshots
 
     def persistent_id(self, obj):
-        return self.snapshots.number(obj) if isinstance(obj, (gymnasium.Space, EnvSpec, Emulator)) else None
+        return self.snapshots.number(obj)
 
     def reducer_override(self, obj):
         # Some environments pickle as what makes them anew.
