@@ -13,6 +13,7 @@ import numpy as np
 
 from mucd_ray.certify.confidence.proportions import clopper_pearson_lower, clopper_pearson_upper
 from mucd_ray.certify.radius import radius_ladder
+from mucd_ray.certify.rules import Rule
 from mucd_ray.certify.votes import POLICIES_PER_UNIT, sizes
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.work import spend
@@ -89,13 +90,20 @@ class ExactVotes:
 
 
 class LeastRadii:
-    """Rows are, for every action, the least number of changed units that can make the policy take it: 0 for the one it takes."""
+    """Rows are, for every action, the least number that must change to make the policy take it: 0 for the one it takes.
+
+    Args:
+        reach: how many a changed unit can change.
+    """
+
+    def __init__(self, reach: int = 1):
+        self.reach = reach
 
     def choice(self, rows: np.ndarray) -> np.ndarray:
         return rows.argmin(1)
 
     def possible(self, rows: np.ndarray, radius: int, width: int) -> np.ndarray:
-        return rows <= radius
+        return rows <= self.reach * radius
 
 
 class Rows:
@@ -108,7 +116,10 @@ class Rows:
         self._choice: list[int] = []
         self.add(np.array(rows, np.int64).reshape(-1, actions))
 
-    def add(self, rows: np.ndarray) -> list[int]:
+    def past(self, row: int | None) -> None:
+        """What came before counts at no node."""
+
+    def add(self, rows: np.ndarray, pasts=None) -> list[int]:
         """The numbers of these rows [n, A]."""
         keys = list(map(tuple, rows.tolist()))
         new = [key for key in dict.fromkeys(keys) if key not in self._number]
@@ -131,6 +142,80 @@ class Rows:
         if len(self._choice) <= row:
             self._choice += self.rule.choice(self.table[len(self._choice) :]).tolist()
         return self._choice[row]
+
+
+class RuleRows:
+    """What a vote rule sees at nodes, each different thing once: what all policies vote there, and at the last nodes on the way there. Its rows are, for every action, a lower bound on the number of
+    policies (or buckets of units) that must change before the rule can choose it: 0 for the one that it chooses.
+
+    Whoever changes so many policies may change all their votes on that way. So their choice at a node is possible within a radius only if it is within the row's reach, whichever way led there.
+
+    Args:
+        reach: how many of them a changed unit can change.
+        reached: the policies that learn from each bucket, [u, d].
+    """
+
+    def __init__(self, rule: Rule, *, actions: int, window: int | None, reached: np.ndarray, reach: int):
+        self.rule, self.actions, self.window, self.reached = rule, actions, window, reached
+        self.rows = Rows(LeastRadii(reach), actions)
+        self._ballots: list[tuple[np.ndarray, np.ndarray | None]] = []
+        self._ballot: dict[bytes, int] = {}
+        # Per number: the ballots that the rule sees, the newest last; and its row.
+        self._seen: list[tuple[int, ...]] = []
+        self._number: dict[tuple[int, ...], int] = {}
+        self._row: list[int] = []
+
+    def past(self, number: int | None) -> tuple[int, ...]:
+        """The ballots that the rule still sees at the next node."""
+        return () if number is None or not self.window else self._seen[number][max(0, len(self._seen[number]) + 1 - self.window) :]
+
+    def add(self, ballots: tuple[np.ndarray, np.ndarray | None], pasts: list[tuple[int, ...]]) -> list[int]:
+        """The numbers of nodes with these votes int [n, u] and, of a scored rule, preferences [n, A, A] (`preferences_of`), after these pasts."""
+        votes, preferences = ballots
+        numbers, new = [], []
+        for k, past in enumerate(pasts):
+            ballot = votes[k], None if preferences is None else preferences[k]
+            content = b"".join(part.tobytes() for part in ballot if part is not None)
+            if content not in self._ballot:
+                self._ballot[content] = len(self._ballots)
+                self._ballots.append(ballot)
+            seen = (*past, self._ballot[content])
+            if seen not in self._number:
+                self._number[seen] = len(self._seen)
+                self._seen.append(seen)
+                new.append(seen)
+            numbers.append(self._number[seen])
+        sizes = np.zeros((len(new), self.actions), np.int64)
+        # Those that see as many steps, together: the last step of each is that of the node.
+        for length in sorted({len(seen) for seen in new}):
+            places = [k for k, seen in enumerate(new) if len(seen) == length]
+            sizes[places] = self._sizes([ballot for k in places for ballot in new[k]], length)
+        self._row += self.rows.add(sizes)
+        return numbers
+
+    def _sizes(self, ballots: list[int], length: int) -> np.ndarray:
+        votes = np.stack([self._ballots[ballot][0] for ballot in ballots])
+        scored = [preferences for ballot in ballots if (preferences := self._ballots[ballot][1]) is not None]
+        chosen, sizes = (found[length - 1 :: length] for found in self.rule.decide(votes, np.stack(scored) if scored else None, self.actions, length if self.rule.windowed else None, self.reached))
+        # A majority can make a rule choose anything; and no change, nothing else.
+        sizes = np.clip(sizes, 1, most_size(votes.shape[1]))
+        sizes[np.arange(len(sizes)), chosen] = 0
+        return sizes
+
+    def row(self, number: int) -> int:
+        """In the table of `rows`."""
+        return self._row[number]
+
+    def choice(self, number: int) -> int:
+        return self.rows.choice(self._row[number])
+
+    def possible(self, number: int, radius: int, width: int) -> tuple[int, ...]:
+        return self.rows.possible(self._row[number], radius, width)
+
+
+def most_size(policies: int) -> int:
+    """So many of them, a majority, can make every vote rule choose any action."""
+    return policies // 2 + 1
 
 
 @dataclass(kw_only=True)

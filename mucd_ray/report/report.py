@@ -20,6 +20,7 @@ from mucd_ray.certify.file.plain import plain_words
 from mucd_ray.certify.guarantees import THREATS
 from mucd_ray.certify.policy import return_band
 from mucd_ray.certify.rounding import confidence_percent, exactly, percent_down, percent_up, probability_down, probability_up, round_down, round_up, tenths_down
+from mucd_ray.certify.rules import RULES as VOTE_RULES
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.bag_then_noise import BagThenNoise
 from mucd_ray.mechanism.gaussian.mechanism import Mechanism
@@ -237,19 +238,22 @@ def _voted(certificate: dict, baselines: dict) -> FigureData:
     levels["public floor"] = inputs["return_range"][0]
     kept = [(f"{100 * float(share):g} %", entry["radius"], entry["bound"]) for share, entry in voted["keeps_played"].items() if entry["radius"] >= 0]
     episodes = _counted(voted["episodes"], "episode")
+    rule = inputs["voted"].get("rule")
+    whose = "the voted policy" if rule is None else f"the policy of vote rule {rule_name(rule['name'], rule['window'])}"
+    takes = "the action with the most votes" if rule is None else VOTE_RULES[rule["name"]].words.format(window=rule["window"])
     return _both(
         certificate,
         plots.return_bound,
         {
             "radius": np.array(curve["radius"]), "bounds": {f"in the {episodes} played": np.array(curve["played"]), "expected, over all episodes": np.array(curve["bound"])}, "levels": levels, "kept": kept,
-            "what": _what(inputs), "whose": "the voted policy", "units": inputs["units"], "unit": units,
+            "what": _what(inputs), "whose": whose, "units": inputs["units"], "unit": units,
         },
         name="voted_return",
-        title="Certified return of the voted policy",
-        caption=f"Claimed: lower bounds on the {_what(inputs)} of the policy that takes the action with the most votes, when up to r {units} are poisoned. Thick: its mean in the {episodes} that were played, "
+        title=f"Certified return of {whose}",
+        caption=f"Claimed: lower bounds on the {_what(inputs)} of the policy that takes {takes}, when up to r {units} are poisoned. Thick: its mean in the {episodes} that were played, "
         "which is its return where nothing is random in the environment; the other line: what it is expected to earn over all that is random there. Everything that poisoned votes could do in an episode is followed; where "
         f"that was given up, the least counts for all that is left. At r = 0 it was followed to the end in {claimed_percent(curve['complete'][0])} of the episodes.",
-        alt=f"Certified {_what(inputs)} of the voted policy in the episodes played, falling from {down(curve['played'][0])} at r = 0 to {down(curve['played'][-1])} at r = {whole(curve['radius'][-1])}; "
+        alt=f"Certified {_what(inputs)} of {whose} in the episodes played, falling from {down(curve['played'][0])} at r = 0 to {down(curve['played'][-1])} at r = {whole(curve['radius'][-1])}; "
         f"the policy itself earned {number(voted['unpoisoned_mean'])}.",
     )
 

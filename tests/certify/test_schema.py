@@ -113,6 +113,7 @@ def certificates():
         {"mechanism": BagThenNoise(bag_rate=0.02, sample_rate=0.5, noise_multiplier=4.0, clip_norm=0.1, steps=40, normaliser=10.0), "actions": votes_evidence(votes)},
         {"mechanism": Partition(parts=300, spread=3), "actions": votes_evidence(votes), "rule": {"name": "parl", "window": None, "never": 1, "actions": 2, "episodes": [{"seed": 0, "return": -90.0, "votes": [[0] * 300]}]}},
         {"mechanism": Partition(parts=POLICIES), "actions": exact_evidence(votes, [0, 0, 1]), "voted": voted_evidence("exact", 1, -1.0, [votes[:1]], [episode], never=1)},
+        {"mechanism": Partition(parts=POLICIES), "actions": exact_evidence(votes), "voted": voted_evidence("rule", 1, -1.0, [np.array([[0, 3]])], [episode], rule={"name": "tparl", "window": 2})},
         {"mechanism": Bag(bag_size=10), "evaluator": Evaluator(name="mine.py:success", sha256="0" * 64, low=-500, high=0)},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="function", name="mine.trainers:clone", sha256="0" * 64)},
         {"mechanism": Bag(bag_size=10), "trainer": Outside(kind="plug-in", name="forest", sha256="0" * 64), "features": {"source": "plug-in", "card": "Acrobot-v1", "encoder": "0f" * 32, "name": "arm"}},

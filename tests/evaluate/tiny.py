@@ -12,14 +12,14 @@ OTHERS = np.random.default_rng(0)
 class Walk(gymnasium.Env):
     """From state s action a leads to a place, and earns a reward, that the seed has drawn for (s, a); the last state ends the episode.
 
-    `forgets`: it draws from a generator that no seed resets.
+    `forgets`: it draws from a generator that no seed resets. `seen`: so many states look different, the others like one of them.
     """
 
-    observation_space = gymnasium.spaces.Box(0, 1, (STATES,), np.float32)
     action_space = gymnasium.spaces.Discrete(ACTIONS, start=1)
 
-    def __init__(self, forgets=False):
-        self.forgets = forgets
+    def __init__(self, forgets=False, seen=STATES):
+        self.forgets, self.seen = forgets, seen
+        self.observation_space = gymnasium.spaces.Box(0, 1, (seen,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -33,16 +33,17 @@ class Walk(gymnasium.Env):
         return self._observation(), reward, self.s == STATES - 1, False, {}
 
     def _observation(self):
-        return np.eye(STATES, dtype=np.float32)[self.s]
+        return np.eye(self.seen, dtype=np.float32)[self.s % self.seen]
 
 
-for name, forgets in (("Walk-v0", False), ("Forgetful-v0", True)):
-    gymnasium.register(f"mucd/{name}", lambda forgets=forgets: Walk(forgets), max_episode_steps=STEPS)
+SEEN = {"Walk-v0": STATES, "Forgetful-v0": STATES, "Aliased-v0": 3}
+for name, seen in SEEN.items():
+    gymnasium.register(f"mucd/{name}", lambda forgets=name == "Forgetful-v0", seen=seen: Walk(forgets, seen), max_episode_steps=STEPS)
 
 
 def card(name="Walk-v0"):
     return EnvironmentCard(
-        env_id=f"mucd/{name}", observation_shape=(STATES,), indices=(), center=(0.0,), scale=(1.0,), clip=10.0, return_range=(-4.0, 8.0), reward_range=(-1.0, 2.0), source="tests",
+        env_id=f"mucd/{name}", observation_shape=(SEEN[name],), indices=(), center=(0.0,), scale=(1.0,), clip=10.0, return_range=(-4.0, 8.0), reward_range=(-1.0, 2.0), source="tests",
         max_episode_steps=STEPS,
     )
 

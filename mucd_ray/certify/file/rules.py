@@ -5,8 +5,7 @@ import numpy as np
 from mucd_ray.certify.file.evidence import checked_array, checked_reals, checked_wholes
 from mucd_ray.certify.radius import named_radii
 from mucd_ray.certify.rounding import exactly, round_down, share, tenths_down
-from mucd_ray.certify.rules import RULES, counts_of
-from mucd_ray.certify.votes import POLICIES_PER_UNIT, policies_per_unit
+from mucd_ray.certify.rules import RULES, counts_of, reach_of
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.kinds import from_values
 from mucd_ray.mechanism.partition import Partition
@@ -64,8 +63,7 @@ def rule_results(inputs: dict, cap: int) -> dict:
     if not isinstance(evidence["episodes"], list) or not evidence["episodes"] or not inputs["rollouts"] or "evaluator" in inputs:
         raise MucdError("rule episodes must be a list, not empty, of an environment that is played")
     low, high = inputs["return_range"]
-    # A changed unit reaches one bucket, or two where it is replaced by another.
-    each = POLICIES_PER_UNIT[inputs["threat"]] if rule.buckets else policies_per_unit(mechanism, inputs["threat"])
+    each = reach_of(rule, mechanism, inputs["threat"])
     returns, radii, kept_out, reached = [], [], [], mechanism.reached()
     for episode in evidence["episodes"]:
         votes, preferences = checked_episode(episode, evidence["name"], actions, mechanism.parts)

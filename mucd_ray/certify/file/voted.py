@@ -12,7 +12,8 @@ from mucd_ray.certify.file.evidence import checked_array, checked_reals, checked
 from mucd_ray.certify.forbidden import avoided_radius
 from mucd_ray.certify.policy import SHARES_KEPT, return_band
 from mucd_ray.certify.rounding import exactly, percent_down, round_down, share
-from mucd_ray.certify.voted_return import END, ExactVotes, LeastRadii, Returns, Rows, SampledVotes, Tree, voted_path, voted_radii, worst_return
+from mucd_ray.certify.rules import RULES, reach_of
+from mucd_ray.certify.voted_return import END, ExactVotes, LeastRadii, Returns, Rows, SampledVotes, Tree, most_size, voted_path, voted_radii, worst_return
 from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.kinds import from_values
 from mucd_ray.mechanism.neighbours import Neighbours
@@ -22,19 +23,21 @@ from mucd_ray.words import counted
 
 KEYS = {"kind", "horizon", "least_reward", "rows", "episodes"}
 EPISODE_KEYS = {"rows", "node", "action", "reward", "next"}
-# By kind of mechanism, what may stand in a row: votes of the instances, votes of all parts, or the least number of changed units for each action. The policies of parts have only then
-# one vote each that is known if training has no randomness.
-KINDS = {"gaussian": ("votes",), "bag": ("votes",), "bag-then-noise": ("votes",), "partition": ("exact", "votes"), "neighbours": ("least",)}
+# By kind of mechanism, what may stand in a row: votes of the instances, votes of all parts, or the least number of changed units, or for a vote rule of changed parts, for each action. The
+# policies of parts have only then one vote each that is known if training has no randomness.
+KINDS = {"gaussian": ("votes",), "bag": ("votes",), "bag-then-noise": ("votes",), "partition": ("exact", "votes", "rule"), "neighbours": ("least",)}
 # Of these kinds nothing is sampled but the episodes.
-SURE = ("exact", "least")
+SURE = ("exact", "least", "rule")
 # Episodes times steps: more than a file could hold.
 MOST_STEPS = 1 << 40
 # What the policy does at a state, by kind.
-RULES = {"votes": "training on that dataset gives most often", "exact": "gets the most votes of all parts' policies", "least": "gets the most votes of the nearest units"}
+DOES = {"votes": "training on that dataset gives most often", "exact": "gets the most votes of all parts' policies", "least": "gets the most votes of the nearest units"}
 
 
-def rule_of(kind: str, guarantees, *, threat: str, instances: int, eta: float, steps: int):
-    """What an attacker can make of a row: see `certify/voted_return.py`. Half of `eta` is for all nodes, where they are sampled."""
+def rule_of(kind: str, guarantees, *, threat: str, instances: int, eta: float, steps: int, rule: str | None = None):
+    """What an attacker can make of a row: see `certify/voted_return.py`. Half of `eta` is for all nodes, where they are sampled. `rule`: the name of a vote rule, of its kind."""
+    if rule is not None:
+        return LeastRadii(reach_of(RULES[rule], guarantees.mechanism, threat))
     if kind == "votes":
         return SampledVotes(guarantees, instances=instances, eta=eta / 2, steps=steps)
     return ExactVotes(threat, guarantees.mechanism.spread) if kind == "exact" else LeastRadii()
@@ -46,14 +49,16 @@ def episode_evidence(tree: Tree) -> dict:
     return {"rows": list(tree.rows)} | {name: [step[k] for step in steps] for k, name in enumerate(("node", "action", "reward", "next"))}
 
 
-def voted_evidence(kind: str, horizon: int, least_reward: float | None, tables: list[np.ndarray], episodes: list[dict], never: int | None = None) -> dict:
-    """Episodes, each of whose rows are numbered in a table of its own [K, A], as one piece of evidence; `never`: the forbidden action, if there is one."""
+def voted_evidence(kind: str, horizon: int, least_reward: float | None, tables: list[np.ndarray], episodes: list[dict], never: int | None = None, rule: dict | None = None) -> dict:
+    """Episodes, each of whose rows are numbered in a table of its own [K, A], as one piece of evidence; `never`: the forbidden action, if there is one; `rule`: the vote rule's name and window, of its kind."""
     rows = Rows(None, tables[0].shape[1])
     renumbered = []
     for table, episode in zip(tables, episodes, strict=True):
         number = rows.add(table)
         renumbered.append(episode | {"rows": [number[row] for row in episode["rows"]]})
-    return {"kind": kind, "horizon": int(horizon), "least_reward": None if least_reward is None else float(least_reward), "rows": rows.table.tolist(), "episodes": renumbered} | ({} if never is None else {"never": never})
+    return {"kind": kind, "horizon": int(horizon), "least_reward": None if least_reward is None else float(least_reward), "rows": rows.table.tolist(), "episodes": renumbered} | {
+        name: value for name, value in (("never", never), ("rule", rule)) if value is not None
+    }
 
 
 def tree_of(episode: dict, rows: int, actions: int, horizon: int, least_reward: float | None) -> Tree:
@@ -95,7 +100,7 @@ def tree_of(episode: dict, rows: int, actions: int, horizon: int, least_reward: 
 def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
     """Every number about the voted policy, from `inputs` alone; `guarantees` may be None where none of its votes are sampled."""
     voted = inputs["voted"]
-    if not isinstance(voted, dict) or set(voted) - {"never"} != KEYS:
+    if not isinstance(voted, dict) or set(voted) - {"never", "rule"} != KEYS:
         raise MucdError(f"voted must have exactly the keys {', '.join(sorted(KEYS))}")
     kind = voted["kind"]
     if not isinstance(kind, str) or kind not in KINDS.get(inputs["mechanism"]["kind"], ()):
@@ -104,8 +109,13 @@ def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
     if voted["least_reward"] is not None:
         checked_reals("voted least reward", [voted["least_reward"]])
     table = checked_array("voted rows", voted["rows"], 2)
+    name = _checked_rule(voted, inputs)
     if kind == "least":
         _check_least(table, inputs)
+    elif kind == "rule":
+        most = most_size(inputs["mechanism"]["parts"])
+        if table.shape[1] < 2 or np.any((table == 0).sum(1) != 1) or table.max() > most:
+            raise MucdError(f"voted rows must be of at least 2 actions, have one 0 each, and nothing above {most}, a majority of {inputs['mechanism']['parts']} parts")
     else:
         voters = {"votes": len(inputs["returns"]), "exact": inputs["mechanism"].get("parts")}[kind]
         if table.shape[1] < 2 or np.any(table > voters) or np.any(table.sum(1) != voters):
@@ -122,8 +132,26 @@ def voted_results(inputs: dict, guarantees, eta: float, cap: int) -> dict:
         checked_wholes("voted never", [voted["never"]])
         if voted["never"] >= actions:
             raise MucdError(f"voted never {voted['never']} must be an action below {actions}")
-    rows = Rows(rule_of(kind, guarantees, threat=inputs["threat"], instances=len(inputs["returns"]), eta=eta, steps=len(trees) * horizon), actions, voted["rows"])
+    rows = Rows(rule_of(kind, guarantees, threat=inputs["threat"], instances=len(inputs["returns"]), eta=eta, steps=len(trees) * horizon, rule=name), actions, voted["rows"])
     return _numbers(inputs, trees, rows, returns, eta if kind in SURE else eta / 2, cap) | {"kind": kind}
+
+
+def _checked_rule(voted: dict, inputs: dict) -> str | None:
+    """The name of the vote rule, of its kind. Raises MucdError where it is none."""
+    if (voted["kind"] == "rule") != ("rule" in voted):
+        raise MucdError("voted rule is that of voted kind 'rule', and of no other")
+    if "rule" not in voted:
+        return None
+    rule = voted["rule"]
+    if not isinstance(rule, dict) or set(rule) != {"name", "window"} or not isinstance(rule["name"], str) or rule["name"] not in RULES:
+        raise MucdError(f"voted rule must have a name among {', '.join(RULES)}, and a window")
+    if rule["window"] is not None:
+        checked_wholes("voted rule window", [rule["window"]])
+    if (rule["window"] is not None) != RULES[rule["name"]].windowed or rule["window"] == 0:
+        raise MucdError(f"voted rule window {rule['window']} must be at least 1 where the past counts, else null")
+    if inputs["trainer"] is not None:
+        raise MucdError("vote rules are those of a partition whose parts are trained once each, by the package's own learners")
+    return rule["name"]
 
 
 def _check_least(table: np.ndarray, inputs: dict) -> None:
@@ -185,8 +213,9 @@ def voted_claim(inputs: dict, voted: dict, what: str) -> str:
     low, high = inputs["return_range"]
     bound, half, played = partial(round_down, width=high - low), voted["keeps"]["0.5"], voted["keeps_played"]["0.5"]
     at, tree = voted["curve"]["radius"].index(max(played["radius"], 0)), inputs["voted"]
+    whose = f"Voted policy, which takes at every state the action that {DOES[voted['kind']]}" if voted["kind"] != "rule" else f"Policy of vote rule {tree['rule']['name']}, which takes {RULES[tree['rule']['name']].words.format(window=tree['rule']['window'])}"
     words = (
-        f"Voted policy, which takes at every state the action that {RULES[voted['kind']]}: on D it earned {bound(voted['unpoisoned_mean'])} in the mean of {counted(voted['episodes'], 'episode')}. "
+        f"{whose}: on D it earned {bound(voted['unpoisoned_mean'])} in the mean of {counted(voted['episodes'], 'episode')}. "
         + (
             f"For every D' with r = {played['radius']} ({share(played['radius'], inputs['units'])} of D) its mean {what} in these episodes, whose randomness is the same for D', is at least {bound(played['bound'])} "
             f"({percent_down(voted['curve']['complete'][at])} % of them were followed to their end through everything that D' can make of them)"

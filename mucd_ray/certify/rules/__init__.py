@@ -8,7 +8,8 @@ import numpy as np
 from mucd_ray.certify.rules.finite_aggregation import finite_aggregation
 from mucd_ray.certify.rules.run_off import elected, run_off
 from mucd_ray.certify.rules.temporal import dparl, leading_window, tparl
-from mucd_ray.certify.votes import sizes
+from mucd_ray.certify.votes import POLICIES_PER_UNIT, policies_per_unit, sizes
+from mucd_ray.mechanism.partition import Partition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,11 @@ class Rule:
     windowed: bool = False
     scored: bool = False
     buckets: bool = False
+
+
+def reach_of(rule: Rule, mechanism: Partition, threat: str) -> int:
+    """How many of the policies, or buckets, that sizes count a changed unit can change."""
+    return POLICIES_PER_UNIT[threat] if rule.buckets else policies_per_unit(mechanism, threat)
 
 
 def counts_of(votes: np.ndarray, actions: int) -> np.ndarray:

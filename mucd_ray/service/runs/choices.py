@@ -31,7 +31,7 @@ class Choices:
 
     `policy` "instance": one instance drawn at random. "vote": beside it the voted policy, in so many `episodes`, each followed to at most so many `nodes` beside its own path.
 
-    `rule`: beside it the policy of a vote rule (certify/rules), in so many `episodes`; `window`: how many steps count for one over time. `never`: an action, counted from 0, that the rule's policy, or the
+    `rule`: beside it the policy of a vote rule (certify/rules), in so many `episodes`, and with `policy` "vote" it is the one that is followed; `window`: how many steps count for one over time. `never`: an action, counted from 0, that the rule's policy, or the
     voted one, shall be kept from.
     """
 
@@ -58,7 +58,7 @@ class Choices:
             Goal.parse(self.goal)
         if self.policy not in POLICIES:
             raise MucdError(f"policy {self.policy!r} is unknown: use one of {', '.join(POLICIES)}")
-        for name, least in (("episodes", 1), ("nodes", 0)):
+        for name, least in (("episodes", 1), ("nodes", 1)):
             if not (type(getattr(self, name)) is int and least <= getattr(self, name) <= MOST):
                 raise MucdError(f"{name} {getattr(self, name)} must be a whole number from {least} to {MOST:,}")
         if self.rule is not None and not (isinstance(self.rule, str) and self.rule in RULES):

@@ -40,7 +40,10 @@ class Ballots:
         self.counts: list[np.ndarray] = []
         self.preferences: list[np.ndarray] = []
 
-    def add(self, outputs: np.ndarray) -> list[int]:
+    def past(self, step: int | None) -> None:
+        """There is one way only, and all of it is here."""
+
+    def add(self, outputs: np.ndarray, pasts=None) -> list[int]:
         votes = greedy_actions(outputs[:, 0])
         self.votes.append(votes)
         self.counts.append(counts_of(votes[None], outputs.shape[2])[0])

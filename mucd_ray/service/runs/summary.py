@@ -22,6 +22,7 @@ from mucd_ray.report.report import (
     yardsticks,
 )
 from mucd_ray.report.warnings import warnings_of
+from mucd_ray.service.runs.voting import SEARCH
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.words import counted
 
@@ -80,7 +81,7 @@ def summarise(store: RunStore, certificate: dict) -> dict:
     if policy:
         summary |= _of_returns(inputs, policy, certificate["context"])
     if "voted" in results:
-        summary["voted"] = _voted(results["voted"], certificate["context"])
+        summary["voted"] = _voted(results["voted"], certificate["context"]) | {"rule": inputs["voted"].get("rule"), "search": _search(results["voted"]["curve"], store.read_json(SEARCH))}
     elif (median := certificate["context"].get("median_action_return")) is not None:
         summary["voted"] = {"kind": "median", "mean": median, "keeps": None, "yardsticks": {}}
     if "never" in results.get("voted", {}):
@@ -133,6 +134,15 @@ def _voted(voted: dict, context: dict) -> dict:
         "played": {"keeps": voted["keeps_played"], "yardsticks": yardsticks(curve | {"bound": curve["played"]}, baselines)},
         "normalised": normalised_score(voted["unpoisoned_mean"], context["normalised"]),
     }
+
+
+def _search(curve: dict, search: dict | None) -> dict | None:
+    """How far all episodes were followed, for how many steps at each radius up to the first at which one was given up, and how fast; None where an earlier version has followed them."""
+    if search is None or not search["seconds"]:
+        return None
+    steps = dict(zip(search["radius"], search["steps"], strict=True))
+    at = [{"radius": radius, "steps": steps[radius], "complete": complete, "bound": bound} for radius, complete, bound in zip(curve["radius"], curve["complete"], curve["played"]) if radius in steps]
+    return {"nodes": search["nodes"], "seconds": search["seconds"], "nodes_per_second": search["nodes"] / search["seconds"], "at": at}
 
 
 def _rule(evidence: dict, rule: dict) -> dict:
@@ -262,18 +272,29 @@ def _episodes(summary: dict) -> str:
 def _describe_voted(voted: dict, summary: dict, bound) -> list[str]:
     if voted["kind"] == "median":
         return [f"voted policy (median action in each dimension) {number(voted['mean']):>10s}; its return is not certified: a certificate of the voted return is available for discrete actions"]
-    lines = [f"voted policy             {number(voted['mean']):>10s}  ({counted(voted['episodes'], 'episode')})"]
+    name = "voted policy" if voted["rule"] is None else f"policy of {rule_name(voted['rule']['name'], voted['rule']['window'])}"
+    lines = [f"{name:24s} {number(voted['mean']):>10s}  ({counted(voted['episodes'], 'episode')})"]
     for what, keeps in (("in these episodes", voted["played"]["keeps"]), ("expected", voted["keeps"])):
         kept = [
             f"{100 * float(share):.0f} % up to r = {entry['radius']} ({percent_down(entry['fraction'])} %, at least {bound(entry['bound'])})" for share, entry in keeps.items() if entry["radius"] >= 0
         ]
-        lines.append(f"certified: voted policy, return {what}: keeps {', '.join(kept)}" if kept else f"certified: voted policy, return {what}: keeping half is not certified at any r")
+        lines.append(f"certified: {name}, return {what}: keeps {', '.join(kept)}" if kept else f"certified: {name}, return {what}: keeping half is not certified at any r")
     if "never" in voted:
         shares = ", ".join(f"{percent_down(row['share'])} % at r = {row['radius']}" for row in voted["never"]["at"])
         lines.append(f"certified: forbidden action {voted['never']['action']} never taken in the whole episode: {shares} of these episodes")
+    lines += _describe_search(voted["search"], bound) if voted["search"] else []
     if voted["complete"] < 1:
         lines.append(f"of {percent_down(1 - voted['complete'])} % of its episodes not even what r = 0 leaves open was followed to the end (more --instances decide more votes; --nodes follows further)")
     return lines
+
+
+def _describe_search(search: dict, bound) -> list[str]:
+    whole = [row for row in search["at"] if row["complete"] == 1]
+    part = next((row for row in search["at"] if row["complete"] < 1), None)
+    reach = [f"to the end of all episodes up to r = {whole[-1]['radius']} (mean at least {bound(whole[-1]['bound'])})"] if whole else []
+    reach += [f"for at least {counted(part['steps'], 'step')} at r = {part['radius']} (mean at least {bound(part['bound'])})"] if part else []
+    speed = f"{counted(search['nodes'], 'node')}, {number(search['nodes_per_second'])} a second"
+    return [f"search: all that poisoned votes could do was followed {', and '.join(reach)}; {speed}"] if reach else []
 
 
 def _describe_rule(rule: dict, bound) -> list[str]:

@@ -8,6 +8,7 @@
     blocks/         finished instances, one self-describing file per block
     parts/          of a partition: the policies of its parts, which instances are draws of, in blocks of the same kind
     voted/          episodes of the voted policy, followed wherever poisoned votes could lead
+    search.json     how many nodes that were, and how long it took
     rules/          episodes of the policies of vote rules, with all votes
     failures/       for people: of what trainers from outside failed, one example for each cause
     drivers/        who is working on the run, each file renewed while its driver lives
@@ -312,7 +313,9 @@ class RunStore:
         text = json.dumps(value, indent=1, allow_nan=False)
         # Rows of numbers stand in a line each: votes would fill most of a file with spaces. A line break is never inside a text.
         text = re.sub(r'\[\n([^][{}"]*)\]', lambda row: f"[{' '.join(row[1].split())}]", text)
-        self.storage.replace(name, text.encode())
+        if len(content := text.encode()) > MOST_JSON_BYTES:
+            raise MucdError(f"{self.file(name)} would have {len(content):,} bytes, and no such file may have more than {MOST_JSON_BYTES:,}: certify fewer --episodes, or follow fewer --nodes")
+        self.storage.replace(name, content)
 
     def read_json(self, name: str, most_bytes: int = MOST_JSON_BYTES):
         try:

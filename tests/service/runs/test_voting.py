@@ -62,7 +62,7 @@ def test_the_voted_policy_is_certified_resumed_and_certified_again_without_train
     again = certify(store, VOTE)
     assert path.read_bytes() == before and len(list((store.path / "voted").iterdir())) == 3
     # Less was followed of the same trees.
-    shorter = certify(store, Choices(policy="vote", episodes=3, nodes=0))
+    shorter = certify(store, Choices(policy="vote", episodes=3, nodes=1))
     assert verify(shorter) == [] and len(list((store.path / "voted").iterdir())) == 6
     ours, theirs = again["results"]["voted"], shorter["results"]["voted"]
     assert ours["unpoisoned_mean"] == theirs["unpoisoned_mean"] and all(a >= b for a, b in zip(ours["curve"]["played"], theirs["curve"]["played"]))
@@ -127,7 +127,7 @@ def test_continuous_actions_have_a_median_policy_and_no_certificate_of_its_retur
     assert "a certificate of the voted return is available for discrete actions" in describe(summary)
 
 
-@pytest.mark.parametrize("changes,complaint", [({"policy": "all"}, "policy 'all' is unknown"), ({"episodes": 0}, "episodes 0 must be"), ({"nodes": -1}, "nodes -1 must be"), ({"episodes": 10**9}, "episodes 1000000000")])
+@pytest.mark.parametrize("changes,complaint", [({"policy": "all"}, "policy 'all' is unknown"), ({"episodes": 0}, "episodes 0 must be"), ({"nodes": 0}, "nodes 0 must be a whole number from 1"), ({"episodes": 10**9}, "episodes 1000000000")])
 def test_bad_choices_are_refused(changes, complaint):
     with pytest.raises(MucdError, match=complaint):
         Choices(**changes)
