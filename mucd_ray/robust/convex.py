@@ -112,16 +112,16 @@ class ExcessRisk:
 
     @property
     def gradient_changes(self) -> float:
-        """At most this is the sum of |zeta_i|: (1 + R / 4) S + k (1 + B)."""
+        """At most this is the sum of the norms of all zeta_i: (1 + R / 4) S + k (1 + B)."""
         return (1 + SMOOTHNESS * self.radius) * self.total + self.flips * (1 + self.per_sample)
 
     def online(self, delta: float | None = None) -> float:
-        """Against an attacker who knows all that was drawn so far, but not what comes: R^2 / (2 eta n) + eta (1 + B)^2 / 2 + 2 R sum |zeta_i| / n."""
+        """Against an attacker who knows all that was drawn so far, but not what comes: R^2 / (2 eta n) + eta (1 + B)^2 / 2 + 2 R Z / n, Z = `gradient_changes`."""
         optimisation = self.radius**2 / (2 * self.step * self.samples) + self.step * (1 + self.per_sample) ** 2 / 2
         return optimisation + 2 * self.radius * self.gradient_changes / self.samples + self._chance(delta)
 
     def offline(self, delta: float | None = None) -> float:
-        """Against one who poisons the whole sample at once, knowing all of it: R^2 / (2 eta n) + eta / 2 + eta sum |zeta_i|.
+        """Against one who poisons the whole sample at once, knowing all of it: R^2 / (2 eta n) + eta / 2 + eta Z, Z = `gradient_changes`.
 
         Raises:
             MucdError: a rate above 8, for which steps may drive two iterates apart.

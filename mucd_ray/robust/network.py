@@ -29,7 +29,16 @@ class TwoLayer:
 
     def input_gradients(self, samples: Tensor) -> Tensor:
         """The gradients of f with respect to samples [n, d]: [n, d]."""
-        return torch.cat([((part @ self.weights.T > 0) * self.signs) @ self.weights for part in samples.split(ROWS)]) / self.width**0.5
+        return self.outputs_and_gradients(samples)[1]
+
+    def outputs_and_gradients(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Both of them, by two matrix products."""
+        outputs, gradients = [], []
+        for part in samples.split(ROWS):
+            before = part @ self.weights.T
+            outputs.append(before.clamp_min(0) @ self.signs)
+            gradients.append(((before > 0) * self.signs) @ self.weights)
+        return torch.cat(outputs) / self.width**0.5, torch.cat(gradients).div_(self.width**0.5)
 
     def accuracy(self, samples: Tensor, labels: Tensor) -> float:
         """The share of samples [n, d] with labels of -1 and 1 [n] for which y f(x) > 0."""

@@ -42,7 +42,7 @@ def _spendable(budget: float | None, samples: Tensor) -> float | None:
     return None if budget is None else max(0.0, budget - 2 * torch.finfo(samples.dtype).eps * (float(samples.double().norm(dim=1).sum()) + budget))
 
 
-def negated_loss(surrogate: TwoLayer, samples: Tensor, labels: Tensor, *, per_sample: float | None = None, total: float | None = None, steps: int = 100, rate: float = 0.1) -> Tensor:
+def negated_loss(surrogate: TwoLayer, samples: Tensor, labels: Tensor, *, per_sample: float | None = None, total: float | None = None, steps: int = 40, rate: float = 0.1) -> Tensor:
     """Samples [n, d] moved by projected gradient ascent on -ln(1 + exp(y f(x))), the negated loss of a surrogate that was trained on clean data.
 
     Its slope vanishes where a sample is wrong already, so that a budget for all (l2,1 ball, regime A) goes to those that are not; with a budget for each (l2,inf ball, regime B) every
@@ -57,9 +57,10 @@ def negated_loss(surrogate: TwoLayer, samples: Tensor, labels: Tensor, *, per_sa
     bounds = {"per_sample": _spendable(per_sample, longest), "total": _spendable(total, samples)}
     added = torch.zeros_like(samples)
     for _ in range(steps):
-        x = samples + added
-        ascent = -(labels * torch.sigmoid(labels * surrogate.outputs(x)))[:, None] * surrogate.input_gradients(x)
-        added = projected(added + rate * ascent / ascent.norm(dim=1).max().clamp_min(1e-30), **bounds)
+        outputs, gradients = surrogate.outputs_and_gradients(samples + added)
+        slopes = labels * torch.sigmoid(labels * outputs)
+        largest = float((slopes.abs() * gradients.norm(dim=1)).max())
+        added = projected(added - gradients.mul_((slopes * (rate / max(largest, 1e-30)))[:, None]), **bounds)
     after = samples + added
     check_moved(samples, after, per_sample=per_sample, total=total)
     return after

@@ -21,7 +21,7 @@ def projected(perturbations: Tensor, *, per_sample: float | None = None, total: 
     for name, bound in (("per sample (B)", per_sample), ("in total (S)", total)):
         if bound is not None and not bound >= 0:
             raise MucdError(f"the bound {name}, {bound}, must be a number of at least 0")
-    norms = perturbations.double().norm(dim=1)
+    norms = torch.linalg.vector_norm(perturbations, dim=1, dtype=torch.float64)
     most = float("inf") if per_sample is None else per_sample
 
     def kept(theta: float) -> Tensor:
@@ -37,4 +37,4 @@ def projected(perturbations: Tensor, *, per_sample: float | None = None, total: 
             low, high = (middle, high) if kept(middle).sum() > total else (low, middle)
         theta = high
     scale = torch.where(norms > 0, kept(theta) / norms, 0.0)
-    return (perturbations * scale[:, None]).to(perturbations.dtype)
+    return perturbations * scale.to(perturbations.dtype)[:, None]
