@@ -25,7 +25,8 @@ CONDITIONS = {
 def claim_sentences(inputs: dict, results: dict) -> list[str]:
     """The sentences of a certificate, from its inputs and results alone."""
     if inputs["mechanism"]["kind"] == Neighbours.kind:
-        return neighbour_claim(inputs, results)
+        change, *others = neighbour_claim(inputs, results)
+        return [change, *_features_of(inputs), *others]
     kind = UNITS[inputs["mechanism"]["unit"]]
     sentences = []
     if not results["sound"]:
@@ -38,9 +39,7 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
         "Training is the randomised mechanism recorded here, with randomness that the attacker does not know."
     )
     sentences += OF_UNITS.get(inputs["mechanism"]["unit"], [])
-    if "features" in inputs:
-        # There is no environment whose id could be named.
-        sentences.append(_features(inputs["features"] | ({"card": "the declared space"} if "declared" in inputs else {})))
+    sentences += _features_of(inputs)
     if "declared" in inputs:
         sentences += declared_claim(inputs, results)
     elif results["policy"] is None:
@@ -66,6 +65,11 @@ def claim_sentences(inputs: dict, results: dict) -> list[str]:
     if results["goal"] is not None:
         sentences.append(_goal(inputs, results["goal"]))
     return [*sentences, *_confidence(inputs, results)]
+
+
+def _features_of(inputs: dict) -> list[str]:
+    # Without an environment there is no id that could be named.
+    return [_features(inputs["features"] | ({"card": "the declared space"} if "declared" in inputs else {}))] if "features" in inputs else []
 
 
 def _features(features: dict) -> str:

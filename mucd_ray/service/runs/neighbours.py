@@ -167,6 +167,7 @@ def certify_neighbours(store: RunStore, choices: Choices, nearest: Callable[[], 
             mechanism=settings.mechanism, units=settings.units, returns=found["returns"], path_radii=found["path_radii"][choices.threat], return_range=settings.return_range,
             discount=settings.discount, clipped=settings.card.clip_returns, condition=settings.condition, threat=choices.threat, radius_cap=settings.radius_cap(choices.threat),
             eta=choices.eta, band=choices.band, rollouts=1 if settings.plays else 0, declared=None if settings.plays else cast(DeclaredCard, settings.card).declared,
+            features=None if settings.card.encoder is None else settings.features_source,
             actions=neighbours_evidence(neighbour_votes(found), settings.actions, (store.baselines() or {}).get("reference")),
         )
     with stage("certificate"):

@@ -41,7 +41,7 @@ def test_neighbours(images, tmp_path, capfd):
     summary = json.loads(capfd.readouterr().out)
     dataset, certificate = load_dataset(IMAGES), read_certificate(run / "certificate.json")
     assert summary["certified_accuracy"] == accuracy(dataset, certificate) and summary["units"] == 600 and summary["unit"] == "transition"
-    assert verify(certificate) == [] and certificate["inputs"]["actions"]["reference"] == dataset.test.labels.tolist() and isinstance(certificate["inputs"]["actions"]["votes"][0], str)
+    assert "the features gradient-histograms of mucd_ray" in certificate["claim"][1] and verify(certificate) == [] and certificate["inputs"]["actions"]["reference"] == dataset.test.labels.tolist() and isinstance(certificate["inputs"]["actions"]["votes"][0], str)
     # By hand: at each test image the labels of the images nearest to it by plain distances.
     features, states = ([gradient_histograms(image).astype(float) for image in images] for images in (dataset.observations, dataset.test.observations))
     for state, votes in zip(states, certificate["inputs"]["actions"]["votes"]):
