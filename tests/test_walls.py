@@ -19,6 +19,7 @@ FORBIDDEN = {
     "learn": {"ray"},
     "evaluate": {"ray"},
     "attack": {"ray"},
+    "robust": {"ray"},
     "report": {"torch", "opacus", "ray", "gymnasium", "minari"},
 }
 ROOMS_BELOW = {
@@ -28,6 +29,7 @@ ROOMS_BELOW = {
     "learn": {"data", "mechanism"},
     "evaluate": {"data", "mechanism", "learn"},
     "attack": {"data", "mechanism", "certify", "learn"},
+    "robust": {"data", "mechanism", "certify", "learn", "attack"},
     "report": {"mechanism", "certify"},
 }
 
