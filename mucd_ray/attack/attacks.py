@@ -149,6 +149,8 @@ def gradient_aligned(dataset: OfflineDataset, budget: Budget, rng: np.random.Gen
             x = torch.clamp(x + ASCENT_RATE * gradient.sign(), low, high)
     scores = alignment(x.detach()).detach().numpy()
     best, moved = np.argsort(-scores, kind="stable"), clone.raw(x).reshape(size, *dataset.observations.shape[1:])
+    # A clone of huge numbers has no gradient to follow.
+    moved = np.where(np.isfinite(moved), moved, dataset.observations[pool])
     observations = _in_space(moved, dataset.observation_space, dataset.observations.dtype)
 
     def rows_of(count: int, _) -> np.ndarray:

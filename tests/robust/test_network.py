@@ -104,7 +104,7 @@ def test_an_online_attacker_spends_b_until_s_is_gone():
     _, seen = trained(network, x, y, online=OnlineAttack(per_sample=0.25, total=10.1))
     norms = (seen.double() - x.double()).norm(dim=1)
     check_moved(x, seen, per_sample=0.25, total=10.1)
-    assert norms[:40] == pytest.approx(np.full(40, 0.25), abs=1e-5) and norms[40] == pytest.approx(0.1, abs=1e-4) and not norms[42:].any()
+    assert norms[:40] == pytest.approx(np.full(40, 0.25), abs=1e-5) and norms[40] == pytest.approx(0.1, abs=1e-4) and norms[42:].max() < 1e-6  # what rounding has left of S
     # Before the first step W is the initial one, and the move is straight against the label.
     gradient = network.input_gradients(x[:1])[0]
     assert torch.allclose(seen[0], x[0] - y[0] * 0.25 * gradient / gradient.norm(), atol=1e-5)

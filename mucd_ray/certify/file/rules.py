@@ -62,6 +62,7 @@ def rule_results(inputs: dict, cap: int) -> dict:
         raise MucdError(f"rule window {window} must be at least 1 where the past counts, else null, and never {never} null or below {actions}")
     if not isinstance(evidence["episodes"], list) or not evidence["episodes"] or not inputs["rollouts"] or "evaluator" in inputs:
         raise MucdError("rule episodes must be a list, not empty, of an environment that is played")
+    _check_beside(evidence, inputs["actions"])
     low, high = inputs["return_range"]
     each = reach_of(rule, mechanism, inputs["threat"])
     returns, radii, kept_out, reached = [], [], [], mechanism.reached()
@@ -107,6 +108,15 @@ def rule_results(inputs: dict, cap: int) -> dict:
             "episode_share": [float(np.mean(of_whole >= r)) for r in curve],
         }
     return found
+
+
+def _check_beside(evidence: dict, beside: dict | None) -> None:
+    """Raise MucdError where a rule is about other actions than the rest of the certificate, or counts an episode twice."""
+    seeds = [episode["seed"] for episode in evidence["episodes"] if isinstance(episode, dict) and "seed" in episode]
+    if any(type(seed) is not int for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise MucdError("rule episodes must have seeds of their own, whole numbers: an episode with the same seed is the same episode")
+    if beside is not None and (beside["kind"] == "continuous" or "components" in beside or len(beside["histogram" if beside["kind"] == "scores" else "counts"][0]) != evidence["actions"]):
+        raise MucdError(f"rule actions {evidence['actions']} must be those of the actions in the same certificate, which are voted on as one")
 
 
 def rule_claim(inputs: dict, results: dict) -> list[str]:

@@ -28,7 +28,7 @@ def run_off(counts: np.ndarray, preferences: np.ndarray) -> tuple[np.ndarray, np
     so the largest of these numbers is needed, for the best b. The least size of all but the elected action is no less than the radius of the paper (Theorem 4.4) plus one.
     """
     states, actions = counts.shape
-    spend(8 * states * actions**3)
+    spend(16 * states * actions**3)
     counts, preferences = counts.astype(np.int64), preferences.astype(np.int64)
     before = np.arange(actions)[:, None] < np.arange(actions)
     # What a lacks to be ahead of e, [S, e, a], and to win against b, [S, b, a].

@@ -8,11 +8,17 @@ from mucd_ray.mechanism.work import spend
 
 
 def window_counts(votes: np.ndarray, actions: int, window: int) -> np.ndarray:
-    """How often every policy voted for every action in the last min(t + 1, window) steps: [T, u] -> int64 [T, u, A]."""
+    """How often every policy voted for every action in the last `window` steps, of all steps that have so many behind them: [window - 1 + S, u] -> int64 [S, u, A]."""
     spend(4 * votes.size * actions)
-    until = np.cumsum(votes[:, :, None] == np.arange(actions), axis=0)
-    until[window:] -= until[:-window].copy()
-    return until
+    counts = np.empty((len(votes) - window + 1, votes.shape[1], actions), np.int64)
+    now = np.zeros(counts.shape[1:], np.int64)
+    for step, voted in enumerate(votes):
+        now += voted[:, None] == np.arange(actions)
+        if step >= window:
+            now -= votes[step - window][:, None] == np.arange(actions)
+        if step >= window - 1:
+            counts[step - window + 1] = now
+    return counts
 
 
 def tparl(votes: np.ndarray, actions: int, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +28,7 @@ def tparl(votes: np.ndarray, actions: int, window: int) -> tuple[np.ndarray, np.
     """
     chosen, sizes = [], []
     for recent, length in _groups(votes, actions, window):
-        counts = window_counts(recent, actions, length)[length - 1 :]
+        counts = window_counts(recent, actions, length)
         totals = counts.sum(1)
         chosen.append(totals.argmax(1))
         sizes.append(pooled_sizes(counts, totals, length))
@@ -60,7 +66,7 @@ def _dparl(votes: np.ndarray, actions: int, longest: int) -> tuple[np.ndarray, n
     """Of all steps but the first longest - 1."""
     spend(20 * longest * actions**2 * votes.size)
     # By the length of the window, from 1 on.
-    counts = [window_counts(votes, actions, length)[longest - 1 :] for length in range(1, longest + 1)]
+    counts = [window_counts(votes[longest - length :], actions, length) for length in range(1, longest + 1)]
     totals = [of_policies.sum(1) for of_policies in counts]
     present, winner = leading_window(np.stack(totals))
     sizes = np.full(totals[0].shape, np.iinfo(np.int64).max)

@@ -328,14 +328,16 @@ def _filled(word: str, given: dict) -> str:
 
 def _run(words: list[str]) -> None:
     """Run a command; raise RuntimeError with the end of what it printed where it fails."""
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    # Without a buffer, whose lock a reader would hold while the pipe is closed.
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0) as process:
         tail = bytearray()
 
         def read() -> None:
             # Also what it leaves running may write: nothing waits for the end of that.
-            while part := cast(io.BufferedReader, process.stdout).read1(1 << 16):
-                tail.extend(part)
-                del tail[:-TAIL]
+            with contextlib.suppress(ValueError, OSError):  # closed meanwhile
+                while part := cast(io.RawIOBase, process.stdout).read(1 << 16):
+                    tail.extend(part)
+                    del tail[:-TAIL]
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()

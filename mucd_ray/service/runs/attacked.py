@@ -23,7 +23,7 @@ from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.mechanism.partition import Partition
 from mucd_ray.progress import bar
 from mucd_ray.report.plots import attacked_returns
-from mucd_ray.service.runs.cells import Cell, Defence, check_same, make_cell
+from mucd_ray.service.runs.cells import Cell, Defence, check_same, make_cell, settings_of
 from mucd_ray.service.runs.commands import asked, resources_of
 from mucd_ray.service.storage.store import RunStore
 from mucd_ray.service.workers.cluster import joined
@@ -81,6 +81,8 @@ def attack(study: Study) -> dict:
     first = next(iter(study.defences.values())).options
     request, clean, _ = asked(first)
     attacks = _fitting(study, clean)
+    for defence in study.defences.values():
+        settings_of(_of_size(study, clean, defence), clean)
     store = RunStore(study.storage)
     # Defences, attacks and budgets may come later.
     budget = {name: value for name, value in asdict(study.budget).items() if name != "radius"}
@@ -129,22 +131,25 @@ def _fitting(study: Study, clean: OfflineDataset) -> tuple[str, ...]:
 
 def _run(study: Study, dataset: OfflineDataset, defence: Defence, cell: str, states: np.ndarray | None) -> None:
     """Train and certify; at the states of the clean run, if they are given."""
-    if defence.name == UNDEFENDED:
-        # Every instance trains on all units there are, which promises nothing.
-        size = dataset.count(study.budget.unit)
-        defence = replace(defence, options=Namespace(**vars(defence.options) | {"bag_size": size, "units": max(size, 2)}))
-    make_cell(study.cell(defence, cell), defence, dataset, states)
+    make_cell(study.cell(defence, cell), _of_size(study, dataset, defence), dataset, states)
+
+
+def _of_size(study: Study, dataset: OfflineDataset, defence: Defence) -> Defence:
+    """Undefended every instance trains on all units there are, which promises nothing."""
+    size = dataset.count(study.budget.unit)
+    return replace(defence, options=Namespace(**vars(defence.options) | {"bag_size": size, "units": max(size, 2)})) if defence.name == UNDEFENDED else defence
 
 
 def _results(study: Study, clean: OfflineDataset, cells: list[tuple[str, str, int]]) -> dict:
     before = {defence: study.certificate(defence, CLEAN) for defence in study.defences}
-    bounds = {(defence, radius): certified_mean(before[defence], radius) for defence in study.defences for radius in study.budgets}
-    share = study.eta / max(1, len(cells))
+    bounds = {(defence, radius): certified_mean(before[defence], radius, len(study.budgets)) for defence in study.defences for radius in study.budgets}
+    # Of every cell returns and actions are tested.
+    share = study.eta / max(1, 2 * len(cells))
     rows = []
     for defence, name, radius in cells:
         cell = f"{name}-{radius}"
         rows.append(
-            {"defence": defence, "attack": name, "radius": radius, "changed": RunStore(study.cell(study.defences[defence], cell).certificate).read_json(TOLD)}
+            {"defence": defence, "attack": name, "radius": radius, "changed": _changed(RunStore(study.cell(study.defences[defence], cell).certificate))}
             | compared(before[defence], study.certificate(defence, cell), radius, bounds[defence, radius], share)
         )
     return {
@@ -159,10 +164,18 @@ def _results(study: Study, clean: OfflineDataset, cells: list[tuple[str, str, in
     }
 
 
-def certified_mean(certificate: dict, radius: int) -> float:
+def _changed(store: RunStore) -> dict:
+    """What an attack did. Raises MucdError where the folder says something else."""
+    found = store.read_json(TOLD)
+    if not isinstance(found, dict) or set(found) != {"inserted", "removed"} or not all(type(value) is int and value >= 0 for value in found.values()):
+        raise MucdError(f"{store.file(TOLD)} is not as this version writes it: delete the folder, and run the same command again")
+    return found
+
+
+def certified_mean(certificate: dict, radius: int, budgets: int = 1) -> float:
     """The certified lower bound on the expected return at this very r, valid with probability 1 - eta at all r together; the least return where nothing is claimed.
 
-    Of neighbours, whose certificate speaks of its own episodes: a lower confidence bound, over their seeds, on the mean of what each of them is certified to earn. Of a vote rule: its episodes, whose seeds are public, themselves.
+    Of neighbours, whose certificate speaks of its own episodes: a lower confidence bound, over their seeds, on the mean of what each of them is certified to earn, at so many `budgets` together. Of a vote rule: its episodes, whose seeds are public, themselves.
     """
     inputs, results = certificate["inputs"], certificate["results"]
     if "rule" in results:
@@ -171,7 +184,7 @@ def certified_mean(certificate: dict, radius: int) -> float:
     mechanism, (low, high), returns = from_values(inputs["mechanism"]), inputs["return_range"], np.array(inputs["returns"])
     if isinstance(mechanism, Neighbours):
         least = np.where(np.array(inputs["path_radii"]) >= radius, returns, low) if radius <= inputs["radius_cap"] else np.full(len(returns), low)
-        return low + (high - low) * mean_lower(np.clip((least - low) / (high - low), 0.0, 1.0), inputs["eta"])
+        return low + (high - low) * mean_lower(np.clip((least - low) / (high - low), 0.0, 1.0), inputs["eta"] / budgets)
     guarantees = guarantees_of(mechanism, units=inputs["units"], threat=inputs["threat"], family=inputs["accountant"])
     if radius > min(inputs["radius_cap"], guarantees.largest_radius):
         return low

@@ -1,5 +1,7 @@
 """Cells of a study: one defence, trained and certified on one dataset in a folder of its own; what `mucd attack` and `mucd compare` share."""
 
+import contextlib
+import io
 import json
 import tempfile
 from argparse import Namespace
@@ -9,10 +11,13 @@ import numpy as np
 
 from mucd_ray.data.dataset import OfflineDataset
 from mucd_ray.errors import MucdError
+from mucd_ray.mechanism.neighbours import Neighbours
 from mucd_ray.service.runs.choices import Choices
 from mucd_ray.service.runs.commands import asked, resources_of
-from mucd_ray.service.runs.driver import certify
-from mucd_ray.service.runs.session import execute
+from mucd_ray.service.runs.driver import certify, check_instances
+from mucd_ray.service.runs.rules import check_window
+from mucd_ray.service.runs.session import execute, make_settings
+from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.storage.store import RunStore
 
 
@@ -43,6 +48,21 @@ class Cell:
         if found is None:
             raise MucdError(f"{self.certificate} has no certificate.json: delete the folder, and run the same command again")
         return found
+
+
+def settings_of(defence: Defence, dataset: OfflineDataset) -> tuple[RunSettings, Choices]:
+    """With what a defence would be trained and certified. Raises MucdError where it cannot be."""
+    try:
+        # The run itself says on standard error what there is to say.
+        with contextlib.redirect_stderr(io.StringIO()):
+            request, _, choices = asked(defence.options, dataset)
+            settings, _ = make_settings(request, dataset, replace(choices, policy="instance"))
+        if settings.mechanism.kind != Neighbours.kind:
+            check_instances(settings, choices, request.instances)
+        check_window(settings, choices)
+    except MucdError as error:
+        raise MucdError(f"defence {defence.name}: {error}") from None
+    return settings, choices
 
 
 def make_cell(cell: Cell, defence: Defence, dataset: OfflineDataset, states: np.ndarray | None) -> None:

@@ -1,7 +1,5 @@
 """`mucd compare DATASET --defences ...`: every defence trained on one dataset with the same network, states and evaluation, side by side at the same r."""
 
-import contextlib
-import io
 import json
 import math
 import re
@@ -27,11 +25,8 @@ from mucd_ray.mechanism.partition import Partition
 from mucd_ray.mechanism.units import UNITS
 from mucd_ray.progress import bar
 from mucd_ray.report.plots import compared_defences, share_certified
-from mucd_ray.service.runs.cells import Cell, Defence, check_same, make_cell
+from mucd_ray.service.runs.cells import Cell, Defence, check_same, make_cell, settings_of
 from mucd_ray.service.runs.commands import asked, resources_of
-from mucd_ray.service.runs.driver import check_instances
-from mucd_ray.service.runs.rules import check_window
-from mucd_ray.service.runs.session import make_settings
 from mucd_ray.service.runs.settings import RunSettings
 from mucd_ray.service.runs.summary import ACCURACY_RADII, certified_accuracy
 from mucd_ray.service.storage.store import RunStore
@@ -101,16 +96,7 @@ def _checked(defence: Defence, comparison: Comparison, dataset: OfflineDataset) 
     options = Namespace(**vars(defence.options) | {"unit": defence.options.unit or ("trajectory" if dataset.test is None else "transition")})
     if not plays:
         options = Namespace(**vars(_without_vote(options)) | {"rollouts": None})
-    try:
-        # The run itself says on standard error what there is to say.
-        with contextlib.redirect_stderr(io.StringIO()):
-            request, _, choices = asked(options, dataset)
-            settings, _ = make_settings(request, dataset, replace(choices, policy="instance"))
-        if settings.mechanism.kind != Neighbours.kind:
-            check_instances(settings, choices, request.instances)
-        check_window(settings, choices)
-    except MucdError as error:
-        raise MucdError(f"defence {defence.name}: {error}") from None
+    settings, choices = settings_of(replace(defence, options=options), dataset)
     if choices.policy == "vote":
         try:
             replace(choices, rule=None, window=None).check(settings)

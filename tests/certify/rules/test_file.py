@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from mucd_ray.certify.file.certificate import content_hash, make_certificate, make_inputs, verify
+from mucd_ray.certify.file.evidence import exact_evidence
 from mucd_ray.certify.rules import RULES
 from mucd_ray.certify.rules.run_off import preferences_of
+from mucd_ray.errors import MucdError
 from mucd_ray.mechanism.partition import Partition
 
 PARTS, ACTIONS, WINDOW = 6, 3, 2
@@ -73,6 +75,22 @@ def test_evidence_of_anybodys_is_refused_in_one_line(path, value, complaint):
     part[path[-1]] = value
     made["sha256"] = content_hash(made)
     assert len(found := verify(made)) == 1 and complaint in found[0]
+
+
+def test_what_contradicts_the_rest_of_the_file_is_refused():
+    episodes = certificate("parl")["inputs"]["rule"]["episodes"]
+    rule = {"name": "parl", "window": None, "never": 2, "actions": ACTIONS, "episodes": episodes}
+    common = {"mechanism": Partition(parts=PARTS), "units": 40, "returns": [1.0, 2.0], "return_range": (0, 9)}
+
+    def refused(rule, actions=None) -> str:
+        with pytest.raises(MucdError) as caught:
+            make_certificate(make_inputs(**common, rule=rule, actions=actions), assumptions=[], context={})
+        return str(caught.value)
+
+    assert "seeds of their own" in refused(rule | {"episodes": [episodes[0], episodes[0] | {"return": 9.0}]})
+    assert "must be those of the actions in the same certificate" in refused(rule, exact_evidence([[3, 3]]))
+    assert "voted on as one" in refused(rule, exact_evidence([[6, 0, 6]], components=(1, 2)))
+    assert verify(make_certificate(make_inputs(**common, rule=rule, actions=exact_evidence([[3, 2, 1]])), assumptions=[], context={})) == []
 
 
 def test_a_changed_vote_shows():

@@ -115,9 +115,11 @@ def test_windows_slide():
     counts = window_counts(votes, 3, window)
     for step in range(9):
         recent = votes[max(0, step - window + 1) : step + 1]
-        assert np.array_equal(counts[step], [np.bincount(policy, minlength=3) for policy in recent.T])
+        by_hand = np.array([np.bincount(policy, minlength=3) for policy in recent.T])
+        # Steps with fewer behind them have windows of their own.
+        assert step < window - 1 or np.array_equal(counts[step - window + 1], by_hand)
         chosen, found = tparl(votes[: step + 1], 3, window)
-        assert chosen[-1] == counts[step].sum(0).argmax()
+        assert chosen[-1] == by_hand.sum(0).argmax()
         again = dparl(recent, 3, window)
         assert np.array_equal(tparl(recent, 3, window)[1][-1], found[-1]) and np.array_equal(again[1][-1], dparl(votes, 3, window)[1][step])
     assert np.array_equal(tparl(votes, 3, 1)[1], dparl(votes, 3, 1)[1]) and np.array_equal(tparl(votes, 3, 1)[1], sizes(tparl_counts(votes)))

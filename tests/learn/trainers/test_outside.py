@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import os
+import signal
 import sys
 import textwrap
 import zipfile
@@ -19,6 +21,7 @@ from mucd_ray.errors import MucdError
 from mucd_ray.learn.trainers.artifacts import from_bytes
 from mucd_ray.learn.trainers.given import GivenBag
 from mucd_ray.learn.trainers.made_up import made_up_bag
+from mucd_ray.learn.trainers.nursery import _run
 from mucd_ray.learn.trainers.outside import FAILURES, Nursery, StoredPolicies, outside
 from mucd_ray.learn.trainers.recorded import Recorded
 from mucd_ray.mechanism.outside import from_values, to_values
@@ -277,3 +280,9 @@ def test_torchscript_that_reaches_for_files_is_refused_however_it_is_spelt(tmp_p
     with pytest.raises(ValueError, match="not allowed in a policy|no TorchScript archive"):
         from_bytes(_archive(line.format(tmp_path / "owned"), rename), gymnasium.spaces.Discrete(2))(np.zeros((1, 4), np.float32))
     assert not (tmp_path / "owned").exists()
+
+
+def test_nothing_waits_for_what_a_command_leaves_running(tmp_path):
+    _run(["sh", "-c", f"sleep 300 & echo $! > {tmp_path}/left"])
+    # It holds the output still, and raises where it is gone.
+    os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)

@@ -106,7 +106,9 @@ def test_who_is_ahead_is_told_in_words():
 def test_labelled_images_have_certified_accuracy(local_ray, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
     record_labelled(write_idx(tmp_path / "idx", train=300, test=20, side=8), "images/small-v0")
-    assert main([*command("images/small-v0", "neighbours", tmp_path / "study", "--features", "gradient-histograms")[:-2], "--storage", str(tmp_path / "study"), "--json"]) == 0
+    # All test images are the states, and one cannot ask for fewer.
+    assert main([*command("images/small-v0", "neighbours", tmp_path / "study"), "--json"]) == 2 and "are its test images" in capfd.readouterr().err
+    assert main(["compare", "images/small-v0", "--defences", "neighbours", "--neighbours", "10", "--features", "gradient-histograms", "--storage", str(tmp_path / "study"), "--json"]) == 0
     results = json.loads(capfd.readouterr().out)
     assert results["unit"] == "transition" and results["radii"] == list(ACCURACY_RADII[1:]) and "test images" in results["states"]["chosen_by"]
     for name, row in results["defences"].items():
