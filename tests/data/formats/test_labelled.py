@@ -78,10 +78,10 @@ def test_cifar_10s_binary_files(tmp_path):
     ("train-images-idx3-ubyte", b"\0\0\x08\xff" + b"\xff" * 64, "it is cut or damaged"),
     ("train-images-idx3-ubyte", idx(np.zeros((29, 6, 6))), r"of shape \(29, 6, 6\) and labels of shape \(30,\) do not belong together"),
     ("train-images-idx3-ubyte", idx(np.zeros((30, 7, 6))), r"of shape \(7, 6\) and for testing of shape \(6, 6\) are of two datasets"),
-    ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.full(30, 9))), "label 9 of an image for training is above 2, the largest of those for testing"),
+    ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.full(30, 9)), mtime=0), "label 9 of an image for training is above 2, the largest of those for testing"),
     ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(8)))[:-9], "cannot be read .*: copy it again"),
     ("t10k-labels-idx1-ubyte.gz", b"not gzip", "cannot be read"),
-])
+], ids=["cut", "reals", "empty", "255 dimensions", "one image less", "other shape", "label too large", "cut gzip", "no gzip"])  # fmt: skip
 def test_files_that_are_not_what_they_say(tmp_path, name, content, words, capfd):
     folder = write_idx(tmp_path / "idx")
     (folder / name).write_bytes(content)
