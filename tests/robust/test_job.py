@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.data.formats.test_labelled import write_idx
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_sweep_goes_on_where_it_was_stopped(tmp_path):
     folder = write_idx(tmp_path / "idx", train=400, test=80, classes=8)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -153,6 +153,7 @@ def signs() -> bytes:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
 
 
+@pytest.mark.slow
 def test_an_encoder_takes_the_place_of_observations(recordings, tmp_path, local_ray):
     content, run = signs(), str(tmp_path / "run")
     execute(request(recordings["cartpole"], encoder=content), run, resources=Resources(block=13), seed=SEED)

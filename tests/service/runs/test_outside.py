@@ -140,6 +140,7 @@ def test_a_run_is_verified_and_served_from_what_it_has_stored(recordings, tmp_pa
     assert store.read(name) is None
 
 
+@pytest.mark.slow
 def test_objects_are_certified_but_not_served(recordings, tmp_path):
     store = made_here(load_dataset(recordings["cartpole"]), tmp_path / "run", outside("function", f"{FOREIGN}:ridge"))
     store.write_json("certificate.json", certify(store, Choices(inference="scores")))
@@ -170,6 +171,7 @@ def test_what_does_not_fit_is_refused_in_one_line(recordings, tmp_path, capfd):
         assert named in message and message.count("\n") == 1 and not (tmp_path / "run").exists(), (arguments, message)
 
 
+@pytest.mark.slow
 def test_the_same_trainer_on_trusted_data_is_a_yardstick_and_one_that_fails_is_said(recordings, tmp_path, capfd, local_ray):
     trusted, folder = "cartpole/trusted-by-trainer-v0", tmp_path / "run"
     record("CartPole-v1", None, 400, 92, trusted)

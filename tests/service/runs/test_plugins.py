@@ -71,6 +71,7 @@ def on_ray(*arguments) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_everything_outside_of_the_package_works_on_ray(installed, walks, tmp_path, capfd):
     (tmp_path / "score.py").write_text(SCORE)
     run, score = tmp_path / "run", f"{tmp_path}/score.py:right"
